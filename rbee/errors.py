@@ -1,0 +1,31 @@
+"""The errors rbee raises on purpose. Each message is a sentence that names the input and the remedy.
+
+Owns the types only. What becomes of one (an HTTP status, an exit code) is decided at the edge that catches it:
+`rbee.cli` for the process, `rbee.server` for a request.
+"""
+
+from __future__ import annotations
+
+
+class RbeeError(Exception):
+    """Base of every error that is meant to be read by a user; `str(error)` is the whole message."""
+
+
+class ConfigError(RbeeError):
+    """An option, or a combination of options, that cannot work."""
+
+
+class ModelError(RbeeError):
+    """A model that cannot be found, fetched, verified, converted or loaded."""
+
+
+class TransportError(RbeeError):
+    """Shared memory, its doorbell or the control channel cannot be set up, or what is in it is not ours."""
+
+
+class EngineUnavailableError(RbeeError):
+    """No engine can take the request now: it is still loading, has died or is shutting down."""
+
+
+class QueueFullError(RbeeError):
+    """Every ring is taken: the server already holds as many requests as it was started for."""

@@ -1,0 +1,123 @@
+"""The records of the control channel between the server process and the engine process, and their codec.
+
+Owns what is said; `rbee.transport.control` owns how bytes travel. Tokens never appear here on their way out: they go
+through the shared-memory rings.
+"""
+
+from __future__ import annotations
+
+import array
+from enum import IntEnum
+
+import msgspec
+
+from rbee.config import EngineConfig
+from rbee.sampling_params import SamplingParams
+
+
+class FinishReason(IntEnum):
+    """Why a sequence ended; the code in its ring's finish word. 0 means that it has not."""
+
+    STOP = 1
+    LENGTH = 2
+    ABORT = 3
+    ERROR = 4
+    DEADLINE = 5
+
+
+# ---- server -> engine ------------------------------------------------------------------------------------------
+
+
+class Configure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """First record to the engine: what to load, and which arena to attach."""
+
+    engine: EngineConfig
+    arena_name: str
+    epoch: int
+    debug: bool = False
+
+
+class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A request to run; its tokens go to `ring` under `generation`.
+
+    `prompt` holds the token ids as little-endian uint32, so that neither side walks a list of integers.
+    """
+
+    request_id: str
+    ring: int
+    generation: int
+    prompt: bytes
+    sampling: SamplingParams
+    received_ns: int
+
+
+class Wake(msgspec.Struct, frozen=True, tag=True):
+    """Nothing but a reason to look again: a cancel or freed ring space while the engine was asleep."""
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """Stop stepping, end what runs with `abort`, exit 0."""
+
+
+class QueryStats(msgspec.Struct, frozen=True, tag=True):
+    """Ask for Stats; the engine answers between two steps."""
+
+
+# ---- engine -> server ------------------------------------------------------------------------------------------
+
+
+class Attached(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The arena is mapped; the server may unlink its name."""
+
+    pid: int
+
+
+class Loading(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Progress towards Ready: `done` of `total` parts of `stage`."""
+
+    stage: str
+    done: int
+    total: int
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The engine takes submissions. `max_model_len` bounds prompt plus output, in tokens."""
+
+    runner: str
+    device: str
+    dtype: str
+    max_model_len: int
+    vocab_size: int
+    num_blocks: int
+    block_size: int
+    load_seconds: float
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The engine cannot start; `message` is a sentence for the user. The engine exits non-zero after it."""
+
+    message: str
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Where the engine stands; the answer to QueryStats. Preemptions and steps count from its start."""
+
+    num_blocks: int
+    num_free_blocks: int
+    num_running: int
+    num_waiting: int
+    num_preemptions: int
+    num_steps: int
+
+
+ToEngine = Configure | Submit | Wake | Shutdown | QueryStats
+ToServer = Attached | Loading | Ready | Failed | Stats
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+decode_to_server = msgspec.msgpack.Decoder(ToServer).decode
+
+
+def pack_token_ids(token_ids: list[int]) -> bytes:
+    """Token ids as little-endian uint32 bytes."""
+    return array.array("I", token_ids).tobytes()
