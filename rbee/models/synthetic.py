@@ -1,0 +1,70 @@
+"""The synthetic model's vocabulary, chat template and token sequence: everything about it but the time of a step.
+
+Owns what its tokens mean (a token id is a byte) and which ones answer a prompt, so that the engine that produces
+them and a test or benchmark that checks them agree without talking. Knows nothing of steps, sequences or requests.
+"""
+
+from __future__ import annotations
+
+import array
+import string
+import zlib
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+VOCAB_SIZE = 256
+MAX_MODEL_LEN = 8192
+
+CHAT_TEMPLATE = """\
+{% for message in messages %}{{ message.role }}: {{ message.content }}
+{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"""
+
+_ALPHABET = (string.ascii_letters + string.digits).encode()
+_MASK32 = 0xFFFF_FFFF
+
+
+def tokenizer() -> Tokenizer:
+    """A tokenizer of 256 tokens whose ids are the bytes of the text in UTF-8; it has no special tokens."""
+    result = Tokenizer(models.BPE(vocab=_byte_vocabulary(), merges=[]))
+    result.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    result.decoder = decoders.ByteLevel()
+    return result
+
+
+def prompt_hash(prompt_token_ids: Sequence[int]) -> int:
+    """The 32 bits of a prompt that choose its answer: CRC-32 of the ids as little-endian uint32."""
+    ids = array.array("I", prompt_token_ids)
+    return zlib.crc32(ids.tobytes())
+
+
+def sequence_token(prompt_hash: int, index: int) -> int:
+    """The token at `index` (0 is the first one generated) of the answer to a prompt with this hash.
+
+    It is an ASCII letter or digit. The bits are mixed by the finalizer of MurmurHash3 (Austin Appleby, public
+    domain), whose every input bit changes each output bit with a probability near one half.
+    """
+    x = (prompt_hash + (index + 1) * 0x9E37_79B9) & _MASK32  # steps of 2**32 / golden ratio: no short period
+    x = ((x ^ (x >> 16)) * 0x85EB_CA6B) & _MASK32
+    x = ((x ^ (x >> 13)) * 0xC2B2_AE35) & _MASK32
+    x ^= x >> 16
+    return _ALPHABET[x % len(_ALPHABET)]
+
+
+def expected_tokens(prompt_token_ids: Sequence[int], count: int) -> list[int]:
+    """The first `count` tokens of the answer to a prompt."""
+    hashed = prompt_hash(prompt_token_ids)
+    return [sequence_token(hashed, index) for index in range(count)]
+
+
+def _byte_vocabulary() -> dict[str, int]:
+    """The character that byte-level BPE writes for each byte, with the byte as its id.
+
+    GPT-2's mapping: printable bytes stand for themselves, the others take the code points from 256 on, in order.
+    """
+    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
+    unprintable = [byte for byte in range(VOCAB_SIZE) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(VOCAB_SIZE + n): byte for n, byte in enumerate(unprintable)}

@@ -1,0 +1,44 @@
+"""Fixtures for the tests of rbee.models."""
+
+from __future__ import annotations
+
+import pytest
+from models_parts import RecordingProgress, write_tiny_gguf
+
+from rbee.config import DEFAULT_MODEL
+from rbee.models import ModelFolder, prepare
+
+
+@pytest.fixture
+def progress():
+    """A recording Progress."""
+    return RecordingProgress()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder that this test, and the processes it starts, use."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("RBEE_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory):
+    """A GGUF file of a random two-layer Llama with a byte-level BPE vocabulary; do not change it."""
+    return write_tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def converted_tiny(tiny_gguf, tmp_path_factory):
+    """The tiny GGUF converted in a cache of its own, and the progress of it; do not change the folder."""
+    said = RecordingProgress()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RBEE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return prepare(str(tiny_gguf), progress=said), said
+
+
+@pytest.fixture(scope="session")
+def default_model() -> ModelFolder:
+    """The default model in the user's own cache: fetched by the first run, found by the later ones."""
+    return prepare(DEFAULT_MODEL, progress=RecordingProgress())

@@ -1,0 +1,185 @@
+"""What a model may be called, and folders that are served as they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from models_parts import PREPARE
+from safetensors.numpy import save_file
+
+from rbee.errors import ModelError
+from rbee.models import ConsoleProgress, prepare
+
+WEIGHTS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(4, np.float16)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A complete model folder with one weights file."""
+    path = tmp_path / "my-model"
+    path.mkdir()
+    (path / "config.json").write_text('{"model_type": "llama"}')
+    (path / "tokenizer.json").write_text("{}")
+    save_file(WEIGHTS, path / "model.safetensors")
+    return path
+
+
+def test_a_folder_is_used_in_place_under_its_own_name(folder, progress, monkeypatch):
+    """Nothing is copied or said; a relative path comes back absolute."""
+    monkeypatch.chdir(folder.parent)
+    found = prepare("my-model", progress=progress)
+    assert (found.name, found.path) == ("my-model", folder)
+    monkeypatch.chdir(folder)
+    assert prepare(".", progress=progress) == found
+    assert progress.stages == []
+
+
+def test_a_folder_under_the_home_folder_may_be_written_with_a_tilde(folder, progress, monkeypatch):
+    """~ is the home folder, also where no shell has replaced it."""
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert prepare("~/my-model", progress=progress).path == folder
+
+
+def test_a_folder_that_looks_like_a_hub_id_is_the_folder(folder, progress, monkeypatch):
+    """What exists here wins over what may exist on the Hub."""
+    monkeypatch.chdir(folder.parent.parent)
+    assert prepare(f"{folder.parent.name}/my-model", progress=progress).path == folder
+
+
+@pytest.mark.parametrize(
+    ("missing", "remedy"),
+    [
+        ("config.json", "has no config.json"),
+        ("tokenizer.json", r"AutoTokenizer\.from_pretrained\(.*\)\.save_pretrained\("),
+        ("model.safetensors", r"has no \*\.safetensors file\. Save the model with transformers"),
+    ],
+)
+def test_a_folder_that_lacks_a_file_is_told_how_to_get_it(missing, remedy, folder, progress):
+    """Each required file has its own sentence."""
+    (folder / missing).unlink()
+    with pytest.raises(ModelError, match=rf"{folder} .*{remedy}|{folder} {remedy}"):
+        prepare(str(folder), progress=progress)
+
+
+def test_a_folder_with_a_gguf_file_is_told_to_name_the_file(tmp_path, progress):
+    """The file in it is given as what to type."""
+    (tmp_path / "some.gguf").touch()
+    with pytest.raises(ModelError, match=rf"give --model {tmp_path}/some\.gguf"):
+        prepare(str(tmp_path), progress=progress)
+
+
+def test_a_config_that_is_no_json_is_refused(folder, progress):
+    """The file is named."""
+    (folder / "config.json").write_text('{"model_type": ')
+    with pytest.raises(ModelError, match=r"config\.json is not valid JSON"):
+        prepare(str(folder), progress=progress)
+
+
+def test_a_weights_file_cut_anywhere_or_grown_is_refused(folder, progress):
+    """Every length but the right one is seen without reading the weights."""
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    for size in range(len(content)):
+        path.write_bytes(content[:size])
+        with pytest.raises(ModelError, match=r"model\.safetensors is (cut short|damaged)"):
+            prepare(str(folder), progress=progress)
+    path.write_bytes(content + b"x")
+    with pytest.raises(ModelError, match="is damaged: its header asks for"):
+        prepare(str(folder), progress=progress)
+
+
+def test_a_sharded_model_needs_all_of_its_shards(folder, progress):
+    """The index decides which files there must be; each present one is checked."""
+    (folder / "model.safetensors").unlink()
+    names = ["model-1-of-2.safetensors", "model-2-of-2.safetensors"]
+    index = {"weight_map": dict(zip("ab", names, strict=True))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({"a": WEIGHTS["a"]}, folder / names[0])
+    with pytest.raises(ModelError, match=r"lacks 1 of the 2 weights files .*, model-2-of-2\.safetensors among them"):
+        prepare(str(folder), progress=progress)
+    save_file({"b": WEIGHTS["b"]}, folder / names[1])
+    assert prepare(str(folder), progress=progress).path == folder
+    os.truncate(folder / names[1], 50)
+    with pytest.raises(ModelError, match=r"model-2-of-2\.safetensors is"):
+        prepare(str(folder), progress=progress)
+    (folder / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"index\.json has no weight_map"):
+        prepare(str(folder), progress=progress)
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "SmolLM2-135M-Instruct", "smolm2-135m-instruct"])
+def test_a_misspelt_catalogue_name_is_answered_with_the_right_one(name, progress):
+    """The nearest name is offered, with the other forms that are accepted."""
+    with pytest.raises(ModelError, match=rf"{name}.* Did you mean 'smollm2-135m-instruct'\? Give a name from .*\.gguf"):
+        prepare(name, progress=progress)
+
+
+def test_an_unknown_name_far_from_all_others_gets_no_guess(progress):
+    """Only the accepted forms are listed."""
+    with pytest.raises(ModelError, match=r"no model called 'gpt-9000'\. Give a name from `rbee pull --list`, a folder"):
+        prepare("gpt-9000", progress=progress)
+
+
+@pytest.mark.parametrize("path", ["nothing.gguf", "/nowhere/model", "./nowhere", "~/nowhere"])
+def test_a_path_that_is_not_there_is_said_to_be_missing(path, progress):
+    """What is written like a path is not looked for under other forms."""
+    with pytest.raises(ModelError, match=r"There is no model file or folder /.*no"):
+        prepare(path, progress=progress)
+
+
+def test_console_progress_prints_a_line_for_each_stage_where_there_is_no_terminal(capfd):
+    """A log gets plain lines with sizes, without bars or control characters."""
+    with ConsoleProgress() as progress:
+        progress.stage("downloading", 93_000_000)
+        progress.done(5)
+        progress.stage("converting")
+        progress.note("a [strange] thing")
+    out, err = capfd.readouterr()
+    assert err == "rbee: downloading (93 MB)\nrbee: converting\nrbee: a [strange] thing\n"
+    assert out == ""
+
+
+def test_console_progress_draws_bars_on_a_terminal():
+    """On a pseudo-terminal each stage has its bar, a failed one stays where it was, and notes are printed whole."""
+    program = (
+        "from rbee.models import ConsoleProgress\n"
+        "try:\n"
+        "    with ConsoleProgress() as progress:\n"
+        "        progress.stage('downloading', 100)\n"
+        "        progress.done(60)\n"
+        "        progress.stage('converting')\n"
+        "        progress.note('a [strange] thing')\n"
+        "        progress.stage('saving', 100)\n"
+        "        progress.done(40)\n"
+        "        1 / 0\n"
+        "except ZeroDivisionError:\n"
+        "    pass\n"
+    )
+    ours, theirs = os.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen([sys.executable, "-c", program], stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                shown += chunk
+        except OSError:  # how Linux tells that the other side has closed
+            os.close(ours)
+    assert process.returncode == 0
+    last = shown.decode().split("\x1b[2K")[-1] if b"\x1b[2K" in shown else shown.decode()
+    assert "rbee: a [strange] thing" in shown.decode()
+    for stage in ("downloading", "converting", "saving"):
+        assert stage in last
+    assert "100%" in last
+    assert "40%" in last
+
+
+def test_the_preparing_process_prints_nothing_but_the_path_on_stdout(folder):
+    """A folder that is ready makes no sound on stderr."""
+    done = subprocess.run([sys.executable, "-c", PREPARE, str(folder)], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"{folder}\n", "")
