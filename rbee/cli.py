@@ -1,0 +1,162 @@
+"""The `rbee` command: serve, pull.
+
+Owns how options are spelled, parsed and explained (all derived from `rbee.config`) and how an error leaves the
+process: one sentence on stderr and exit code 2. Does not know what serving or pulling takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import traceback
+import typing
+from typing import Any, Literal
+
+import click
+
+from rbee import __version__, logs
+from rbee.config import DEFAULT_MODEL, SYNTHETIC, Config, EngineConfig, ServerConfig
+from rbee.errors import RbeeError
+
+_EXIT_USER_ERROR = 2
+_HELP_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+def _option_of(field: dataclasses.Field[Any], annotation: Any, section: str) -> click.Option:
+    """The command-line option of one config field; also read from the environment as RBEE_<NAME>."""
+    flag = f"--{field.name.replace('_', '-')}"
+    settings: dict[str, Any] = {
+        "default": field.default,
+        "help": field.metadata["help"],
+        "metavar": field.metadata.get("metavar", "N" if annotation is int else None),
+        "envvar": f"RBEE_{field.name.upper()}",
+        "show_default": not isinstance(field.default, bool | tuple) and field.default != "",
+    }
+    if annotation is bool:
+        settings["is_flag"] = True
+    elif typing.get_origin(annotation) is Literal:
+        settings["type"] = click.Choice(typing.get_args(annotation))
+    elif typing.get_origin(annotation) is tuple:
+        settings |= {"multiple": True, "type": str}
+    elif "minimum" in field.metadata:
+        limits = click.IntRange if annotation is int else click.FloatRange
+        settings["type"] = limits(field.metadata["minimum"], field.metadata.get("maximum"))
+    else:
+        settings["type"] = annotation
+    option = click.Option([flag, field.name], **settings)
+    option.section = section  # type: ignore[attr-defined] # where _ServeCommand's help lists it
+    return option
+
+
+def _options_of(config_class: type, section: str) -> list[click.Parameter]:
+    annotations = typing.get_type_hints(config_class)
+    return [
+        _option_of(field, annotations[field.name], section)
+        for field in dataclasses.fields(config_class)
+        if "help" in field.metadata
+    ]
+
+
+def _take(config_class: type, values: dict[str, Any]) -> Any:
+    """An instance of `config_class` from the parsed values that belong to it."""
+    names = {field.name for field in dataclasses.fields(config_class)}
+    return config_class(**{name: value for name, value in values.items() if name in names})
+
+
+class _Serve(click.Command):
+    """`rbee serve`: a command whose options come from the config dataclasses and whose help lists them by subject."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "serve",
+            callback=_serve,
+            params=[
+                *_options_of(EngineConfig, "Model and engine"),
+                *_options_of(ServerConfig, "Server"),
+                *_options_of(Config, "Other"),
+            ],
+            help=_serve.__doc__,
+            context_settings=_HELP_SETTINGS,
+        )
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the options under the config they belong to."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(parameter, "section", "Other"), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def _serve(**values: Any) -> None:
+    """Serve a model over HTTP: the OpenAI API, streamed token by token.
+
+    The first start of a model fetches and converts it; later starts use the cache. The address answers /health at once
+    and /ready as soon as the model is loaded. Ctrl-C or SIGTERM finishes open streams, then stops.
+
+    \b
+    Examples:
+      rbee serve                                   the default model on 127.0.0.1:8000
+      rbee serve --model ./my-llama --port 9000    a folder with safetensors and tokenizer.json
+      rbee serve --model file.gguf                 a GGUF file, converted once
+      rbee serve --model synthetic --synthetic-step-ms 5    no weights: for latency measurements
+
+    Every option is also read from the environment: --max-num-seqs as RBEE_MAX_NUM_SEQS.
+    """  # noqa: D301 - \b is click's mark for a paragraph that is not rewrapped
+    engine: EngineConfig = _take(EngineConfig, values)
+    config = Config(engine=engine, server=_take(ServerConfig, values), debug=values["debug"])
+    logs.configure("server", debug=config.debug)
+    model = None
+    if engine.model != SYNTHETIC:
+        from rbee.models import ConsoleProgress, prepare  # noqa: PLC0415 - `--help` and --version stay instant
+
+        with ConsoleProgress() as progress:
+            model = prepare(engine.model, progress=progress)
+        config = dataclasses.replace(config, engine=dataclasses.replace(engine, model=str(model.path)))
+    from rbee.server.process import run  # noqa: PLC0415 - as above, and only once there is something to serve
+
+    sys.exit(run(config, model))
+
+
+@click.group(context_settings=_HELP_SETTINGS)
+@click.version_option(__version__, prog_name="rbee", message="%(prog)s %(version)s")
+def cli() -> None:
+    """rbee: an inference server built around the path from the sampled token to the client's socket."""
+
+
+@cli.command()
+@click.argument("model", default=DEFAULT_MODEL)
+@click.option("--list", "list_only", is_flag=True, help="List the names that rbee knows, and fetch nothing.")
+@click.option("--debug", is_flag=True, help="Show tracebacks instead of one sentence.")
+def pull(model: str, *, list_only: bool, debug: bool) -> None:  # noqa: ARG001 - `debug` is read by main()
+    """Fetch MODEL and make it ready to serve: a catalogue name, a .gguf file or a Hub id."""
+    from rbee.models import ConsoleProgress, list_catalogue, prepare  # noqa: PLC0415 - `--help` stays instant
+
+    if list_only:
+        for entry in list_catalogue():
+            click.echo(f"{entry.name:28} {entry.description}")
+        return
+    with ConsoleProgress() as progress:
+        folder = prepare(model, progress=progress)
+    click.echo(f"{folder.name} is ready in {folder.path}")
+
+
+cli.add_command(_Serve())
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        cli.main(prog_name="rbee")
+    except RbeeError as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        click.echo(f"rbee: {error}", err=True)
+        sys.exit(_EXIT_USER_ERROR)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The command line: what it offers, how it is configured and how it says no."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from rbee import __version__
+from rbee.config import Config, EngineConfig, ServerConfig
+
+
+def _rbee(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the real command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "rbee.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "COLUMNS": "110", **environment},
+    )
+
+
+def test_version():
+    """--version prints the installed version."""
+    assert _rbee("--version").stdout == f"rbee {__version__}\n"
+
+
+@pytest.mark.parametrize("config_class", [EngineConfig, ServerConfig, Config])
+def test_serve_help_lists_every_option(config_class):
+    """Each field with a help text is an option of `rbee serve`, spelled with dashes and explained."""
+    shown = _rbee("serve", "--help").stdout
+    words = " ".join(shown.split())
+    for field in dataclasses.fields(config_class):
+        if "help" in field.metadata:
+            assert f"--{field.name.replace('_', '-')} " in words
+            assert field.metadata["help"].split()[-1] in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--port", "99999"], "99999 is not in the range 0<=x<=65535"),
+        (["--runner", "magic"], "'magic' is not one of 'auto', 'torch', 'synthetic'"),
+        (["--max-num-seqs", "0"], "0 is not in the range x>=1"),
+        (["--max-num-seq", "3"], "--max-num-seqs"),
+        (["--model", "no-such-model"], "no-such-model"),
+        (["--model", "synthetic", "--runner", "torch"], "synthetic"),
+        (["--model", "synthetic", "--ring-capacity", "1000"], "power of two"),
+        (["--model", "synthetic", "--host", "0.0.0.0"], "--api-key"),
+    ],
+)
+def test_bad_option_is_a_sentence_and_exit_code_2(arguments, sentence):
+    """A bad value ends the command with exit code 2 and a sentence that names it, without a traceback."""
+    result = _rbee("serve", "--port", "0", *arguments)
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_options_come_from_the_environment():
+    """RBEE_<OPTION> is read like the option itself."""
+    result = _rbee("serve", "--model", "synthetic", RBEE_PORT="70000")
+    assert result.returncode == 2
+    assert "70000 is not in the range" in result.stderr
+
+
+def test_help_is_instant():
+    """`rbee serve --help` imports neither the server nor the models: it answers without delay."""
+    script = "import sys; sys.argv = ['rbee', 'serve', '--help']\nimport atexit, rbee.cli\n"
+    script += "atexit.register(lambda: print(sorted(m for m in sys.modules if m.startswith(('rbee.', 'uvicorn')))))\n"
+    result = subprocess.run(
+        [sys.executable, "-c", script + "rbee.cli.main()"], capture_output=True, text=True, timeout=60, check=True
+    )
+    loaded = result.stdout.splitlines()[-1]
+    assert "rbee.cli" in loaded
+    assert "uvicorn" not in loaded
+    assert "rbee.models" not in loaded
