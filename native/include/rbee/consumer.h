@@ -1,0 +1,258 @@
+// The server's side of the arena: hands out rings, drains them, and takes them back when they finish.
+//
+// One thread only. Never blocks and never waits for the engine; what the engine may have scribbled into shared memory
+// ends in a TransportError, not outside the mapping.
+
+#pragma once
+
+#include <vector>
+
+#include "rbee/doorbell.h"
+#include "rbee/layout.h"
+#include "rbee/ready_bitmap.h"
+#include "rbee/token_ring.h"
+#include "rbee/wait_word.h"
+
+namespace rbee {
+
+/// What one drain found. The records of `rings[i]` end at `ends[i]` and start where those of the ring before end.
+struct Drained {
+    std::vector<std::uint32_t> rings;
+    std::vector<std::uint32_t> ends;
+    std::vector<std::uint8_t> finishes;
+    std::vector<Record> records;
+    bool more = false;
+    bool needs_wake = false;
+};
+
+class Consumer {
+public:
+    struct Assigned {
+        std::uint32_t ring;
+        std::uint32_t generation;
+    };
+
+    Consumer(const Arena& arena, int doorbell_fd)
+        : arena_(arena), doorbell_fd_(doorbell_fd), rings_(arena.geometry.num_rings), pending_(arena.ready_words()),
+          paused_(arena.ready_words()) {
+        check_eventfd(doorbell_fd);
+        // The free list is a stack: the ring that was used last is the one whose records, indices and page tables are
+        // still in the caches, and few requests at a time stay within few rings, lines and bitmap words. (Time before
+        // reuse protects nothing here; generations do.)
+        free_.reserve(arena_.geometry.num_rings);
+        for (std::uint32_t ring = arena_.geometry.num_rings; ring-- > 0;) {
+            free_.push_back(ring);
+            // Relaxed: only we write heads, and no engine knows this arena yet.
+            rings_[ring].head = arena_.heads[ring].load(std::memory_order_relaxed);
+        }
+    }
+
+    /// Takes a free ring for one request; false when there is none.
+    bool assign(Assigned& assigned) {
+        if (free_.empty()) {
+            return false;
+        }
+        assigned.ring = free_.back();
+        free_.pop_back();
+        Ring& mine = rings_[assigned.ring];
+        mine.generation += mine.generation == UINT32_MAX ? 2 : 1;  // 0 is no generation
+        mine.assigned = true;
+        assigned.generation = mine.generation;
+        return true;
+    }
+
+    /// Takes back a ring that no Submit ever named.
+    void release_unsubmitted(std::uint32_t ring) {
+        assigned_at(ring);
+        give_back(ring);
+    }
+
+    /// Asks the engine to end the ring's request; true if the engine sleeps and must be sent Wake.
+    bool cancel(std::uint32_t ring) {
+        const Ring& mine = assigned_at(ring);
+        // Relaxed: the engine reads nothing else on the strength of it; take_waiting() below is what orders it for an
+        // engine that is going to sleep.
+        arena_.cancel[ring].store(mine.generation, std::memory_order_relaxed);
+        count(arena_.fixed->server.cancels);
+        return take_engine_waiting();
+    }
+
+    /// From now on drain() leaves the ring's records where they are.
+    void pause(std::uint32_t ring) {
+        assigned_at(ring);
+        paused_[ring / 64] |= bit(ring);
+    }
+
+    /// Ends pause(); true if the ring has something to drain already.
+    bool resume(std::uint32_t ring) {
+        assigned_at(ring);
+        paused_[ring / 64] &= ~bit(ring);
+        return (pending_[ring / 64] & bit(ring)) != 0;
+    }
+
+    /// After the engine's death: the next drains look into every assigned ring, because the engine may have died
+    /// between publishing a ring's tail and setting its ready bit.
+    void expect_all() {
+        for (std::uint32_t ring = 0; ring < arena_.geometry.num_rings; ++ring) {
+            if (rings_[ring].assigned) {
+                pending_[ring / 64] |= bit(ring);
+            }
+        }
+    }
+
+    /// Copies out up to `max_records` of what the engine published, then arms the doorbell, or sets `more` if there is
+    /// more. `drained` is overwritten; it keeps its memory from drain to drain.
+    void drain(std::size_t max_records, Drained& drained) {
+        if (max_records == 0) {
+            throw std::invalid_argument("max_records is 0; a drain needs room for one record at least.");
+        }
+        drained.rings.clear();
+        drained.ends.clear();
+        drained.finishes.clear();
+        drained.records.clear();
+        suspicious_ = false;
+        silence(doorbell_fd_);
+        const std::uint64_t seen = observe_doorbell(arena_.fixed->doorbell);
+        for (std::size_t word = 0; word < pending_.size(); ++word) {
+            pending_[word] |= take_ready(arena_.ready[word]);
+        }
+        const bool all = drain_pending(max_records, drained);
+        drained.more = !all || !arm_doorbell(arena_.fixed->doorbell, seen);
+        armed_ = !drained.more;
+        drained.needs_wake = !drained.records.empty() && take_engine_waiting();
+        count(arena_.fixed->server.drains);
+        count(arena_.fixed->server.tokens_drained, drained.records.size());
+    }
+
+    /// A backstop for a slow timer: true, and counted, if something was published behind an armed doorbell and still
+    /// has not rung it since the last call. Then a wakeup was lost (or the engine stopped in the middle of a commit).
+    bool find_stale() {
+        // Relaxed: this only raises a suspicion; the drain that follows it reads with the proper order.
+        bool changed = (arena_.fixed->doorbell.word.load(std::memory_order_relaxed) & kArmed) == 0;
+        for (std::uint32_t word = 0; word < arena_.ready_words(); ++word) {
+            changed = changed || arena_.ready[word].load(std::memory_order_relaxed) != 0;
+        }
+        const bool stale = armed_ && changed && suspicious_;
+        suspicious_ = armed_ && changed;
+        if (stale) {
+            count(arena_.fixed->server.stale_wakeups);
+        }
+        return stale;
+    }
+
+    std::size_t in_use() const { return rings_.size() - free_.size(); }
+
+    /// Heartbeat, for observers.
+    void beat(std::uint32_t state) {
+        // Relaxed both: an observer only compares the time with its own clock.
+        arena_.fixed->server.state.store(state, std::memory_order_relaxed);
+        arena_.fixed->server.heartbeat_ns.store(monotonic_ns(), std::memory_order_relaxed);
+    }
+
+    const FixedPart& fixed() const { return *arena_.fixed; }
+
+private:
+    struct Ring {
+        std::uint32_t head = 0;
+        std::uint32_t generation = 0;
+        bool assigned = false;
+    };
+
+    static std::uint64_t bit(std::uint32_t ring) { return std::uint64_t{1} << ring % 64; }
+
+    Ring& assigned_at(std::uint32_t ring) {
+        if (ring >= arena_.geometry.num_rings || !rings_[ring].assigned) {
+            throw std::invalid_argument("Ring " + std::to_string(ring) + " is not assigned to a request.");
+        }
+        return rings_[ring];
+    }
+
+    void give_back(std::uint32_t ring) {
+        rings_[ring].assigned = false;
+        pending_[ring / 64] &= ~bit(ring);
+        paused_[ring / 64] &= ~bit(ring);
+        free_.push_back(ring);
+    }
+
+    bool take_engine_waiting() {
+        const bool waiting = take_waiting(arena_.fixed->wait);
+        if (waiting) {
+            count(arena_.fixed->server.engine_wakes);
+        }
+        return waiting;
+    }
+
+    /// True if nothing but paused rings is left. Goes on behind the ring where the last budget ended, so that a turn's
+    /// budget cannot starve the rings with high numbers.
+    bool drain_pending(std::size_t budget, Drained& drained) {
+        const std::size_t words = pending_.size();
+        const std::size_t first = next_ / 64;
+        const std::uint64_t from_next = ~std::uint64_t{0} << next_ % 64;
+        for (std::size_t turn = 0; turn <= words; ++turn) {
+            const std::size_t word = (first + turn) % words;
+            // The first word comes twice: its upper part at the start, its lower part at the end.
+            const std::uint64_t part = turn == 0 ? from_next : turn == words ? ~from_next : ~std::uint64_t{0};
+            for (std::uint64_t bits = pending_[word] & ~paused_[word] & part; bits != 0; bits &= bits - 1) {
+                const auto lowest = static_cast<std::size_t>(__builtin_ctzll(bits));
+                const auto ring = static_cast<std::uint32_t>(word * 64 + lowest);
+                const std::size_t before = drained.records.size();
+                if (!drain_ring(ring, budget - before, drained)) {
+                    // A ring that got nothing because the budget was spent is the first of the next turn.
+                    next_ = (ring + (drained.records.size() > before ? 1 : 0)) % arena_.geometry.num_rings;
+                    return false;
+                }
+            }
+        }
+        return true;
+    }
+
+    /// True if the ring is empty afterwards.
+    bool drain_ring(std::uint32_t ring, std::size_t budget, Drained& drained) {
+        Ring& mine = rings_[ring];
+        // The finish word first: if it is there, the tail loaded after it is the last one.
+        const std::uint8_t reason = load_finish(arena_.finish[ring], mine.generation);
+        const std::uint32_t tail = load_tail(arena_.tails[ring]);
+        const std::uint32_t capacity = arena_.geometry.ring_capacity;
+        const std::uint32_t available = records_between(mine.head, tail, capacity, ring);
+        const std::uint32_t taken = available < budget ? available : static_cast<std::uint32_t>(budget);
+        const bool emptied = taken == available;
+        const bool ended = emptied && reason != 0 && mine.assigned;
+        if (available != 0 && !mine.assigned) {
+            throw TransportError("Corrupt ring " + std::to_string(ring) +
+                                 ": it has records but is assigned to no request; the engine must be replaced.");
+        }
+        if (taken != 0) {
+            const Record* records = arena_.records + std::size_t{ring} * capacity;
+            for (std::uint32_t i = 0; i < taken; ++i) {
+                drained.records.push_back(records[(mine.head + i) & (capacity - 1)]);
+            }
+            mine.head += taken;
+            publish_head(arena_.heads[ring], mine.head);
+        }
+        if (taken != 0 || ended) {
+            drained.rings.push_back(ring);
+            drained.ends.push_back(static_cast<std::uint32_t>(drained.records.size()));
+            drained.finishes.push_back(ended ? reason : std::uint8_t{0});
+        }
+        if (emptied) {
+            pending_[ring / 64] &= ~bit(ring);
+        }
+        if (ended) {
+            count(arena_.fixed->server.finishes);
+            give_back(ring);
+        }
+        return emptied;
+    }
+
+    Arena arena_;
+    int doorbell_fd_;
+    std::vector<Ring> rings_;
+    std::vector<std::uint32_t> free_;
+    std::vector<std::uint64_t> pending_;  // rings to look at: taken from the ready bitmap, not yet found empty
+    std::vector<std::uint64_t> paused_;
+    std::size_t next_ = 0;
+    bool armed_ = true;        // as the arena was formatted
+    bool suspicious_ = false;  // find_stale() saw something that may be a commit in progress
+};
+
+}  // namespace rbee

@@ -1,0 +1,285 @@
+// The arena: what lies where in the one shared-memory segment of an engine epoch.
+//
+// Owns the layout, its validation and the errors of the core. Knows nothing of Python, nor of who does what when: that
+// is producer.h (engine process) and consumer.h (server process). Everything is grouped by writer, in 128-byte lines
+// (two 64-byte cache lines, because x86 prefetches them in pairs), so that no line is ever written by both processes
+// unless both must write the same word.
+
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include <time.h>
+#include <unistd.h>
+
+namespace rbee {
+
+/// The shared memory, or the doorbell, is not usable or not what this build expects.
+struct TransportError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+constexpr std::size_t kLine = 128;
+constexpr std::uint64_t kMagic = 0x6d68735f65656272;  // "rbee_shm" as little-endian bytes
+constexpr std::uint32_t kAbiVersion = 1;
+constexpr std::uint32_t kMaxRings = 1u << 16;
+constexpr std::uint32_t kMaxRingCapacity = 1u << 20;
+
+// Words shared between processes must be plain memory without a hidden lock.
+static_assert(std::atomic<std::uint32_t>::is_always_lock_free && sizeof(std::atomic<std::uint32_t>) == 4);
+static_assert(std::atomic<std::uint64_t>::is_always_lock_free && sizeof(std::atomic<std::uint64_t>) == 8);
+
+/// One sampled token. `commit_ns` is CLOCK_MONOTONIC at the commit of its step, `logprob` its natural logarithm.
+struct Record {
+    std::uint32_t token_id;
+    float logprob;
+    std::uint64_t commit_ns;
+};
+static_assert(sizeof(Record) == 16 && std::is_trivially_copyable_v<Record>);
+static_assert(offsetof(Record, logprob) == 4 && offsetof(Record, commit_ns) == 8);
+
+/// Sizes and offsets (bytes from the start of the arena). A pure function of (num_rings, ring_capacity).
+struct Geometry {
+    std::uint32_t num_rings;
+    std::uint32_t ring_capacity;
+    std::uint64_t tails;
+    std::uint64_t generations;
+    std::uint64_t finish;
+    std::uint64_t heads;
+    std::uint64_t cancel;
+    std::uint64_t ready;
+    std::uint64_t records;
+    std::uint64_t total_bytes;
+};
+static_assert(sizeof(Geometry) == 72);
+
+/// Written by the server before anybody else can see the arena, and never again.
+struct alignas(kLine) Header {
+    std::uint64_t magic;
+    std::uint32_t abi_version;
+    std::uint32_t record_bytes;
+    std::uint64_t epoch;
+    std::uint32_t server_pid;
+    std::uint32_t reserved;
+    Geometry geometry;
+};
+static_assert(sizeof(Header) == 128 && std::is_trivially_copyable_v<Header>);
+static_assert(offsetof(Header, magic) == 0 && offsetof(Header, abi_version) == 8);
+static_assert(offsetof(Header, record_bytes) == 12 && offsetof(Header, epoch) == 16);
+static_assert(offsetof(Header, server_pid) == 24 && offsetof(Header, geometry) == 32);
+
+/// Sequence number of the last step << 1 | ARMED. Both processes read-modify-write it; see doorbell.h.
+struct alignas(kLine) DoorbellLine {
+    std::atomic<std::uint64_t> word;
+};
+
+/// Non-zero while the engine is about to sleep, or sleeps, although rings are open. See wait_word.h.
+struct alignas(kLine) WaitLine {
+    std::atomic<std::uint32_t> engine_waiting;
+};
+
+/// Only the engine writes here.
+struct alignas(kLine) EngineLine {
+    std::atomic<std::uint64_t> heartbeat_ns;
+    std::atomic<std::uint32_t> state;
+    std::atomic<std::uint32_t> pid;
+    std::atomic<std::uint64_t> steps;
+    std::atomic<std::uint64_t> tokens;
+    std::atomic<std::uint64_t> wakes_written;
+    std::atomic<std::uint64_t> wakes_elided;
+    std::atomic<std::uint64_t> full_ring_pauses;
+};
+
+/// Only the server writes here.
+struct alignas(kLine) ServerLine {
+    std::atomic<std::uint64_t> heartbeat_ns;
+    std::atomic<std::uint32_t> state;
+    std::atomic<std::uint32_t> reserved;
+    std::atomic<std::uint64_t> drains;
+    std::atomic<std::uint64_t> tokens_drained;
+    std::atomic<std::uint64_t> finishes;
+    std::atomic<std::uint64_t> cancels;
+    std::atomic<std::uint64_t> engine_wakes;
+    std::atomic<std::uint64_t> stale_wakeups;
+};
+
+/// The part of the arena whose place does not depend on its size; the arrays of Geometry follow.
+struct FixedPart {
+    Header header;
+    DoorbellLine doorbell;
+    WaitLine wait;
+    EngineLine engine;
+    ServerLine server;
+};
+static_assert(std::is_standard_layout_v<FixedPart> && sizeof(FixedPart) == 5 * kLine);
+static_assert(offsetof(FixedPart, doorbell) == 1 * kLine && offsetof(FixedPart, wait) == 2 * kLine);
+static_assert(offsetof(FixedPart, engine) == 3 * kLine && offsetof(FixedPart, server) == 4 * kLine);
+static_assert(offsetof(EngineLine, state) == 8 && offsetof(EngineLine, pid) == 12 && offsetof(EngineLine, steps) == 16);
+static_assert(offsetof(EngineLine, tokens) == 24 && offsetof(EngineLine, wakes_written) == 32);
+static_assert(offsetof(EngineLine, wakes_elided) == 40 && offsetof(EngineLine, full_ring_pauses) == 48);
+static_assert(offsetof(ServerLine, state) == 8 && offsetof(ServerLine, drains) == 16);
+static_assert(offsetof(ServerLine, tokens_drained) == 24 && offsetof(ServerLine, finishes) == 32);
+static_assert(offsetof(ServerLine, cancels) == 40 && offsetof(ServerLine, engine_wakes) == 48);
+static_assert(offsetof(ServerLine, stale_wakeups) == 56);
+
+/// Where everything goes. The arguments must be within the limits that `plan` checks; then nothing here can overflow.
+constexpr Geometry lay_out(std::uint32_t num_rings, std::uint32_t ring_capacity) {
+    const std::uint64_t rings = num_rings;
+    const auto up_to_line = [](std::uint64_t offset) { return (offset + kLine - 1) / kLine * kLine; };
+    Geometry g{};
+    g.num_rings = num_rings;
+    g.ring_capacity = ring_capacity;
+    g.tails = sizeof(FixedPart);
+    g.generations = g.tails + rings * 4;
+    g.finish = g.generations + rings * 4;
+    g.heads = g.finish + rings * 8;
+    g.cancel = g.heads + rings * 4;
+    g.ready = g.cancel + rings * 4;
+    g.records = up_to_line(g.ready + rings / 8);
+    g.total_bytes = g.records + rings * ring_capacity * sizeof(Record);
+    return g;
+}
+static_assert(lay_out(64, 2).tails == 640 && lay_out(64, 2).generations == 896 && lay_out(64, 2).finish == 1152);
+static_assert(lay_out(64, 2).heads == 1664 && lay_out(64, 2).cancel == 1920 && lay_out(64, 2).ready == 2176);
+static_assert(lay_out(64, 2).records == 2304 && lay_out(64, 2).total_bytes == 4352);
+static_assert(lay_out(kMaxRings, kMaxRingCapacity).total_bytes > std::uint64_t{kMaxRings} * kMaxRingCapacity * 16);
+
+/// The geometry of an arena with these sizes; std::invalid_argument if there can be no such arena.
+inline Geometry plan(std::uint32_t num_rings, std::uint32_t ring_capacity) {
+    if (num_rings == 0 || num_rings % 64 != 0 || num_rings > kMaxRings) {
+        throw std::invalid_argument("num_rings is " + std::to_string(num_rings) +
+                                    "; it must be a multiple of 64 between 64 and " + std::to_string(kMaxRings) + ".");
+    }
+    if (ring_capacity < 2 || (ring_capacity & (ring_capacity - 1)) != 0 || ring_capacity > kMaxRingCapacity) {
+        throw std::invalid_argument("ring_capacity is " + std::to_string(ring_capacity) +
+                                    "; it must be a power of two between 2 and " + std::to_string(kMaxRingCapacity) +
+                                    ".");
+    }
+    return lay_out(num_rings, ring_capacity);
+}
+
+/// One process's view of the arena: typed pointers into the mapping, and the sizes in memory of our own, where the
+/// other process cannot change them. Does not own the mapping.
+struct Arena {
+    Geometry geometry;
+    std::uint64_t epoch;
+    FixedPart* fixed;
+    std::atomic<std::uint32_t>* tails;
+    std::atomic<std::uint32_t>* generations;
+    std::atomic<std::uint64_t>* finish;
+    std::atomic<std::uint32_t>* heads;
+    std::atomic<std::uint32_t>* cancel;
+    std::atomic<std::uint64_t>* ready;
+    Record* records;
+
+    std::uint32_t ready_words() const { return geometry.num_rings / 64; }
+};
+
+inline Arena view(void* base, const Geometry& geometry, std::uint64_t epoch) {
+    auto* bytes = static_cast<unsigned char*>(base);
+    const auto words32 = [bytes](std::uint64_t offset) {
+        return reinterpret_cast<std::atomic<std::uint32_t>*>(bytes + offset);
+    };
+    const auto words64 = [bytes](std::uint64_t offset) {
+        return reinterpret_cast<std::atomic<std::uint64_t>*>(bytes + offset);
+    };
+    return Arena{geometry,
+                 epoch,
+                 reinterpret_cast<FixedPart*>(bytes),
+                 words32(geometry.tails),
+                 words32(geometry.generations),
+                 words64(geometry.finish),
+                 words32(geometry.heads),
+                 words32(geometry.cancel),
+                 words64(geometry.ready),
+                 reinterpret_cast<Record*>(bytes + geometry.records)};
+}
+
+inline void check_mapping(const void* base, std::uint64_t mapped_bytes, std::uint64_t needed_bytes) {
+    if (reinterpret_cast<std::uintptr_t>(base) % kLine != 0) {
+        throw TransportError("The arena's memory is not aligned to " + std::to_string(kLine) +
+                             " bytes; it must be a mapping of a whole shared-memory segment.");
+    }
+    if (mapped_bytes < needed_bytes) {
+        throw TransportError("The shared memory holds " + std::to_string(mapped_bytes) + " bytes but its arena needs " +
+                             std::to_string(needed_bytes) + "; it was cut short or is not an rbee arena.");
+    }
+}
+
+/// Turns fresh zeroed memory, which no other process knows yet, into an empty arena. All rings start at index
+/// `first_index`, which is 0 except in tests of the wrap-around.
+inline void format(void* base, std::uint64_t mapped_bytes, const Geometry& geometry, std::uint64_t epoch,
+                   std::uint32_t first_index) {
+    check_mapping(base, mapped_bytes, geometry.total_bytes);
+    // All stores here are relaxed: the other process maps the arena after it was told its name, through a system call.
+    auto* fixed = new (base) FixedPart{};
+    fixed->header.abi_version = kAbiVersion;
+    fixed->header.record_bytes = sizeof(Record);
+    fixed->header.epoch = epoch;
+    fixed->header.server_pid = static_cast<std::uint32_t>(getpid());
+    fixed->header.geometry = geometry;
+    fixed->header.magic = kMagic;
+    const Arena arena = view(base, geometry, epoch);
+    // Armed from the start: the first step must wake a server that has not drained yet.
+    arena.fixed->doorbell.word.store(1, std::memory_order_relaxed);
+    for (std::uint32_t ring = 0; ring < geometry.num_rings; ++ring) {
+        new (&arena.tails[ring]) std::atomic<std::uint32_t>(first_index);
+        new (&arena.generations[ring]) std::atomic<std::uint32_t>(0);
+        new (&arena.finish[ring]) std::atomic<std::uint64_t>(0);
+        new (&arena.heads[ring]) std::atomic<std::uint32_t>(first_index);
+        new (&arena.cancel[ring]) std::atomic<std::uint32_t>(0);
+    }
+    for (std::uint32_t word = 0; word < arena.ready_words(); ++word) {
+        new (&arena.ready[word]) std::atomic<std::uint64_t>(0);
+    }
+}
+
+/// Checks every field of the header against this build and against the size of the mapping, on a private copy of it.
+inline Arena attach(void* base, std::uint64_t mapped_bytes) {
+    check_mapping(base, mapped_bytes, sizeof(FixedPart));
+    Header header;
+    std::memcpy(&header, base, sizeof header);
+    if (header.magic != kMagic) {
+        throw TransportError("The shared memory is not an rbee arena: its first eight bytes are not ours.");
+    }
+    if (header.abi_version != kAbiVersion || header.record_bytes != sizeof(Record)) {
+        throw TransportError("The arena has layout version " + std::to_string(header.abi_version) + " with " +
+                             std::to_string(header.record_bytes) + "-byte records but this process knows version " +
+                             std::to_string(kAbiVersion) + " with " + std::to_string(sizeof(Record)) +
+                             "; start server and engine from the same installation of rbee.");
+    }
+    Geometry expected;
+    try {
+        expected = plan(header.geometry.num_rings, header.geometry.ring_capacity);
+    } catch (const std::invalid_argument& error) {
+        throw TransportError(std::string("The arena's header is corrupt: ") + error.what());
+    }
+    // The offsets are there for other readers of the segment; for us they follow from the sizes.
+    if (std::memcmp(&expected, &header.geometry, sizeof expected) != 0) {
+        throw TransportError("The arena's header is corrupt: its offsets do not follow from its sizes.");
+    }
+    check_mapping(base, mapped_bytes, expected.total_bytes);
+    return view(base, expected, header.epoch);
+}
+
+/// CLOCK_MONOTONIC in nanoseconds, the one clock of commit times and heartbeats; Python's time.monotonic_ns().
+inline std::uint64_t monotonic_ns() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u + static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+/// Adds to a counter that only the calling process writes: no read-modify-write needed, and no order, since nobody
+/// concludes anything from it.
+inline void count(std::atomic<std::uint64_t>& counter, std::uint64_t by = 1) {
+    counter.store(counter.load(std::memory_order_relaxed) + by, std::memory_order_relaxed);
+}
+
+}  // namespace rbee

@@ -1,0 +1,30 @@
+// Runs every test, or those whose name contains the argument; exit code 1 and a line per failure.
+
+#include <cstring>
+
+#include "check.h"
+
+// One array per test file.
+extern const Test kLayoutTests[];
+extern const Test kRolesTests[];
+extern const Test kThreadsTests[];
+
+int main(int argc, char** argv) {
+    int failures = 0;
+    for (const Test* tests : {kLayoutTests, kRolesTests, kThreadsTests}) {
+        for (const Test* test = tests; test->name != nullptr; ++test) {
+            if (argc > 1 && std::strstr(test->name, argv[1]) == nullptr) {
+                continue;
+            }
+            try {
+                test->run();
+                std::printf("ok      %s\n", test->name);
+            } catch (const std::exception& error) {
+                ++failures;
+                std::printf("FAILED  %s\n        %s\n", test->name, error.what());
+            }
+            std::fflush(stdout);
+        }
+    }
+    return failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,268 @@
+// The Python face of the core: rbee.transport._native. Its documentation for users is rbee/transport/_native.pyi.
+//
+// Owns conversions and lifetimes, nothing else. Every call keeps the GIL: the longest takes microseconds, and one
+// thread per side is what the core expects.
+
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/vector.h>
+
+#include "rbee/consumer.h"
+#include "rbee/producer.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+template <typename T>
+using Column = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+/// A writable view of a Python object's memory; while it exists, that memory cannot be unmapped.
+class Buffer {
+public:
+    explicit Buffer(nb::handle object) {
+        if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_WRITABLE) != 0) {
+            throw nb::python_error();
+        }
+    }
+    ~Buffer() { PyBuffer_Release(&view_); }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+
+    void* data() const { return view_.buf; }
+    std::uint64_t size() const { return static_cast<std::uint64_t>(view_.len); }
+
+private:
+    Py_buffer view_{};
+};
+
+/// One side of an arena, and its hold on the mapping until close().
+template <typename Core>
+class Side {
+public:
+    Side(nb::handle arena, int doorbell_fd) : owner_(nb::borrow(arena)) {
+        buffer_.emplace(arena.attr("buffer"));
+        core_.emplace(rbee::attach(buffer_->data(), buffer_->size()), doorbell_fd);
+    }
+
+    Core& core() {
+        if (!core_) {
+            throw rbee::TransportError("This side of the arena has been closed.");
+        }
+        return *core_;
+    }
+
+    void close() {
+        core_.reset();
+        buffer_.reset();
+        owner_.reset();
+    }
+
+private:
+    nb::object owner_;  // declared first, so that the view of its memory is released before it
+    std::optional<Buffer> buffer_;
+    std::optional<Core> core_;
+};
+
+class Producer : public Side<rbee::Producer> {
+public:
+    using Side::Side;
+
+    std::uint64_t commit(const Column<std::uint32_t>& rings, const Column<std::uint32_t>& tokens,
+                         const Column<float>& logprobs, const Column<std::uint32_t>& finished,
+                         const Column<std::uint8_t>& reasons) {
+        if (tokens.size() != rings.size() || logprobs.size() != rings.size()) {
+            throw std::invalid_argument("rings, tokens and logprobs must have one entry per token each.");
+        }
+        if (reasons.size() != finished.size()) {
+            throw std::invalid_argument("finished and reasons must have one entry per finished ring each.");
+        }
+        return core().commit({rings.size(), rings.data(), tokens.data(), logprobs.data(), finished.size(),
+                              finished.data(), reasons.data()});
+    }
+
+    std::vector<std::uint32_t> take_cancelled() {
+        std::vector<std::uint32_t> cancelled;
+        core().take_cancelled(cancelled);
+        return cancelled;
+    }
+};
+
+PyStructSequence_Field kDrainedFields[] = {{"rings", nullptr},     {"ends", nullptr},     {"finishes", nullptr},
+                                           {"tokens", nullptr},    {"commit_ns", nullptr}, {"logprobs", nullptr},
+                                           {"more", nullptr},      {"needs_wake", nullptr}, {nullptr, nullptr}};
+PyStructSequence_Desc kDrainedType = {"rbee.transport.Drained", "What one drain found; see _native.pyi.",
+                                      kDrainedFields, 8};
+
+/// A list of `size` objects made by `make(i)`, each a new reference.
+template <typename Make>
+nb::object list_of(std::size_t size, Make make) {
+    nb::object list = nb::steal(PyList_New(static_cast<Py_ssize_t>(size)));
+    if (!list.is_valid()) {
+        throw nb::python_error();
+    }
+    for (std::size_t i = 0; i < size; ++i) {
+        PyObject* item = make(i);
+        if (item == nullptr) {
+            throw nb::python_error();
+        }
+        PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), item);
+    }
+    return list;
+}
+
+class Consumer : public Side<rbee::Consumer> {
+public:
+    using Side::Side;
+
+    std::optional<std::pair<std::uint32_t, std::uint32_t>> assign() {
+        rbee::Consumer::Assigned assigned{};
+        if (!core().assign(assigned)) {
+            return std::nullopt;
+        }
+        return std::pair{assigned.ring, assigned.generation};
+    }
+
+    nb::object drain(nb::handle type, std::size_t max_records) {
+        core().drain(max_records, drained_);
+        const std::vector<rbee::Record>& records = drained_.records;
+        nb::object result = nb::steal(PyStructSequence_New(reinterpret_cast<PyTypeObject*>(type.ptr())));
+        if (!result.is_valid()) {
+            throw nb::python_error();
+        }
+        const auto set = [&result](Py_ssize_t field, nb::object value) {
+            PyStructSequence_SET_ITEM(result.ptr(), field, value.release().ptr());
+        };
+        const std::size_t rings = drained_.rings.size();
+        set(0, list_of(rings, [&](std::size_t i) { return PyLong_FromUnsignedLong(drained_.rings[i]); }));
+        set(1, list_of(rings, [&](std::size_t i) { return PyLong_FromUnsignedLong(drained_.ends[i]); }));
+        set(2, list_of(rings, [&](std::size_t i) { return PyLong_FromUnsignedLong(drained_.finishes[i]); }));
+        set(3, list_of(records.size(), [&](std::size_t i) { return PyLong_FromUnsignedLong(records[i].token_id); }));
+        // Most neighbours come from the same step: they share one integer object.
+        nb::object time;
+        std::uint64_t time_ns = 0;
+        set(4, list_of(records.size(), [&](std::size_t i) {
+                if (!time.is_valid() || records[i].commit_ns != time_ns) {
+                    time_ns = records[i].commit_ns;
+                    time = nb::steal(PyLong_FromUnsignedLongLong(time_ns));
+                }
+                return time.inc_ref().ptr();
+            }));
+        set(5, list_of(records.size(),
+                       [&](std::size_t i) { return PyFloat_FromDouble(double{records[i].logprob}); }));
+        set(6, nb::bool_(drained_.more));
+        set(7, nb::bool_(drained_.needs_wake));
+        return result;
+    }
+
+    nb::dict counters() {
+        const rbee::FixedPart& fixed = core().fixed();
+        const rbee::EngineLine& engine = fixed.engine;
+        const rbee::ServerLine& server = fixed.server;
+        // Relaxed: each number stands for itself.
+        const auto value = [](const auto& word) { return word.load(std::memory_order_relaxed); };
+        nb::dict counters;
+        counters["engine_heartbeat_ns"] = value(engine.heartbeat_ns);
+        counters["engine_state"] = value(engine.state);
+        counters["engine_pid"] = value(engine.pid);
+        counters["steps"] = value(engine.steps);
+        counters["tokens"] = value(engine.tokens);
+        counters["wakes_written"] = value(engine.wakes_written);
+        counters["wakes_elided"] = value(engine.wakes_elided);
+        counters["full_ring_pauses"] = value(engine.full_ring_pauses);
+        counters["server_heartbeat_ns"] = value(server.heartbeat_ns);
+        counters["server_state"] = value(server.state);
+        counters["drains"] = value(server.drains);
+        counters["tokens_drained"] = value(server.tokens_drained);
+        counters["finishes"] = value(server.finishes);
+        counters["cancels"] = value(server.cancels);
+        counters["engine_wakes"] = value(server.engine_wakes);
+        counters["stale_wakeups"] = value(server.stale_wakeups);
+        return counters;
+    }
+
+private:
+    rbee::Drained drained_;  // kept for its memory
+};
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    m.doc() = "The shared-memory core of rbee.transport, in C++; see native/README.md.";
+
+    nb::register_exception_translator(
+        [](const std::exception_ptr& error, void* transport_error) {
+            try {
+                std::rethrow_exception(error);
+            } catch (const rbee::TransportError& e) {
+                PyErr_SetString(static_cast<PyObject*>(transport_error), e.what());
+            }
+        },
+        nb::module_::import_("rbee.errors").attr("TransportError").inc_ref().ptr());
+
+    m.def(
+        "arena_size", [](std::uint32_t num_rings, std::uint32_t ring_capacity) {
+            return rbee::plan(num_rings, ring_capacity).total_bytes;
+        },
+        "num_rings"_a, "ring_capacity"_a);
+    m.def(
+        "format_arena",
+        [](nb::handle buffer, std::uint32_t num_rings, std::uint32_t ring_capacity, std::uint64_t epoch,
+           std::uint32_t first_index) {
+            const Buffer memory(buffer);
+            rbee::format(memory.data(), memory.size(), rbee::plan(num_rings, ring_capacity), epoch, first_index);
+        },
+        "buffer"_a, nb::kw_only(), "num_rings"_a, "ring_capacity"_a, "epoch"_a, "first_index"_a);
+    m.def(
+        "inspect_arena",
+        [](nb::handle buffer) {
+            const Buffer memory(buffer);
+            const rbee::Arena arena = rbee::attach(memory.data(), memory.size());
+            return nb::make_tuple(arena.geometry.num_rings, arena.geometry.ring_capacity, arena.epoch);
+        },
+        "buffer"_a);
+
+    nb::class_<Producer>(m, "Producer")
+        .def(nb::init<nb::handle, int>(), "arena"_a, "doorbell_fd"_a)
+        .def("open", [](Producer& p, std::uint32_t ring, std::uint32_t generation) { p.core().open(ring, generation); },
+             "ring"_a, "generation"_a)
+        .def("commit", &Producer::commit, nb::arg("rings").noconvert(), nb::arg("tokens").noconvert(),
+             nb::arg("logprobs").noconvert(), nb::arg("finished").noconvert(), nb::arg("reasons").noconvert())
+        .def("free_space", [](Producer& p, std::uint32_t ring) { return p.core().free_space(ring); }, "ring"_a)
+        .def("take_cancelled", &Producer::take_cancelled)
+        .def("arm_wait", [](Producer& p) { p.core().arm_wait(); })
+        .def("beat", [](Producer& p, std::uint32_t state) { p.core().beat(state); }, "state"_a)
+        .def("close", &Producer::close);
+
+    nb::object drained_type =
+        nb::steal(reinterpret_cast<PyObject*>(PyStructSequence_NewType(&kDrainedType)));
+    if (!drained_type.is_valid()) {
+        throw nb::python_error();
+    }
+    m.attr("Drained") = drained_type;
+
+    nb::class_<Consumer>(m, "Consumer")
+        .def(nb::init<nb::handle, int>(), "arena"_a, "doorbell_fd"_a)
+        .def("assign", &Consumer::assign)
+        .def("release_unsubmitted", [](Consumer& c, std::uint32_t ring) { c.core().release_unsubmitted(ring); },
+             "ring"_a)
+        .def("cancel", [](Consumer& c, std::uint32_t ring) { return c.core().cancel(ring); }, "ring"_a)
+        .def("pause", [](Consumer& c, std::uint32_t ring) { c.core().pause(ring); }, "ring"_a)
+        .def("resume", [](Consumer& c, std::uint32_t ring) { return c.core().resume(ring); }, "ring"_a)
+        .def("expect_all", [](Consumer& c) { c.core().expect_all(); })
+        .def("drain",
+             [drained_type](Consumer& c, std::size_t max_records) { return c.drain(drained_type, max_records); },
+             "max_records"_a = 4096)
+        .def("find_stale", [](Consumer& c) { return c.core().find_stale(); })
+        .def_prop_ro("in_use", [](Consumer& c) { return c.core().in_use(); })
+        .def("beat", [](Consumer& c, std::uint32_t state) { c.core().beat(state); }, "state"_a)
+        .def("counters", &Consumer::counters)
+        .def("close", &Consumer::close);
+}

@@ -1,0 +1,174 @@
+# ruff: noqa: PYI021 - this file is where the native module is documented
+"""The shared-memory core in C++ (`native/`): both sides of an arena, for one thread each.
+
+Every call is short (microseconds) and keeps the GIL. After `close()` every other call raises TransportError.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rbee.transport.arena import Arena
+
+def arena_size(num_rings: int, ring_capacity: int) -> int:
+    """Bytes of an arena with these sizes; ValueError if there can be no such arena."""
+
+def format_arena(buffer: memoryview, *, num_rings: int, ring_capacity: int, epoch: int, first_index: int) -> None:
+    """Make fresh zeroed memory that no other process knows yet an empty arena."""
+
+def inspect_arena(buffer: memoryview) -> tuple[int, int, int]:
+    """(num_rings, ring_capacity, epoch) of the arena in this memory; TransportError if it is not a sound one."""
+
+class Producer:
+    """The engine's side of an arena."""
+
+    def __init__(self, arena: Arena, doorbell_fd: int) -> None:
+        """Check the arena's header and the doorbell; TransportError if either cannot be used.
+
+        The arena cannot be closed before this object. The descriptor stays the caller's.
+        """
+
+    def open(self, ring: int, generation: int) -> None:
+        """A submission for this ring was taken: from now on `commit` may write to it.
+
+        Raises:
+            ValueError: no such ring, or generation 0.
+            TransportError: the ring is open already, or still holds records of an earlier generation.
+        """
+
+    def commit(
+        self,
+        rings: NDArray[np.uint32],
+        tokens: NDArray[np.uint32],
+        logprobs: NDArray[np.float32],
+        finished: NDArray[np.uint32],
+        reasons: NDArray[np.uint8],
+    ) -> int:
+        """Publish one step, ring the doorbell once, and return the commit time that all its records carry.
+
+        Everything is checked before anything changes, so that a step is either published whole or not at all. A step
+        without tokens and finishes publishes nothing.
+
+        Args:
+            rings: [n] the ring of each sampled token. A ring may repeat; its tokens keep their order.
+            tokens: [n] token ids.
+            logprobs: [n] natural logarithms.
+            finished: [m] rings that end with this step, after their tokens. They are closed then.
+            reasons: [m] `FinishReason` codes, not 0.
+
+        Returns:
+            CLOCK_MONOTONIC in ns, comparable with `time.monotonic_ns()` in the server.
+
+        Raises:
+            TypeError: an array of another type, not one-dimensional or not contiguous.
+            ValueError: arrays of different lengths, no such ring, a ring that ends twice, reason 0.
+            TransportError: a ring that is not open or has too little space, a corrupt arena; or, after the step has
+                been published, a doorbell that cannot be written.
+        """
+
+    def free_space(self, ring: int) -> int:
+        """Records that fit into the ring now. They can only become more until the next commit."""
+
+    def take_cancelled(self) -> list[int]:
+        """Open rings whose request the server has cancelled, each reported once."""
+
+    def arm_wait(self) -> None:
+        """Announce sleep: from now on a cancel or freed space makes the server send Wake, once.
+
+        Call `take_cancelled` and `free_space` once more after it and before sleeping. Without an open ring there is
+        nothing to wait for, and the server is not asked for anything. The next `commit` withdraws the announcement.
+        """
+
+    def beat(self, state: int) -> None:
+        """Write the heartbeat (now) and the engine's state: 0 starting, 1 loading, 2 idle, 3 stepping."""
+
+    def close(self) -> None:
+        """Let go of the arena. A second call does nothing."""
+
+class Drained(NamedTuple):
+    """What one drain found, as flat lists."""
+
+    rings: list[int]
+    """The rings that had something, each once."""
+    ends: list[int]
+    """`ends[i]` is where the tokens of `rings[i]` end in `tokens`; they start at `ends[i - 1]`, the first at 0."""
+    finishes: list[int]
+    """A `FinishReason` code per ring, or 0. With a code the ring is free again and this generation is over."""
+    tokens: list[int]
+    commit_ns: list[int]
+    """Per token: when the engine published it, CLOCK_MONOTONIC in ns."""
+    logprobs: list[float]
+    more: bool
+    """True: call `drain` again soon, nobody will ring. False: the doorbell is armed."""
+    needs_wake: bool
+    """True: the engine sleeps until there is space, and there is now: send Wake."""
+
+class Consumer:
+    """The server's side of an arena."""
+
+    def __init__(self, arena: Arena, doorbell_fd: int) -> None:
+        """Check the arena's header and the doorbell; TransportError if either cannot be used.
+
+        The arena cannot be closed before this object. The descriptor stays the caller's. The doorbell is armed from
+        the start: the engine's first step makes it readable.
+        """
+
+    def assign(self) -> tuple[int, int] | None:
+        """A free ring and its new generation, or None when all rings are taken.
+
+        The ring comes back when `drain` delivers its finish, and in no other way once its Submit was sent.
+        """
+
+    def release_unsubmitted(self, ring: int) -> None:
+        """Hand back an assigned ring whose Submit was never sent."""
+
+    def cancel(self, ring: int) -> bool:
+        """Ask the engine to end the ring's request before its next step; True: the engine sleeps, send Wake."""
+
+    def pause(self, ring: int) -> None:
+        """Have `drain` leave this ring's records, and its finish, where they are."""
+
+    def resume(self, ring: int) -> bool:
+        """End `pause`; True if the ring has something to drain already, for which nobody will ring."""
+
+    def expect_all(self) -> None:
+        """After the engine's death: have the next drain look into every assigned ring.
+
+        The engine may have died between publishing a ring's records and saying that it did.
+        """
+
+    def drain(self, max_records: int = 4096) -> Drained:
+        """Take what the engine published, at most `max_records` tokens, then arm the doorbell if nothing is left.
+
+        Reads the doorbell's descriptor itself. Never blocks.
+
+        Raises:
+            ValueError: `max_records` is 0.
+            TransportError: a corrupt ring. The arena is of no use any more; replace the engine.
+        """
+
+    def find_stale(self) -> bool:
+        """For a slow timer: True if a wakeup was lost since the last call (never seen; counted if it happens).
+
+        An engine stopped in the middle of a commit looks the same. Call `drain` then.
+        """
+
+    @property
+    def in_use(self) -> int:
+        """Rings that are assigned and have not finished."""
+
+    def beat(self, state: int) -> None:
+        """Write the server's heartbeat (now) and state."""
+
+    def counters(self) -> dict[str, int]:
+        """The counters of both processes, all since this epoch's start.
+
+        Engine: engine_heartbeat_ns, engine_state, engine_pid, steps (commits), tokens, wakes_written and wakes_elided
+        (commits that did and did not write the eventfd), full_ring_pauses (times a ring was found full).
+        Server: server_heartbeat_ns, server_state, drains, tokens_drained, finishes, cancels, engine_wakes (times Wake
+        had to be sent), stale_wakeups (what `find_stale` found).
+        """
+
+    def close(self) -> None:
+        """Let go of the arena. A second call does nothing."""
