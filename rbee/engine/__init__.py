@@ -1,0 +1,18 @@
+"""The engine process: takes submissions, runs the model step by step, publishes tokens. Never sees HTTP or text.
+
+* process          start protocol, epoll loop, teardown, exit codes
+* engine_core      step(): take -> schedule -> execute -> sample -> update -> publish
+* sequence         one request's tokens, progress and blocks
+* scheduler        who runs next, and for how many tokens
+* block_manager    which KV blocks belong to whom
+* input_batch      the arrays of one step
+* model_runner     what a runner is; how one is chosen and built
+* torch_runner     any decoder-only transformers model over kv_cache
+* torch_model      loading such a model, and refusing what kv_cache cannot do
+* kv_cache         paged keys and values, and attention over them
+* synthetic_runner a model without weights: fixed cadence, known tokens
+* sampler          logits -> token ids and logprobs
+* publisher        one transport commit per step
+
+sequence, scheduler and block_manager are plain Python: neither torch nor numpy.
+"""

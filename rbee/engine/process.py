@@ -1,0 +1,205 @@
+"""The engine as a process: the start protocol, the loop around `EngineCore.step()`, teardown and exit codes.
+
+Owns time and sleep. While there is work the loop never waits; when there is none it waits in one epoll on the control
+channel, and starts at once when a record arrives. Exit codes: 0 after Shutdown or when the server is gone, 1 when a
+step failed, 2 when the model cannot be loaded.
+
+An engine never outlives its server: the kernel kills it with its parent, and the channel's end ends it too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import logging
+import os
+import select
+import signal
+import socket
+import time
+import warnings
+from typing import TYPE_CHECKING
+
+from rbee import logs, messages
+from rbee.engine import model_runner
+from rbee.engine.block_manager import BlockManager
+from rbee.engine.engine_core import EngineCore
+from rbee.engine.publisher import Publisher
+from rbee.engine.scheduler import Scheduler
+from rbee.errors import ConfigError, RbeeError
+from rbee.messages import FinishReason
+from rbee.transport import Arena, Producer
+from rbee.transport.control import ControlChannel
+
+if TYPE_CHECKING:
+    from rbee.config import EngineConfig
+
+logger = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_HEARTBEAT_MS = 100
+_LOADING, _IDLE, _STEPPING = 1, 2, 3  # engine states, as Producer.beat() takes them
+
+
+def main() -> int:
+    """Run an engine on the descriptors in the command line; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m rbee.engine", description="Started by `rbee serve`, not by hand.")
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--doorbell-fd", type=int, required=True)
+    parser.add_argument("--parent-pid", type=int, required=True)
+    parser.add_argument("--debug", action="store_true")
+    options = parser.parse_args()
+
+    if not _die_with_parent(options.parent_pid):
+        return 0
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C and service managers signal the whole group:
+        signal.signal(number, signal.SIG_IGN)  # the server decides, and lets open streams finish first
+    logs.configure("engine", debug=options.debug)
+    warnings.simplefilter("default" if options.debug else "ignore")
+    channel = ControlChannel(socket.socket(fileno=options.control_fd))
+    try:
+        return _run(channel, options.doorbell_fd, debug=options.debug)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        logger.info("The server is gone.")
+        return 0
+    finally:
+        channel.close()
+
+
+def _die_with_parent(parent_pid: int) -> bool:
+    """Have the kernel kill this process when its parent ends. False: it has ended already."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    return os.getppid() == parent_pid
+
+
+def _run(channel: ControlChannel, doorbell_fd: int, *, debug: bool) -> int:
+    configure, early = _first_record(channel)
+    with contextlib.ExitStack() as stack:
+        try:
+            arena = Arena.attach(configure.arena_name)
+            stack.callback(arena.close)
+            producer = Producer(arena, doorbell_fd)
+            stack.callback(producer.close)
+            channel.send(messages.encode(messages.Attached(pid=os.getpid())))
+            core = _load(configure.engine, channel, producer)
+        except RbeeError as error:
+            logger.debug("The engine cannot start.", exc_info=debug)
+            channel.send(messages.encode(messages.Failed(message=str(error))))
+            return 2
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise
+        except Exception as error:
+            logger.exception("The engine cannot start.")
+            reason = f"The engine cannot start: {type(error).__name__}: {error}. Its log has the traceback."
+            channel.send(messages.encode(messages.Failed(message=reason)))
+            return 2
+        gc.collect()
+        gc.freeze()  # what is alive now stays alive: no collection needs to look at it again
+        return _Loop(channel, producer, core).run(early)
+
+
+def _first_record(channel: ControlChannel) -> tuple[messages.Configure, list[bytes]]:
+    """Wait for Configure, and return what came with it."""
+    poller = select.poll()
+    poller.register(channel.fileno(), select.POLLIN)
+    while not (records := channel.receive()):
+        poller.poll()
+    configure = messages.decode_to_engine(records[0])
+    assert isinstance(configure, messages.Configure), "the server speaks first, and says Configure"
+    return configure, records[1:]
+
+
+def _load(config: EngineConfig, channel: ControlChannel, producer: Producer) -> EngineCore:
+    """Load the model, put the engine together, and say so.
+
+    Raises:
+        RbeeError: it cannot be loaded; the message is for the user.
+    """
+    for option in ("max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_mib"):
+        if getattr(config, option) < 1:
+            raise ConfigError(f"--{option.replace('_', '-')} {getattr(config, option)} must be at least 1.")
+    started = time.monotonic()
+
+    def progress(stage: str, done: int, total: int) -> None:
+        producer.beat(_LOADING)
+        channel.send(messages.encode(messages.Loading(stage=stage, done=done, total=total)))
+
+    producer.beat(_LOADING)
+    runner = model_runner.load(config, progress)
+    scheduler = Scheduler(
+        BlockManager(runner.num_blocks, config.block_size),
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=runner.max_model_len,
+    )
+    core = EngineCore(runner, scheduler, producer, Publisher(producer))
+    ready = messages.Ready(
+        runner=runner.name,
+        device=runner.device,
+        dtype=runner.dtype,
+        max_model_len=runner.max_model_len,
+        vocab_size=runner.vocab_size,
+        num_blocks=runner.num_blocks,
+        block_size=config.block_size,
+        load_seconds=time.monotonic() - started,
+    )
+    logger.debug("%s", ready)
+    channel.send(messages.encode(ready))
+    return core
+
+
+class _Loop:
+    """Steps while there is work, sleeps while there is none, and obeys the control channel between steps."""
+
+    def __init__(self, channel: ControlChannel, producer: Producer, core: EngineCore) -> None:
+        self._channel = channel
+        self._producer = producer
+        self._core = core
+
+    def run(self, records: list[bytes]) -> int:
+        """Until Shutdown (0) or a failed step (1); `records` are those read while starting.
+
+        Raises:
+            EOFError: the server is gone.
+        """
+        with select.epoll() as poller:
+            poller.register(self._channel.fileno(), select.EPOLLIN)
+            while True:
+                if not self._obey(records):
+                    self._core.end_all(FinishReason.ABORT)
+                    return 0
+                try:
+                    stepped = self._step()
+                except Exception:
+                    logger.exception("A step failed; every request ends with an error.")
+                    self._core.end_all(FinishReason.ERROR)
+                    return 1
+                self._producer.beat(_STEPPING if stepped else _IDLE)
+                if not stepped:
+                    poller.poll(_HEARTBEAT_MS / 1e3)
+                records = self._channel.receive()
+
+    def _step(self) -> bool:
+        """Step; when there is nothing to do, arm the wakeup and look once more at what may have come before it."""
+        if self._core.step():
+            return True
+        self._producer.arm_wait()
+        return self._core.step()
+
+    def _obey(self, records: list[bytes]) -> bool:
+        """Do what the server asks. False: stop."""
+        for payload in records:
+            match messages.decode_to_engine(payload):
+                case messages.Submit() as submission:
+                    self._core.submit(submission)
+                case messages.QueryStats():
+                    self._channel.send(messages.encode(self._core.stats()))
+                case messages.Shutdown():
+                    return False
+                case messages.Wake() | messages.Configure():
+                    pass
+        return True

@@ -1,0 +1,83 @@
+"""A model without weights: a step takes a chosen time, and each prompt has one known answer.
+
+Owns the pace. The answer itself is `rbee.models.synthetic`'s, so that clients and tests can foretell it. Latency
+benchmarks and fault tests run on it through the same scheduler, sampler, rings and server as real models. Never loads
+torch.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rbee.errors import ConfigError
+from rbee.models import synthetic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from rbee.engine.input_batch import InputBatch
+
+KV_BYTES_PER_TOKEN = 1024
+"""What a token is taken to cost of `kv_cache_mib`, so that pools can be small or large. Nothing is stored."""
+
+
+class SyntheticRunner:
+    """A `ModelRunner` that computes nothing.
+
+    Steps follow a fixed cadence: each is due `step_seconds` after the previous one was, whatever the engine did in
+    between, and one that is late does not shift those after it. After an idle time, or when the engine fell behind by
+    more than a step, the cadence starts anew. All work of a step is done before its wait, which never spins.
+
+    Raises:
+        ConfigError: `max_model_len` is more than 8192 or does not fit the KV cache.
+    """
+
+    name = "synthetic"
+    device = "cpu"
+    dtype = "float32"
+    vocab_size = synthetic.VOCAB_SIZE
+
+    def __init__(
+        self,
+        *,
+        step_seconds: float,
+        max_model_len: int,
+        block_size: int,
+        kv_cache_mib: int,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.num_blocks = (kv_cache_mib << 20) // (KV_BYTES_PER_TOKEN * block_size)
+        cache_tokens = self.num_blocks * block_size
+        if max_model_len > min(synthetic.MAX_MODEL_LEN, cache_tokens) or cache_tokens < 2:
+            raise ConfigError(
+                f"--max-model-len {max_model_len} is too much for the synthetic model: it takes "
+                f"{synthetic.MAX_MODEL_LEN} tokens, and --kv-cache-mib {kv_cache_mib} holds {cache_tokens}."
+            )
+        self.max_model_len = max_model_len or min(synthetic.MAX_MODEL_LEN, cache_tokens)
+        self._step_ns = round(step_seconds * 1e9)
+        self._due_ns = 0
+        self._now_ns = now_ns
+        self._sleep = sleep
+
+    def execute(self, batch: InputBatch) -> NDArray[np.float32]:
+        """Wait for the step's end; each row is 0 at its one token and -inf elsewhere. See `ModelRunner.execute`."""
+        logits = np.full((len(batch.sampling), self.vocab_size), -np.inf, dtype=np.float32)
+        for row, sequence in enumerate(batch.sampling):
+            prompt_hash = synthetic.prompt_hash(sequence.token_ids[: sequence.num_prompt_tokens])
+            logits[row, synthetic.sequence_token(prompt_hash, sequence.num_output_tokens)] = 0
+        self._wait()
+        return logits
+
+    def _wait(self) -> None:
+        now = self._now_ns()
+        self._due_ns += self._step_ns
+        if self._due_ns < now - self._step_ns:
+            self._due_ns = now + self._step_ns
+        if self._due_ns > now:
+            self._sleep((self._due_ns - now) / 1e9)

@@ -1,0 +1,250 @@
+"""What the engine's tests share: an engine core over real rings in this process, the engine as a process, and fakes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from rbee import messages
+from rbee.engine.block_manager import BlockManager
+from rbee.engine.engine_core import EngineCore
+from rbee.engine.publisher import Publisher
+from rbee.engine.scheduler import Scheduler
+from rbee.messages import FinishReason
+from rbee.sampling_params import SamplingParams
+from rbee.transport import Arena, Consumer, Producer, create_doorbell
+from rbee.transport.control import FrameDecoder, frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from rbee.config import EngineConfig
+    from rbee.engine.input_batch import InputBatch
+    from rbee.engine.model_runner import ModelRunner
+
+PATIENCE = 60.0  # seconds after which something that never comes fails a test
+
+
+class ScriptedRunner:
+    """A fake model: greedy decoding counts up from a prompt's last token; `react` may spoil a step's logits."""
+
+    name = "scripted"
+    device = "cpu"
+    dtype = "float32"
+
+    def __init__(self, react: Callable[[InputBatch, np.ndarray], None] | None = None) -> None:
+        self.vocab_size = 64
+        self.max_model_len = 128
+        self.num_blocks = 64
+        self.batches: list[InputBatch] = []
+        self._react = react
+
+    def execute(self, batch: InputBatch) -> np.ndarray:
+        """One-hot rows."""
+        self.batches.append(batch)
+        logits = np.zeros((len(batch.sampling), self.vocab_size), np.float32)
+        for row, sequence in enumerate(batch.sampling):
+            logits[row, (sequence.token_ids[-1] + 1) % self.vocab_size] = 9
+        if self._react is not None:
+            self._react(batch, logits)
+        return logits
+
+
+class Request:
+    """What the server's side knows of a request."""
+
+    def __init__(self, ring: int) -> None:
+        self.ring = ring
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.finish: FinishReason | None = None
+
+
+class Rings:
+    """The server's side of an arena: assigns rings and drains them."""
+
+    def __init__(self, *, ring_capacity: int = 1024) -> None:
+        self.arena = Arena.create(num_rings=64, ring_capacity=ring_capacity, epoch=1)
+        self.doorbell = create_doorbell()
+        self.consumer = Consumer(self.arena, self.doorbell)
+        self._requests: dict[int, Request] = {}
+
+    def submission(self, prompt: list[int], **sampling: object) -> tuple[Request, messages.Submit]:
+        """A new request on a free ring, and the record that submits it; greedy unless it says otherwise."""
+        ring, generation = self.consumer.assign()
+        assert ring not in self._requests, "the ring was not free"
+        request = self._requests[ring] = Request(ring)
+        return request, messages.Submit(
+            request_id=f"{ring}/{generation}",
+            ring=ring,
+            generation=generation,
+            prompt=messages.pack_token_ids(prompt),
+            sampling=SamplingParams(**{"max_tokens": 8, "temperature": 0.0, **sampling}),
+            received_ns=0,
+        )
+
+    def drain(self) -> bool:
+        """Take everything that is there. True: the engine sleeps and waits for the space that is there now."""
+        needs_wake = False
+        while True:
+            drained = self.consumer.drain()
+            needs_wake |= drained.needs_wake
+            start = 0
+            for ring, end, finish in zip(drained.rings, drained.ends, drained.finishes, strict=True):
+                request = self._requests[ring]
+                assert request.finish is None, "nothing may come after the finish"
+                request.tokens += drained.tokens[start:end]
+                request.logprobs += drained.logprobs[start:end]
+                start = end
+                if finish:
+                    request.finish = FinishReason(finish)
+                    del self._requests[ring]
+            if not drained.more:
+                return needs_wake
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        self.consumer.close()
+        self.arena.unlink()
+        self.arena.close()
+        os.close(self.doorbell)
+
+
+class InProcessEngine:
+    """A real core, scheduler, publisher and rings around a runner; the test decides when a step is taken."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        *,
+        num_blocks: int | None = None,
+        block_size: int = 16,
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 512,
+        ring_capacity: int = 1024,
+    ) -> None:
+        self.rings = Rings(ring_capacity=ring_capacity)
+        self.producer = Producer(self.rings.arena, self.rings.doorbell)
+        self.scheduler = Scheduler(
+            BlockManager(num_blocks or runner.num_blocks, block_size),
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_model_len=min(runner.max_model_len, (num_blocks or runner.num_blocks) * block_size),
+        )
+        self.core = EngineCore(runner, self.scheduler, self.producer, Publisher(self.producer))
+
+    def submit(self, prompt: list[int], **sampling: object) -> Request:
+        """Hand a request to the core."""
+        request, record = self.rings.submission(prompt, **sampling)
+        self.core.submit(record)
+        return request
+
+    def run(self) -> None:
+        """Step and drain until there is nothing left to do."""
+        while self.core.step():
+            self.rings.drain()
+        self.rings.drain()
+
+    def assert_at_baseline(self) -> None:
+        """Nothing lives: all blocks and rings are free."""
+        stats = self.core.stats()
+        assert (stats.num_running, stats.num_waiting) == (0, 0)
+        assert stats.num_free_blocks == stats.num_blocks
+        assert self.rings.consumer.in_use == 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.producer.close()
+        self.rings.close()
+
+
+class EngineProcess:
+    """`python -m rbee.engine`, spoken to as the server speaks to it."""
+
+    def __init__(self, folder: Path, config: EngineConfig, ring_capacity: int) -> None:
+        self.rings = Rings(ring_capacity=ring_capacity)
+        self.control, engine_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.control.settimeout(PATIENCE)
+        self._decoder = FrameDecoder()
+        self._records: list[messages.ToServer] = []
+        self.log = folder / "engine.log"
+        with self.log.open("wb") as stderr, engine_end:
+            self.process = subprocess.Popen(
+                engine_command(engine_end.fileno(), self.rings.doorbell, os.getpid()),
+                pass_fds=(engine_end.fileno(), self.rings.doorbell),
+                stderr=stderr,
+            )
+        self.send(messages.Configure(engine=config, arena_name=self.rings.arena.name, epoch=1))
+
+    def send(self, record: messages.ToEngine) -> None:
+        """Send one record."""
+        self.control.sendall(frame(messages.encode(record)))
+
+    def receive(self) -> messages.ToServer:
+        """The next record; EOFError when the engine has closed its end."""
+        while not self._records:
+            data = self.control.recv(65536)
+            if not data:
+                raise EOFError(self.log.read_text())
+            self._records += map(messages.decode_to_server, self._decoder.feed(data))
+        return self._records.pop(0)
+
+    def wait_for(self, kind: type) -> messages.ToServer:
+        """The next record of this kind, past others."""
+        while not isinstance(record := self.receive(), kind):
+            pass
+        return record
+
+    def submit(self, prompt: list[int], **sampling: object) -> Request:
+        """Submit a request over the control channel."""
+        request, record = self.rings.submission(prompt, **sampling)
+        self.send(record)
+        return request
+
+    def stats(self) -> messages.Stats:
+        """Ask for the engine's stats."""
+        self.send(messages.QueryStats())
+        return self.wait_for(messages.Stats)
+
+    def drain_until(self, condition: Callable[[], bool]) -> None:
+        """Drain, woken by the doorbell alone, until `condition()`."""
+        while True:
+            if self.rings.drain():
+                self.send(messages.Wake())
+            if condition():
+                return
+            ready, _, _ = select.select([self.rings.doorbell], [], [], PATIENCE)
+            assert ready, f"the doorbell stays silent; log:\n{self.log.read_text()}"
+
+    def close(self) -> None:
+        """End it, however it feels."""
+        self.control.close()
+        self.process.kill()
+        self.process.wait()
+        self.rings.close()
+
+
+@contextlib.contextmanager
+def engine_process(folder: Path, config: EngineConfig, *, ring_capacity: int = 1024) -> Iterator[EngineProcess]:
+    """An engine process for the length of a block."""
+    engine = EngineProcess(folder, config, ring_capacity)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def engine_command(control_fd: int, doorbell_fd: int, parent_pid: int) -> list[str]:
+    """The command line of the start protocol."""
+    options = {"--control-fd": control_fd, "--doorbell-fd": doorbell_fd, "--parent-pid": parent_pid}
+    return [sys.executable, "-m", "rbee.engine", *(str(word) for option in options.items() for word in option)]
