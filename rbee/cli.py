@@ -137,7 +137,7 @@ def pull(model: str, *, list_only: bool, debug: bool) -> None:  # noqa: ARG001 -
 
     if list_only:
         for entry in list_catalogue():
-            click.echo(f"{entry.name:28} {entry.description}")
+            click.echo(f"{entry.name:24} {entry.summary}")
         return
     with ConsoleProgress() as progress:
         folder = prepare(model, progress=progress)

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from rbee import __version__
-from rbee.config import Config, EngineConfig, ServerConfig
+from rbee.config import DEFAULT_MODEL, Config, EngineConfig, ServerConfig
 
 
 def _rbee(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -66,6 +66,28 @@ def test_options_come_from_the_environment():
     result = _rbee("serve", "--model", "synthetic", RBEE_PORT="70000")
     assert result.returncode == 2
     assert "70000 is not in the range" in result.stderr
+
+
+def test_pull_lists_the_catalogue():
+    """`rbee pull --list` names the default model and fetches nothing."""
+    result = _rbee("pull", "--list", RBEE_CACHE="/nonexistent")
+    assert result.returncode == 0
+    assert result.stdout.startswith(DEFAULT_MODEL)
+
+
+def test_pull_of_an_unknown_name_suggests_the_nearest():
+    """A name that is not in the catalogue is a sentence with the name that was probably meant, and exit code 2."""
+    result = _rbee("pull", "smollm2-135m-instuct")
+    assert result.returncode == 2
+    assert f"Did you mean {DEFAULT_MODEL!r}?" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_debug_shows_the_traceback():
+    """With --debug the traceback comes before the sentence."""
+    result = _rbee("pull", "--debug", "no-such-model")
+    assert result.returncode == 2
+    assert "Traceback" in result.stderr
 
 
 def test_help_is_instant():
