@@ -7,11 +7,12 @@
 // One array per test file.
 extern const Test kLayoutTests[];
 extern const Test kRolesTests[];
+extern const Test kWakeupTests[];
 extern const Test kThreadsTests[];
 
 int main(int argc, char** argv) {
     int failures = 0;
-    for (const Test* tests : {kLayoutTests, kRolesTests, kThreadsTests}) {
+    for (const Test* tests : {kLayoutTests, kRolesTests, kWakeupTests, kThreadsTests}) {
         for (const Test* test = tests; test->name != nullptr; ++test) {
             if (argc > 1 && std::strstr(test->name, argv[1]) == nullptr) {
                 continue;

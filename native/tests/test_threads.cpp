@@ -1,117 +1,15 @@
-// Both roles as threads over one mapping, so that ThreadSanitizer sees every pair of accesses, and with the real
-// eventfd and poll(). A lost wakeup ends in a failure that names the step after kPatience, never in a hang.
+// An engine and a server with many requests at once, as threads: every request gets exactly its tokens, with full
+// rings, slow readers, cancels, reuse and wrap-around. A lost wakeup is a failure that names the step.
 
 #include <deque>
-#include <exception>
-#include <thread>
 #include <vector>
-
-#include <poll.h>
 
 #include "check.h"
 #include "rbee/consumer.h"
 #include "rbee/producer.h"
+#include "threads.h"
 
 namespace {
-
-constexpr int kPatienceMs = 10'000;
-
-/// True once the descriptor is readable: looks a while without sleeping, because that hits the narrow interleavings far
-/// more often, then sleeps like the real thing. False when patience ends.
-bool wait_readable(int fd) {
-    pollfd waiting{fd, POLLIN, 0};
-    for (int i = 0; i < 200; ++i) {
-        if (poll(&waiting, 1, 0) == 1) {
-            return true;
-        }
-    }
-    return poll(&waiting, 1, kPatienceMs) == 1;
-}
-
-/// Runs both roles; the first exception of either ends the test. `stop` tells the other one to give up.
-template <typename Engine, typename Server>
-void run_roles(Engine engine, Server server) {
-    std::atomic<bool> stop{false};
-    std::exception_ptr error;
-    std::thread thread([&] {
-        try {
-            engine(stop);
-        } catch (...) {
-            error = std::current_exception();
-            stop = true;
-        }
-    });
-    std::exception_ptr server_error;
-    try {
-        server(stop);
-    } catch (...) {
-        server_error = std::current_exception();
-        stop = true;
-    }
-    thread.join();
-    for (const std::exception_ptr& failure : {error, server_error}) {
-        if (failure) {
-            std::rethrow_exception(failure);
-        }
-    }
-}
-
-/// One request after the other, of two steps each: the first wakes the server; the second, which ends the request,
-/// comes a random moment later, beside the server's look into the ring, its arming or its sleep. Nothing else is in
-/// flight that could make up for a lost wakeup, so a lost one stops both.
-void a_step_beside_the_arming_is_never_missed() {
-    constexpr std::uint32_t kRequests = 30'000;
-    const TestArena memory(64, 2, 0xffff8000);
-    rbee::Producer producer(memory.attach(), memory.doorbell());
-    rbee::Consumer consumer(memory.attach(), memory.doorbell());
-    std::atomic<std::uint32_t> submitted{0};  // a generation of ring 0, in place of the control channel
-    run_roles(
-        [&](const std::atomic<bool>& stop) {
-            Random random{362436069};
-            const std::uint32_t ring = 0;
-            const float logprob = 0;
-            const std::uint8_t reason = 1;
-            for (std::uint32_t request = 1; request <= kRequests; ++request) {
-                while (submitted != request) {
-                    if (stop) {
-                        return;
-                    }
-                    std::this_thread::yield();
-                }
-                producer.open(ring, request);
-                producer.commit({1, &ring, &request, &logprob, 0, nullptr, nullptr});
-                for (volatile std::uint32_t moment = random.below(2'000); moment != 0; moment = moment - 1) {
-                }
-                producer.commit({1, &ring, &request, &logprob, 1, &ring, &reason});
-            }
-        },
-        [&](const std::atomic<bool>& stop) {
-            rbee::Drained drained;
-            for (std::uint32_t request = 1; request <= kRequests; ++request) {
-                rbee::Consumer::Assigned assigned{};
-                CHECK(consumer.assign(assigned) && assigned.ring == 0 && assigned.generation == request);
-                submitted = request;
-                std::uint32_t received = 0;
-                while (consumer.in_use() != 0 && !stop) {
-                    if (!wait_readable(memory.doorbell())) {
-                        throw std::logic_error("missed wakeup: request " + std::to_string(request) + " after " +
-                                               std::to_string(received) + " tokens");
-                    }
-                    do {
-                        consumer.drain(16, drained);
-                        for (const rbee::Record& record : drained.records) {
-                            CHECK(record.token_id == request);
-                            ++received;
-                        }
-                    } while (drained.more);
-                }
-                CHECK(stop || received == 2);
-            }
-        });
-    const rbee::EngineLine& counted = consumer.fixed().engine;
-    CHECK(counted.wakes_written.load() + counted.wakes_elided.load() == 2 * kRequests);
-    CHECK(counted.wakes_elided.load() != 0);  // otherwise the interesting moment was never hit
-}
 
 std::uint32_t token(std::uint32_t seed, std::uint32_t index) { return (seed * 2654435761u) ^ (index * 40503u); }
 
@@ -333,80 +231,6 @@ void exchange_requests(std::uint32_t num_requests, std::size_t max_open) {
     CHECK(max_open > 4 || server.fixed().server.engine_wakes.load() != 0);
 }
 
-/// A request that never gets a token is cancelled at a random moment beside the engine's falling asleep. Only the cancel
-/// can end it.
-void a_cancel_beside_the_falling_asleep_is_never_missed() {
-    constexpr std::uint32_t kRequests = 20'000;
-    const TestArena memory(64, 2);
-    const rbee::Arena arena = memory.attach();
-    rbee::Producer producer(memory.attach(), memory.doorbell());
-    rbee::Consumer consumer(memory.attach(), memory.doorbell());
-    std::atomic<std::uint32_t> submitted{0};
-    const int wakes = eventfd(0, EFD_NONBLOCK);  // the Wake records of the control channel
-    const auto spend_a_moment = [](Random& random) {
-        for (volatile std::uint32_t moment = random.below(500); moment != 0; moment = moment - 1) {
-        }
-    };
-    run_roles(
-        [&](const std::atomic<bool>& stop) {
-            Random random{362436069};
-            const std::uint32_t ring = 0;
-            const std::uint8_t reason = 3;
-            std::vector<std::uint32_t> cancelled;
-            for (std::uint32_t request = 1; request <= kRequests; ++request) {
-                while (submitted != request) {
-                    if (stop) {
-                        return;
-                    }
-                    std::this_thread::yield();
-                }
-                producer.open(ring, request);
-                spend_a_moment(random);
-                while (cancelled.empty() && !stop) {  // a Wake of the request before may come late and mean nothing
-                    producer.arm_wait();
-                    producer.take_cancelled(cancelled);
-                    if (cancelled.empty()) {
-                        if (!wait_readable(wakes)) {
-                            throw std::logic_error("missed wake of the engine: request " + std::to_string(request) +
-                                                   " was cancelled while it fell asleep");
-                        }
-                        rbee::silence(wakes);
-                        producer.take_cancelled(cancelled);
-                    }
-                }
-                CHECK(stop || cancelled == std::vector<std::uint32_t>{ring});
-                cancelled.clear();
-                producer.commit({0, nullptr, nullptr, nullptr, 1, &ring, &reason});
-            }
-        },
-        [&](const std::atomic<bool>& stop) {
-            Random random{521288629};
-            rbee::Drained drained;
-            for (std::uint32_t request = 1; request <= kRequests && !stop; ++request) {
-                rbee::Consumer::Assigned assigned{};
-                CHECK(consumer.assign(assigned) && assigned.ring == 0);
-                submitted = request;
-                spend_a_moment(random);
-                while (request % 16 == 0 && !stop && arena.fixed->wait.engine_waiting == 0) {
-                    std::this_thread::yield();  // these find it asleep for certain
-                }
-                if (consumer.cancel(0)) {
-                    rbee::wake(wakes);
-                }
-                while (consumer.in_use() != 0 && !stop) {
-                    if (!wait_readable(memory.doorbell())) {
-                        throw std::logic_error("missed wakeup: the end of request " + std::to_string(request));
-                    }
-                    do {
-                        consumer.drain(1, drained);
-                    } while (drained.more);
-                }
-            }
-        });
-    close(wakes);
-    CHECK(consumer.fixed().server.engine_wakes.load() >= kRequests / 16);
-}
-
 void many_requests_get_exactly_their_tokens() { exchange_requests(10'000, 64); }
 
 void a_sleeping_engine_is_always_woken() { exchange_requests(5'000, 3); }
@@ -415,8 +239,6 @@ void a_sleeping_engine_is_always_woken() { exchange_requests(5'000, 3); }
 
 extern const Test kThreadsTests[];
 const Test kThreadsTests[] = {
-    {"a step beside the arming is never missed", a_step_beside_the_arming_is_never_missed},
-    {"a cancel beside the falling asleep is never missed", a_cancel_beside_the_falling_asleep_is_never_missed},
     {"many requests get exactly their tokens", many_requests_get_exactly_their_tokens},
     {"a sleeping engine is always woken", a_sleeping_engine_is_always_woken},
     {nullptr, nullptr}};

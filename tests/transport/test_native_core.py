@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 NATIVE = Path(__file__).resolve().parents[2] / "native"
+CMAKE = Path(sys.executable).parent / "cmake"  # of the development requirements
 
 
 def without_address_randomisation() -> list[str]:
@@ -25,8 +27,8 @@ def without_address_randomisation() -> list[str]:
 def test_core_under(sanitizers, tmp_path):
     """Layout, both roles in one thread, and both roles as threads over one mapping, with every warning an error."""
     for command in (
-        ["cmake", "-S", NATIVE, "-B", tmp_path, "-DRBEE_BUILD_TESTS=ON", f"-DRBEE_SANITIZE={sanitizers}"],
-        ["cmake", "--build", tmp_path, "--parallel", "2"],
+        [CMAKE, "-S", NATIVE, "-B", tmp_path, "-DRBEE_BUILD_TESTS=ON", f"-DRBEE_SANITIZE={sanitizers}"],
+        [CMAKE, "--build", tmp_path, "--parallel", "2"],
         [*without_address_randomisation(), tmp_path / "rbee_core_tests"],
     ):
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
