@@ -1,0 +1,140 @@
+"""Messages to one prompt text, by the model's own chat template.
+
+Owns the jinja environment, which offers templates what transformers offers them. Does not know where a template comes
+from or what becomes of the text. A template is foreign code: it runs in jinja's immutable sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from rbee.errors import ModelError
+from rbee.server.errors import ApiError, invalid
+
+_RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+
+
+class ChatTemplate:
+    """A compiled chat template with the model's special tokens (bos_token, eos_token ...) as variables."""
+
+    def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise ModelError(
+                f"The model's chat template does not compile: {error}. Correct chat_template.jinja."
+            ) from error
+        self._special_tokens = special_tokens
+        self._knows_developer = "developer" in source
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: dict[str, Any] | None = None,
+    ) -> str:
+        """The prompt of a conversation.
+
+        Args:
+            messages: each with "role" and "content" (a string).
+            add_generation_prompt: end with what opens the assistant's answer.
+            continue_final_message: end right after the last message's content, so that the model continues it.
+            variables: further template variables (`chat_template_kwargs`).
+
+        Raises:
+            ApiError: the template refuses these messages (for example two in a row of one role), fails on them, or
+                the variables would hide its own.
+        """
+        variables = variables or {}
+        if reserved := sorted(_RESERVED & variables.keys()):
+            raise invalid(
+                "chat_template_kwargs", f"chat_template_kwargs may not set {reserved[0]!r}: it is the server's."
+            )
+        messages = [self._known_role(message) for message in messages]
+        if not continue_final_message:
+            return self._render(messages, add_generation_prompt, variables)
+        # A mark shows where the content ends, whatever the template puts after it.
+        mark = f"<{secrets.token_hex(16)}>"
+        last = messages[-1] | {"content": messages[-1]["content"] + mark}
+        text, found, _ = self._render([*messages[:-1], last], False, variables).partition(mark)
+        if not found:
+            raise invalid(
+                "continue_final_message", "The model's chat template does not show the last message's content."
+            )
+        return text
+
+    def _known_role(self, message: dict[str, Any]) -> dict[str, Any]:
+        if message["role"] == "developer" and not self._knows_developer:
+            return message | {"role": "system"}  # OpenAI's newer word for the same thing
+        return message
+
+    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool, variables: dict[str, Any]) -> str:  # noqa: FBT001 - private
+        try:
+            return self._template.render(
+                self._special_tokens
+                | variables
+                | {
+                    "messages": messages,
+                    "tools": None,
+                    "documents": None,
+                    "add_generation_prompt": add_generation_prompt,
+                }
+            )
+        except _RefusedError as refusal:
+            raise invalid("messages", f"The model's chat template refuses these messages: {refusal}") from None
+        except Exception as error:  # whatever foreign code does, it is this request that fails
+            raise ApiError(
+                400,
+                f"The model's chat template fails on these messages: {type(error).__name__}: {error}",
+                param="messages",
+                code="chat_template_error",
+            ) from error
+
+
+class _RefusedError(jinja2.TemplateError):
+    """A template called raise_exception()."""
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` ... `{% endgeneration %}` marks the assistant's text for training; here its body is all."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja's declaration
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        """Replace the block by its body."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _tojson(  # templates may pass these by position
+    value: Any,
+    ensure_ascii: bool = False,  # noqa: FBT001, FBT002
+    indent: int | None = None,
+    separators: Any = None,
+    sort_keys: bool = False,  # noqa: FBT001, FBT002
+) -> str:
+    """JSON as transformers writes it in templates: no HTML escapes, unlike jinja's own filter."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise _RefusedError(message)
+
+
+def _strftime_now(format: str) -> str:  # noqa: A002 - a template may pass it by this name
+    return datetime.now().astimezone().strftime(format)

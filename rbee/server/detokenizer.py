@@ -1,0 +1,179 @@
+"""Token ids to text, one token at a time, exactly and without delay.
+
+Owns the three ways in which vocabularies write text. Text is never cut inside a character, and never withheld once no
+further token can change it. Knows nothing of stop strings or frames.
+
+What comes out equals `tokenizer.decode(ids, skip_special_tokens=True)`, with one exception. The byte-fallback decoder
+of `tokenizers` turns a whole run of byte tokens into replacement characters when any byte of it is invalid, also
+those that were complete characters before. A stream cannot take back what it has shown: here only the invalid bytes
+become U+FFFD.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tokenizers import Tokenizer
+
+
+class Detokenizer(Protocol):
+    """The text of one sequence, token by token."""
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes; "" while a character is incomplete."""
+        ...
+
+    def flush(self) -> str:
+        """The text of what is still incomplete, once no further token comes."""
+        ...
+
+
+class ByteLevelDetokenizer:
+    """For byte-level vocabularies (GPT-2's and its successors'): a token is some bytes, whatever its neighbours are."""
+
+    __slots__ = ("_decode", "_pieces")
+
+    def __init__(self, pieces: _Pieces) -> None:
+        self._pieces = pieces
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def push(self, token_id: int) -> str:
+        """See `Detokenizer`."""
+        return self._decode(self._pieces[token_id])
+
+    def flush(self) -> str:
+        """See `Detokenizer`."""
+        return self._decode(b"", True)
+
+
+class ByteFallbackDetokenizer:
+    """For SentencePiece vocabularies with byte fallback (Llama 2, Mistral, Gemma): a token is text, or one byte.
+
+    A token of text ends a character whose bytes were incomplete.
+    """
+
+    __slots__ = ("_decode", "_pieces", "_strip")
+
+    def __init__(self, pieces: _Pieces, *, strip: bool) -> None:
+        self._pieces = pieces
+        self._strip = strip  # the vocabulary writes a space before the first word, which is not shown
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def push(self, token_id: int) -> str:
+        """See `Detokenizer`."""
+        piece = self._pieces[token_id]
+        text = self._decode(piece) if isinstance(piece, bytes) else self._decode(b"", True) + piece
+        if self._strip and text:
+            self._strip = False
+            return text.removeprefix(" ")
+        return text
+
+    def flush(self) -> str:
+        """See `Detokenizer`."""
+        return self._decode(b"", True)
+
+
+class WindowDetokenizer:
+    """For every other decoder: decodes the last few tokens again with each new one.
+
+    A token's text may depend on the tokens before it (a space, or none), so it is what `decode` says of the last shown
+    tokens and the new ones, less what it says of the last shown ones alone. The method is that of Hugging Face's
+    text-generation-inference. Text that ends in a replacement character, which may be an incomplete one, is withheld.
+    """
+
+    __slots__ = ("_decode", "_num_shown", "_shown_text", "_window")
+
+    _LONGEST = 16  # tokens; after so many, a replacement character is not an incomplete one any more
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._decode: Callable[[list[int]], str] = tokenizer.decode  # skips special tokens by default
+        self._window: list[int] = []
+        self._num_shown = 0  # of the window's tokens
+        self._shown_text = ""  # of these tokens alone
+
+    def push(self, token_id: int) -> str:
+        """See `Detokenizer`."""
+        self._window.append(token_id)
+        text = self._decode(self._window)
+        new = text[len(self._shown_text) :]
+        if not new or (text.endswith("\ufffd") and len(self._window) < self._LONGEST):
+            return ""
+        self._window = self._window[self._num_shown :]
+        self._num_shown = len(self._window)
+        self._shown_text = self._decode(self._window)
+        return new
+
+    def flush(self) -> str:
+        """See `Detokenizer`."""
+        return self._decode(self._window)[len(self._shown_text) :]
+
+
+def detokenizers(tokenizer: Tokenizer) -> Callable[[], Detokenizer]:
+    """What makes a detokenizer for each sequence of this vocabulary; the token table is shared by all of them."""
+    decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {}
+    if decoder.get("type") == "ByteLevel":
+        byte_level = _Pieces(tokenizer, _byte_level_piece())
+        return lambda: ByteLevelDetokenizer(byte_level)
+    steps = decoder.get("decoders", [])
+    if steps[:3] == _BYTE_FALLBACK and steps[3:] in ([], [_STRIP]):
+        byte_fallback = _Pieces(tokenizer, _byte_fallback_piece)
+        return lambda: ByteFallbackDetokenizer(byte_fallback, strip=bool(steps[3:]))
+    return lambda: WindowDetokenizer(tokenizer)
+
+
+_BYTE_FALLBACK = [
+    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+]
+_STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+
+
+class _Pieces(dict[int, Any]):
+    """What each token id stands for, filled on first use: bytes or text.
+
+    Special tokens, and ids that the vocabulary does not have, stand for no bytes, which changes nothing around them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, piece: Callable[[str], bytes | str]) -> None:
+        added = tokenizer.get_added_tokens_decoder()
+        super().__init__({token_id: b"" for token_id, token in added.items() if token.special})
+        self._tokenizer = tokenizer
+        self._piece = piece
+
+    def __missing__(self, token_id: int) -> bytes | str:
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None:
+            return b""
+        piece = self[token_id] = self._piece(token)
+        return piece
+
+
+def _byte_level_piece() -> Callable[[str], bytes]:
+    """The bytes behind a byte-level token.
+
+    In GPT-2's alphabet each byte has a visible character: printable ones stand for themselves, the others take the
+    code points from 256 on, in order. A token with any other character (an added one) is its own UTF-8.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    byte_of = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+    def piece(token: str) -> bytes:
+        if all(character in byte_of for character in token):
+            return bytes(byte_of[character] for character in token)
+        return token.encode()
+
+    return piece
+
+
+def _byte_fallback_piece(token: str) -> bytes | str:
+    """The byte that `<0x..>` names, or the token's text with SentencePiece's mark for a space replaced."""
+    byte = re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token)
+    return bytes.fromhex(byte[1]) if byte else token.replace("▁", " ")

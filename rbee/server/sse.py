@@ -1,0 +1,86 @@
+"""The frames of OpenAI's streams: everything that is constant in a stream rendered once, before its first token.
+
+Owns the bytes of chunks. Knows neither where the text comes from nor where the bytes go.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Frames:
+    """The chunks of one stream, in two dialects. The role comes with the first chunk, never before it."""
+
+    __slots__ = ("_after", "_before", "_before_next", "_empty", "_head", "_usage")
+
+    def __init__(self, *, kind: str, request_id: str, created: int, model: str, chat: bool, usage: bool) -> None:
+        """Render what is constant.
+
+        Args:
+            kind: the chunks' `object`.
+            request_id: their `id`.
+            created: UNIX time, in seconds.
+            model: the served model's name.
+            chat: chunks with a `delta` (chat completions) or with `text` (completions).
+            usage: the stream ends with a usage chunk; the others then say `"usage": null`.
+        """
+        constant = _encode({"id": request_id, "object": kind, "created": created, "model": model})
+        self._head = b"data: " + constant[:-1] + b',"choices":['
+        choice = self._head + b'{"index":0,'
+        if chat:
+            self._before = choice + b'"delta":{"role":"assistant","content":'
+            self._before_next = choice + b'"delta":{"content":'
+            self._empty = choice + b'"delta":{'
+            self._after = b"}"
+        else:
+            self._before = self._before_next = choice + b'"text":'
+            self._empty = choice + b'"text":""'
+            self._after = b""
+        self._usage = b',"usage":null' if usage else b""
+
+    def text(self, text: str, extra: bytes = b"") -> bytes:
+        """A chunk with text. `extra` is more JSON for the chunk, beginning with a comma."""
+        frame = b'%b%b%b,"finish_reason":null}]%b%b}\n\n' % (
+            self._before, _encode(text), self._after, self._usage, extra
+        )  # fmt: skip
+        self._before = self._before_next
+        return frame
+
+    def last(self, text: str, finish_reason: str, extra: bytes = b"") -> bytes:
+        """The last chunk with a choice; with no text it has an empty delta, unless it is the first one too."""
+        first = self._before is not self._before_next
+        body = self._before + _encode(text) if text or first else self._empty
+        return b'%b%b,"finish_reason":"%b"}]%b%b}\n\n' % (
+            body, self._after, finish_reason.encode(), self._usage, extra
+        )  # fmt: skip
+
+    def usage(self, prompt_tokens: int, completion_tokens: int) -> bytes:
+        """The chunk with the token counts and no choices."""
+        return b"%b]%b}\n\n" % (self._head, usage_member(prompt_tokens, completion_tokens))
+
+
+def usage_member(prompt_tokens: int, completion_tokens: int) -> bytes:
+    """`,"usage":{...}`: token counts as a further member of a JSON object."""
+    return b',"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}' % (
+        prompt_tokens, completion_tokens, prompt_tokens + completion_tokens
+    )  # fmt: skip
+
+
+def timing_member(committed_ns: int) -> bytes:
+    """`,"timing":{...}`: when the engine committed the chunk's token, CLOCK_MONOTONIC."""
+    return b',"timing":{"committed_ns":%d}' % committed_ns
+
+
+def error(envelope: bytes) -> bytes:
+    """An error in mid-stream."""
+    return b"data: " + envelope + b"\n\n"

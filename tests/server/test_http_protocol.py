@@ -1,0 +1,133 @@
+"""The protocol class on a recorded transport: what cannot be timed on a real socket."""
+
+import asyncio
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from rbee.server.http_protocol import EXTENSION, WRITE_BUFFER_HIGH, StreamProtocol
+
+
+class RecordingTransport:
+    """A transport without a socket."""
+
+    def __init__(self):
+        self.written, self.high, self.reading, self.closing = [], None, True, False
+
+    def get_extra_info(self, name):
+        """Nothing is known of a socket that is not there."""
+
+    def set_write_buffer_limits(self, high, low):
+        """Keep the limit."""
+        assert low < high
+        self.high = high
+
+    def pause_reading(self):
+        """Keep it."""
+        self.reading = False
+
+    def resume_reading(self):
+        """Keep it."""
+        self.reading = True
+
+    def is_closing(self):
+        """As told."""
+        return self.closing
+
+    def close(self):
+        """As asked."""
+        self.closing = True
+
+    def write(self, data):
+        """Keep it; a closed transport must be left alone."""
+        assert not self.closing
+        self.written.append(data)
+
+
+class RecordingListener:
+    """A StreamListener that keeps what it hears."""
+
+    def __init__(self):
+        self.heard = []
+
+    def on_pause(self):
+        """Keep it."""
+        self.heard.append("pause")
+
+    def on_resume(self):
+        """Keep it."""
+        self.heard.append("resume")
+
+    def on_closed(self):
+        """Keep it."""
+        self.heard.append("closed")
+
+
+async def no_app(scope, receive, send):
+    """An application that never answers."""
+
+
+@pytest.fixture
+def parts():
+    """A connected protocol, its transport, the writer of a request that is coming in, and a listener."""
+
+    async def connect():
+        protocol = StreamProtocol(uvicorn.Config(no_app, log_config=None), ServerState(), {})
+        transport = RecordingTransport()
+        protocol.connection_made(transport)
+        protocol.data_received(b"POST ")
+        return protocol, transport, protocol.scope["extensions"][EXTENSION], RecordingListener()
+
+    return asyncio.run(connect())
+
+
+def test_slow_clients_cost_is_bounded(parts):
+    """The transport has our limit, not its own."""
+    assert parts[1].high == WRITE_BUFFER_HIGH
+
+
+def test_opening_reads_on(parts):
+    """Reading that was paused for a large body goes on, or the client's leaving would never be noticed."""
+    protocol, transport, writer, listener = parts
+    protocol.flow.pause_reading()
+    writer.open(listener)
+    assert transport.reading
+
+
+def test_frames_wait_for_the_head(parts):
+    """What is written before the response has started follows it, as one chunk; the rest goes out at once."""
+    _, transport, writer, listener = parts
+    writer.write(b"one")
+    writer.write(b"two")
+    assert transport.written == []
+    writer.open(listener)
+    writer.write(b"x" * 16)
+    assert transport.written == [b"6\r\nonetwo\r\n", b"10\r\n" + b"x" * 16 + b"\r\n"]
+
+
+def test_listener_hears_of_the_socket_while_it_is_open(parts):
+    """Between open and close, and of its end once."""
+    protocol, _, writer, listener = parts
+    protocol.pause_writing()
+    assert writer.paused
+    writer.open(listener)
+    protocol.resume_writing()
+    protocol.pause_writing()
+    writer.close()
+    protocol.resume_writing()
+    assert listener.heard == ["resume", "pause"]
+    writer.open(listener)
+    protocol.connection_lost(None)
+    assert listener.heard == ["resume", "pause", "closed"]
+
+
+def test_client_that_has_left_is_noticed_when_opening(parts):
+    """Nothing is written to it."""
+    _, transport, writer, listener = parts
+    writer.write(b"early")
+    transport.closing = True
+    writer.open(listener)
+    writer.write(b"late")
+    assert listener.heard == ["closed"]
+    assert transport.written == []
