@@ -1,0 +1,136 @@
+"""The default model, whole: real clients read a real model's tokens from a real server, and they are the right ones."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+
+from rbee.config import DEFAULT_MODEL
+
+_TOKENS = 32
+
+_LONG = " ".join(
+    f"Chapter {number}: the ship left harbour at dawn, and the crew counted stars." for number in range(60)
+)
+
+PROMPTS: dict[str, list[dict[str, str]]] = {
+    "ascii": [{"role": "user", "content": "Write one sentence about the sea."}],
+    "question": [{"role": "user", "content": "What is the capital of France?"}],
+    "cjk": [{"role": "user", "content": "请用一句话介绍北京。日本語も少し。"}],
+    "emoji": [{"role": "user", "content": "Tell a story about 🎉, 🚀 and 👩‍👩‍👧."}],
+    "long": [{"role": "user", "content": _LONG + " Summarize."}],
+    "empty system": [{"role": "system", "content": ""}, {"role": "user", "content": "Hello"}],
+    "digits and code": [{"role": "user", "content": "def f(x):\n    return x * 12345 + 67.890\n\tExplain."}],
+    "several turns": [
+        {"role": "user", "content": "My name is Ada."},
+        {"role": "assistant", "content": "Nice to meet you, Ada."},
+        {"role": "user", "content": "What is my name?"},
+    ],
+}
+
+
+@pytest.fixture
+def client(default_server):
+    """The real OpenAI client, as users make it."""
+    with openai.OpenAI(base_url=f"{default_server.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def reference(default_model):
+    """Prompt length and greedy text of every prompt, from transformers.generate on the same dequantized weights."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(default_model.path)
+    model = AutoModelForCausalLM.from_pretrained(default_model.path, dtype=torch.float32)
+    answers = {}
+    for name, messages in PROMPTS.items():
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        with torch.inference_mode():
+            output = model.generate(**inputs, do_sample=False, max_new_tokens=_TOKENS)
+        prompt_tokens = inputs["input_ids"].shape[1]
+        answers[name] = (prompt_tokens, tokenizer.decode(output[0, prompt_tokens:], skip_special_tokens=True))
+    return answers
+
+
+def _greedy(client: openai.OpenAI, name: str) -> tuple[int, str]:
+    answer = client.chat.completions.create(
+        model=DEFAULT_MODEL, messages=PROMPTS[name], temperature=0, max_tokens=_TOKENS
+    )
+    return answer.usage.prompt_tokens, answer.choices[0].message.content
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_greedy_alone_equals_transformers(client, reference, name):
+    """A prompt that runs alone yields the tokens that transformers.generate yields."""
+    assert _greedy(client, name) == reference[name]
+
+
+def test_greedy_together_equals_transformers(client, reference):
+    """All prompts running in the same batches, started twice over, yield the same tokens as alone."""
+    names = list(PROMPTS) * 2
+    with ThreadPoolExecutor(len(names)) as pool:
+        answers = list(pool.map(lambda name: _greedy(client, name), names))
+    assert dict(zip(names, answers, strict=True)) == reference
+    assert answers[: len(PROMPTS)] == answers[len(PROMPTS) :]
+
+
+def _assert_streamed(arrivals: list[int], commits: list[int]) -> None:
+    """Every frame was read before the engine had committed the third token after it: no burst, no buffer."""
+    assert len(arrivals) == len(commits) == 64
+    late = [i for i in range(len(commits) - 3) if arrivals[i] >= commits[i + 3]]
+    assert late == []
+
+
+def test_openai_client_reads_each_token_when_it_is_made(client):
+    """64 tokens reach the openai client as 64 chunks, each before the engine commits the third token after it."""
+    stream = client.chat.completions.create(
+        model=DEFAULT_MODEL,
+        messages=[{"role": "user", "content": "Write a long story about a lighthouse keeper."}],
+        temperature=0,
+        max_tokens=64,
+        stream=True,
+        extra_body={"stream_options": {"include_timing": True}},
+    )
+    arrivals, commits, texts = [], [], []
+    for chunk in stream:
+        arrivals.append(time.monotonic_ns())
+        commits.append(chunk.timing["committed_ns"])
+        texts.append(chunk.choices[0].delta.content)
+    assert all(texts)
+    assert chunk.choices[0].finish_reason == "length"
+    _assert_streamed(arrivals, commits)
+
+
+def test_curl_reads_each_token_when_it_is_made(default_server):
+    """The same with `curl -N`: frames come out of its pipe one by one, each a `data:` line followed by a blank one."""
+    payload = {
+        "model": DEFAULT_MODEL,
+        "prompt": "Once upon a time",
+        "max_tokens": 64,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_timing": True},
+    }
+    command = ["curl", "-sN", f"{default_server.url}/v1/completions", "-H", "Content-Type: application/json"]
+    arrivals, lines = [], []
+    with subprocess.Popen([*command, "-d", json.dumps(payload)], stdout=subprocess.PIPE, bufsize=0) as curl:
+        pending = b""
+        while piece := curl.stdout.read(65536):
+            now = time.monotonic_ns()
+            *complete, pending = (pending + piece).split(b"\n\n")
+            lines += complete
+            arrivals += [now] * len(complete)
+    assert pending == b""
+    assert lines[-1] == b"data: [DONE]"
+    chunks = [json.loads(line.removeprefix(b"data: ")) for line in lines[:-1]]
+    assert all(chunk["choices"][0]["text"] for chunk in chunks)
+    _assert_streamed(arrivals[:-1], [chunk["timing"]["committed_ns"] for chunk in chunks])
