@@ -244,10 +244,11 @@ def test_keep_alive_looks_after_open_streams_again_and_again():
         keep_alive = KeepAlive(0.001)
         first, second = Watched(), Watched()
         keep_alive.add(first)
-        await first.looked_at.wait()
-        keep_alive.add(second)
-        first.looked_at.clear()
-        await asyncio.gather(first.looked_at.wait(), second.looked_at.wait())
+        async with asyncio.timeout(20):
+            await first.looked_at.wait()
+            keep_alive.add(second)
+            first.looked_at.clear()
+            await asyncio.gather(first.looked_at.wait(), second.looked_at.wait())
         keep_alive.discard(second)
         keep_alive.discard(first)
         assert keep_alive._timer is None
