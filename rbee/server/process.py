@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import logging
 import signal
@@ -115,6 +116,8 @@ async def _until_stopped(
             first.cancel()
             _log.error("%s", error)
             return 2
+        gc.collect()
+        gc.freeze()  # what is alive now stays alive: no collection in the token path has to look at it again
         _say(f"ready (model {model}, runner {engine.runner}, {time.monotonic() - started:.1f} s)")
     await first
     supervisor.refuse_new()

@@ -153,6 +153,7 @@ class Supervisor:
                 self.state = "loading"
             case Loading() as progress:
                 self.progress = progress
+                _log.info("engine: %s (%d of %d)", progress.stage, progress.done, progress.total)
             case Ready() as ready:
                 self.ready = ready
                 if self.state != "draining":

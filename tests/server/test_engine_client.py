@@ -34,7 +34,8 @@ class Engine:
         self.producer = Producer(self.arena, doorbell)
         stack.callback(self.producer.close)
         self.sent = []
-        self.client = EngineClient(consumer, RINGS, self.sent.append, give_up=lambda: None)
+        self.given_up = []
+        self.client = EngineClient(consumer, RINGS, self.sent.append, give_up=lambda: self.given_up.append(True))
         self.doorbell = doorbell
         asyncio.get_running_loop().add_reader(doorbell, self.client.on_wake)
         stack.callback(asyncio.get_running_loop().remove_reader, doorbell)
@@ -273,5 +274,21 @@ def test_retry_after_is_bounded():
         assert 10 <= engine.client.retry_after() <= 11
         engine.client._finished_at[0] -= 4000
         assert engine.client.retry_after() == 60
+
+    with_engine(check)
+
+
+def test_corrupt_arena_ends_the_engine():
+    """Indices that no ring can have are never followed: the engine is given up, and open requests then fail."""
+
+    async def check(engine):
+        _, ring, sink = engine.submit()
+        engine.commit([(ring, 1)])
+        tails = 640  # where native/README.md puts them
+        engine.arena.buffer[tails + 4 * ring : tails + 4 * ring + 4] = (CAPACITY + 2).to_bytes(4, "little")
+        await until(lambda: engine.given_up)
+        assert (sink.token_ids, sink.ends) == ([], [])
+        engine.client.engine_died(DIED)
+        assert sink.ends == [DIED]
 
     with_engine(check)

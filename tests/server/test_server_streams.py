@@ -141,8 +141,12 @@ def test_stop_token_is_not_shown(synthetic_server):
     assert events[-2]["choices"][0] == {"index": 0, "text": "", "finish_reason": "stop"}
 
 
-def test_hundred_streams_each_tenth_aborted(synthetic_server):
-    """Every client gets exactly its own tokens, in order; the aborted ones leave no ring behind."""
+def test_hundred_streams_each_tenth_aborted(start_server):
+    """Every client gets exactly its own tokens, in order; the aborted ones leave no ring and no KV block behind.
+
+    The KV cache holds 512 blocks, much less than the clients want together, so sequences are preempted too. That all
+    blocks are back is shown by a prompt that is admitted only when every single one is free.
+    """
 
     async def one(client, number):
         prompt, count = f"client {number}", 20 + 3 * number
@@ -159,12 +163,15 @@ def test_hundred_streams_each_tenth_aborted(synthetic_server):
         stream.abort()
         return expected(prompt, len(text)) == text
 
-    async def run():
-        async with Client(synthetic_server.address) as client:
+    async def run(server):
+        async with Client(server.address) as client, asyncio.timeout(120):
             assert all(await asyncio.gather(*(one(client, number) for number in range(100))))
-            await check_idle(client, synthetic_server)
+            await check_idle(client, server)
+            whole = "x" * (512 * 16 - 1)
+            events = await client.read(COMPLETIONS, {"prompt": whole, "max_tokens": 1})
+            assert text_of(events) == expected(whole, 1)
 
-    asyncio.run(run())
+    asyncio.run(run(start_server("--model", "synthetic", "--synthetic-step-ms", "1", "--kv-cache-mib", "8")))
 
 
 @pytest.fixture(scope="module")
