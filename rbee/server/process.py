@@ -67,8 +67,11 @@ def run(config: Config, model: ModelFolder | None) -> int:
             served = served_model.load_synthetic(name or "synthetic")
         else:
             served = served_model.load(name or model.name, model.path)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(config, served, sock, started))
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                return runner.run(_serve(config, served, sock, started))
+        finally:
+            gc.unfreeze()  # the interpreter's last collection frees what was frozen when the engine was ready
 
 
 async def _serve(config: Config, model: ServedModel, sock: socket.socket, started: float) -> int:

@@ -113,6 +113,7 @@ def test_signal_lets_streams_finish(start_server, number):
         assert server.wait() == 0
         assert leftovers(server.pid, children) == ([], [])
         assert "Traceback" not in server.log.read_text()
+        assert "leaked" not in server.log.read_text(), "the native objects should be freed at the end"
         assert "killed" not in server.log.read_text(), "the engine should have stopped when it was asked to"
 
 
