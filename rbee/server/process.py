@@ -10,6 +10,7 @@ import contextlib
 import gc
 import ipaddress
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _BACKLOG = 2048
+_SPARE_DESCRIPTORS = 64  # beside one for each request: files, pipes, the engine's channels, refused connections
 _SEND_BUFFER = 128 * 1024  # bytes the kernel holds for one slow client (it books twice that); a token's frame has 250
 _ENGINE_PATIENCE = 5.0  # seconds the engine may take to stop
 _RESPONSE_PATIENCE = 2  # seconds the last responses may take to leave, once nothing is open any more
@@ -60,6 +62,7 @@ def run(config: Config, model: ModelFolder | None) -> int:
     """
     started = time.monotonic()
     check_options(config.server)
+    allow_descriptors(config.server.max_requests)
     with listen(config.server.host, config.server.port) as sock:
         _say(f"listening on {_url(sock)}")
         name = config.server.served_model_name
@@ -209,6 +212,25 @@ def check_options(options: ServerConfig) -> None:
         raise ConfigError(
             f"--host {options.host} can be reached from other machines; give an --api-key, or --insecure to do without."
         )
+
+
+def allow_descriptors(max_requests: int) -> None:
+    """Let this process open a connection for each of `max_requests`, as far as the system allows it.
+
+    Raises:
+        ConfigError: it does not allow that many.
+    """
+    needed = max_requests + _SPARE_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ConfigError(
+            f"--max-requests {max_requests} needs {needed} file descriptors, but this process may open only {hard}: "
+            "raise the limit (ulimit -Hn) or lower the option."
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        # Connections that only wait for their turn need one too: take all there is, up to twice the need.
+        most = 2 * needed if hard == resource.RLIM_INFINITY else min(hard, 2 * needed)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -83,6 +83,28 @@ def test_greedy_together_equals_transformers(client, reference):
     assert answers[: len(PROMPTS)] == answers[len(PROMPTS) :]
 
 
+def test_seeded_sampling_is_the_same_beside_others(client):
+    """A request with a seed yields the same text alone and beside requests with other seeds, which yield others."""
+
+    def sampled(seed: int) -> str:
+        answer = client.chat.completions.create(
+            model=DEFAULT_MODEL,
+            messages=PROMPTS["ascii"],
+            seed=seed,
+            temperature=0.9,
+            top_p=0.95,
+            max_tokens=24,
+            extra_body={"top_k": 50},
+        )
+        return answer.choices[0].message.content
+
+    alone = sampled(1)
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(sampled, [1, 2, 3, 4]))
+    assert together[0] == alone
+    assert len(set(together)) == 4
+
+
 def _assert_streamed(arrivals: list[int], commits: list[int]) -> None:
     """Every frame was read before the engine had committed the third token after it: no burst, no buffer."""
     assert len(arrivals) == len(commits) == 64

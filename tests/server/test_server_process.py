@@ -1,11 +1,13 @@
 """Start and options of the server process."""
 
+import asyncio
 import json
 import socket
 import sys
 
 import httpx
 import pytest
+from raw_client import COMPLETIONS, Client
 
 from rbee.config import ServerConfig
 from rbee.errors import ConfigError
@@ -56,6 +58,28 @@ def test_port_in_use(start_server):
             log = server.log.read_text()
             assert f"127.0.0.1:{port}" in log
             assert "Traceback" not in log
+
+
+def test_few_descriptors_by_default(launch):
+    """A low soft limit, as shells give it, is raised, so that as many clients as the options promise can connect."""
+    command = f"ulimit -Sn 64; exec {sys.executable} -m rbee.cli serve --port 0 --model synthetic --max-requests 128"
+
+    async def run(server):
+        async with Client(server.address) as client:
+            body = {"prompt": "hi", "max_tokens": 5}
+            answers = await asyncio.gather(*(client.read(COMPLETIONS, body) for _ in range(100)))
+            assert all(answer[-1] == "[DONE]" for answer in answers)
+
+    with launch(["bash", "-c", command]) as server:
+        asyncio.run(run(server))
+
+
+def test_too_few_descriptors(launch):
+    """A hard limit that is too low is a sentence with the two numbers, and exit code 2."""
+    command = f"ulimit -n 100; exec {sys.executable} -m rbee.cli serve --port 0 --model synthetic --max-requests 128"
+    with launch(["bash", "-c", command], until=None) as server:
+        assert server.wait() == 2
+        assert "needs 192 file descriptors, but this process may open only 100" in server.log.read_text()
 
 
 def test_address_of_another_machine():
