@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from rbee.server.errors import ApiError
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -23,6 +25,14 @@ EXTENSION = "rbee.stream"
 # ring held (ring_capacity frames of some 200 bytes) and no more, because a paused ring is not drained.
 WRITE_BUFFER_HIGH = 32 * 1024
 WRITE_BUFFER_LOW = 8 * 1024
+
+# A request's line and headers together; a client that sends more is cut off. (uvicorn bounds them only with h11.)
+MAX_HEAD_BYTES = 64 * 1024
+
+_HEAD_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n%b"
+)
 
 
 class StreamListener(Protocol):
@@ -95,11 +105,36 @@ class StreamProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.listener: StreamListener | None = None  # of the one response that is being streamed
+        self._head_bytes = 0  # received since the last request's head was complete
+        self._head_complete = False  # while the data just received is parsed: one was
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the base class
         """Bound what a slow client can make us hold."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH, low=WRITE_BUFFER_LOW)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the transport; bounds what a head that never ends can make us hold."""
+        self._head_complete = False
+        super().data_received(data)
+        reading_head = not self._head_complete and (self.cycle is None or not self.cycle.more_body)
+        self._head_bytes = self._head_bytes + len(data) if reading_head else 0
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse_head()
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser when a request's head is complete."""
+        self._head_complete = True
+        super().on_headers_complete()
+
+    def _refuse_head(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            message = (
+                f"The request's line and headers are larger than {MAX_HEAD_BYTES} bytes; send fewer or shorter ones."
+            )
+            body = ApiError(431, message, code="headers_too_large").envelope()
+            self.transport.write(_HEAD_TOO_LARGE % (len(body), body))
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         """Called by the parser when a request begins."""

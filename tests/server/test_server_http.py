@@ -1,7 +1,9 @@
 """The HTTP surface of a running server: statuses, envelopes, keys, limits."""
 
 import asyncio
+import contextlib
 import functools
+import http.client
 import socket
 
 import httpx
@@ -240,3 +242,34 @@ def test_large_prompts_are_handled_beside_others(synthetic_server):
     events = read_stream(synthetic_server.address, COMPLETIONS, {"prompt": "x" * 5000, "max_tokens": 2})
     ids = read_stream(synthetic_server.address, COMPLETIONS, {"prompt": [ord("x")] * 5000, "max_tokens": 2})
     assert [event["choices"] for event in events[:-1]] == [event["choices"] for event in ids[:-1]]
+
+
+@pytest.mark.parametrize("endless", [b"X-Endless: ", b"X-%d: y\r\n"])
+@pytest.mark.parametrize("first", [True, False])
+def test_endless_head_is_cut_off(synthetic_server, endless, first):
+    """One header without end, or headers without end, are answered with 431 while they still come, in memory bounds."""
+    with socket.create_connection(synthetic_server.address, timeout=60) as client:
+        if not first:  # on a connection that has been used for a request with a body
+            client.sendall(request_bytes(COMPLETIONS, {"prompt": "hi", "max_tokens": 1}))
+            answer = http.client.HTTPResponse(client)
+            answer.begin()
+            assert (answer.status, bool(answer.read())) == (200, True)
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        with contextlib.suppress(ConnectionError):
+            for number in range(20_000):
+                client.sendall(endless % number if b"%d" in endless else endless)
+        received = b""
+        with contextlib.suppress(ConnectionResetError):  # the rest of the head meets a closed socket
+            while piece := client.recv(65536):
+                received += piece
+    assert received == b"" or received.startswith(b"HTTP/1.1 431 ")
+    assert httpx.get(synthetic_server.url + "/health").status_code == 200
+
+
+def test_large_head_within_bounds_and_large_bodies_pass(synthetic_server):
+    """Headers of 60 kB are read, request after request; a body is not counted as a head."""
+    with httpx.Client(base_url=synthetic_server.url) as client:
+        for _ in range(3):
+            assert client.get("/health", headers={"X-Large": "x" * 60_000}).status_code == 200
+        body = {"prompt": "hi", "max_tokens": 1, "metadata": {"label": "x" * 300_000}}
+        assert client.post(COMPLETIONS, json=body).status_code == 200
