@@ -105,8 +105,9 @@ class StreamProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.listener: StreamListener | None = None  # of the one response that is being streamed
-        self._head_bytes = 0  # received since the last request's head was complete
-        self._head_complete = False  # while the data just received is parsed: one was
+        self._in_head = True  # the parser is before the end of a request's head
+        self._only_head = True  # the data just received is, as far as it has been parsed, a part of a head
+        self._head_bytes = 0  # of the present head so far, in such pieces
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the base class
         """Bound what a slow client can make us hold."""
@@ -115,17 +116,21 @@ class StreamProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by the transport; bounds what a head that never ends can make us hold."""
-        self._head_complete = False
+        self._only_head = self._in_head
         super().data_received(data)
-        reading_head = not self._head_complete and (self.cycle is None or not self.cycle.more_body)
-        self._head_bytes = self._head_bytes + len(data) if reading_head else 0
+        self._head_bytes = self._head_bytes + len(data) if self._only_head else 0
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse_head()
 
     def on_headers_complete(self) -> None:
         """Called by the parser when a request's head is complete."""
-        self._head_complete = True
+        self._in_head = self._only_head = False
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Called by the parser when a request's body is complete."""
+        self._in_head = True
+        super().on_message_complete()
 
     def _refuse_head(self) -> None:
         if self.cycle is None or self.cycle.response_complete:

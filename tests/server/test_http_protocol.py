@@ -6,7 +6,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from rbee.server.http_protocol import EXTENSION, WRITE_BUFFER_HIGH, StreamProtocol
+from rbee.server.http_protocol import EXTENSION, MAX_HEAD_BYTES, WRITE_BUFFER_HIGH, StreamProtocol
 
 
 class RecordingTransport:
@@ -131,3 +131,50 @@ def test_client_that_has_left_is_noticed_when_opening(parts):
     writer.write(b"late")
     assert listener.heard == ["closed"]
     assert transport.written == []
+
+
+def receive(pieces):
+    """Send these pieces until the connection closes: did it, what it answered, bytes it took. No request is answered."""
+
+    async def silent_app(_scope, _receive, _send):
+        await asyncio.Event().wait()
+
+    async def run():
+        state, transport = ServerState(), RecordingTransport()
+        protocol = StreamProtocol(uvicorn.Config(silent_app, log_config=None), state, {})
+        protocol.connection_made(transport)
+        taken = 0
+        for piece in pieces:
+            if transport.closing:
+                break
+            protocol.data_received(piece)
+            taken += len(piece)
+        seen = transport.closing, list(transport.written), taken
+        protocol.connection_lost(None)
+        tasks = list(state.tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return seen
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("size", [1, 1000, MAX_HEAD_BYTES - 1, 3 * MAX_HEAD_BYTES])
+def test_a_body_is_no_head_however_it_arrives(size):
+    """A request with a large body passes, cut into pieces of any size, and so does the start of the next one."""
+    body = b"x" * (4 * MAX_HEAD_BYTES)
+    sent = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n%bPOST / HTTP/1.1\r\nX: " % (len(body), body)
+    assert receive(sent[start : start + size] for start in range(0, len(sent), size)) == (False, [], len(sent))
+
+
+@pytest.mark.parametrize("size", [1, 1000, MAX_HEAD_BYTES])
+@pytest.mark.parametrize("first", [True, False])
+def test_an_endless_head_is_refused(size, first):
+    """After MAX_HEAD_BYTES the connection ends: with an answer, unless that would get into the midst of another."""
+    before = b"" if first else b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody"
+    pieces = [before, b"GET / HTTP/1.1\r\nX: ", *[b"x" * size] * (2 * MAX_HEAD_BYTES // size)]
+    closed, answered, taken = receive(pieces[first:])
+    assert closed
+    assert MAX_HEAD_BYTES < taken - len(before) <= MAX_HEAD_BYTES + max(size, 100)
+    assert [answer[:12] for answer in answered] == ([b"HTTP/1.1 431"] if first else [])
