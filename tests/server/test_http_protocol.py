@@ -134,7 +134,7 @@ def test_client_that_has_left_is_noticed_when_opening(parts):
 
 
 def receive(pieces):
-    """Send these pieces until the connection closes: did it, what it answered, bytes it took. No request is answered."""
+    """Send pieces until the connection closes: did it, what was answered, bytes taken. The app never answers."""
 
     async def silent_app(_scope, _receive, _send):
         await asyncio.Event().wait()
