@@ -1,7 +1,7 @@
 """The header of a GGUF file, read with every count and length checked against the file's size.
 
 Owns the check that a file is a GGUF and has all of its bytes, before anything slow or trusting touches it: gguf's own
-reader takes a wrong array length for granted and walks on for hours, and reads a cut tensor as a shape error. Does
+reader believes a wrong array length and walks on beyond any use, and reads a cut tensor as a shape error. Does
 not read tensor data and knows no architecture.
 
 Layout (all little-endian; from the GGUF specification in ggml's docs): "GGUF", uint32 version, uint64 tensor count,
