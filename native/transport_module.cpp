@@ -118,6 +118,84 @@ nb::object list_of(std::size_t size, Make make) {
     return list;
 }
 
+/// A read-only view of a Python object's memory.
+class ReadOnlyBuffer {
+public:
+    explicit ReadOnlyBuffer(nb::handle object) {
+        if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_SIMPLE) != 0) {
+            throw nb::python_error();
+        }
+    }
+    ~ReadOnlyBuffer() { PyBuffer_Release(&view_); }
+    ReadOnlyBuffer(const ReadOnlyBuffer&) = delete;
+    ReadOnlyBuffer& operator=(const ReadOnlyBuffer&) = delete;
+
+    void* data() const { return view_.buf; }
+    std::uint64_t size() const { return static_cast<std::uint64_t>(view_.len); }
+
+private:
+    Py_buffer view_{};
+};
+
+/// What both processes have counted, by name. Relaxed loads: each number stands for itself.
+nb::dict read_counters(const rbee::FixedPart& fixed) {
+    const rbee::EngineLine& engine = fixed.engine;
+    const rbee::ServerLine& server = fixed.server;
+    const auto value = [](const auto& word) { return word.load(std::memory_order_relaxed); };
+    nb::dict counters;
+    counters["engine_heartbeat_ns"] = value(engine.heartbeat_ns);
+    counters["engine_state"] = value(engine.state);
+    counters["engine_pid"] = value(engine.pid);
+    counters["steps"] = value(engine.steps);
+    counters["tokens"] = value(engine.tokens);
+    counters["wakes_written"] = value(engine.wakes_written);
+    counters["wakes_elided"] = value(engine.wakes_elided);
+    counters["full_ring_pauses"] = value(engine.full_ring_pauses);
+    counters["preemptions"] = value(engine.preemptions);
+    counters["sequences_running"] = value(engine.sequences_running);
+    counters["sequences_waiting"] = value(engine.sequences_waiting);
+    counters["kv_blocks"] = value(engine.kv_blocks);
+    counters["kv_blocks_used"] = value(engine.kv_blocks_used);
+    counters["server_heartbeat_ns"] = value(server.heartbeat_ns);
+    counters["server_state"] = value(server.state);
+    counters["rings_in_use"] = value(server.rings_in_use);
+    counters["drains"] = value(server.drains);
+    counters["tokens_drained"] = value(server.tokens_drained);
+    counters["finishes"] = value(server.finishes);
+    counters["cancels"] = value(server.cancels);
+    counters["engine_wakes"] = value(server.engine_wakes);
+    counters["stale_wakeups"] = value(server.stale_wakeups);
+    counters["direct_tokens"] = value(server.direct_tokens);
+    counters["direct_sends"] = value(server.direct_sends);
+    counters["blocked_sends"] = value(server.blocked_sends);
+    counters["drain_ns"] = value(server.drain_ns);
+    counters["render_ns"] = value(server.render_ns);
+    counters["send_ns"] = value(server.send_ns);
+    counters["gc_pauses"] = value(server.gc_pauses);
+    counters["gc_pause_ns"] = value(server.gc_pause_ns);
+    return counters;
+}
+
+std::vector<std::uint64_t> read_histogram(const rbee::Histogram& histogram) {
+    std::vector<std::uint64_t> counts(rbee::kBuckets);
+    for (std::uint32_t bucket = 0; bucket < rbee::kBuckets; ++bucket) {
+        counts[bucket] = histogram.buckets[bucket].load(std::memory_order_relaxed);
+    }
+    return counts;
+}
+
+/// (epoch, server's pid, counters, histograms by name) of an arena that is mapped read-only.
+nb::tuple observe(nb::handle buffer) {
+    const ReadOnlyBuffer memory(buffer);
+    const rbee::Arena arena = rbee::attach(memory.data(), memory.size());
+    const rbee::FixedPart& fixed = *arena.fixed;
+    nb::dict histograms;
+    histograms["step"] = read_histogram(fixed.histograms.step);
+    histograms["delivery"] = read_histogram(fixed.histograms.delivery);
+    histograms["loop_lag"] = read_histogram(fixed.histograms.loop_lag);
+    return nb::make_tuple(arena.epoch, fixed.header.server_pid, read_counters(fixed), histograms);
+}
+
 class Consumer : public Side<rbee::Consumer> {
 public:
     using Side::Side;
@@ -162,30 +240,11 @@ public:
         return result;
     }
 
-    nb::dict counters() {
-        const rbee::FixedPart& fixed = core().fixed();
-        const rbee::EngineLine& engine = fixed.engine;
-        const rbee::ServerLine& server = fixed.server;
-        // Relaxed: each number stands for itself.
-        const auto value = [](const auto& word) { return word.load(std::memory_order_relaxed); };
-        nb::dict counters;
-        counters["engine_heartbeat_ns"] = value(engine.heartbeat_ns);
-        counters["engine_state"] = value(engine.state);
-        counters["engine_pid"] = value(engine.pid);
-        counters["steps"] = value(engine.steps);
-        counters["tokens"] = value(engine.tokens);
-        counters["wakes_written"] = value(engine.wakes_written);
-        counters["wakes_elided"] = value(engine.wakes_elided);
-        counters["full_ring_pauses"] = value(engine.full_ring_pauses);
-        counters["server_heartbeat_ns"] = value(server.heartbeat_ns);
-        counters["server_state"] = value(server.state);
-        counters["drains"] = value(server.drains);
-        counters["tokens_drained"] = value(server.tokens_drained);
-        counters["finishes"] = value(server.finishes);
-        counters["cancels"] = value(server.cancels);
-        counters["engine_wakes"] = value(server.engine_wakes);
-        counters["stale_wakeups"] = value(server.stale_wakeups);
-        return counters;
+    /// `ns` are durations of Python's garbage collections since the last call, one each.
+    void note_collection(std::uint64_t ns) {
+        rbee::ServerLine& line = core().fixed().server;
+        rbee::count(line.gc_pauses);
+        rbee::count(line.gc_pause_ns, ns);
     }
 
 private:
@@ -229,6 +288,15 @@ NB_MODULE(_native, m) {
         },
         "buffer"_a);
 
+    m.def("observe", &observe, "buffer"_a);
+    m.def("histogram_bounds", [] {
+        std::vector<std::uint64_t> starts(rbee::kBuckets);
+        for (std::uint32_t bucket = 0; bucket < rbee::kBuckets; ++bucket) {
+            starts[bucket] = rbee::bucket_start(bucket);
+        }
+        return starts;
+    });
+
     nb::class_<Producer>(m, "Producer")
         .def(nb::init<nb::handle, int>(), "arena"_a, "doorbell_fd"_a)
         .def("open", [](Producer& p, std::uint32_t ring, std::uint32_t generation) { p.core().open(ring, generation); },
@@ -239,6 +307,14 @@ NB_MODULE(_native, m) {
         .def("take_cancelled", &Producer::take_cancelled)
         .def("arm_wait", [](Producer& p) { p.core().arm_wait(); })
         .def("beat", [](Producer& p, std::uint32_t state) { p.core().beat(state); }, "state"_a)
+        .def(
+            "report",
+            [](Producer& p, std::uint64_t step_ns, std::uint32_t running, std::uint32_t waiting, std::uint32_t blocks,
+               std::uint32_t blocks_used, std::uint64_t preemptions) {
+                p.core().report(step_ns, {running, waiting, blocks, blocks_used, preemptions});
+            },
+            "step_ns"_a, nb::kw_only(), "sequences_running"_a, "sequences_waiting"_a, "kv_blocks"_a,
+            "kv_blocks_used"_a, "preemptions"_a)
         .def("close", &Producer::close);
 
     nb::object drained_type =
@@ -263,6 +339,8 @@ NB_MODULE(_native, m) {
         .def("find_stale", [](Consumer& c) { return c.core().find_stale(); })
         .def_prop_ro("in_use", [](Consumer& c) { return c.core().in_use(); })
         .def("beat", [](Consumer& c, std::uint32_t state) { c.core().beat(state); }, "state"_a)
-        .def("counters", &Consumer::counters)
+        .def("counters", [](Consumer& c) { return read_counters(c.core().fixed()); })
+        .def("note_loop_lag", [](Consumer& c, std::uint64_t ns) { c.core().fixed().histograms.loop_lag.add(ns); }, "ns"_a)
+        .def("note_collection", &Consumer::note_collection, "ns"_a)
         .def("close", &Consumer::close);
 }

@@ -10,7 +10,7 @@ void attach_finds_what_was_formatted() {
     const TestArena memory(128, 16);
     const rbee::Arena arena = memory.attach();
     CHECK(arena.geometry.num_rings == 128 && arena.geometry.ring_capacity == 16 && arena.epoch == 7);
-    CHECK(reinterpret_cast<unsigned char*>(arena.records + 128 * 16) == memory.base() + memory.bytes());
+    CHECK(reinterpret_cast<unsigned char*>(arena.ring(127) + 16) + rbee::kLine == memory.base() + memory.bytes());
     CHECK(reinterpret_cast<std::uintptr_t>(arena.records) % rbee::kLine == 0);
 }
 

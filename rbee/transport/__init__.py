@@ -9,15 +9,16 @@ The memory map, with N rings of 2^k records; every line of the list starts on a 
     header        magic, abi_version, record size, epoch, server pid, sizes, offsets    immutable after creation
     doorbell      u64 = sequence << 1 | ARMED                                           both, read-modify-write only
     wait word     u32: the engine sleeps although rings are open                        both, read-modify-write only
-    engine line   heartbeat, state, pid, counters                                       engine writes
+    engine line   heartbeat, state, pid, counters, how things stand                     engine writes
     server line   heartbeat, state, counters                                            server writes
+    histograms    u64 counts of durations by bucket: steps | deliveries, loop lag       engine | server writes
     tails[N]      u32: records ever written to each ring                                engine writes
     generations[N]  u32: whose ring it is                                               engine writes
     finish[N]     u64 = generation << 8 | reason                                        engine writes
     heads[N]      u32: records ever read from each ring                                 server writes
     cancel[N]     u32: the generation to end                                            server writes
     ready[N/64]   u64 bitmap: rings with something new                                  both, read-modify-write only
-    records[N][2^k]  {u32 token_id, f32 logprob, u64 commit_ns}                         engine writes
+    records[N][2^k]  {u32 token_id, f32 logprob, u64 commit_ns}, a spare line per ring  engine writes
 
 A request's ring is assigned by the server (`Consumer.assign`), named with a generation in the Submit record, opened by
 the engine (`Producer.open`), filled step by step (`Producer.commit`), emptied by `Consumer.drain`, and free again when

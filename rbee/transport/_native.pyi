@@ -20,6 +20,20 @@ def format_arena(buffer: memoryview, *, num_rings: int, ring_capacity: int, epoc
 def inspect_arena(buffer: memoryview) -> tuple[int, int, int]:
     """(num_rings, ring_capacity, epoch) of the arena in this memory; TransportError if it is not a sound one."""
 
+def observe(buffer: memoryview) -> tuple[int, int, dict[str, int], dict[str, list[int]]]:
+    """What an arena says of itself, through a mapping that may be read-only: (epoch, server's pid, counters, histograms).
+
+    The counters are those of `Consumer.counters`. The histograms count durations by bucket, see `histogram_bounds`:
+    `step` (one engine step), `delivery` (a token's commit to its bytes handed to the socket), `loop_lag` (how late a
+    timer of the server's event loop was). All since this epoch's start.
+
+    Raises:
+        TransportError: the memory is not a sound arena of this version.
+    """
+
+def histogram_bounds() -> list[int]:
+    """Where each bucket of a histogram starts, in ns; the last one has no end."""
+
 class Producer:
     """The engine's side of an arena."""
 
@@ -82,6 +96,18 @@ class Producer:
 
     def beat(self, state: int) -> None:
         """Write the heartbeat (now) and the engine's state: 0 starting, 1 loading, 2 idle, 3 stepping."""
+
+    def report(
+        self,
+        step_ns: int,
+        *,
+        sequences_running: int,
+        sequences_waiting: int,
+        kv_blocks: int,
+        kv_blocks_used: int,
+        preemptions: int,
+    ) -> None:
+        """How things stand after a step that took `step_ns` (0: there was none), for observers."""
 
     def close(self) -> None:
         """Let go of the arena. A second call does nothing."""
@@ -162,13 +188,22 @@ class Consumer:
         """Write the server's heartbeat (now) and state."""
 
     def counters(self) -> dict[str, int]:
-        """The counters of both processes, all since this epoch's start.
+        """The counters of both processes, all since this epoch's start, and gauges of how things stand.
 
         Engine: engine_heartbeat_ns, engine_state, engine_pid, steps (commits), tokens, wakes_written and wakes_elided
-        (commits that did and did not write the eventfd), full_ring_pauses (times a ring was found full).
+        (commits that did and did not write the eventfd), full_ring_pauses (times a ring was found full), preemptions;
+        gauges: sequences_running, sequences_waiting, kv_blocks, kv_blocks_used.
         Server: server_heartbeat_ns, server_state, drains, tokens_drained, finishes, cancels, engine_wakes (times Wake
-        had to be sent), stale_wakeups (what `find_stale` found).
+        had to be sent), stale_wakeups (what `find_stale` found), direct_tokens (rendered and sent by the drain itself),
+        direct_sends and blocked_sends (system calls that took, or found the socket full), drain_ns (in all drains),
+        render_ns and send_ns (parts of it), gc_pauses, gc_pause_ns; gauge: rings_in_use.
         """
+
+    def note_loop_lag(self, ns: int) -> None:
+        """Count how late a timer of the event loop was."""
+
+    def note_collection(self, ns: int) -> None:
+        """Count a garbage collection that took `ns`."""
 
     def close(self) -> None:
         """Let go of the arena. A second call does nothing."""

@@ -15,6 +15,28 @@
 
 namespace rbee {
 
+/// What a drain shows of one ring: its new records in order, where the engine wrote them. Valid during the visit only.
+class Records {
+public:
+    Records(const Record* ring, std::uint32_t capacity, std::uint32_t head, std::uint32_t size)
+        : ring_(ring), mask_(capacity - 1), head_(head), size_(size) {}
+
+    std::uint32_t size() const { return size_; }
+    Record operator[](std::uint32_t i) const { return load_plain(ring_[(head_ + i) & mask_]); }
+
+private:
+    const Record* ring_;
+    std::uint32_t mask_;
+    std::uint32_t head_;
+    std::uint32_t size_;
+};
+
+/// How a drain ended. `more`: drain again soon, nobody will ring. `needs_wake`: the engine sleeps and must be sent Wake.
+struct DrainEnd {
+    bool more;
+    bool needs_wake;
+};
+
 /// What one drain found. The records of `rings[i]` end at `ends[i]` and start where those of the ring before end.
 struct Drained {
     std::vector<std::uint32_t> rings;
@@ -23,7 +45,27 @@ struct Drained {
     std::vector<Record> records;
     bool more = false;
     bool needs_wake = false;
+
+    /// Empties it; the memory stays, for the next drain.
+    void clear() {
+        rings.clear();
+        ends.clear();
+        finishes.clear();
+        records.clear();
+    }
+
+    void add(std::uint32_t ring, const Records& found, std::uint8_t reason) {
+        for (std::uint32_t i = 0; i < found.size(); ++i) {
+            records.push_back(found[i]);
+        }
+        rings.push_back(ring);
+        ends.push_back(static_cast<std::uint32_t>(records.size()));
+        finishes.push_back(reason);
+    }
 };
+
+/// What a drain does once it has found everything.
+enum class Then { arm, keep_polling };
 
 class Consumer {
 public:
@@ -100,28 +142,50 @@ public:
         }
     }
 
-    /// Copies out up to `max_records` of what the engine published, then arms the doorbell, or sets `more` if there is
-    /// more. `drained` is overwritten; it keeps its memory from drain to drain.
-    void drain(std::size_t max_records, Drained& drained) {
+    /// Shows `visit(ring, records, reason)` up to `max_records` of what the engine published; reason is 0 unless the
+    /// ring has ended with these records. Then arms the doorbell, unless the caller will look again by itself.
+    template <typename Visit>
+    DrainEnd drain(std::size_t max_records, Then then, Visit&& visit) {
         if (max_records == 0) {
             throw std::invalid_argument("max_records is 0; a drain needs room for one record at least.");
         }
-        drained.rings.clear();
-        drained.ends.clear();
-        drained.finishes.clear();
-        drained.records.clear();
         suspicious_ = false;
-        silence(doorbell_fd_);
-        const std::uint64_t seen = observe_doorbell(arena_.fixed->doorbell);
+        if (then == Then::arm) {
+            silence(doorbell_fd_);
+        }
+        seen_ = observe_doorbell(arena_.fixed->doorbell);
         for (std::size_t word = 0; word < pending_.size(); ++word) {
             pending_[word] |= take_ready(arena_.ready[word]);
         }
-        const bool all = drain_pending(max_records, drained);
-        drained.more = !all || !arm_doorbell(arena_.fixed->doorbell, seen);
-        armed_ = !drained.more;
-        drained.needs_wake = !drained.records.empty() && take_engine_waiting();
+        std::size_t taken = 0;
+        const bool all = drain_pending(max_records, taken, visit);
+        armed_ = all && then == Then::arm && arm_doorbell(arena_.fixed->doorbell, seen_);
         count(arena_.fixed->server.drains);
-        count(arena_.fixed->server.tokens_drained, drained.records.size());
+        count(arena_.fixed->server.tokens_drained, taken);
+        return {!all || (then == Then::arm && !armed_), taken != 0 && take_engine_waiting()};
+    }
+
+    /// The same, copied out.
+    void drain(std::size_t max_records, Drained& drained) {
+        drained.clear();
+        const DrainEnd end =
+            drain(max_records, Then::arm, [&drained](std::uint32_t ring, const Records& records, std::uint8_t reason) {
+                drained.add(ring, records, reason);
+            });
+        drained.more = end.more;
+        drained.needs_wake = end.needs_wake;
+    }
+
+    /// For a server that polls: true if a step came since the last drain, after at most `patience_ns` of looking.
+    bool poll(std::uint64_t patience_ns) const {
+        const std::uint64_t start = monotonic_ns();
+        while (!rung_since(arena_.fixed->doorbell, seen_)) {
+            relax_processor();
+            if (monotonic_ns() - start >= patience_ns) {
+                return false;
+            }
+        }
+        return true;
     }
 
     /// A backstop for a slow timer: true, and counted, if something was published behind an armed doorbell and still
@@ -144,12 +208,14 @@ public:
 
     /// Heartbeat, for observers.
     void beat(std::uint32_t state) {
-        // Relaxed both: an observer only compares the time with its own clock.
-        arena_.fixed->server.state.store(state, std::memory_order_relaxed);
-        arena_.fixed->server.heartbeat_ns.store(monotonic_ns(), std::memory_order_relaxed);
+        ServerLine& line = arena_.fixed->server;
+        set_gauge(line.state, state);
+        set_gauge(line.rings_in_use, static_cast<std::uint32_t>(in_use()));
+        set_gauge(line.heartbeat_ns, monotonic_ns());
     }
 
-    const FixedPart& fixed() const { return *arena_.fixed; }
+    /// The counters: ours to write in the server's line and histograms, anybody's to read.
+    FixedPart& fixed() const { return *arena_.fixed; }
 
 private:
     struct Ring {
@@ -184,7 +250,8 @@ private:
 
     /// True if nothing but paused rings is left. Goes on behind the ring where the last budget ended, so that a turn's
     /// budget cannot starve the rings with high numbers.
-    bool drain_pending(std::size_t budget, Drained& drained) {
+    template <typename Visit>
+    bool drain_pending(std::size_t budget, std::size_t& taken, Visit&& visit) {
         const std::size_t words = pending_.size();
         const std::size_t first = next_ / 64;
         const std::uint64_t from_next = ~std::uint64_t{0} << next_ % 64;
@@ -195,10 +262,10 @@ private:
             for (std::uint64_t bits = pending_[word] & ~paused_[word] & part; bits != 0; bits &= bits - 1) {
                 const auto lowest = static_cast<std::size_t>(__builtin_ctzll(bits));
                 const auto ring = static_cast<std::uint32_t>(word * 64 + lowest);
-                const std::size_t before = drained.records.size();
-                if (!drain_ring(ring, budget - before, drained)) {
+                const std::size_t before = taken;
+                if (!drain_ring(ring, budget - before, taken, visit)) {
                     // A ring that got nothing because the budget was spent is the first of the next turn.
-                    next_ = (ring + (drained.records.size() > before ? 1 : 0)) % arena_.geometry.num_rings;
+                    next_ = (ring + (taken > before ? 1 : 0)) % arena_.geometry.num_rings;
                     return false;
                 }
             }
@@ -207,7 +274,8 @@ private:
     }
 
     /// True if the ring is empty afterwards.
-    bool drain_ring(std::uint32_t ring, std::size_t budget, Drained& drained) {
+    template <typename Visit>
+    bool drain_ring(std::uint32_t ring, std::size_t budget, std::size_t& total, Visit&& visit) {
         Ring& mine = rings_[ring];
         // The finish word first: if it is there, the tail loaded after it is the last one.
         const std::uint8_t reason = load_finish(arena_.finish[ring], mine.generation);
@@ -221,18 +289,13 @@ private:
             throw TransportError("Corrupt ring " + std::to_string(ring) +
                                  ": it has records but is assigned to no request; the engine must be replaced.");
         }
+        if (taken != 0 || ended) {
+            visit(ring, Records(arena_.ring(ring), capacity, mine.head, taken), ended ? reason : std::uint8_t{0});
+        }
         if (taken != 0) {
-            const Record* records = arena_.records + std::size_t{ring} * capacity;
-            for (std::uint32_t i = 0; i < taken; ++i) {
-                drained.records.push_back(records[(mine.head + i) & (capacity - 1)]);
-            }
+            total += taken;
             mine.head += taken;
             publish_head(arena_.heads[ring], mine.head);
-        }
-        if (taken != 0 || ended) {
-            drained.rings.push_back(ring);
-            drained.ends.push_back(static_cast<std::uint32_t>(drained.records.size()));
-            drained.finishes.push_back(ended ? reason : std::uint8_t{0});
         }
         if (emptied) {
             pending_[ring / 64] &= ~bit(ring);
@@ -251,6 +314,7 @@ private:
     std::vector<std::uint64_t> pending_;  // rings to look at: taken from the ready bitmap, not yet found empty
     std::vector<std::uint64_t> paused_;
     std::size_t next_ = 0;
+    std::uint64_t seen_ = 0;   // the doorbell, as the last drain found it
     bool armed_ = true;        // as the arena was formatted
     bool suspicious_ = false;  // find_stale() saw something that may be a commit in progress
 };

@@ -10,9 +10,6 @@
 #include <cerrno>
 #include <cstring>
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include "rbee/layout.h"
 
 namespace rbee {
@@ -41,9 +38,15 @@ inline bool arm_doorbell(DoorbellLine& line, std::uint64_t seen) {
                                              std::memory_order_relaxed);
 }
 
+/// Server: true if a step came after `seen`.
+inline bool rung_since(const DoorbellLine& line, std::uint64_t seen) {
+    // Relaxed: only a reason to drain, which observes anew.
+    return (line.word.load(std::memory_order_relaxed) ^ seen) > kArmed;
+}
+
 /// Throws unless `fd` is open and non-blocking, because neither process may ever wait in the doorbell.
 inline void check_eventfd(int fd) {
-    const int flags = fcntl(fd, F_GETFL);
+    const int flags = descriptor_flags(fd);
     if (flags == -1) {
         throw TransportError("The doorbell's file descriptor " + std::to_string(fd) + " cannot be used: " +
                              std::strerror(errno) + ". Pass it to the engine with pass_fds.");
@@ -56,9 +59,8 @@ inline void check_eventfd(int fd) {
 
 /// Engine: makes the eventfd readable.
 inline void wake(int fd) {
-    const std::uint64_t one = 1;
     // EAGAIN means that the counter is at its limit, hence readable already.
-    if (write(fd, &one, sizeof one) == -1 && errno != EAGAIN) {
+    if (add_to_eventfd(fd) == -1 && errno != EAGAIN) {
         throw TransportError("The doorbell's file descriptor " + std::to_string(fd) + " cannot be written: " +
                              std::strerror(errno) + ".");
     }
@@ -66,9 +68,8 @@ inline void wake(int fd) {
 
 /// Server: makes the eventfd unreadable again.
 inline void silence(int fd) {
-    std::uint64_t rings;
     // EAGAIN means that nobody has rung: a drain of the server's own accord.
-    if (read(fd, &rings, sizeof rings) == -1 && errno != EAGAIN) {
+    if (take_eventfd(fd) == -1 && errno != EAGAIN) {
         throw TransportError("The doorbell's file descriptor " + std::to_string(fd) + " cannot be read: " +
                              std::strerror(errno) + ".");
     }

@@ -7,7 +7,6 @@
 
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -16,8 +15,8 @@
 #include <string>
 #include <type_traits>
 
-#include <time.h>
-#include <unistd.h>
+#include "rbee/histogram.h"
+#include "rbee/platform.h"
 
 namespace rbee {
 
@@ -28,13 +27,13 @@ struct TransportError : std::runtime_error {
 
 constexpr std::size_t kLine = 128;
 constexpr std::uint64_t kMagic = 0x6d68735f65656272;  // "rbee_shm" as little-endian bytes
-constexpr std::uint32_t kAbiVersion = 1;
+constexpr std::uint32_t kAbiVersion = 2;
 constexpr std::uint32_t kMaxRings = 1u << 16;
 constexpr std::uint32_t kMaxRingCapacity = 1u << 20;
 
 // Words shared between processes must be plain memory without a hidden lock.
-static_assert(std::atomic<std::uint32_t>::is_always_lock_free && sizeof(std::atomic<std::uint32_t>) == 4);
-static_assert(std::atomic<std::uint64_t>::is_always_lock_free && sizeof(std::atomic<std::uint64_t>) == 8);
+static_assert(Word<std::uint32_t>::is_always_lock_free && sizeof(Word<std::uint32_t>) == 4);
+static_assert(Word<std::uint64_t>::is_always_lock_free && sizeof(Word<std::uint64_t>) == 8);
 
 /// One sampled token. `commit_ns` is CLOCK_MONOTONIC at the commit of its step, `logprob` its natural logarithm.
 struct Record {
@@ -77,37 +76,57 @@ static_assert(offsetof(Header, server_pid) == 24 && offsetof(Header, geometry) =
 
 /// Sequence number of the last step << 1 | ARMED. Both processes read-modify-write it; see doorbell.h.
 struct alignas(kLine) DoorbellLine {
-    std::atomic<std::uint64_t> word;
+    Word<std::uint64_t> word;
 };
 
 /// Non-zero while the engine is about to sleep, or sleeps, although rings are open. See wait_word.h.
 struct alignas(kLine) WaitLine {
-    std::atomic<std::uint32_t> engine_waiting;
+    Word<std::uint32_t> engine_waiting;
 };
 
-/// Only the engine writes here.
+/// Only the engine writes here: what it counts, and after each step how things stand.
 struct alignas(kLine) EngineLine {
-    std::atomic<std::uint64_t> heartbeat_ns;
-    std::atomic<std::uint32_t> state;
-    std::atomic<std::uint32_t> pid;
-    std::atomic<std::uint64_t> steps;
-    std::atomic<std::uint64_t> tokens;
-    std::atomic<std::uint64_t> wakes_written;
-    std::atomic<std::uint64_t> wakes_elided;
-    std::atomic<std::uint64_t> full_ring_pauses;
+    Word<std::uint64_t> heartbeat_ns;
+    Word<std::uint32_t> state;
+    Word<std::uint32_t> pid;
+    Word<std::uint64_t> steps;
+    Word<std::uint64_t> tokens;
+    Word<std::uint64_t> wakes_written;
+    Word<std::uint64_t> wakes_elided;
+    Word<std::uint64_t> full_ring_pauses;
+    Word<std::uint64_t> preemptions;
+    Word<std::uint32_t> sequences_running;
+    Word<std::uint32_t> sequences_waiting;
+    Word<std::uint32_t> kv_blocks;
+    Word<std::uint32_t> kv_blocks_used;
 };
 
 /// Only the server writes here.
 struct alignas(kLine) ServerLine {
-    std::atomic<std::uint64_t> heartbeat_ns;
-    std::atomic<std::uint32_t> state;
-    std::atomic<std::uint32_t> reserved;
-    std::atomic<std::uint64_t> drains;
-    std::atomic<std::uint64_t> tokens_drained;
-    std::atomic<std::uint64_t> finishes;
-    std::atomic<std::uint64_t> cancels;
-    std::atomic<std::uint64_t> engine_wakes;
-    std::atomic<std::uint64_t> stale_wakeups;
+    Word<std::uint64_t> heartbeat_ns;
+    Word<std::uint32_t> state;
+    Word<std::uint32_t> rings_in_use;
+    Word<std::uint64_t> drains;
+    Word<std::uint64_t> tokens_drained;
+    Word<std::uint64_t> finishes;
+    Word<std::uint64_t> cancels;
+    Word<std::uint64_t> engine_wakes;
+    Word<std::uint64_t> stale_wakeups;
+    Word<std::uint64_t> direct_tokens;    // rendered and sent by the native drain
+    Word<std::uint64_t> direct_sends;     // system calls that took
+    Word<std::uint64_t> blocked_sends;    // those that found a full socket
+    Word<std::uint64_t> drain_ns;         // time in drains: everything up to the return to Python
+    Word<std::uint64_t> render_ns;        // of that, detokenizing and framing
+    Word<std::uint64_t> send_ns;          // of that, in send(2)
+    Word<std::uint64_t> gc_pauses;        // collections of Python's garbage collector
+    Word<std::uint64_t> gc_pause_ns;
+};
+
+/// What happens often is counted by how long it took.
+struct alignas(kLine) Histograms {
+    Histogram step;      // engine: one step, schedule to commit
+    Histogram delivery;  // server: commit of a token to its bytes handed to the socket
+    Histogram loop_lag;  // server: how late a timer of the event loop was
 };
 
 /// The part of the arena whose place does not depend on its size; the arrays of Geometry follow.
@@ -117,17 +136,32 @@ struct FixedPart {
     WaitLine wait;
     EngineLine engine;
     ServerLine server;
+    Histograms histograms;
 };
-static_assert(std::is_standard_layout_v<FixedPart> && sizeof(FixedPart) == 5 * kLine);
+static_assert(std::is_standard_layout_v<FixedPart> && sizeof(FixedPart) == 5 * kLine + 3 * kBuckets * 8);
 static_assert(offsetof(FixedPart, doorbell) == 1 * kLine && offsetof(FixedPart, wait) == 2 * kLine);
 static_assert(offsetof(FixedPart, engine) == 3 * kLine && offsetof(FixedPart, server) == 4 * kLine);
+static_assert(offsetof(FixedPart, histograms) == 5 * kLine);
 static_assert(offsetof(EngineLine, state) == 8 && offsetof(EngineLine, pid) == 12 && offsetof(EngineLine, steps) == 16);
 static_assert(offsetof(EngineLine, tokens) == 24 && offsetof(EngineLine, wakes_written) == 32);
 static_assert(offsetof(EngineLine, wakes_elided) == 40 && offsetof(EngineLine, full_ring_pauses) == 48);
-static_assert(offsetof(ServerLine, state) == 8 && offsetof(ServerLine, drains) == 16);
-static_assert(offsetof(ServerLine, tokens_drained) == 24 && offsetof(ServerLine, finishes) == 32);
-static_assert(offsetof(ServerLine, cancels) == 40 && offsetof(ServerLine, engine_wakes) == 48);
-static_assert(offsetof(ServerLine, stale_wakeups) == 56);
+static_assert(offsetof(EngineLine, preemptions) == 56 && offsetof(EngineLine, sequences_running) == 64);
+static_assert(offsetof(EngineLine, sequences_waiting) == 68 && offsetof(EngineLine, kv_blocks) == 72);
+static_assert(offsetof(EngineLine, kv_blocks_used) == 76 && sizeof(EngineLine) == kLine);
+static_assert(offsetof(ServerLine, state) == 8 && offsetof(ServerLine, rings_in_use) == 12);
+static_assert(offsetof(ServerLine, drains) == 16 && offsetof(ServerLine, tokens_drained) == 24);
+static_assert(offsetof(ServerLine, finishes) == 32 && offsetof(ServerLine, cancels) == 40);
+static_assert(offsetof(ServerLine, engine_wakes) == 48 && offsetof(ServerLine, stale_wakeups) == 56);
+static_assert(offsetof(ServerLine, direct_tokens) == 64 && offsetof(ServerLine, direct_sends) == 72);
+static_assert(offsetof(ServerLine, blocked_sends) == 80 && offsetof(ServerLine, drain_ns) == 88);
+static_assert(offsetof(ServerLine, render_ns) == 96 && offsetof(ServerLine, send_ns) == 104);
+static_assert(offsetof(ServerLine, gc_pauses) == 112 && offsetof(ServerLine, gc_pause_ns) == 120);
+
+/// Between two rings lies one unused line: with a power of two alone, the records that one step writes for all rings
+/// would fall into the same few sets of every cache.
+constexpr std::uint64_t ring_stride(std::uint32_t ring_capacity) {
+    return std::uint64_t{ring_capacity} * sizeof(Record) + kLine;
+}
 
 /// Where everything goes. The arguments must be within the limits that `plan` checks; then nothing here can overflow.
 constexpr Geometry lay_out(std::uint32_t num_rings, std::uint32_t ring_capacity) {
@@ -143,12 +177,14 @@ constexpr Geometry lay_out(std::uint32_t num_rings, std::uint32_t ring_capacity)
     g.cancel = g.heads + rings * 4;
     g.ready = g.cancel + rings * 4;
     g.records = up_to_line(g.ready + rings / 8);
-    g.total_bytes = g.records + rings * ring_capacity * sizeof(Record);
+    g.total_bytes = g.records + rings * ring_stride(ring_capacity);
     return g;
 }
-static_assert(lay_out(64, 2).tails == 640 && lay_out(64, 2).generations == 896 && lay_out(64, 2).finish == 1152);
-static_assert(lay_out(64, 2).heads == 1664 && lay_out(64, 2).cancel == 1920 && lay_out(64, 2).ready == 2176);
-static_assert(lay_out(64, 2).records == 2304 && lay_out(64, 2).total_bytes == 4352);
+static_assert(lay_out(64, 2).tails == sizeof(FixedPart) && lay_out(64, 2).generations == sizeof(FixedPart) + 256);
+static_assert(lay_out(64, 2).finish == sizeof(FixedPart) + 512 && lay_out(64, 2).heads == sizeof(FixedPart) + 1024);
+static_assert(lay_out(64, 2).cancel == sizeof(FixedPart) + 1280 && lay_out(64, 2).ready == sizeof(FixedPart) + 1536);
+static_assert(lay_out(64, 2).records == sizeof(FixedPart) + 1664);
+static_assert(lay_out(64, 2).total_bytes == sizeof(FixedPart) + 1664 + 64 * (2 * 16 + 128));
 static_assert(lay_out(kMaxRings, kMaxRingCapacity).total_bytes > std::uint64_t{kMaxRings} * kMaxRingCapacity * 16);
 
 /// The geometry of an arena with these sizes; std::invalid_argument if there can be no such arena.
@@ -171,24 +207,30 @@ struct Arena {
     Geometry geometry;
     std::uint64_t epoch;
     FixedPart* fixed;
-    std::atomic<std::uint32_t>* tails;
-    std::atomic<std::uint32_t>* generations;
-    std::atomic<std::uint64_t>* finish;
-    std::atomic<std::uint32_t>* heads;
-    std::atomic<std::uint32_t>* cancel;
-    std::atomic<std::uint64_t>* ready;
+    Word<std::uint32_t>* tails;
+    Word<std::uint32_t>* generations;
+    Word<std::uint64_t>* finish;
+    Word<std::uint32_t>* heads;
+    Word<std::uint32_t>* cancel;
+    Word<std::uint64_t>* ready;
     Record* records;
 
     std::uint32_t ready_words() const { return geometry.num_rings / 64; }
+
+    /// Where the records of one ring lie.
+    Record* ring(std::uint32_t number) const {
+        return reinterpret_cast<Record*>(reinterpret_cast<unsigned char*>(records) +
+                                         number * ring_stride(geometry.ring_capacity));
+    }
 };
 
 inline Arena view(void* base, const Geometry& geometry, std::uint64_t epoch) {
     auto* bytes = static_cast<unsigned char*>(base);
     const auto words32 = [bytes](std::uint64_t offset) {
-        return reinterpret_cast<std::atomic<std::uint32_t>*>(bytes + offset);
+        return reinterpret_cast<Word<std::uint32_t>*>(bytes + offset);
     };
     const auto words64 = [bytes](std::uint64_t offset) {
-        return reinterpret_cast<std::atomic<std::uint64_t>*>(bytes + offset);
+        return reinterpret_cast<Word<std::uint64_t>*>(bytes + offset);
     };
     return Arena{geometry,
                  epoch,
@@ -223,21 +265,21 @@ inline void format(void* base, std::uint64_t mapped_bytes, const Geometry& geome
     fixed->header.abi_version = kAbiVersion;
     fixed->header.record_bytes = sizeof(Record);
     fixed->header.epoch = epoch;
-    fixed->header.server_pid = static_cast<std::uint32_t>(getpid());
+    fixed->header.server_pid = process_id();
     fixed->header.geometry = geometry;
     fixed->header.magic = kMagic;
     const Arena arena = view(base, geometry, epoch);
     // Armed from the start: the first step must wake a server that has not drained yet.
     arena.fixed->doorbell.word.store(1, std::memory_order_relaxed);
     for (std::uint32_t ring = 0; ring < geometry.num_rings; ++ring) {
-        new (&arena.tails[ring]) std::atomic<std::uint32_t>(first_index);
-        new (&arena.generations[ring]) std::atomic<std::uint32_t>(0);
-        new (&arena.finish[ring]) std::atomic<std::uint64_t>(0);
-        new (&arena.heads[ring]) std::atomic<std::uint32_t>(first_index);
-        new (&arena.cancel[ring]) std::atomic<std::uint32_t>(0);
+        new (&arena.tails[ring]) Word<std::uint32_t>(first_index);
+        new (&arena.generations[ring]) Word<std::uint32_t>(0);
+        new (&arena.finish[ring]) Word<std::uint64_t>(0);
+        new (&arena.heads[ring]) Word<std::uint32_t>(first_index);
+        new (&arena.cancel[ring]) Word<std::uint32_t>(0);
     }
     for (std::uint32_t word = 0; word < arena.ready_words(); ++word) {
-        new (&arena.ready[word]) std::atomic<std::uint64_t>(0);
+        new (&arena.ready[word]) Word<std::uint64_t>(0);
     }
 }
 
@@ -267,19 +309,6 @@ inline Arena attach(void* base, std::uint64_t mapped_bytes) {
     }
     check_mapping(base, mapped_bytes, expected.total_bytes);
     return view(base, expected, header.epoch);
-}
-
-/// CLOCK_MONOTONIC in nanoseconds, the one clock of commit times and heartbeats; Python's time.monotonic_ns().
-inline std::uint64_t monotonic_ns() {
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u + static_cast<std::uint64_t>(now.tv_nsec);
-}
-
-/// Adds to a counter that only the calling process writes: no read-modify-write needed, and no order, since nobody
-/// concludes anything from it.
-inline void count(std::atomic<std::uint64_t>& counter, std::uint64_t by = 1) {
-    counter.store(counter.load(std::memory_order_relaxed) + by, std::memory_order_relaxed);
 }
 
 }  // namespace rbee

@@ -27,6 +27,15 @@ struct Step {
     const std::uint8_t* reasons;
 };
 
+/// How the engine stands between two steps.
+struct Standing {
+    std::uint32_t sequences_running;
+    std::uint32_t sequences_waiting;
+    std::uint32_t kv_blocks;
+    std::uint32_t kv_blocks_used;
+    std::uint64_t preemptions;
+};
+
 class Producer {
 public:
     Producer(const Arena& arena, int doorbell_fd)
@@ -38,7 +47,7 @@ public:
             rings_[ring].head = rings_[ring].tail;
         }
         sequence_ = arena_.fixed->doorbell.word.load(std::memory_order_relaxed) >> 1;
-        arena_.fixed->engine.pid.store(static_cast<std::uint32_t>(getpid()), std::memory_order_relaxed);
+        arena_.fixed->engine.pid.store(process_id(), std::memory_order_relaxed);
     }
 
     /// From now on the ring belongs to `generation`, and commit() may write to it.
@@ -129,9 +138,21 @@ public:
 
     /// Heartbeat, for the server's watchdog.
     void beat(std::uint32_t state) {
-        // Relaxed both: the watchdog only compares the time with its own clock.
-        arena_.fixed->engine.state.store(state, std::memory_order_relaxed);
-        arena_.fixed->engine.heartbeat_ns.store(monotonic_ns(), std::memory_order_relaxed);
+        set_gauge(arena_.fixed->engine.state, state);
+        set_gauge(arena_.fixed->engine.heartbeat_ns, monotonic_ns());
+    }
+
+    /// How things stand after a step that took `step_ns`, for observers.
+    void report(std::uint64_t step_ns, const Standing& standing) {
+        EngineLine& line = arena_.fixed->engine;
+        set_gauge(line.sequences_running, standing.sequences_running);
+        set_gauge(line.sequences_waiting, standing.sequences_waiting);
+        set_gauge(line.kv_blocks, standing.kv_blocks);
+        set_gauge(line.kv_blocks_used, standing.kv_blocks_used);
+        set_gauge(line.preemptions, standing.preemptions);
+        if (step_ns != 0) {
+            arena_.fixed->histograms.step.add(step_ns);
+        }
     }
 
 private:
@@ -211,8 +232,7 @@ private:
         for (std::size_t i = 0; i < step.num_tokens; ++i) {
             const std::uint32_t ring = step.rings[i];
             const std::uint32_t index = rings_[ring].tail++ & mask;
-            arena_.records[std::size_t{ring} * arena_.geometry.ring_capacity + index] =
-                Record{step.tokens[i], step.logprobs[i], now};
+            store_plain(arena_.ring(ring)[index], Record{step.tokens[i], step.logprobs[i], now});
         }
     }
 

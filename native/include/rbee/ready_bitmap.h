@@ -11,13 +11,13 @@
 namespace rbee {
 
 /// Engine: marks up to 64 rings with one operation.
-inline void mark_ready(std::atomic<std::uint64_t>& word, std::uint64_t bits) {
+inline void mark_ready(Word<std::uint64_t>& word, std::uint64_t bits) {
     // Release pairs with the acquire in take_ready(): the bit's taker sees this step's tails and finish words.
     word.fetch_or(bits, std::memory_order_release);
 }
 
 /// Server: takes all bits of a word.
-inline std::uint64_t take_ready(std::atomic<std::uint64_t>& word) {
+inline std::uint64_t take_ready(Word<std::uint64_t>& word) {
     // Acquire pairs with the release in mark_ready(). Nothing of the server's is published with it.
     return word.exchange(0, std::memory_order_acquire);
 }

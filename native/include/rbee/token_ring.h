@@ -11,37 +11,37 @@
 namespace rbee {
 
 /// Engine: publishes all records below `tail`.
-inline void publish_tail(std::atomic<std::uint32_t>& word, std::uint32_t tail) {
+inline void publish_tail(Word<std::uint32_t>& word, std::uint32_t tail) {
     // Release pairs with the acquire in load_tail(): the records are there before the index says so.
     word.store(tail, std::memory_order_release);
 }
 
 /// Server: how far records may be read.
-inline std::uint32_t load_tail(const std::atomic<std::uint32_t>& word) {
+inline std::uint32_t load_tail(const Word<std::uint32_t>& word) {
     // Acquire pairs with the release in publish_tail().
     return word.load(std::memory_order_acquire);
 }
 
 /// Server: gives the space of all records below `head` back.
-inline void publish_head(std::atomic<std::uint32_t>& word, std::uint32_t head) {
+inline void publish_head(Word<std::uint32_t>& word, std::uint32_t head) {
     // Release pairs with the acquire in load_head(): the records were copied out before they may be overwritten.
     word.store(head, std::memory_order_release);
 }
 
 /// Engine: how far records have been read.
-inline std::uint32_t load_head(const std::atomic<std::uint32_t>& word) {
+inline std::uint32_t load_head(const Word<std::uint32_t>& word) {
     // Acquire pairs with the release in publish_head().
     return word.load(std::memory_order_acquire);
 }
 
 /// Engine: ends `generation`, after its last tail has been published.
-inline void publish_finish(std::atomic<std::uint64_t>& word, std::uint32_t generation, std::uint8_t reason) {
+inline void publish_finish(Word<std::uint64_t>& word, std::uint32_t generation, std::uint8_t reason) {
     // Release pairs with the acquire in load_finish(): who sees the finish word sees the last tail.
     word.store(std::uint64_t{generation} << 8 | reason, std::memory_order_release);
 }
 
 /// Server, before load_tail(): the reason why `generation` ended, or 0 if it has not.
-inline std::uint8_t load_finish(const std::atomic<std::uint64_t>& word, std::uint32_t generation) {
+inline std::uint8_t load_finish(const Word<std::uint64_t>& word, std::uint32_t generation) {
     // Acquire pairs with the release in publish_finish().
     const std::uint64_t finish = word.load(std::memory_order_acquire);
     return finish >> 8 == generation ? static_cast<std::uint8_t>(finish & 0xff) : std::uint8_t{0};

@@ -1,0 +1,78 @@
+// What the core takes from the machine: shared words, shared plain memory, the eventfd, the clock, counters.
+//
+// The model check (tests/model) compiles the same core against a platform of its own, in which every one of these is a
+// step of an exhaustive search. So nothing else in the core may touch shared memory or call the system.
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include <fcntl.h>
+#include <time.h>
+#include <unistd.h>
+
+namespace rbee {
+
+/// A word that both processes see.
+template <typename T>
+using Word = std::atomic<T>;
+
+/// Copies plain shared memory out; the caller knows that nobody writes it now.
+template <typename T>
+T load_plain(const T& from) {
+    return from;
+}
+
+/// Writes plain shared memory; the caller knows that nobody reads it now.
+template <typename T>
+void store_plain(T& to, const T& value) {
+    to = value;
+}
+
+/// Adds to a counter that only the calling process writes: no read-modify-write needed, and no order, since nobody
+/// concludes anything from it.
+inline void count(Word<std::uint64_t>& counter, std::uint64_t by = 1) {
+    counter.store(counter.load(std::memory_order_relaxed) + by, std::memory_order_relaxed);
+}
+
+/// Sets a gauge that only the calling process writes; observers conclude nothing about anything else from it.
+template <typename T>
+void set_gauge(Word<T>& gauge, T value) {
+    gauge.store(value, std::memory_order_relaxed);
+}
+
+/// CLOCK_MONOTONIC in nanoseconds, the one clock of commit times and heartbeats; Python's time.monotonic_ns().
+inline std::uint64_t monotonic_ns() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u + static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+inline std::uint32_t process_id() { return static_cast<std::uint32_t>(getpid()); }
+
+/// write(2) of 1 to an eventfd; -1 with errno as the system call.
+inline ssize_t add_to_eventfd(int fd) {
+    const std::uint64_t one = 1;
+    return write(fd, &one, sizeof one);
+}
+
+/// read(2) of an eventfd, which empties it; -1 with errno as the system call.
+inline ssize_t take_eventfd(int fd) {
+    std::uint64_t rings;
+    return read(fd, &rings, sizeof rings);
+}
+
+/// The descriptor's flags, or -1 with errno.
+inline int descriptor_flags(int fd) { return fcntl(fd, F_GETFL); }
+
+/// Tells the processor that this is a wait for another core.
+inline void relax_processor() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+}  // namespace rbee
