@@ -11,9 +11,11 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include "rbee/consumer.h"
+#include "rbee/delivery.h"
 #include "rbee/producer.h"
 
 namespace nb = nanobind;
@@ -97,9 +99,10 @@ public:
 
 PyStructSequence_Field kDrainedFields[] = {{"rings", nullptr},     {"ends", nullptr},     {"finishes", nullptr},
                                            {"tokens", nullptr},    {"commit_ns", nullptr}, {"logprobs", nullptr},
-                                           {"more", nullptr},      {"needs_wake", nullptr}, {nullptr, nullptr}};
+                                           {"more", nullptr},      {"needs_wake", nullptr}, {"blocked", nullptr},
+                                           {"broken", nullptr},    {"ended", nullptr},      {nullptr, nullptr}};
 PyStructSequence_Desc kDrainedType = {"rbee.transport.Drained", "What one drain found; see _native.pyi.",
-                                      kDrainedFields, 8};
+                                      kDrainedFields, 11};
 
 /// A list of `size` objects made by `make(i)`, each a new reference.
 template <typename Make>
@@ -191,14 +194,79 @@ nb::tuple observe(nb::handle buffer) {
     const rbee::FixedPart& fixed = *arena.fixed;
     nb::dict histograms;
     histograms["step"] = read_histogram(fixed.histograms.step);
+    histograms["wakeup"] = read_histogram(fixed.histograms.wakeup);
     histograms["delivery"] = read_histogram(fixed.histograms.delivery);
     histograms["loop_lag"] = read_histogram(fixed.histograms.loop_lag);
     return nb::make_tuple(arena.epoch, fixed.header.server_pid, read_counters(fixed), histograms);
 }
 
+std::string_view bytes_of(nb::handle object) {
+    char* data = nullptr;
+    Py_ssize_t size = 0;
+    if (PyBytes_AsStringAndSize(object.ptr(), &data, &size) != 0) {
+        throw nb::python_error();
+    }
+    return {data, static_cast<std::size_t>(size)};
+}
+
+std::shared_ptr<rbee::Vocabulary> make_vocabulary(const nb::list& pieces) {
+    auto vocabulary = std::make_shared<rbee::Vocabulary>();
+    for (nb::handle piece : pieces) {
+        if (PyUnicode_Check(piece.ptr())) {
+            Py_ssize_t size = 0;
+            const char* text = PyUnicode_AsUTF8AndSize(piece.ptr(), &size);
+            if (text == nullptr) {
+                throw nb::python_error();
+            }
+            vocabulary->add({text, static_cast<std::size_t>(size)}, true);
+        } else {
+            vocabulary->add(bytes_of(piece), false);
+        }
+    }
+    return vocabulary;
+}
+
+std::shared_ptr<rbee::Outlet> make_outlet(int fd, std::shared_ptr<rbee::Vocabulary> vocabulary, const nb::tuple& parts,
+                                          bool strip, std::uint32_t prompt_tokens,
+                                          std::vector<std::uint32_t> stop_token_ids, bool timing, bool usage) {
+    if (nb::len(parts) != 8) {
+        throw std::invalid_argument("parts must be the eight members of FrameParts.");
+    }
+    const auto part = [&parts](std::size_t i) { return std::string(bytes_of(parts[i])); };
+    return std::make_shared<rbee::Outlet>(rbee::Outlet{
+        fd, rbee::SseStream(std::move(vocabulary), strip,
+                            {part(0), part(1), part(2), part(3), part(4), part(5), part(6), part(7)}, {timing, usage},
+                            prompt_tokens, std::move(stop_token_ids))});
+}
+
 class Consumer : public Side<rbee::Consumer> {
 public:
-    using Side::Side;
+    Consumer(nb::handle arena, int doorbell_fd) : Side(arena, doorbell_fd) {
+        delivery_.emplace(core(), core().num_rings());
+    }
+
+    rbee::Delivery& delivery() {
+        core();  // throws if closed
+        return *delivery_;
+    }
+
+    void attach(std::uint32_t ring, std::shared_ptr<rbee::Outlet> outlet) {
+        core().check_assigned(ring);
+        delivery().attach(ring, std::move(outlet));
+    }
+
+    void close() {
+        delivery_.reset();
+        Side::close();
+    }
+
+    /// The tokens of the last drain that were handed to Python have been written too.
+    void note_delivered() {
+        const std::uint64_t now = rbee::monotonic_ns();
+        for (const rbee::Record& record : drained_.records) {
+            core().fixed().histograms.delivery.add(now - record.commit_ns);
+        }
+    }
 
     std::optional<std::pair<std::uint32_t, std::uint32_t>> assign() {
         rbee::Consumer::Assigned assigned{};
@@ -208,8 +276,8 @@ public:
         return std::pair{assigned.ring, assigned.generation};
     }
 
-    nb::object drain(nb::handle type, std::size_t max_records) {
-        core().drain(max_records, drained_);
+    nb::object drain(nb::handle type, std::size_t max_records, bool polling) {
+        delivery().drain(max_records, polling ? rbee::Then::keep_polling : rbee::Then::arm, drained_, deliveries_);
         const std::vector<rbee::Record>& records = drained_.records;
         nb::object result = nb::steal(PyStructSequence_New(reinterpret_cast<PyTypeObject*>(type.ptr())));
         if (!result.is_valid()) {
@@ -237,6 +305,15 @@ public:
                        [&](std::size_t i) { return PyFloat_FromDouble(double{records[i].logprob}); }));
         set(6, nb::bool_(drained_.more));
         set(7, nb::bool_(drained_.needs_wake));
+        set(8, list_of(deliveries_.blocked.size(), [&](std::size_t i) {
+                const rbee::Deliveries::Rest& rest = deliveries_.blocked[i];
+                return nb::make_tuple(rest.ring, nb::bytes(rest.bytes.data(), rest.bytes.size())).release().ptr();
+            }));
+        set(9, list_of(deliveries_.broken.size(),
+                       [&](std::size_t i) { return PyLong_FromUnsignedLong(deliveries_.broken[i]); }));
+        set(10, list_of(deliveries_.ended.size(), [&](std::size_t i) {
+                return nb::make_tuple(deliveries_.ended[i].ring, deliveries_.ended[i].reason).release().ptr();
+            }));
         return result;
     }
 
@@ -248,7 +325,9 @@ public:
     }
 
 private:
-    rbee::Drained drained_;  // kept for its memory
+    std::optional<rbee::Delivery> delivery_;
+    rbee::Drained drained_;  // these two are kept for their memory
+    rbee::Deliveries deliveries_;
 };
 
 }  // namespace
@@ -324,6 +403,15 @@ NB_MODULE(_native, m) {
     }
     m.attr("Drained") = drained_type;
 
+    nb::class_<rbee::Vocabulary>(m, "Vocabulary")
+        .def(nb::new_(&make_vocabulary), "pieces"_a)
+        .def("__len__", &rbee::Vocabulary::size);
+    nb::class_<rbee::Outlet>(m, "Outlet")
+        .def(nb::new_(&make_outlet), "fd"_a, "vocabulary"_a, "parts"_a, nb::kw_only(), "strip"_a, "prompt_tokens"_a,
+             "stop_token_ids"_a, "timing"_a, "usage"_a)
+        .def_prop_ro("num_tokens", [](const rbee::Outlet& outlet) { return outlet.stream.num_tokens(); })
+        .def_prop_ro("written_ns", [](const rbee::Outlet& outlet) { return outlet.written_ns; });
+
     nb::class_<Consumer>(m, "Consumer")
         .def(nb::init<nb::handle, int>(), "arena"_a, "doorbell_fd"_a)
         .def("assign", &Consumer::assign)
@@ -332,10 +420,18 @@ NB_MODULE(_native, m) {
         .def("cancel", [](Consumer& c, std::uint32_t ring) { return c.core().cancel(ring); }, "ring"_a)
         .def("pause", [](Consumer& c, std::uint32_t ring) { c.core().pause(ring); }, "ring"_a)
         .def("resume", [](Consumer& c, std::uint32_t ring) { return c.core().resume(ring); }, "ring"_a)
-        .def("expect_all", [](Consumer& c) { c.core().expect_all(); })
-        .def("drain",
-             [drained_type](Consumer& c, std::size_t max_records) { return c.drain(drained_type, max_records); },
-             "max_records"_a = 4096)
+        .def("expect_all", [](Consumer& c) { c.delivery().expect_all(); })
+        .def("attach", &Consumer::attach, "ring"_a, "outlet"_a)
+        .def("detach", [](Consumer& c, std::uint32_t ring) { c.delivery().detach(ring); }, "ring"_a)
+        .def(
+            "drain",
+            [drained_type](Consumer& c, std::size_t max_records, bool polling) {
+                return c.drain(drained_type, max_records, polling);
+            },
+            "max_records"_a = 4096, nb::kw_only(), "polling"_a = false)
+        .def("note_delivered", &Consumer::note_delivered)
+        .def("poll", [](Consumer& c, std::uint64_t patience_ns) { return c.core().poll(patience_ns); }, "patience_ns"_a)
+        .def("silence", [](Consumer& c) { c.core().silence_doorbell(); })
         .def("find_stale", [](Consumer& c) { return c.core().find_stale(); })
         .def_prop_ro("in_use", [](Consumer& c) { return c.core().in_use(); })
         .def("beat", [](Consumer& c, std::uint32_t state) { c.core().beat(state); }, "state"_a)

@@ -14,11 +14,12 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable  # noqa: TC003 - a NamedTuple's fields are looked up when it is made
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from rbee.transport import Vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tokenizers import Tokenizer
 
 
@@ -45,7 +46,7 @@ class ByteLevelDetokenizer:
 
     def push(self, token_id: int) -> str:
         """See `Detokenizer`."""
-        return self._decode(self._pieces[token_id])
+        return self._decode(self._pieces.of(token_id))
 
     def flush(self) -> str:
         """See `Detokenizer`."""
@@ -67,7 +68,7 @@ class ByteFallbackDetokenizer:
 
     def push(self, token_id: int) -> str:
         """See `Detokenizer`."""
-        piece = self._pieces[token_id]
+        piece = self._pieces.of(token_id)
         text = self._decode(piece) if isinstance(piece, bytes) else self._decode(b"", True) + piece
         if self._strip and text:
             self._strip = False
@@ -114,17 +115,46 @@ class WindowDetokenizer:
         return self._decode(self._window)[len(self._shown_text) :]
 
 
-def detokenizers(tokenizer: Tokenizer) -> Callable[[], Detokenizer]:
-    """What makes a detokenizer for each sequence of this vocabulary; the token table is shared by all of them."""
+class TokenTable(NamedTuple):
+    """A vocabulary whose tokens can be looked up one by one, as the native drain has it.
+
+    Attributes:
+        vocabulary: every token's piece.
+        strip: the space before the first word is not shown.
+    """
+
+    vocabulary: Vocabulary
+    strip: bool
+
+
+class Detokenizers(NamedTuple):
+    """Makes a detokenizer for each sequence of a vocabulary.
+
+    Attributes:
+        make: what does.
+        table: the same vocabulary for the native drain; None if its tokens cannot be looked up one by one.
+    """
+
+    make: Callable[[], Detokenizer]
+    table: TokenTable | None
+
+    def __call__(self) -> Detokenizer:
+        """A new one."""
+        return self.make()
+
+
+def detokenizers(tokenizer: Tokenizer) -> Detokenizers:
+    """The right kind for this vocabulary; its token table is shared by all of them."""
     decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {}
     if decoder.get("type") == "ByteLevel":
         byte_level = _Pieces(tokenizer, _byte_level_piece())
-        return lambda: ByteLevelDetokenizer(byte_level)
+        return Detokenizers(lambda: ByteLevelDetokenizer(byte_level), TokenTable(byte_level.table(), strip=False))
     steps = decoder.get("decoders", [])
     if steps[:3] == _BYTE_FALLBACK and steps[3:] in ([], [_STRIP]):
-        byte_fallback = _Pieces(tokenizer, _byte_fallback_piece)
-        return lambda: ByteFallbackDetokenizer(byte_fallback, strip=bool(steps[3:]))
-    return lambda: WindowDetokenizer(tokenizer)
+        byte_fallback, strip = _Pieces(tokenizer, _byte_fallback_piece), bool(steps[3:])
+        table = TokenTable(byte_fallback.table(), strip=strip)
+        return Detokenizers(lambda: ByteFallbackDetokenizer(byte_fallback, strip=strip), table)
+    return Detokenizers(lambda: WindowDetokenizer(tokenizer), None)
 
 
 _BYTE_FALLBACK = [
@@ -135,24 +165,27 @@ _BYTE_FALLBACK = [
 _STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 
-class _Pieces(dict[int, Any]):
-    """What each token id stands for, filled on first use: bytes or text.
+class _Pieces(list[Any]):
+    """What each token id stands for: bytes or text.
 
     Special tokens, and ids that the vocabulary does not have, stand for no bytes, which changes nothing around them.
     """
 
     def __init__(self, tokenizer: Tokenizer, piece: Callable[[str], bytes | str]) -> None:
-        added = tokenizer.get_added_tokens_decoder()
-        super().__init__({token_id: b"" for token_id, token in added.items() if token.special})
-        self._tokenizer = tokenizer
-        self._piece = piece
+        ids = tokenizer.get_vocab(with_added_tokens=True)
+        super().__init__([b""] * (max(ids.values(), default=-1) + 1))
+        special = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        for token, token_id in ids.items():
+            if token_id not in special:
+                self[token_id] = piece(token)
 
-    def __missing__(self, token_id: int) -> bytes | str:
-        token = self._tokenizer.id_to_token(token_id)
-        if token is None:
-            return b""
-        piece = self[token_id] = self._piece(token)
-        return piece
+    def of(self, token_id: int) -> Any:
+        """The piece of a token; models may have more ids than their vocabulary."""
+        return self[token_id] if token_id < len(self) else b""
+
+    def table(self) -> Vocabulary:
+        """The same for the native drain."""
+        return Vocabulary(self)
 
 
 def _byte_level_piece() -> Callable[[str], bytes]:
@@ -163,12 +196,14 @@ def _byte_level_piece() -> Callable[[str], bytes]:
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
-    byte_of = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+    byte_of = {byte: chr(byte) for byte in printable} | {256 + n: chr(byte) for n, byte in enumerate(others)}
+    byte_of |= dict.fromkeys(others, "\uffff")  # not in the alphabet, nor in Latin-1
 
     def piece(token: str) -> bytes:
-        if all(character in byte_of for character in token):
-            return bytes(byte_of[character] for character in token)
-        return token.encode()
+        try:
+            return token.translate(byte_of).encode("latin-1")
+        except UnicodeEncodeError:
+            return token.encode()
 
     return piece
 

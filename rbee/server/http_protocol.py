@@ -1,9 +1,10 @@
 """uvicorn's HTTP protocol with a direct way from the drain callback to the socket.
 
 Owns chunk framing and the socket's flow control for streamed responses. An ordinary ASGI `send()` is a coroutine: using
-it for each frame costs a task switch per token (measured in the design: 26 us a frame against 13). So the response's
+it for each frame costs a task switch per token (`benchmarks/results/frames.md` has what that costs). So the response's
 start and its last, empty body go through `send()`, which keeps uvicorn's view of the response right, and the frames
-in between are written here. Knows nothing of tokens.
+in between go past it: written here, or sent by the native drain to the socket that `descriptor` names. Knows nothing of
+tokens.
 
 `uvicorn.Config(http=StreamProtocol)` is the supported way to bring a protocol class; only public attributes are used.
 """
@@ -72,31 +73,56 @@ class StreamWriter:
         """Whether more bytes are waiting for the socket than should."""
         return self._protocol.flow.write_paused
 
-    def open(self, listener: StreamListener) -> None:
+    @property
+    def descriptor(self) -> int | None:
+        """The socket, for whoever sends past the event loop; None if its bytes are not the response's bytes (TLS)."""
+        transport = self._protocol.transport
+        if transport.get_extra_info("sslcontext") is not None:
+            return None
+        return transport.get_extra_info("socket").fileno()  # type: ignore[no-any-return] # untyped in asyncio
+
+    def open(self, listener: StreamListener, *, direct: bool = False) -> None:
         """The response has started: from now on frames go out, and `listener` hears of the socket.
 
         Also makes sure that a disconnect is noticed: reading may have been paused while a large request body came in,
         and a socket that is not read shows no end.
+
+        Args:
+            listener: hears of this response only.
+            direct: somebody sends to `descriptor` too. Then the listener hears `on_pause` as soon as a single byte
+                waits in user space, because what is sent past it would overtake it, and `on_resume` when none does.
         """
         self._opened = True
         self._protocol.listener = listener
+        if direct:
+            self._protocol.transport.set_write_buffer_limits(high=0, low=0)
         self._protocol.flow.resume_reading()
         if self._early:
-            self.write(self._early)
+            self.write_rest(self._early)
         if self.closed:
             listener.on_closed()
 
     def close(self) -> None:
         """The response goes on through ASGI; the listener hears no more."""
         self._protocol.listener = None
+        if not self.closed:
+            self._protocol.transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH, low=WRITE_BUFFER_LOW)
 
     def write(self, frames: bytes) -> None:
         """Send `frames` (not empty) as one HTTP/1.1 chunk, in one write. Nothing happens if the client is gone."""
+        self.write_rest(b"%x\r\n%b\r\n" % (len(frames), frames))
+
+    def write_rest(self, data: bytes) -> None:
+        """Send what is left of chunks that somebody else has framed, for `descriptor`."""
         transport = self._protocol.transport
         if not self._opened:
-            self._early += frames
+            self._early += data
         elif not transport.is_closing():
-            transport.write(b"%x\r\n%b\r\n" % (len(frames), frames))
+            transport.write(data)
+
+    def abort(self) -> None:
+        """Drop the connection, with whatever waits for it."""
+        self._protocol.transport.abort()
 
 
 class StreamProtocol(HttpToolsProtocol):
@@ -164,3 +190,6 @@ class StreamProtocol(HttpToolsProtocol):
         listener, self.listener = self.listener, None
         if listener is not None:
             listener.on_closed()
+        # The request knows its protocol. What still runs has its own hold on it; without ours it is freed when that
+        # ends, and not when the garbage collector comes by.
+        self.cycle = self.scope = None  # type: ignore[assignment]

@@ -14,12 +14,13 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from rbee.errors import EngineUnavailableError, TransportError
 from rbee.messages import Attached, Configure, Failed, Loading, Ready, Shutdown, ToEngine, decode_to_server, encode
 from rbee.server.engine_client import EngineClient
 from rbee.server.errors import ApiError
+from rbee.server.pulse import Pulse
 from rbee.transport import Arena, Consumer, create_doorbell
 from rbee.transport.control import FrameDecoder, frame
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 State = Literal["starting", "loading", "ready", "draining", "dead"]
+
+_STATES: tuple[State, ...] = get_args(State)  # observers see a state as its place in here
 
 _LAST_WORDS = 1.0  # seconds an engine may live on after it closed the control channel, to flush its log
 
@@ -53,18 +56,28 @@ class Supervisor:
 
     client: EngineClient
 
-    def __init__(self, engine: EngineConfig, *, max_requests: int, ring_capacity: int, debug: bool = False) -> None:
+    def __init__(
+        self,
+        engine: EngineConfig,
+        *,
+        max_requests: int,
+        ring_capacity: int,
+        busy_poll: bool = False,
+        debug: bool = False,
+    ) -> None:
         """Describe the engine to start.
 
         Args:
             engine: what it needs to know.
             max_requests: requests held at once; rounded up to a multiple of 64.
             ring_capacity: tokens a request's ring holds, a power of two.
+            busy_poll: look for tokens without sleeping while a request is open.
             debug: have it log at debug level.
         """
         self._engine = engine
         self._num_rings = -(-max_requests // 64) * 64
         self._ring_capacity = ring_capacity
+        self._busy_poll = busy_poll
         self._debug = debug
         self.state: State = "starting"
         self.progress: Loading | None = None
@@ -103,7 +116,10 @@ class Supervisor:
             self._resources.close()
             raise TransportError(f"The engine process cannot be started: {error.strerror}.") from error
         self._resources.callback(self._transport.abort)
-        self.client = EngineClient(consumer, self._num_rings, self._send, self.kill)
+        self.client = EngineClient(consumer, self._num_rings, self._send, give_up=self.kill, busy_poll=self._busy_poll)
+        pulse = Pulse(consumer, lambda: _STATES.index(self.state), self.client.on_wake)
+        pulse.start()
+        self._resources.callback(pulse.stop)
         loop.add_reader(doorbell, self.client.on_wake)
         self._resources.callback(loop.remove_reader, doorbell)
         loop.add_reader(pidfd, self._on_exit, pidfd)

@@ -17,11 +17,17 @@ if TYPE_CHECKING:
 
 
 class TextCodec:
-    """A model's tokenizer, both ways. Safe to use from several threads."""
+    """A model's tokenizer, both ways. Safe to use from several threads.
+
+    Attributes:
+        size: ids of the vocabulary, added tokens included.
+        table: the vocabulary for the native drain; None if its tokens cannot be looked up one by one.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._detokenizers = detokenizers(tokenizer)
+        self.table = self._detokenizers.table
         self.size = tokenizer.get_vocab_size(with_added_tokens=True)
 
     @classmethod

@@ -11,14 +11,17 @@ The memory map, with N rings of 2^k records; every line of the list starts on a 
     wait word     u32: the engine sleeps although rings are open                        both, read-modify-write only
     engine line   heartbeat, state, pid, counters, how things stand                     engine writes
     server line   heartbeat, state, counters                                            server writes
-    histograms    u64 counts of durations by bucket: steps | deliveries, loop lag       engine | server writes
+    histograms    u64 counts of durations by bucket: steps | wakeups, deliveries, lag   engine | server writes
     tails[N]      u32: records ever written to each ring                                engine writes
     generations[N]  u32: whose ring it is                                               engine writes
     finish[N]     u64 = generation << 8 | reason                                        engine writes
     heads[N]      u32: records ever read from each ring                                 server writes
     cancel[N]     u32: the generation to end                                            server writes
     ready[N/64]   u64 bitmap: rings with something new                                  both, read-modify-write only
-    records[N][2^k]  {u32 token_id, f32 logprob, u64 commit_ns}, a spare line per ring  engine writes
+    records[N][2^k]  {u32 token_id, f32 logprob, u64 commit_ns}, a spare line each      engine writes
+
+The streams of ordinary clients need no Python per token: an `Outlet` attached to a ring has `drain` render its tokens
+as SSE frames and send them to the client's socket itself.
 
 A request's ring is assigned by the server (`Consumer.assign`), named with a generation in the Submit record, opened by
 the engine (`Producer.open`), filled step by step (`Producer.commit`), emptied by `Consumer.drain`, and free again when
@@ -27,7 +30,21 @@ its finish has been drained.
 
 from __future__ import annotations
 
-from rbee.transport._native import Consumer, Drained, Producer
+from rbee.transport._native import Consumer, Drained, Outlet, Producer, Vocabulary
 from rbee.transport.arena import Arena, create_doorbell
+from rbee.transport.observer import FoundServer, Histogram, Observer, Sample, find_servers
 
-__all__ = ["Arena", "Consumer", "Drained", "Producer", "create_doorbell"]
+__all__ = [
+    "Arena",
+    "Consumer",
+    "Drained",
+    "FoundServer",
+    "Histogram",
+    "Observer",
+    "Outlet",
+    "Producer",
+    "Sample",
+    "Vocabulary",
+    "create_doorbell",
+    "find_servers",
+]

@@ -21,11 +21,14 @@ def inspect_arena(buffer: memoryview) -> tuple[int, int, int]:
     """(num_rings, ring_capacity, epoch) of the arena in this memory; TransportError if it is not a sound one."""
 
 def observe(buffer: memoryview) -> tuple[int, int, dict[str, int], dict[str, list[int]]]:
-    """What an arena says of itself, through a mapping that may be read-only: (epoch, server's pid, counters, histograms).
+    """What an arena says of itself, through a mapping that may be read-only.
 
-    The counters are those of `Consumer.counters`. The histograms count durations by bucket, see `histogram_bounds`:
-    `step` (one engine step), `delivery` (a token's commit to its bytes handed to the socket), `loop_lag` (how late a
-    timer of the server's event loop was). All since this epoch's start.
+    That is (epoch, server's pid, counters, histograms).
+
+    The counters are those of `Consumer.counters`. The histograms count durations by bucket, see `histogram_bounds`, all
+    since this epoch's start: `step` (one engine step), `wakeup` (a step's commit to the start of the drain that found
+    it), `delivery` (a token's commit to its bytes handed to the socket), `loop_lag` (how late a timer of the server's
+    event loop was).
 
     Raises:
         TransportError: the memory is not a sound arena of this version.
@@ -126,9 +129,65 @@ class Drained(NamedTuple):
     """Per token: when the engine published it, CLOCK_MONOTONIC in ns."""
     logprobs: list[float]
     more: bool
-    """True: call `drain` again soon, nobody will ring. False: the doorbell is armed."""
+    """True: call `drain` again soon, nobody will ring. False: the doorbell is armed (unless `polling`)."""
     needs_wake: bool
     """True: the engine sleeps until there is space, and there is now: send Wake."""
+    blocked: list[tuple[int, bytes]]
+    """Attached rings whose socket was full, each with the bytes that it did not take. The ring is paused now: write the
+    bytes in another way and `resume` it when they are gone. A ring that is also in `ended` is not a ring any more."""
+    broken: list[int]
+    """Attached rings whose socket is of no use any more: cancel them."""
+    ended: list[tuple[int, int]]
+    """Attached rings that have finished, each with its reason. All their tokens have been sent, or are in `blocked`."""
+
+class Vocabulary:
+    """What each token id stands for, for outlets. Immutable; shared by all streams."""
+
+    def __init__(self, pieces: list[bytes | str]) -> None:
+        """The piece of token 0, 1, 2, ...
+
+        Bytes may be any part of characters; a string is whole characters, and ends a character that is incomplete.
+        """
+
+    def __len__(self) -> int: ...
+
+class Outlet:
+    """One response's socket, and what `drain` writes to it for the ring that it is attached to."""
+
+    def __init__(
+        self,
+        fd: int,
+        vocabulary: Vocabulary,
+        parts: tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes],
+        *,
+        strip: bool,
+        prompt_tokens: int,
+        stop_token_ids: list[int],
+        timing: bool,
+        usage: bool,
+    ) -> None:
+        """A stream that has not begun.
+
+        Args:
+            fd: the socket. It stays its owner's, who detaches the outlet before closing it.
+            vocabulary: of the model.
+            parts: the constant bytes of the frames: before the text in the first frame and in the others, in place of
+                the text in a last frame without any; after the text while more may come, after a `stop`, after a
+                `length`; before the usage of the chunk that has nothing else (empty: no such chunk); after everything.
+            strip: the vocabulary writes a space before the first word, which is not shown.
+            prompt_tokens: for the usage.
+            stop_token_ids: tokens that are counted but not shown.
+            timing: each chunk says when its token was committed.
+            usage: each chunk counts the tokens so far.
+        """
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that have been rendered, stop tokens included."""
+
+    @property
+    def written_ns(self) -> int:
+        """When the last frames went to the socket, CLOCK_MONOTONIC; 0 before the first ones."""
 
 class Consumer:
     """The server's side of an arena."""
@@ -159,20 +218,45 @@ class Consumer:
         """End `pause`; True if the ring has something to drain already, for which nobody will ring."""
 
     def expect_all(self) -> None:
-        """After the engine's death: have the next drain look into every assigned ring.
+        """After the engine's death: have the next drain look into every assigned ring, paused or not.
 
-        The engine may have died between publishing a ring's records and saying that it did.
+        The engine may have died between publishing a ring's records and saying that it did. What an attached ring that
+        was paused holds comes back in `blocked`, because its socket still waits for something earlier.
         """
 
-    def drain(self, max_records: int = 4096) -> Drained:
+    def attach(self, ring: int, outlet: Outlet) -> None:
+        """Have `drain` write this ring's tokens to a socket instead of returning them, until the ring ends.
+
+        Raises:
+            ValueError: the ring is not assigned.
+        """
+
+    def detach(self, ring: int) -> None:
+        """End `attach`: tokens of this ring are returned again. Harmless if it was not attached."""
+
+    def drain(self, max_records: int = 4096, *, polling: bool = False) -> Drained:
         """Take what the engine published, at most `max_records` tokens, then arm the doorbell if nothing is left.
 
-        Reads the doorbell's descriptor itself. Never blocks.
+        What belongs to attached rings is rendered and sent, one system call per ring; the rest is returned. Reads the
+        doorbell's descriptor itself. Never blocks.
+
+        Args:
+            max_records: at least 1.
+            polling: leave the doorbell and its descriptor alone; the caller will look again by itself.
 
         Raises:
             ValueError: `max_records` is 0.
             TransportError: a corrupt ring. The arena is of no use any more; replace the engine.
         """
+
+    def note_delivered(self) -> None:
+        """What the last drain returned has been written: count how long after its commit."""
+
+    def poll(self, patience_ns: int) -> bool:
+        """True if a step has come since the last drain; looks for at most `patience_ns`, without sleeping."""
+
+    def silence(self) -> None:
+        """Make the doorbell's descriptor unreadable, for a caller that polls and need not be woken."""
 
     def find_stale(self) -> bool:
         """For a slow timer: True if a wakeup was lost since the last call (never seen; counted if it happens).

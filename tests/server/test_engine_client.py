@@ -284,7 +284,7 @@ def test_corrupt_arena_ends_the_engine():
     async def check(engine):
         _, ring, sink = engine.submit()
         engine.commit([(ring, 1)])
-        tails = 640  # where native/README.md puts them
+        tails = int.from_bytes(engine.arena.buffer[40:48], "little")  # as its header says
         engine.arena.buffer[tails + 4 * ring : tails + 4 * ring + 4] = (CAPACITY + 2).to_bytes(4, "little")
         await until(lambda: engine.given_up)
         assert (sink.token_ids, sink.ends) == ([], [])

@@ -20,7 +20,7 @@ class RecordingTransport:
 
     def set_write_buffer_limits(self, high, low):
         """Keep the limit."""
-        assert low < high
+        assert low < high or low == high == 0
         self.high = high
 
     def pause_reading(self):
@@ -96,14 +96,37 @@ def test_opening_reads_on(parts):
 
 
 def test_frames_wait_for_the_head(parts):
-    """What is written before the response has started follows it, as one chunk; the rest goes out at once."""
+    """What is written before the response has started follows it, in one write; the rest goes out at once."""
     _, transport, writer, listener = parts
     writer.write(b"one")
     writer.write(b"two")
     assert transport.written == []
     writer.open(listener)
     writer.write(b"x" * 16)
-    assert transport.written == [b"6\r\nonetwo\r\n", b"10\r\n" + b"x" * 16 + b"\r\n"]
+    writer.write_rest(b"framed by somebody else")
+    assert transport.written == [
+        b"3\r\none\r\n3\r\ntwo\r\n",
+        b"10\r\n" + b"x" * 16 + b"\r\n",
+        b"framed by somebody else",
+    ]
+
+
+def test_direct_writer_hears_of_every_byte_that_waits(parts):
+    """Nothing may wait unnoticed while somebody else sends to the same socket; the response's end is as any other."""
+    _, transport, writer, listener = parts
+    writer.open(listener, direct=True)
+    assert transport.high == 0
+    writer.close()
+    assert transport.high == WRITE_BUFFER_HIGH
+
+
+def test_connection_that_was_lost_leaves_no_cycle(parts):
+    """The protocol lets go of its request, which knows it."""
+    protocol, _, writer, _ = parts
+    protocol.connection_lost(None)
+    assert protocol.cycle is None
+    assert protocol.scope is None
+    assert writer.closed
 
 
 def test_listener_hears_of_the_socket_while_it_is_open(parts):

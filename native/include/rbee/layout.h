@@ -125,6 +125,7 @@ struct alignas(kLine) ServerLine {
 /// What happens often is counted by how long it took.
 struct alignas(kLine) Histograms {
     Histogram step;      // engine: one step, schedule to commit
+    Histogram wakeup;    // server: commit of a step to the start of the drain that found it
     Histogram delivery;  // server: commit of a token to its bytes handed to the socket
     Histogram loop_lag;  // server: how late a timer of the event loop was
 };
@@ -138,7 +139,7 @@ struct FixedPart {
     ServerLine server;
     Histograms histograms;
 };
-static_assert(std::is_standard_layout_v<FixedPart> && sizeof(FixedPart) == 5 * kLine + 3 * kBuckets * 8);
+static_assert(std::is_standard_layout_v<FixedPart> && sizeof(FixedPart) == 5 * kLine + 4 * kBuckets * 8);
 static_assert(offsetof(FixedPart, doorbell) == 1 * kLine && offsetof(FixedPart, wait) == 2 * kLine);
 static_assert(offsetof(FixedPart, engine) == 3 * kLine && offsetof(FixedPart, server) == 4 * kLine);
 static_assert(offsetof(FixedPart, histograms) == 5 * kLine);
