@@ -1,11 +1,12 @@
-"""The `rbee` command: serve, pull.
+"""The `rbee` command: serve, pull, top.
 
-Owns how options are spelled, parsed and explained (all derived from `rbee.config`) and how an error leaves the
-process: one sentence on stderr and exit code 2. Does not know what serving or pulling takes.
+Owns how options are spelled, parsed and explained (those of `serve` are derived from `rbee.config`) and how an error
+leaves the process: one sentence on stderr and exit code 2. Does not know what serving, pulling or watching takes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import traceback
@@ -142,6 +143,32 @@ def pull(model: str, *, list_only: bool, debug: bool) -> None:  # noqa: ARG001 -
     with ConsoleProgress() as progress:
         folder = prepare(model, progress=progress)
     click.echo(f"{folder.name} is ready in {folder.path}")
+
+
+@cli.command()
+@click.option("--pid", type=click.IntRange(1, 2**22), metavar="PID", help="The server; needed if several are running.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.05, 3600),
+    default=1.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds from one view to the next.",
+)
+@click.option("--count", type=click.IntRange(1), metavar="N", help="End after N intervals.")
+@click.option("--once", is_flag=True, help="Print one interval as text, and end.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per interval, each on its own line.")
+def top(*, pid: int | None, interval: float, count: int | None, once: bool, as_json: bool) -> None:
+    """Watch a running server: streams, rates, latencies, wakeups, KV cache.
+
+    Everything is read from the server's shared memory: the server takes no part and is not slowed down. For the user
+    who runs the server, and for root. Ctrl-C ends it; so does the server's end.
+    """
+    style: Literal["live", "plain", "json"] = "json" if as_json else "plain" if once else "live"
+    with contextlib.suppress(KeyboardInterrupt):
+        from rbee.top import run  # noqa: PLC0415 - `--help` stays instant
+
+        run(pid, seconds=interval, count=1 if once else count, style=style)
 
 
 cli.add_command(_Serve())

@@ -1,0 +1,155 @@
+"""What happened between two samples of an arena, and how things stand at the second.
+
+Owns rates, shares and percentiles, and their form for other programs. Does not know where samples come from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from rbee.transport import Histogram, Sample
+
+EVENTS = (
+    "tokens",
+    "steps",
+    "preemptions",
+    "full_ring_pauses",
+    "wakes_written",
+    "wakes_elided",
+    "finishes",
+    "cancels",
+    "engine_wakes",
+    "stale_wakeups",
+    "direct_tokens",
+    "python_tokens",
+    "blocked_sends",
+    "gc_pauses",
+)
+"""What is counted: the names of `Counters`, and `python_tokens`, those the server's Python rendered."""
+
+_STATES = ("starting", "loading", "idle", "stepping")
+_GAUGES = ("sequences_running", "sequences_waiting", "kv_blocks", "kv_blocks_used")
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A stretch of one epoch."""
+
+    seconds: float
+    now: Sample
+    """At its end."""
+    added: dict[str, int]
+    """How much each of EVENTS has grown."""
+    step: Histogram
+    wakeup: Histogram
+    delivery: Histogram
+    loop_lag: Histogram
+    gc_pause_ns: int
+    """In all collections of the interval."""
+
+    @classmethod
+    def between(cls, before: Sample | None, now: Sample, seconds: float) -> Self:
+        """The last `seconds`, from `before` to `now`.
+
+        If there was no arena then, or an earlier epoch's, all that the new one has counted has happened in them.
+        """
+        totals = totals_of(now)
+        if before is None or before.epoch != now.epoch:
+            return cls(seconds, now, totals, now.step, now.wakeup, now.delivery, now.loop_lag, now.counters.gc_pause_ns)
+        earlier = totals_of(before)
+        return cls(
+            seconds,
+            now,
+            # Of python_tokens, a difference of counters that are read one after the other, a few may be yet to come.
+            {name: max(0, totals[name] - earlier[name]) for name in EVENTS},
+            now.step.minus(before.step),
+            now.wakeup.minus(before.wakeup),
+            now.delivery.minus(before.delivery),
+            now.loop_lag.minus(before.loop_lag),
+            now.counters.gc_pause_ns - before.counters.gc_pause_ns,
+        )
+
+    @property
+    def state(self) -> str:
+        """What the engine was doing at last, in a word."""
+        number = self.now.counters.engine_state
+        return _STATES[number] if number < len(_STATES) else f"state {number}"
+
+    @property
+    def engine_silence(self) -> float | None:
+        """Seconds since the engine's heartbeat; None if there never was one."""
+        return self._age(self.now.counters.engine_heartbeat_ns)
+
+    @property
+    def server_silence(self) -> float | None:
+        """Seconds since the server's heartbeat; None if there never was one."""
+        return self._age(self.now.counters.server_heartbeat_ns)
+
+    @property
+    def elided_share(self) -> float | None:
+        """Of the commits, how many needed no wakeup of the server, 0 to 1; None without a commit."""
+        return _ratio(self.added["wakes_elided"], self.added["wakes_elided"] + self.added["wakes_written"])
+
+    @property
+    def gc_pause_mean_ns(self) -> float | None:
+        """The mean garbage collection; None without one."""
+        return _ratio(self.gc_pause_ns, self.added["gc_pauses"])
+
+    def rate(self, event: str) -> float:
+        """How often one of EVENTS happened per second."""
+        return self.added[event] / self.seconds
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for scripts: durations in the unit that ends their name, null where nothing happened."""
+        return {
+            "server_pid": self.now.server_pid,
+            "epoch": self.now.epoch,
+            "engine_pid": self.now.counters.engine_pid,
+            "engine_state": self.state,
+            "engine_silence_s": _rounded(self.engine_silence, 3),
+            "server_silence_s": _rounded(self.server_silence, 3),
+            "interval_s": _rounded(self.seconds, 3),
+            "streams": self.now.counters.rings_in_use,
+            **{name: getattr(self.now.counters, name) for name in _GAUGES},
+            "per_second": {name: _rounded(self.rate(name), 3) for name in EVENTS},
+            "since_epoch_start": totals_of(self.now),
+            "wakes_elided_share": _rounded(self.elided_share, 4),
+            "gc_pause_mean_us": _us(self.gc_pause_mean_ns),
+            "step_us": _percentiles_us(self.step),
+            "wakeup_us": _percentiles_us(self.wakeup),
+            "delivery_us": _percentiles_us(self.delivery),
+            "loop_lag_us": _percentiles_us(self.loop_lag),
+        }
+
+    def _age(self, heartbeat_ns: int) -> float | None:
+        return max(0, self.now.taken_ns - heartbeat_ns) / 1e9 if heartbeat_ns else None
+
+
+def totals_of(sample: Sample) -> dict[str, int]:
+    """How often each of EVENTS has happened since the epoch's start."""
+    counters = sample.counters
+    python_tokens = max(0, counters.tokens_drained - counters.direct_tokens)
+    return {name: python_tokens if name == "python_tokens" else getattr(counters, name) for name in EVENTS}
+
+
+def _percentiles_us(durations: Histogram) -> dict[str, float | int | None]:
+    quantiles = {"p50": 0.5, "p99": 0.99, "p999": 0.999, "max": 1.0}
+    values = {name: durations.quantile(fraction) for name, fraction in quantiles.items()}
+    return {
+        "count": durations.count,
+        **{name: _us(ns) for name, ns in values.items()},
+    }
+
+
+def _us(ns: float | None) -> float | None:
+    return None if ns is None else round(ns / 1e3, 3)
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
