@@ -44,6 +44,13 @@ class EngineConfig:
     )
     block_size: int = option(16, "Tokens in one block of the KV cache.", minimum=1)
     kv_cache_mib: int = option(1024, "Memory for the KV cache, in MiB.", metavar="MIB", minimum=1)
+    slow_reader_timeout: float = option(
+        60.0,
+        "Seconds that a client's connection may have no room for more, or a request's ring be full, before its stream "
+        "ends with an error; a connection that does not take that error either within the same time is dropped.",
+        metavar="S",
+        minimum=0.001,
+    )
     synthetic_step_ms: float = option(
         10.0,
         "Time of one step of the synthetic model, in ms; its steps follow a fixed cadence.",
@@ -74,7 +81,25 @@ class ServerConfig:
     ring_capacity: int = option(
         1024, "Tokens a request's ring holds for a slow reader before its sequence pauses; a power of two.", minimum=2
     )
+    replay_window: int = option(
+        1024,
+        "Tokens of a stream that can be written again for a client that lost its connection. Of streams that can be "
+        "resumed only: those of clients that accept text/event-stream, or set stream_options.resumable.",
+        minimum=1,
+    )
+    resume_timeout: float = option(
+        30.0,
+        "Seconds that such a stream is kept for a client that lost its connection, also after its end. Its ring holds "
+        "its tokens; when that is full, --slow-reader-timeout counts too.",
+        metavar="S",
+        minimum=0.001,
+    )
     max_body_mib: int = option(16, "Largest request body, in MiB; a larger one gets 413.", metavar="MIB", minimum=1)
+    busy_poll: bool = option(
+        False,
+        "Look for tokens without sleeping while a request is open: takes the time of a wakeup out of the way of every "
+        "token, and a processor core.",
+    )
     drain_timeout: float = option(
         30.0, "Seconds that open streams may take to finish after SIGTERM.", metavar="S", minimum=0.0
     )

@@ -6,24 +6,32 @@ from __future__ import annotations
 class RecordingWriter:
     """A StreamWriter without a socket: keeps what is written."""
 
+    descriptor = None
+
     def __init__(self) -> None:
         self.written: list[bytes] = []
         self.paused = False
         self.closed = False
         self.listener: object = None
+        self.aborted = False
 
     def write(self, frames: bytes) -> None:
         """Keep one write."""
         assert frames, "an empty chunk would end the response"
         self.written.append(frames)
 
-    def open(self, listener: object) -> None:
+    def open(self, listener: object, *, direct: bool = False) -> None:
         """Keep the listener."""
+        assert not direct, "there is no socket"
         self.listener = listener
 
     def close(self) -> None:
         """Forget the listener."""
         self.listener = None
+
+    def abort(self) -> None:
+        """Note it."""
+        self.aborted = True
 
 
 class RecordingStream:

@@ -1,13 +1,14 @@
 """One engine step, and what an ended sequence means.
 
-Owns the set of live sequences. Does not know processes, sockets or how long anything takes; the loop around it is
-`process`.
+Owns the set of live sequences, and how long a full ring may keep one alive. Does not know processes, sockets or how
+long a step takes; the loop around it is `process`, which also steps now and then when all that live are paused.
 """
 
 from __future__ import annotations
 
 import array
 import logging
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from rbee.engine.sequence import Sequence
 from rbee.messages import FinishReason, Stats
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rbee.engine.model_runner import ModelRunner
     from rbee.engine.publisher import Publisher
     from rbee.engine.scheduler import Scheduler
@@ -31,7 +34,28 @@ logger = logging.getLogger(__name__)
 class EngineCore:
     """Turns submissions into published tokens, one step at a time; every submission ends with one finish reason."""
 
-    def __init__(self, runner: ModelRunner, scheduler: Scheduler, producer: Producer, publisher: Publisher) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        scheduler: Scheduler,
+        producer: Producer,
+        publisher: Publisher,
+        *,
+        slow_reader_timeout: float,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """Start with nothing to do.
+
+        Args:
+            runner: computes the logits.
+            scheduler: decides who runs.
+            producer: of the arena; it says which rings are full and which requests are cancelled.
+            publisher: takes what a step has to say.
+            slow_reader_timeout: seconds after which a ring that is full without a break ends its sequence.
+            now_ns: the clock for that.
+        """
+        self._slow_reader_ns = round(slow_reader_timeout * 1e9)
+        self._now_ns = now_ns
         self._runner = runner
         self._scheduler = scheduler
         self._producer = producer
@@ -125,8 +149,15 @@ class EngineCore:
                 self._finish(sequence, FinishReason.ABORT)
 
     def _note_full_rings(self) -> None:
-        for ring, sequence in self._live.items():
-            sequence.paused = self._producer.free_space(ring) == 0
+        """Pause the sequences whose ring is full, and end those that have waited for a reader for too long."""
+        now = self._now_ns()
+        for ring, sequence in list(self._live.items()):
+            if self._producer.free_space(ring) != 0:
+                sequence.paused = False
+            elif not sequence.paused:
+                sequence.paused, sequence.paused_ns = True, now
+            elif now - sequence.paused_ns >= self._slow_reader_ns:
+                self._finish(sequence, FinishReason.DEADLINE)
 
     def _take_tokens(self, batch: InputBatch, sampled: sampler.Sampled) -> None:
         """Append what was sampled, and end the sequences that this ends."""

@@ -1,8 +1,9 @@
 """The engine as a process: the start protocol, the loop around `EngineCore.step()`, teardown and exit codes.
 
 Owns time and sleep. While there is work the loop never waits; when there is none it waits in one epoll on the control
-channel, and starts at once when a record arrives. Exit codes: 0 after Shutdown or when the server is gone, 1 when a
-step failed, 2 when the model cannot be loaded.
+channel, and starts at once when a record arrives; ten times a second it looks up, for the heartbeat and for readers
+that have been too slow for too long. Exit codes: 0 after Shutdown or when the server is gone, 1 when a step failed,
+2 when the model cannot be loaded.
 
 An engine never outlives its server: the kernel kills it with its parent, and the channel's end ends it too.
 """
@@ -136,7 +137,7 @@ def _load(config: EngineConfig, channel: ControlChannel, producer: Producer) -> 
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=runner.max_model_len,
     )
-    core = EngineCore(runner, scheduler, producer, Publisher(producer))
+    core = EngineCore(runner, scheduler, producer, Publisher(producer), slow_reader_timeout=config.slow_reader_timeout)
     ready = messages.Ready(
         runner=runner.name,
         device=runner.device,
@@ -172,6 +173,7 @@ class _Loop:
                 if not self._obey(records):
                     self._core.end_all(FinishReason.ABORT)
                     return 0
+                started = time.monotonic_ns()
                 try:
                     stepped = self._step()
                 except Exception:
@@ -179,6 +181,7 @@ class _Loop:
                     self._core.end_all(FinishReason.ERROR)
                     return 1
                 self._producer.beat(_STEPPING if stepped else _IDLE)
+                self._report(time.monotonic_ns() - started if stepped else 0)
                 if not stepped:
                     poller.poll(_HEARTBEAT_MS / 1e3)
                 records = self._channel.receive()
@@ -189,6 +192,18 @@ class _Loop:
             return True
         self._producer.arm_wait()
         return self._core.step()
+
+    def _report(self, step_ns: int) -> None:
+        """Show observers of the arena how things stand."""
+        stats = self._core.stats()
+        self._producer.report(
+            step_ns,
+            sequences_running=stats.num_running,
+            sequences_waiting=stats.num_waiting,
+            kv_blocks=stats.num_blocks,
+            kv_blocks_used=stats.num_blocks - stats.num_free_blocks,
+            preemptions=stats.num_preemptions,
+        )
 
     def _obey(self, records: list[bytes]) -> bool:
         """Do what the server asks. False: stop."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from rbee.sampling_params import SamplingParams
 
-_SLAB_ELEMENTS = 1 << 19
+_SLAB_ELEMENTS = 1 << 17
 _FIRST_CANDIDATES = 128
 _GOLDEN = np.uint64(0x9E37_79B9_7F4A_7C15)
 
@@ -127,15 +127,16 @@ def _sample_slab(logits: NDArray[np.float32], batch: SamplingBatch) -> Sampled:
     greedy = logits.argmax(axis=1)  # of equal maxima the lowest id; NaN wins over everything
     highest = np.take_along_axis(logits, greedy[:, None], axis=1)
     valid = np.isfinite(highest[:, 0])
+    random = np.flatnonzero(valid & (batch.temperature > 0))
+    tokens = greedy.astype(np.uint32)
     with np.errstate(invalid="ignore"):  # only in rows that are not valid
         shifted = logits - highest
-        log_total = np.log(np.exp(shifted).sum(axis=1, dtype=np.float64))
-    tokens = greedy.astype(np.uint32)
-    random = np.flatnonzero(valid & (batch.temperature > 0))
-    if len(random):
-        tokens[random] = _draw(shifted[random], batch.take(random))
-    logprobs = np.take_along_axis(shifted, tokens[:, None].astype(np.intp), axis=1)[:, 0] - log_total
-    return Sampled(tokens, logprobs.astype(np.float32), valid)
+        if len(random):
+            tokens[random] = _draw(shifted[random], batch.take(random))
+        chosen = np.take_along_axis(shifted, tokens[:, None].astype(np.intp), axis=1)[:, 0]
+        # In place, because at this size memory costs more than arithmetic.
+        log_total = np.log(np.exp(shifted, out=shifted).sum(axis=1, dtype=np.float64))
+        return Sampled(tokens, (chosen - log_total).astype(np.float32), valid)
 
 
 def _draw(shifted: NDArray[np.float32], batch: SamplingBatch) -> NDArray[np.intp]:

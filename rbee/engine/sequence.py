@@ -28,6 +28,7 @@ class Sequence:
         num_computed_tokens: tokens whose keys and values are in `block_table`; 0 again after a preemption.
         block_table: KV blocks in the order of the tokens they hold; C ints.
         paused: its ring is full, so it must not sample.
+        paused_ns: while it is paused, when that was first seen; CLOCK_MONOTONIC.
     """
 
     request_id: str
@@ -39,6 +40,7 @@ class Sequence:
     num_computed_tokens: int = 0
     block_table: array.array[int] = field(default_factory=lambda: array.array("i"))
     paused: bool = False
+    paused_ns: int = 0
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)

@@ -5,6 +5,8 @@
       │    └─ engine_client ── the one drain loop      └─ operations_api ── /health /ready /version
       └─ http_protocol ── a direct way to the socket
 
+    exchange ── one request's response, from submit to end     resumption ── streams that outlive their connection
+
     served_model ── name, tokenizer, chat_template, end-of-sequence ids: read once at start
     schemas, validation ── bytes -> checked request      replies ── tokens -> SSE frames (sse) or one JSON body,
     body ── reads and bounds a request's body                       through detokenizer and stop_strings

@@ -54,7 +54,8 @@ class _Entrance:
     """What every request passes first: it gets an id, and needs a key unless its path is open to all.
 
     The id is the client's X-Request-Id if that is sane, else ours. It stands in `scope["state"]["request_id"]` and in
-    the X-Request-Id header of every response.
+    the X-Request-Id header of every response. Which key it was stands in `scope["state"]["caller"]`, as its index;
+    None where none is needed.
     """
 
     def __init__(self, app: ASGIApp, *, api_keys: Sequence[str]) -> None:
@@ -75,17 +76,18 @@ class _Entrance:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        if self._api_keys and scope["path"] not in _OPEN_PATHS and not self._may_pass(headers):
+        caller = scope["state"]["caller"] = self._caller(headers)
+        if self._api_keys and scope["path"] not in _OPEN_PATHS and caller is None:
             await _response(_UNAUTHORIZED)(scope, receive, send_with_id)
         else:
             await self._app(scope, receive, send_with_id)
 
-    def _may_pass(self, headers: Headers) -> bool:
-        """Compare with every key, each in constant time."""
+    def _caller(self, headers: Headers) -> int | None:
+        """Compare with every key, each in constant time; the first that matches."""
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip().encode()
         matches = [hmac.compare_digest(given, key) for key in self._api_keys]
-        return scheme.lower() == "bearer" and any(matches)
+        return matches.index(True) if scheme.lower() == "bearer" and any(matches) else None
 
 
 _UNAUTHORIZED = ApiError(

@@ -1,40 +1,37 @@
 """OpenAI's routes: chat and plain completions, the model list; and /tokenize, /detokenize as vLLM has them.
 
-Owns the way from a request's bytes to a submitted request, and from its end to the end of the response. What happens
-to the tokens in between is `rbee.server.replies`' business. A response starts only when it is certain that the engine
-has taken the request: every refusal has its true status.
+Owns the way from a request's bytes to a checked generation, or to the stream that it asks the rest of. Its response,
+streamed or not, is an `rbee.server.exchange.Exchange`, which starts only when it is certain that the engine has taken
+the request: every refusal has its true status.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-import uuid
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from starlette.requests import ClientDisconnect
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
 
-from rbee.errors import QueueFullError
-from rbee.server import sse
 from rbee.server.body import read_json_body
 from rbee.server.errors import ApiError, invalid
-from rbee.server.http_protocol import EXTENSION, StreamWriter
-from rbee.server.replies import CollectedReply, KeepAlive, StreamedReply, TokenText
-from rbee.server.schemas import DetokenizeRequest, StreamOptions, TokenizeRequest
-from rbee.server.stop_strings import StopStrings
+from rbee.server.exchange import Exchange, Generation, Resumption
+from rbee.server.http_protocol import EXTENSION
+from rbee.server.resumption import Ticket
+from rbee.server.schemas import DetokenizeRequest, TokenizeRequest
 from rbee.server.validation import (
     DEFAULT_COMPLETION_TOKENS,
     FieldReader,
     check_token_ids,
     decode_object,
+    is_resumable,
     output_limit,
     read_chat,
     read_completion,
+    read_last_event_id,
     read_messages,
     read_stream_options,
     sampling_params,
@@ -45,10 +42,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from starlette.requests import Request
-    from starlette.types import Receive, Scope, Send
 
     from rbee.messages import Ready
-    from rbee.sampling_params import SamplingParams
+    from rbee.server.http_protocol import StreamWriter
+    from rbee.server.replies import StreamWatch
+    from rbee.server.resumption import ResumableStreams
     from rbee.server.schemas import GenerationRequest
     from rbee.server.served_model import ServedModel
     from rbee.server.supervisor import Supervisor
@@ -56,30 +54,28 @@ if TYPE_CHECKING:
 # A body up to this size is handled on the event loop (under 2 ms, mostly the tokenizer); a larger one in a thread,
 # where the tokenizer runs without Python's lock.
 _INLINE_BODY_BYTES = 4096
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generation:
-    """A checked request, ready to be submitted."""
-
-    chat: bool
-    prompt: list[int]
-    sampling: SamplingParams
-    stops: list[str]
-    stream: bool
-    options: StreamOptions
-    ignored: list[str]
+_CHAT, _COMPLETION = "chat", "completion"
 
 
 class OpenAiApi:
     """The OpenAI routes of one server."""
 
     def __init__(
-        self, supervisor: Supervisor, model: ServedModel, keep_alive: KeepAlive, *, max_body_bytes: int, lenient: bool
+        self,
+        supervisor: Supervisor,
+        model: ServedModel,
+        watch: StreamWatch,
+        streams: ResumableStreams,
+        *,
+        replay_window: int,
+        max_body_bytes: int,
+        lenient: bool,
     ) -> None:
         self._supervisor = supervisor
         self._model = model
-        self._keep_alive = keep_alive
+        self._watch = watch
+        self._streams = streams
+        self._replay_window = replay_window
         self._max_body_bytes = max_body_bytes
         self._lenient = lenient
         self._created = int(time.time())
@@ -89,6 +85,8 @@ class OpenAiApi:
         return [
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
             Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/chat/completions/{id}", self.resume_chat, methods=["GET"]),
+            Route("/v1/completions/{id}", self.resume_completion, methods=["GET"]),
             Route("/v1/models", self.list_models, methods=["GET"]),
             Route("/v1/models/{name:path}", self.show_model, methods=["GET"]),
             Route("/tokenize", self.tokenize, methods=["POST"]),
@@ -97,11 +95,19 @@ class OpenAiApi:
 
     async def chat_completions(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        return await self._generate(request, self._read_chat)
+        return await self._generate(request, self._read_chat, _CHAT)
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        return await self._generate(request, self._read_completion)
+        return await self._generate(request, self._read_completion, _COMPLETION)
+
+    async def resume_chat(self, request: Request) -> Response:
+        """GET /v1/chat/completions/{id}: the rest of a stream, as EventSource asks for it."""
+        return self._resume_by_path(request, _CHAT)
+
+    async def resume_completion(self, request: Request) -> Response:
+        """GET /v1/completions/{id}."""
+        return self._resume_by_path(request, _COMPLETION)
 
     async def list_models(self, request: Request) -> Response:  # noqa: ARG002 - starlette's signature
         """GET /v1/models: the one there is."""
@@ -128,18 +134,48 @@ class OpenAiApi:
         check_token_ids(asked.tokens, "tokens", self._model.codec.size)
         return _json({"prompt": self._model.codec.decode(asked.tokens)})
 
-    async def _generate(self, request: Request, read: Callable[[bytes, Ready], Generation]) -> Response:
+    async def _generate(self, request: Request, read: Callable[[bytes, Ready], Generation], kind: str) -> Response:
         body = await read_json_body(request, self._max_body_bytes)
+        if "last-event-id" in request.headers:
+            return self._resume_by_request_id(request, kind)
         engine = self._supervisor.check_ready()
         if len(body) <= _INLINE_BODY_BYTES:
             generation = read(body, engine)
         else:
             generation = await asyncio.to_thread(read, body, engine)
         writer: StreamWriter = request.scope["extensions"][EXTENSION]
-        exchange = _Exchange(self._supervisor, self._model, self._keep_alive, generation, writer)
+        ticket = None
+        if is_resumable(generation.options, request.headers.getlist("accept")):
+            request_id = request.state.request_id
+            ticket = Ticket(self._streams, _owner(request, kind), request_id, self._replay_window)
+        exchange = Exchange(self._supervisor, self._model, self._watch, generation, writer, ticket=ticket)
         if generation.stream:
             return exchange
         return await exchange.collect()
+
+    def _resume_by_request_id(self, request: Request, kind: str) -> Response:
+        """The request is not run again: it names the stream that it once started."""
+        name = request.headers.get("x-request-id", "")
+        if name != request.state.request_id:
+            raise ApiError(
+                400,
+                "Last-Event-ID asks for the rest of a stream; send the X-Request-Id of its first response with it, "
+                "or leave Last-Event-ID out to start anew.",
+                code="missing_request_id",
+            )
+        return self._resume(request, kind, name)
+
+    def _resume_by_path(self, request: Request, kind: str) -> Response:
+        if request.method != "GET":  # HEAD, which would take the stream away from whoever reads it
+            raise HTTPException(405, headers={"Allow": "GET"})
+        return self._resume(request, kind, request.path_params["id"])
+
+    def _resume(self, request: Request, kind: str, name: str) -> Response:
+        last_id = read_last_event_id(request.headers.get("last-event-id", "0"))
+        reply = self._streams.find(_owner(request, kind), name)
+        if not reply.has_more(last_id):
+            return Response(status_code=204)  # which ends an EventSource's attempts
+        return Resumption(reply, last_id, request.scope["extensions"][EXTENSION], self._watch)
 
     def _read_chat(self, body: bytes, engine: Ready) -> Generation:
         reader = FieldReader(lenient=self._lenient)
@@ -238,113 +274,9 @@ class OpenAiApi:
         }
 
 
-class _Exchange(Response):
-    """One generation and its response. As a response it streams; `collect` gives one that does not."""
-
-    def __init__(
-        self,
-        supervisor: Supervisor,
-        model: ServedModel,
-        keep_alive: KeepAlive,
-        generation: Generation,
-        writer: StreamWriter,
-    ) -> None:
-        self.background = None
-        self._supervisor = supervisor
-        self._model = model
-        self._keep_alive = keep_alive
-        self._generation = generation
-        self._writer = writer
-        self._id = ("chatcmpl-" if generation.chat else "cmpl-") + uuid.uuid4().hex
-        self._created = int(time.time())
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
-        """Stream the generation: start, frames as tokens come, one end."""
-        generation = self._generation
-        frames = sse.Frames(
-            kind="chat.completion.chunk" if generation.chat else "text_completion",
-            request_id=self._id,
-            created=self._created,
-            model=self._model.name,
-            chat=generation.chat,
-            usage=generation.options.include_usage and not generation.options.continuous_usage_stats,
-        )
-        reply = StreamedReply(self._text(), self._writer, frames, generation.options, len(generation.prompt))
-        self._submit(reply)
-        try:
-            if self._writer.paused:  # an earlier response on this connection is not read yet: send() will wait
-                reply.on_pause()
-            headers = [*sse.HEADERS, *_warning(generation.ignored)]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            self._writer.open(reply)
-            reply.on_resume()
-            self._keep_alive.add(reply)
-            await reply.done
-        finally:
-            reply.stream.cancel()
-            self._keep_alive.discard(reply)
-            self._writer.close()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def collect(self) -> Response:
-        """Wait for the end; the whole answer as one response."""
-        generation = self._generation
-        reply = CollectedReply(self._text())
-        self._submit(reply)
-        try:
-            self._writer.open(reply)
-            await reply.done
-        finally:
-            reply.stream.cancel()
-            self._writer.close()
-        if self._writer.closed:
-            raise ClientDisconnect
-        if reply.error is not None:
-            raise reply.error
-        choice: dict[str, Any] = {"index": 0, "finish_reason": reply.finish_reason, "logprobs": None}
-        if generation.chat:
-            choice["message"] = {"role": "assistant", "content": reply.text}
-        else:
-            choice["text"] = reply.text
-        prompt_tokens, completion_tokens = len(generation.prompt), reply.completion_tokens
-        answer = {
-            "id": self._id,
-            "object": "chat.completion" if generation.chat else "text_completion",
-            "created": self._created,
-            "model": self._model.name,
-            "choices": [choice],
-            "usage": {
-                "prompt_tokens": prompt_tokens,
-                "completion_tokens": completion_tokens,
-                "total_tokens": prompt_tokens + completion_tokens,
-            },
-        }
-        response = _json(answer)
-        response.raw_headers.extend(_warning(generation.ignored))
-        return response
-
-    def _text(self) -> TokenText:
-        generation = self._generation
-        stops = StopStrings(generation.stops) if generation.stops else None
-        return TokenText(self._model.codec.detokenizer(), stops, generation.sampling.stop_token_ids)
-
-    def _submit(self, reply: StreamedReply | CollectedReply) -> None:
-        """Hand the generation to the engine, or refuse it with the status that is true now."""
-        self._supervisor.check_ready()
-        client = self._supervisor.client
-        try:
-            reply.stream = client.submit(self._id, self._generation.prompt, self._generation.sampling, reply)
-        except QueueFullError as error:
-            headers = {"Retry-After": str(client.retry_after())}
-            raise ApiError(429, str(error), code="queue_full", headers=headers) from None
-
-
-def _warning(ignored: list[str]) -> list[tuple[bytes, bytes]]:
-    """The header that names the fields that were ignored (RFC 9111 still lists 299: a miscellaneous warning)."""
-    if not ignored:
-        return []
-    names = ", ".join(name if re.fullmatch(r"[\w.\[\]-]{1,64}", name, re.ASCII) else "?" for name in ignored)
-    return [(b"warning", f'299 - "ignored: {names}"'.encode())]
+def _owner(request: Request, kind: str) -> tuple[int | None, str]:
+    """Who may resume what a request starts: requests with the same API key, on the same kind of route."""
+    return request.state.caller, kind
 
 
 def _json(content: dict[str, Any]) -> Response:

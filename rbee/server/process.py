@@ -27,7 +27,8 @@ from rbee.server.errors import ApiError
 from rbee.server.http_protocol import StreamProtocol
 from rbee.server.openai_api import OpenAiApi
 from rbee.server.operations_api import OperationsApi
-from rbee.server.replies import KeepAlive
+from rbee.server.replies import StreamWatch
+from rbee.server.resumption import ResumableStreams
 from rbee.server.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ _SPARE_DESCRIPTORS = 64  # beside one for each request: files, pipes, the engine
 _SEND_BUFFER = 128 * 1024  # bytes the kernel holds for one slow client (it books twice that); a token's frame has 250
 _ENGINE_PATIENCE = 5.0  # seconds the engine may take to stop
 _RESPONSE_PATIENCE = 2  # seconds the last responses may take to leave, once nothing is open any more
-_KEEP_ALIVE_PERIOD = 5.0  # seconds between two looks for silent streams
+_SLOWEST_LOOK, _FASTEST_LOOK = 5.0, 0.05  # seconds between two looks at all streams
 
 
 def run(config: Config, model: ModelFolder | None) -> int:
@@ -80,12 +81,20 @@ def run(config: Config, model: ModelFolder | None) -> int:
 async def _serve(config: Config, model: ServedModel, sock: socket.socket, started: float) -> int:
     options = config.server
     supervisor = Supervisor(
-        config.engine, max_requests=options.max_requests, ring_capacity=options.ring_capacity, debug=config.debug
+        config.engine,
+        max_requests=options.max_requests,
+        ring_capacity=options.ring_capacity,
+        busy_poll=options.busy_poll,
+        debug=config.debug,
     )
+    slow_reader_timeout = config.engine.slow_reader_timeout
+    watch = StreamWatch(_look_period(min(slow_reader_timeout, options.resume_timeout)), slow_reader_timeout)
     openai = OpenAiApi(
         supervisor,
         model,
-        KeepAlive(_KEEP_ALIVE_PERIOD),
+        watch,
+        ResumableStreams(watch, resume_timeout=options.resume_timeout, max_ended=options.max_requests),
+        replay_window=options.replay_window,
         max_body_bytes=options.max_body_mib * 2**20,
         lenient=options.lenient,
     )
@@ -199,11 +208,16 @@ def _http_server(app: Starlette, *, debug: bool) -> _HttpServer:
     )
 
 
+def _look_period(timeout: float) -> float:
+    """Seconds between two looks at all streams, for ends that come at most a tenth too late."""
+    return min(max(timeout / 10, _FASTEST_LOOK), _SLOWEST_LOOK)
+
+
 def check_options(options: ServerConfig) -> None:
     """Raise ConfigError for options that cannot work, or that would let strangers in."""
     if options.ring_capacity < 2 or options.ring_capacity & (options.ring_capacity - 1):
         raise ConfigError(f"--ring-capacity is {options.ring_capacity}; it must be a power of two, for example 1024.")
-    for name in ("max_requests", "max_body_mib"):
+    for name in ("max_requests", "max_body_mib", "replay_window"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1.")
     if not all(key.isascii() and key.strip() for key in options.api_key):

@@ -2,25 +2,37 @@
 
 Owns the way from token ids to bytes and that each request has exactly one end. A reply is the sink of its tokens and
 the listener of its socket; it runs inside the drain callback. Does not know routes or the engine.
+
+A client that reads slowly holds up nobody but itself, and what it makes the server hold is bounded, per stream:
+
+    its ring                --ring-capacity records of 16 bytes; when it is full its sequence pauses    16 KiB
+    the write buffer        WRITE_BUFFER_HIGH, and the frames (some 250 bytes each) of the one drain
+                            that passed it, which found a full ring at most                         32 + 256 KiB
+    the kernel's buffer     the listening socket's send buffer, booked twice                           256 KiB
+
+A stream that can be resumed has a replay window besides (`rbee.server.resumption`). After --slow-reader-timeout the
+stream ends, after twice that time its connection is dropped, and all of this is free.
+A reply that is not streamed never pauses: its tokens are collected as they come, bounded by the model's length.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rbee.messages import FinishReason
 from rbee.server import sse
 from rbee.server.engine_client import finish_error
+from rbee.server.errors import ApiError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from rbee.server.detokenizer import Detokenizer
     from rbee.server.engine_client import TokenStream
-    from rbee.server.errors import ApiError
     from rbee.server.http_protocol import StreamWriter
+    from rbee.server.resumption import NumberedFrames
     from rbee.server.schemas import StreamOptions
     from rbee.server.sse import Frames
     from rbee.server.stop_strings import StopStrings
@@ -67,8 +79,7 @@ class Reply:
 
     stream: TokenStream
 
-    def __init__(self, text: TokenText) -> None:
-        self._text = text
+    def __init__(self) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def on_closed(self) -> None:
@@ -90,7 +101,8 @@ class CollectedReply(Reply):
     """
 
     def __init__(self, text: TokenText) -> None:
-        super().__init__(text)
+        super().__init__()
+        self._text = text
         self._texts: list[str] = []
         self.finish_reason = ""
         self.error: ApiError | None = None
@@ -132,19 +144,105 @@ class CollectedReply(Reply):
         """Nothing is written before the end."""
 
 
-class StreamedReply(Reply):
+class LiveReply(Reply):
+    """A reply that is written while it is made: all about its socket, nothing about its tokens.
+
+    A subclass is the `TokenSink`: it renders what is delivered, writes it with `_write` and calls `_end` after the
+    last frame. While the socket takes nothing the tokens wait in the ring, where they cost nothing.
+    """
+
+    _paused_at: float | None  # since when the socket has no room for more, without a break
+
+    def __init__(self, writer: StreamWriter) -> None:
+        super().__init__()
+        self._connect(writer)
+
+    def fail(self, error: ApiError) -> None:
+        """See `TokenSink`."""
+        self._write(sse.error(error.envelope()) + sse.DONE)
+        self._end()
+
+    def on_pause(self) -> None:
+        """The socket is full."""
+        self._paused_at = time.monotonic()
+        self.stream.pause()
+
+    def on_resume(self) -> None:
+        """All that waited goes out in one write."""
+        self._paused_at = None
+        self.stream.resume()
+
+    def on_closed(self) -> None:
+        """The client is gone."""
+        self.leave(self._writer)
+
+    def is_written_to(self, writer: StreamWriter) -> bool:
+        """Whether it is this response that the reply is written to now."""
+        return writer is self._writer
+
+    def leave(self, writer: StreamWriter) -> bool:  # noqa: ARG002 - a reply with several connections needs it
+        """The response that `writer` belongs to is over: nobody needs the rest. Harmless after the end.
+
+        Returns:
+            False if the reply is written to another response by now, whose business everything further is.
+        """
+        self.stream.cancel()
+        self._end()
+        return True
+
+    def look(self, now: float, slow_reader_timeout: float) -> None:
+        """Do what is due: a comment after a long silence, an end for a client that has not read for too long.
+
+        Such a client is told why, behind what already waits for its socket, and has the same time again to read it.
+
+        Args:
+            now: time.monotonic().
+            slow_reader_timeout: in seconds.
+        """
+        if self._paused_at is None:
+            if now - self._last_written() >= KEEP_ALIVE_SILENCE and not self.done.done():
+                self._write(sse.KEEP_ALIVE)
+        elif now - self._paused_at >= slow_reader_timeout:
+            if self.done.done():
+                self._writer.abort()
+            else:
+                self._paused_at = now
+                self.stream.cancel()
+                self.fail(_slow_reader(slow_reader_timeout))
+
+    def _last_written(self) -> float:
+        """When the last frame was, in time.monotonic()'s seconds."""
+        return self._written_at
+
+    def _connect(self, writer: StreamWriter) -> None:
+        """From now on this is written to `writer`'s response."""
+        self._writer = writer
+        self.done = asyncio.get_running_loop().create_future()
+        self._written_at = time.monotonic()
+        self._paused_at = None
+
+    def _write(self, frames: bytes) -> None:
+        self._written_at = time.monotonic()
+        self._writer.write(frames)
+
+
+class StreamedReply(LiveReply):
     """Writes a frame for each token that shows text, all frames of one drain in one write."""
 
     def __init__(
-        self, text: TokenText, writer: StreamWriter, frames: Frames, options: StreamOptions, prompt_tokens: int
+        self,
+        text: TokenText,
+        writer: StreamWriter,
+        frames: Frames | NumberedFrames,
+        options: StreamOptions,
+        prompt_tokens: int,
     ) -> None:
-        super().__init__(text)
-        self._writer = writer
+        super().__init__(writer)
+        self._text = text
         self._frames = frames
         self._options = options
         self._plain = not (options.include_timing or options.continuous_usage_stats)
         self._prompt_tokens = prompt_tokens
-        self._written_at = time.monotonic()
 
     def deliver(self, token_ids: list[int], commit_ns: list[int], reason: int) -> None:
         """See `TokenSink`. The finish reason rides on the last token's frame, if that shows text."""
@@ -171,21 +269,8 @@ class StreamedReply(Reply):
 
     def fail(self, error: ApiError) -> None:
         """See `TokenSink`."""
-        self._write(sse.error(error.envelope()) + sse.DONE)
+        self._write(self._frames.error(error.envelope()) + self._frames.done())
         self._end()
-
-    def on_pause(self) -> None:
-        """The tokens wait in the ring, where they cost nothing."""
-        self.stream.pause()
-
-    def on_resume(self) -> None:
-        """All that waited goes out in one write."""
-        self.stream.resume()
-
-    def keep_alive(self, now: float) -> None:
-        """Write a comment if nothing has been written for long; `now` is time.monotonic()."""
-        if now - self._written_at >= KEEP_ALIVE_SILENCE and not self._writer.paused:
-            self._write(sse.KEEP_ALIVE)
 
     def _finish(self, out: list[bytes], shown: str, extra: bytes, reason: int) -> None:
         """Append what ends the stream: the last text, why it is the last, the token counts, [DONE]."""
@@ -199,8 +284,8 @@ class StreamedReply(Reply):
         else:
             if shown:
                 out.append(self._frames.text(shown, extra))
-            out.append(sse.error(error.envelope()))
-        out.append(sse.DONE)
+            out.append(self._frames.error(error.envelope()))
+        out.append(self._frames.done())
 
     def _extra(self, committed_ns: int) -> bytes:
         extra = b""
@@ -210,38 +295,56 @@ class StreamedReply(Reply):
             extra += sse.usage_member(self._prompt_tokens, self._text.num_tokens)
         return extra
 
-    def _write(self, frames: bytes) -> None:
-        self._written_at = time.monotonic()
-        self._writer.write(frames)
+
+class Watched(Protocol):
+    """What needs a look now and then."""
+
+    def look(self, now: float, slow_reader_timeout: float) -> None:
+        """Do what is due. `now` is time.monotonic(), the timeout in seconds."""
 
 
-class KeepAlive:
-    """Looks after the silent streams, all of them with one timer."""
+class StreamWatch:
+    """Looks at every open stream now and then, at all of them with one timer; see `LiveReply.look`."""
 
-    def __init__(self, period: float) -> None:
-        """Look every `period` seconds, once started."""
+    def __init__(self, period: float, slow_reader_timeout: float) -> None:
+        """Start with none to look at.
+
+        Args:
+            period: seconds between two looks, hence by how much an end can come late.
+            slow_reader_timeout: seconds after which a client that does not read is given up.
+        """
         self._period = period
-        self._replies: set[StreamedReply] = set()
+        self._slow_reader_timeout = slow_reader_timeout
+        self._open: set[Watched] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, reply: StreamedReply) -> None:
-        """From now on this stream is looked after."""
-        self._replies.add(reply)
+    def add(self, stream: Watched) -> None:
+        """From now on this stream is looked at."""
+        self._open.add(stream)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._period, self._look)
 
-    def discard(self, reply: StreamedReply) -> None:
-        """This stream has ended."""
-        self._replies.discard(reply)
-        if not self._replies and self._timer is not None:
+    def discard(self, stream: Watched) -> None:
+        """This stream needs no more looks."""
+        self._open.discard(stream)
+        if not self._open and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _look(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._period, self._look)
         now = time.monotonic()
-        for reply in self._replies:
-            reply.keep_alive(now)
+        for stream in tuple(self._open):  # one may go because of what it sees
+            stream.look(now, self._slow_reader_timeout)
+
+
+def _slow_reader(slow_reader_timeout: float) -> ApiError:
+    return ApiError(
+        408,
+        f"The client read too slowly: its connection had no room for more for {slow_reader_timeout:g} s "
+        "(--slow-reader-timeout).",
+        code="slow_reader",
+    )
 
 
 def _finish_name(reason: int, text: TokenText) -> str:

@@ -33,11 +33,14 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
         include_usage: a last chunk with the token counts and no choices.
         continuous_usage_stats: the token counts so far in every chunk.
         include_timing: in every chunk `timing.committed_ns`, when the engine committed its token (CLOCK_MONOTONIC).
+        resumable: events have ids, and a client that lost its connection gets the rest by the last one. By default so
+            for requests that accept text/event-stream; clients that know no ids would take one for data.
     """
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
     include_timing: bool = False
+    resumable: bool | None = None
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ _encode = msgspec.json.Encoder().encode
 class Frames:
     """The chunks of one stream, in two dialects. The role comes with the first chunk, never before it."""
 
-    __slots__ = ("_after", "_before", "_before_next", "_empty", "_head", "_usage")
+    __slots__ = ("_after", "_before", "_before_first", "_before_next", "_empty", "_head", "_usage")
 
     def __init__(self, *, kind: str, request_id: str, created: int, model: str, chat: bool, usage: bool) -> None:
         """Render what is constant.
@@ -46,7 +46,26 @@ class Frames:
             self._before = self._before_next = choice + b'"text":'
             self._empty = choice + b'"text":""'
             self._after = b""
+        self._before_first = self._before
         self._usage = b',"usage":null' if usage else b""
+
+    def parts(self, *, usage: bool) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes]:
+        """What is constant in all of the stream's frames, as `rbee.transport.Outlet` takes it.
+
+        Args:
+            usage: a chunk with the token counts comes last.
+        """
+        finish = b'%b,"finish_reason":%b}]%b'
+        return (
+            self._before,
+            self._before_next,
+            self._empty,
+            finish % (self._after, b"null", self._usage),
+            finish % (self._after, b'"stop"', self._usage),
+            finish % (self._after, b'"length"', self._usage),
+            self._head + b"]" if usage else b"",
+            DONE,
+        )
 
     def text(self, text: str, extra: bytes = b"") -> bytes:
         """A chunk with text. `extra` is more JSON for the chunk, beginning with a comma."""
@@ -67,6 +86,20 @@ class Frames:
     def usage(self, prompt_tokens: int, completion_tokens: int) -> bytes:
         """The chunk with the token counts and no choices."""
         return b"%b]%b}\n\n" % (self._head, usage_member(prompt_tokens, completion_tokens))
+
+    @staticmethod
+    def error(envelope: bytes) -> bytes:
+        """An error in mid-stream, instead of a last chunk."""
+        return error(envelope)
+
+    @staticmethod
+    def done() -> bytes:
+        """What comes after everything else."""
+        return DONE
+
+    def rewind(self) -> None:
+        """The next chunk is the first one again."""
+        self._before = self._before_first
 
 
 def usage_member(prompt_tokens: int, completion_tokens: int) -> bytes:

@@ -33,6 +33,7 @@ MAX_STOP_STRINGS = 4
 MAX_STOP_BYTES = 1000
 MAX_STOP_TOKEN_IDS = 256
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for plain completions
+_MAX_DIGITS = 18  # of an event's id
 
 T = TypeVar("T")
 
@@ -135,6 +136,30 @@ def read_stream_options(request: GenerationRequest, reader: FieldReader) -> Stre
     if not request.stream:
         raise invalid("stream_options", "stream_options may only be set when stream is true.")
     return reader.read(request.stream_options, StreamOptions, {}, "stream_options.")
+
+
+def is_resumable(options: StreamOptions, accept: Iterable[str]) -> bool:
+    """Whether a client knows event ids: it says so, or it accepts text/event-stream by name, as EventSource does.
+
+    Args:
+        options: of its request.
+        accept: the values of its Accept headers.
+    """
+    if options.resumable is not None:
+        return options.resumable
+    ranges = ",".join(accept).split(",")
+    return any(media_range.partition(";")[0].strip().lower() == "text/event-stream" for media_range in ranges)
+
+
+def read_last_event_id(given: str) -> int:
+    """The number in a Last-Event-ID header."""
+    if not (given.isascii() and given.isdigit() and len(given) <= _MAX_DIGITS):
+        raise ApiError(
+            400,
+            f"Last-Event-ID must be the id of an event of the stream, a number, not {given[:64]!r}.",
+            code="invalid_last_event_id",
+        )
+    return int(given)
 
 
 def stop_strings(request: GenerationRequest) -> list[str]:

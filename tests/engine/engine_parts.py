@@ -119,7 +119,11 @@ class Rings:
 
 
 class InProcessEngine:
-    """A real core, scheduler, publisher and rings around a runner; the test decides when a step is taken."""
+    """A real core, scheduler, publisher and rings around a runner; the test decides when a step is taken.
+
+    Attributes:
+        now_ns: the core's clock, which stands still unless the test moves it.
+    """
 
     def __init__(
         self,
@@ -130,7 +134,9 @@ class InProcessEngine:
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 512,
         ring_capacity: int = 1024,
+        slow_reader_timeout: float = 60.0,
     ) -> None:
+        self.now_ns = 0
         self.rings = Rings(ring_capacity=ring_capacity)
         self.producer = Producer(self.rings.arena, self.rings.doorbell)
         self.scheduler = Scheduler(
@@ -139,7 +145,14 @@ class InProcessEngine:
             max_num_batched_tokens=max_num_batched_tokens,
             max_model_len=min(runner.max_model_len, (num_blocks or runner.num_blocks) * block_size),
         )
-        self.core = EngineCore(runner, self.scheduler, self.producer, Publisher(self.producer))
+        self.core = EngineCore(
+            runner,
+            self.scheduler,
+            self.producer,
+            Publisher(self.producer),
+            slow_reader_timeout=slow_reader_timeout,
+            now_ns=lambda: self.now_ns,
+        )
 
     def submit(self, prompt: list[int], **sampling: object) -> Request:
         """Hand a request to the core."""

@@ -152,6 +152,48 @@ def test_full_ring_pauses_its_sequence_alone():
         engine.assert_at_baseline()
 
 
+@pytest.mark.parametrize("num_blocks", [None, 2], ids=["with its blocks", "preempted"])
+def test_reader_that_stays_too_slow_is_given_up(num_blocks):
+    """After slow_reader_timeout with a full ring its sequence ends with DEADLINE and is freed; the other goes on."""
+    options = {"ring_capacity": 8, "slow_reader_timeout": 1.5, "num_blocks": num_blocks}
+    with InProcessEngine(synthetic(), **options) as engine:
+        slow = engine.submit([1], max_tokens=30)
+        engine.rings.consumer.pause(slow.ring)
+        for _ in range(8):
+            assert engine.core.step()
+        engine.now_ns = 10**9  # the clock starts when the ring is seen to be full, not when the request came
+        assert not engine.core.step()
+        engine.now_ns += 1_499_999_999
+        assert not engine.core.step()
+        fast = engine.submit([2], max_tokens=20)
+        for _ in range(18):
+            assert engine.core.step()
+            engine.rings.drain()
+        engine.now_ns += 1
+        assert engine.core.step()
+        stats = engine.core.stats()
+        assert (stats.num_running, stats.num_waiting) == (1, 0)
+        assert stats.num_preemptions == (0 if num_blocks is None else 1)
+        engine.rings.consumer.resume(slow.ring)
+        engine.run()
+        assert (slow.tokens, slow.finish) == (expected_tokens([1], 8), FinishReason.DEADLINE)
+        assert (fast.tokens, fast.finish) == (expected_tokens([2], 20), FinishReason.LENGTH)
+        engine.assert_at_baseline()
+
+
+def test_reader_that_is_slow_again_and_again_is_not_given_up():
+    """Only a ring that is full without a break counts: one token read in time is time anew."""
+    with InProcessEngine(synthetic(), ring_capacity=8, slow_reader_timeout=1.0) as engine:
+        slow = engine.submit([1], max_tokens=100)
+        while not slow.finish:
+            while engine.core.step():
+                pass
+            engine.now_ns += 999_999_999
+            assert not engine.core.step()
+            engine.rings.drain()
+        assert (slow.tokens, slow.finish) == (expected_tokens([1], 100), FinishReason.LENGTH)
+
+
 def test_end_all_ends_everything_that_lives():
     """Running, waiting and only submitted requests all get the reason."""
     with InProcessEngine(ScriptedRunner(), max_num_seqs=1) as engine:

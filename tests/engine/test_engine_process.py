@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import select
 import signal
@@ -99,6 +100,20 @@ def test_engine_waits_for_slow_readers_and_their_cancels(tmp_path):
         engine.drain_until(lambda: slow.finish and gone.finish)
         assert (slow.tokens, slow.finish) == (expected_tokens([1], 30), FinishReason.LENGTH)
         assert (gone.tokens, gone.finish) == (expected_tokens([2], 8), FinishReason.ABORT)
+
+
+def test_sleeping_engine_notices_a_reader_that_is_too_slow(tmp_path):
+    """With nothing else to do and nobody who wakes it, the engine ends a sequence whose ring stays full."""
+    config = dataclasses.replace(SYNTHETIC, slow_reader_timeout=0.05)
+    with engine_process(tmp_path, config, ring_capacity=8) as engine:
+        engine.wait_for(messages.Ready)
+        request = engine.submit([1], max_tokens=30)
+        engine.rings.consumer.pause(request.ring)
+        engine.drain_until(lambda: engine.rings.consumer.counters()["steps"] == 9)  # 8 tokens and the end
+        assert engine.stats().num_free_blocks == 64
+        engine.rings.consumer.resume(request.ring)
+        engine.rings.drain()
+        assert (request.tokens, request.finish) == (expected_tokens([1], 8), FinishReason.DEADLINE)
 
 
 def test_shutdown_aborts_what_runs_and_exits_0(engine):

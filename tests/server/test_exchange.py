@@ -10,8 +10,8 @@ from rbee.config import EngineConfig
 from rbee.sampling_params import SamplingParams
 from rbee.server import served_model
 from rbee.server.errors import ApiError
-from rbee.server.openai_api import Generation, _Exchange
-from rbee.server.replies import KeepAlive
+from rbee.server.exchange import Exchange, Generation
+from rbee.server.replies import StreamWatch
 from rbee.server.schemas import StreamOptions
 from rbee.server.supervisor import Supervisor
 
@@ -49,9 +49,9 @@ def test_ended_stream_is_forgotten(cancelled):
 
     async def run():
         async with asyncio.timeout(60), running_supervisor() as supervisor:
-            keep_alive, writer, sent = KeepAlive(5), RecordingWriter(), []
+            watch, writer, sent = StreamWatch(5, 60), RecordingWriter(), []
             generation = some_generation(8000 if cancelled else 5)
-            exchange = _Exchange(supervisor, served_model.load_synthetic("s"), keep_alive, generation, writer)
+            exchange = Exchange(supervisor, served_model.load_synthetic("s"), watch, generation, writer)
 
             async def send(message):
                 sent.append(message["type"])
@@ -69,7 +69,7 @@ def test_ended_stream_is_forgotten(cancelled):
                 await task
                 assert sent == ["http.response.start", "http.response.body"]
             await supervisor.client.wait_idle()
-            assert keep_alive._replies == set()
+            assert watch._open == set()
             assert writer.listener is None
 
     asyncio.run(run())
@@ -81,7 +81,7 @@ def test_request_that_was_prepared_too_long_is_refused():
     async def run():
         async with asyncio.timeout(60), running_supervisor() as supervisor:
             model = served_model.load_synthetic("s")
-            exchange = _Exchange(supervisor, model, KeepAlive(5), some_generation(5), RecordingWriter())
+            exchange = Exchange(supervisor, model, StreamWatch(5, 60), some_generation(5), RecordingWriter())
             supervisor.refuse_new()
             with pytest.raises(ApiError) as caught:
                 await exchange.collect()

@@ -11,10 +11,11 @@ from rbee.models import synthetic
 from rbee.server import sse
 from rbee.server.detokenizer import detokenizers
 from rbee.server.errors import ApiError
-from rbee.server.replies import KEEP_ALIVE_SILENCE, CollectedReply, KeepAlive, StreamedReply, TokenText
+from rbee.server.replies import KEEP_ALIVE_SILENCE, CollectedReply, StreamedReply, StreamWatch, TokenText
 from rbee.server.schemas import StreamOptions
 from rbee.server.stop_strings import StopStrings
 
+PATIENCE = 60.0  # seconds that a client may read nothing
 NEW_DETOKENIZER = detokenizers(synthetic.tokenizer())
 
 
@@ -208,50 +209,107 @@ def test_slow_socket_pauses_the_ring():
 
 
 def test_keep_alive_comes_after_silence_only():
-    """15 s after the last write, not before, and not into a full socket."""
+    """15 s after the last write, not before, not into a full socket, and not after the end."""
 
     def check(case):
         case.deliver("a")
         written_at = asyncio.get_running_loop().time()
-        case.reply.keep_alive(written_at + KEEP_ALIVE_SILENCE - 1)
+        case.reply.look(written_at + KEEP_ALIVE_SILENCE - 1, PATIENCE)
         assert len(case.writer.written) == 1
-        case.writer.paused = True
-        case.reply.keep_alive(written_at + KEEP_ALIVE_SILENCE + 1)
+        case.reply.on_pause()
+        case.reply.look(written_at + KEEP_ALIVE_SILENCE + 1, PATIENCE)
         assert len(case.writer.written) == 1
-        case.writer.paused = False
-        case.reply.keep_alive(written_at + KEEP_ALIVE_SILENCE + 1)
+        case.reply.on_resume()
+        case.reply.look(written_at + KEEP_ALIVE_SILENCE + 1, PATIENCE)
         assert case.writer.written[1:] == [b": keep-alive\n\n"]
+        case.deliver("b", FinishReason.LENGTH)
+        case.reply.look(written_at + 3 * KEEP_ALIVE_SILENCE, PATIENCE)
+        assert len(case.writer.written) == 3
+
+    with_case(check)
+
+
+def test_client_that_reads_too_slowly_is_told_and_then_dropped():
+    """After the timeout without a break: the engine is told, an error event, [DONE]; after it again: no connection."""
+
+    def check(case):
+        case.deliver("a")
+        case.reply.on_pause()
+        paused_at = asyncio.get_running_loop().time()
+        case.reply.look(paused_at + PATIENCE - 1, PATIENCE)
+        assert case.chunks() == [("a", None)]
+        told_at = paused_at + PATIENCE + 1
+        case.reply.look(told_at, PATIENCE)
+        assert case.chunks() == [("a", None), "slow_reader", "[DONE]"]
+        assert "--slow-reader-timeout" in case.events()[1]["error"]["message"]
+        assert case.reply.stream.calls == ["pause", "cancel"]
+        assert case.reply.done.done()
+        case.reply.look(told_at + PATIENCE - 1, PATIENCE)
+        assert not case.writer.aborted
+        case.reply.look(told_at + PATIENCE, PATIENCE)
+        assert case.writer.aborted
+        assert len(case.writer.written) == 2
+
+    with_case(check)
+
+
+def test_client_that_reads_now_and_then_is_not_given_up():
+    """Only a socket that takes nothing without a break counts."""
+
+    def check(case):
+        for _ in range(3):
+            case.reply.on_pause()
+            paused_at = asyncio.get_running_loop().time()
+            case.reply.look(paused_at + PATIENCE - 1, PATIENCE)
+            case.reply.on_resume()
+            case.reply.look(paused_at + PATIENCE + 1, PATIENCE)
+        assert not case.reply.done.done()
+
+    with_case(check)
+
+
+def test_client_that_does_not_take_the_end_is_dropped():
+    """An answer that is complete is not told to be an error; its connection does not stay for ever either."""
+
+    def check(case):
+        case.deliver("a", FinishReason.LENGTH)
+        case.reply.on_pause()
+        paused_at = asyncio.get_running_loop().time()
+        case.reply.look(paused_at + PATIENCE + 1, PATIENCE)
+        assert case.chunks() == [("a", "length"), "[DONE]"]
+        assert case.writer.aborted
 
     with_case(check)
 
 
 class Watched:
-    """What KeepAlive looks after; says when it was looked at."""
+    """What a StreamWatch looks at; says when it was looked at."""
 
     def __init__(self):
         self.looked_at = asyncio.Event()
 
-    def keep_alive(self, now):
+    def look(self, now, slow_reader_timeout):
         """Note it."""
         assert now > 0
+        assert slow_reader_timeout == PATIENCE
         self.looked_at.set()
 
 
-def test_keep_alive_looks_after_open_streams_again_and_again():
-    """One timer for all, which stops when there is nothing left to look after."""
+def test_watch_looks_at_open_streams_again_and_again():
+    """One timer for all, which stops when there is nothing left to look at."""
 
     async def run():
-        keep_alive = KeepAlive(0.001)
+        watch = StreamWatch(0.001, PATIENCE)
         first, second = Watched(), Watched()
-        keep_alive.add(first)
+        watch.add(first)
         async with asyncio.timeout(20):
             await first.looked_at.wait()
-            keep_alive.add(second)
+            watch.add(second)
             first.looked_at.clear()
             await asyncio.gather(first.looked_at.wait(), second.looked_at.wait())
-        keep_alive.discard(second)
-        keep_alive.discard(first)
-        assert keep_alive._timer is None
+        watch.discard(second)
+        watch.discard(first)
+        assert watch._timer is None
 
     asyncio.run(run())
 

@@ -208,31 +208,6 @@ def test_disconnect_cancels(narrow_server, stage, stream):
     asyncio.run(run())
 
 
-def test_slow_reader_waits_alone(start_server):
-    """A client that does not read keeps its tokens in its ring; its neighbours go on; in the end it gets them all."""
-    options = ["--model", "synthetic", "--synthetic-step-ms", "1", "--ring-capacity", "128"]
-    body = {"max_tokens": 4000, "stream": True}
-
-    async def run(server):
-        async with Client(server.address) as client:
-            slow = await client.open(COMPLETIONS, body | {"prompt": "slow"}, receive_buffer=4096)
-            prompts = ("left", "right")
-            neighbours = await asyncio.gather(
-                *(client.read(COMPLETIONS, body | {"prompt": prompt}) for prompt in prompts)
-            )
-            for prompt, events in zip(prompts, neighbours, strict=True):
-                assert text_of(events) == expected(prompt, 4000)
-            assert await rings_in_use(server) == 1, "the slow stream should not have ended"
-            events = [event async for event in slow.events()]
-            assert text_of(events) == expected("slow", 4000)
-            assert len(events) == 4001
-            assert events[-1] == "[DONE]"
-            await check_idle(client, server)
-
-    with start_server(*options) as server:
-        asyncio.run(run(server))
-
-
 def test_openai_client(synthetic_server):
     """The official client, unchanged: streamed and not, and its errors."""
     with openai.OpenAI(base_url=f"{synthetic_server.url}/v1", api_key="none", max_retries=0) as client:
