@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := $(shell find native -name '*.h' -o -name '*.cpp' -o -name CMakeLists.txt)
 
-.PHONY: setup serve test lint bench clean
+.PHONY: setup serve test lint bench bench-transport clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,10 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/bench_delivery.py $(ARGS)
+
+bench-transport: setup
+	$(BIN)/pip install -q -c .ci/constraints.txt pyzmq faster-fifo matplotlib
+	$(BIN)/python benchmarks/bench_transport.py $(ARGS)
 
 clean:
 	rm -rf build $(VENV)

@@ -1,18 +1,26 @@
 """Delivery latency: from the engine's commit of a token to its bytes read by the client, beside the machine's floor.
 
-    python benchmarks/bench_delivery.py --streams 1,16,64,256 --step-ms 10 --save
+    python benchmarks/bench_delivery.py --save
 
 Open loop: the synthetic model commits one token per stream on a fixed cadence, whatever the clients do. Every latency
 is measured twice: against the commit stamped in the frame (`timing.committed_ns`) and against the *intended* time of
 the step, so that a late step is not forgiven (no coordinated omission). Step k is intended at t0 + k * step, where t0
-is the latest time for which no commit of the stream was early.
+is the latest time for which no commit of the stream was early. `last` is the stream of each step that is served last.
 
-The floor, in the same run, with the same reader and the same number of sockets: a ticker process stamps and writes an
-eventfd on the same cadence, a sleeping process wakes and sends one byte to every socket. `wake` is stamp -> that
-process runs; `hop` is stamp -> byte read by the client. What rbee adds is *delivery - hop*.
+The floor, in the same run, with the same reader, the same number of sockets and frames of the same size, is that of
+`delivery_floor.py`: `wake` is a bare eventfd wake, `hop` is the wake and a bare send to every socket. What rbee adds is
+*delivery - hop*. Servers, in turn in every round: the default one; one with --busy-poll; and the default one asked in
+a way that takes the frames through Python (a stop string), which is what streams with stop strings cost.
 
-All stamps are CLOCK_MONOTONIC of one machine. Percentiles come from an HdrHistogram with three significant digits.
-Output: a table on stderr, one JSON line on stdout; --save also writes both to benchmarks/results.
+Where the time goes is what the server itself counts in its arena, read from outside: `wakeup` is commit -> the drain
+begins, `drain` what a drain costs beside the next two, `render` detokenizing and framing in one pass, `send` the system
+call. What the server's CPU time has beyond these is the event loop, the kernel's part of sleeping and waking, and the
+requests themselves. `loop lag` is how late a timer of the event loop was (timers tick in milliseconds), `gc` the
+collections of Python's garbage collector in the server.
+
+All stamps are CLOCK_MONOTONIC of one machine. Percentiles come from an HdrHistogram with three significant digits, the
+server's own from buckets of 1/16. Output: tables on stderr, one JSON line on stdout; --save also writes both to
+benchmarks/results.
 """
 
 from __future__ import annotations
@@ -20,147 +28,36 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import mmap
-import os
 import re
 import resource
-import select
 import signal
 import socket
 import statistics
-import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hdrh.histogram import HdrHistogram
+from delivery_floor import last_of_each_step, measure_floor, read_until_closed, summary_us
+from delivery_report import tables
 from machine import describe
 from sse_client import Stream, http_request
 
+from rbee.transport.observer import Observer
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from rbee.transport.observer import Sample
 
 _WARMUP_STEPS = 50
-_PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
+_FRAME_BYTES = 225  # of a chunk with one token as rbee writes it, `timing` included
+_NEVER = "\x00"  # a stop string that the synthetic model does not write
 
-
-def summary_us(values_ns: list[int]) -> dict[str, float]:
-    """p50, p99, p99.9 and max of `values_ns`, in microseconds."""
-    histogram = HdrHistogram(1, 60_000_000_000, 3)
-    for value in values_ns:
-        histogram.record_value(max(1, value))
-    return {name: histogram.get_value_at_percentile(percent) / 1e3 for name, percent in _PERCENTILES.items()}
-
-
-def read_until_closed(sockets: list[socket.socket], ended: Callable[[bytes], bool]) -> list[list[tuple[int, bytes]]]:
-    """Read all sockets from one epoll loop, stamping every read; a socket is done at EOF or when `ended(piece)`."""
-    poller = select.epoll()
-    pieces: dict[int, list[tuple[int, bytes]]] = {}
-    by_fd = {sock.fileno(): sock for sock in sockets}
-    for fd, sock in by_fd.items():
-        sock.setblocking(False)
-        pieces[fd] = []
-        poller.register(fd, select.EPOLLIN)
-    open_fds = set(by_fd)
-    while open_fds:
-        for fd, _ in poller.poll():
-            data = by_fd[fd].recv(65536)
-            pieces[fd].append((time.monotonic_ns(), data))
-            if not data or ended(data):
-                poller.unregister(fd)
-                open_fds.discard(fd)
-    poller.close()
-    return [pieces[sock.fileno()] for sock in sockets]
-
-
-# ---- the floor -------------------------------------------------------------------------------------------------
-
-
-def _tick(doorbell: int, stamps: mmap.mmap, steps: int, step_ns: int) -> None:
-    """Stamp and ring the eventfd `steps` times on an absolute cadence."""
-    start = time.monotonic_ns()
-    for step in range(steps):
-        delay = start + (step + 1) * step_ns - time.monotonic_ns()
-        if delay > 0:
-            time.sleep(delay / 1e9)
-        struct.pack_into("<q", stamps, step * 8, time.monotonic_ns())
-        os.eventfd_write(doorbell, 1)
-
-
-def _wake_and_send(doorbell: int, wakes: mmap.mmap, sockets: list[socket.socket], steps: int) -> None:
-    """Sleep in read(eventfd); on every wake send one byte to each socket per step rung."""
-    step = 0
-    while step < steps:
-        rung = os.eventfd_read(doorbell)
-        now = time.monotonic_ns()
-        for _ in range(rung):
-            struct.pack_into("<q", wakes, step * 8, now)
-            step += 1
-        for sock in sockets:
-            sock.send(b"." * rung)
-    for sock in sockets:
-        sock.close()
-
-
-def _fork(run: Callable[[], None]) -> int:
-    """Run `run` in a child process that leaves without cleaning up ours."""
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            run()
-            status = 0
-        finally:
-            os._exit(status)
-    return pid
-
-
-def measure_floor(streams: int, steps: int, step_ms: float) -> dict[str, Any]:
-    """One run of the floor: wake and hop latencies, and the sender's CPU per one-byte send."""
-    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
-        readers, senders = [], []
-        for _ in range(streams):
-            readers.append(socket.create_connection(listener.getsockname()))
-            sender, _ = listener.accept()
-            sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            senders.append(sender)
-    stamps, wakes = mmap.mmap(-1, steps * 8), mmap.mmap(-1, steps * 8)
-    doorbell = os.eventfd(0)
-    sender_pid = _fork(lambda: _wake_and_send(doorbell, wakes, senders, steps))
-    for sender in senders:
-        sender.close()
-    ticker_pid = _fork(lambda: _tick(doorbell, stamps, steps, round(step_ms * 1e6)))
-    pieces = read_until_closed(readers, lambda _: False)
-    os.waitpid(ticker_pid, 0)
-    _, status, usage = os.wait4(sender_pid, 0)
-    if status:
-        raise SystemExit("The floor's sender process failed; its error is above.")
-    os.close(doorbell)
-    stamped = struct.unpack(f"<{steps}q", stamps[:])
-    woken = struct.unpack(f"<{steps}q", wakes[:])
-    hops = []
-    for reader, reads in zip(readers, pieces, strict=True):
-        step = 0
-        for read_ns, data in reads:
-            for _ in data:
-                if step >= _WARMUP_STEPS:
-                    hops.append(read_ns - stamped[step])
-                step += 1
-        if step != steps:
-            raise SystemExit(f"The floor lost bytes: {step} of {steps} read.")
-        reader.close()
-    pairs = list(zip(stamped, woken, strict=True))[_WARMUP_STEPS:]
-    return {
-        "wake_us": summary_us([wake - stamp for stamp, wake in pairs]),
-        "hop_us": summary_us(hops),
-        "sender_cpu_us_per_send": round((usage.ru_utime + usage.ru_stime) * 1e6 / (steps * streams), 2),
-    }
-
-
-# ---- rbee ------------------------------------------------------------------------------------------------------
+WAYS: dict[str, dict[str, Any]] = {
+    "default": {"serve": [], "body": {}},
+    "busy-poll": {"serve": ["--busy-poll"], "body": {}},
+    "through Python": {"serve": [], "body": {"stop": _NEVER}},
+}
 
 
 class Server:
@@ -187,61 +84,106 @@ class Server:
             raise OSError(error, "clock_getcpuclockid failed")
         return time.clock_gettime(clock.value)
 
+    def sample(self) -> Sample:
+        """What its arena says now."""
+        with Observer(self.process.pid) as observer:
+            sample = observer.sample()
+        if sample is None:
+            raise SystemExit("The server has no engine any more; its error is above.")
+        return sample
+
     def stop(self) -> None:
         """End it as an operator would."""
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(timeout=60)
 
 
-def measure_rbee(server: Server, streams: int, steps: int, step_ms: float) -> dict[str, Any]:
-    """One run of rbee: delivery latencies, and the server's CPU per frame."""
-    sockets = []
-    for number in range(streams):
-        payload = {
-            "model": "synthetic",
-            "prompt": f"stream {number}",
-            "max_tokens": steps,
-            "stream": True,
-            "stream_options": {"include_timing": True},
-        }
-        host, port, request = http_request(server.url, "/v1/completions", payload)
-        sock = socket.create_connection((host, port))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.sendall(request)
-        sockets.append(sock)
-    cpu_before = server.cpu_seconds()
+def measure_rbee(server: Server, streams: int, steps: int, step_ms: float, body: dict[str, Any]) -> dict[str, Any]:
+    """One run of rbee: delivery latencies, the server's CPU per frame, and where the server says that it went."""
+    before, cpu_before = server.sample(), server.cpu_seconds()
+    sockets = [_start_stream(server.url, number, steps, body) for number in range(streams)]
     pieces = read_until_closed(sockets, lambda data: data.endswith(b"0\r\n\r\n"))
-    cpu = server.cpu_seconds() - cpu_before
+    cpu, after = server.cpu_seconds() - cpu_before, server.sample()
     delivery, intended, lateness, spans = [], [], [], []
     step_ns = round(step_ms * 1e6)
     for sock, reads in zip(sockets, pieces, strict=True):
         sock.close()
-        stream = Stream(pieces=reads)
-        frames = stream.frames()
-        if stream.error:
-            raise SystemExit(f"A stream failed: {stream.error}")
-        timed = [(frame.read_ns, json.loads(frame.data)) for frame in frames if frame.data != "[DONE]"]
-        stamps = [(read_ns, chunk["timing"]["committed_ns"]) for read_ns, chunk in timed if chunk["choices"]]
+        stamps = _stamps(Stream(pieces=reads))
         if len(stamps) != steps:
             raise SystemExit(f"A stream brought {len(stamps)} frames for {steps} tokens.")
         measured = stamps[_WARMUP_STEPS:]
         start = min(committed_ns - index * step_ns for index, (_, committed_ns) in enumerate(measured))
+        delivery.append([read_ns - committed_ns for read_ns, committed_ns in measured])
         for index, (read_ns, committed_ns) in enumerate(measured):
-            due = start + index * step_ns
-            delivery.append(read_ns - committed_ns)
-            intended.append(read_ns - due)
-            lateness.append(committed_ns - due)
+            intended.append(read_ns - start - index * step_ns)
+            lateness.append(committed_ns - start - index * step_ns)
         spans.append((measured[-1][1] - measured[0][1]) / (len(measured) - 1) / 1e6)
     return {
-        "delivery_us": summary_us(delivery),
+        "delivery_us": summary_us([latency for stream in delivery for latency in stream]),
+        "last_us": summary_us(last_of_each_step(delivery)),
         "intended_us": summary_us(intended),
         "commit_lateness_us": summary_us(lateness),
         "achieved_step_ms": round(statistics.mean(spans), 4),
         "server_cpu_us_per_frame": round(cpu * 1e6 / (steps * streams), 2),
+        "server_says": _split(before, after),
     }
 
 
-# ---- the run ---------------------------------------------------------------------------------------------------
+def _start_stream(url: str, number: int, steps: int, body: dict[str, Any]) -> socket.socket:
+    payload = {
+        "model": "synthetic",
+        "prompt": f"stream {number}",
+        "max_tokens": steps,
+        "stream": True,
+        "stream_options": {"include_timing": True},
+        **body,
+    }
+    host, port, request = http_request(url, "/v1/completions", payload)
+    sock = socket.create_connection((host, port))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.sendall(request)
+    return sock
+
+
+def _stamps(stream: Stream) -> list[tuple[int, int]]:
+    """When each token's frame was read, and when the token was committed."""
+    frames = stream.frames()
+    if stream.error:
+        raise SystemExit(f"A stream failed: {stream.error}")
+    timed = [(frame.read_ns, json.loads(frame.data)) for frame in frames if frame.data != "[DONE]"]
+    return [(read_ns, chunk["timing"]["committed_ns"]) for read_ns, chunk in timed if chunk["choices"]]
+
+
+def _split(before: Sample, after: Sample) -> dict[str, Any]:
+    """Where the server's time went between two samples of its arena."""
+    earlier, counted = before.counters, after.counters
+    tokens = counted.tokens_drained - earlier.tokens_drained
+    drains = counted.drains - earlier.drains
+    drained, rendered, sent = (
+        getattr(counted, name) - getattr(earlier, name) for name in ("drain_ns", "render_ns", "send_ns")
+    )
+    steps = counted.steps - earlier.steps
+    collections = counted.gc_pauses - earlier.gc_pauses
+    wakeup, lag = after.wakeup.minus(before.wakeup), after.loop_lag.minus(before.loop_lag)
+    return {
+        "wakeup_p50_us": _us(wakeup.quantile(0.5)),
+        "wakeup_p99_us": _us(wakeup.quantile(0.99)),
+        "drain_us_per_token": round((drained - rendered - sent) / tokens / 1e3, 3),
+        "render_us_per_token": round(rendered / tokens / 1e3, 3),
+        "send_us_per_token": round(sent / tokens / 1e3, 3),
+        "direct_share": round((counted.direct_tokens - earlier.direct_tokens) / tokens, 3),
+        "drains_per_step": round(drains / steps, 3),
+        "wakes_written_per_step": round((counted.wakes_written - earlier.wakes_written) / steps, 3),
+        "loop_lag_p99_us": _us(lag.quantile(0.99)),
+        "loop_lag_max_us": _us(lag.quantile(1.0)),
+        "gc_collections": collections,
+        "gc_mean_us": round((counted.gc_pause_ns - earlier.gc_pause_ns) / max(1, collections) / 1e3, 1),
+        "stale_wakeups": counted.stale_wakeups - earlier.stale_wakeups,
+    }
+
+
+def _us(nanoseconds: float | None) -> float:
+    return round((nanoseconds or 0) / 1e3, 1)
 
 
 def _median(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -249,84 +191,66 @@ def _median(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         key: _median([row[key] for row in rows])
         if isinstance(rows[0][key], dict)
-        else round(statistics.median(row[key] for row in rows), 2)
+        else round(statistics.median(row[key] for row in rows), 3)
         for key in rows[0]
     }
 
 
-def _table(levels: list[dict[str, Any]]) -> str:
-    head = ("streams", "what", "p50", "p99", "p99.9", "max")
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for level in levels:
-        rows = {
-            "floor: eventfd wake": level["floor"]["wake_us"],
-            "floor: wake + one-byte hop": level["floor"]["hop_us"],
-            "rbee: commit -> read": level["rbee"]["delivery_us"],
-            "rbee: intended step -> read": level["rbee"]["intended_us"],
-            "rbee: intended step -> commit": level["rbee"]["commit_lateness_us"],
-        }
-        for name, figures in rows.items():
-            cells = " | ".join(f"{figures[key]:,.0f}" for key in _PERCENTILES)
-            lines.append(f"| {level['streams']} | {name} | {cells} |")
-        lines.append(
-            f"| {level['streams']} | CPU per frame: rbee server / bare one-byte send | "
-            f"{level['rbee']['server_cpu_us_per_frame']} / {level['floor']['sender_cpu_us_per_send']} | | | |"
-        )
-    return "\n".join(lines)
-
-
-def _save(result: dict[str, Any], table: str) -> None:
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / "delivery.json").write_text(json.dumps(result, indent=1) + "\n")
-    facts = "\n".join(f"* {key}: {value}" for key, value in result["machine"].items())
-    text = (
-        f"# Delivery latency, microseconds\n\nMade by `python {' '.join(sys.argv)}`; {result['steps']} steps of "
-        f"{result['step_ms']} ms per level, median of {result['rounds']} rounds; floor and rbee in turn, in one run.\n"
-        f"What each row means: docstring of `benchmarks/bench_delivery.py`.\n\n{table}\n\n## Machine\n\n{facts}\n"
-    )
-    (folder / "delivery.md").write_text(text)
+def _measure(step_ms: float, streams: list[int], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All levels at one cadence: floor and every way of rbee in turn, round by round; the medians."""
+    steps = options.steps
+    servers = {name: Server(step_ms, [*way["serve"], *options.serve_arg]) for name, way in WAYS.items()}
+    rows: dict[int, dict[str, list[dict[str, Any]]]] = {
+        level: {name: [] for name in ("floor", *WAYS)} for level in streams
+    }
+    try:
+        for number in range(options.rounds):
+            for level in streams:
+                print(f"round {number + 1}/{options.rounds}, {step_ms:g} ms, {level} streams", file=sys.stderr)
+                rows[level]["floor"].append(measure_floor(level, steps, step_ms, _FRAME_BYTES, _WARMUP_STEPS))
+                for name, way in WAYS.items():
+                    rows[level][name].append(measure_rbee(servers[name], level, steps, step_ms, way["body"]))
+    finally:
+        for server in servers.values():
+            server.stop()
+    return [
+        {"step_ms": step_ms, "streams": level, **{name: _median(runs) for name, runs in rows[level].items()}}
+        for level in streams
+    ]
 
 
 def main() -> None:
-    """Measure floor and rbee in turn at every number of streams."""
+    """Measure floor and rbee in turn at every cadence and number of streams."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", default="1,16,64,256", help="comma-separated levels (default %(default)s)")
-    parser.add_argument("--step-ms", type=float, default=10.0, help="cadence (default %(default)s)")
-    parser.add_argument("--steps", type=int, default=1000, help="tokens per stream and level (default %(default)s)")
+    parser.add_argument("--step-ms", default="10,20", help="comma-separated cadences (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=500, help="tokens per stream and level (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds over all levels (default %(default)s)")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/delivery.{json,md}")
     parser.add_argument("--serve-arg", action="append", default=[], help="one more argument for `rbee serve`")
     options = parser.parse_args()
     if options.steps <= 2 * _WARMUP_STEPS:
         parser.error(f"--steps {options.steps}: at least {2 * _WARMUP_STEPS + 1}, the first {_WARMUP_STEPS} warm up")
-    streams = [int(level) for level in options.streams.split(",")]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8192)), hard))
-    floors: dict[int, list[dict[str, Any]]] = {level: [] for level in streams}
-    ours: dict[int, list[dict[str, Any]]] = {level: [] for level in streams}
-    server = Server(options.step_ms, options.serve_arg)
-    try:
-        for number in range(options.rounds):
-            for level in streams:
-                print(f"round {number + 1}/{options.rounds}, {level} streams", file=sys.stderr)
-                floors[level].append(measure_floor(level, options.steps, options.step_ms))
-                ours[level].append(measure_rbee(server, level, options.steps, options.step_ms))
-    finally:
-        server.stop()
-    levels = [{"streams": level, "floor": _median(floors[level]), "rbee": _median(ours[level])} for level in streams]
+    streams = [int(level) for level in options.streams.split(",")]
+    levels = [level for step_ms in options.step_ms.split(",") for level in _measure(float(step_ms), streams, options)]
     result = {
         "benchmark": "delivery",
-        "step_ms": options.step_ms,
         "steps": options.steps,
         "rounds": options.rounds,
+        "frame_bytes": _FRAME_BYTES,
         "levels": levels,
         "machine": describe(),
     }
-    table = _table(levels)
-    print(table, file=sys.stderr)
+    report = tables(result)
+    print(report, file=sys.stderr)
     if options.save:
-        _save(result, table)
+        folder = Path(__file__).parent / "results"
+        folder.mkdir(exist_ok=True)
+        (folder / "delivery.json").write_text(json.dumps(result, indent=1) + "\n")
+        made_by = f"Made by `python {' '.join(sys.argv)}`"
+        (folder / "delivery.md").write_text(f"# Delivery latency\n\n{made_by}; {report}")
     print(json.dumps(result))
 
 

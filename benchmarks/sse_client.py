@@ -108,7 +108,7 @@ def http_request(url: str, path: str, payload: dict[str, Any], api_key: str = ""
     authorization = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
     head = (
         f"POST {parts.path.rstrip('/')}{path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-        f"Accept: text/event-stream\r\n{authorization}Content-Length: {len(body)}\r\n\r\n"
+        f"{authorization}Content-Length: {len(body)}\r\n\r\n"
     )
     return parts.hostname, parts.port or 80, head.encode() + body
 

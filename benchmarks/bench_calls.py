@@ -1,0 +1,181 @@
+"""What the calls of the transport cost by themselves, in one process, with everything in the cache.
+
+    python benchmarks/bench_calls.py --save
+
+`commit(n)` publishes a token for each of n rings without the eventfd write (the server is awake); `drain(n)` gives n
+tokens of n rings to Python; `drain(n) to sockets` renders and sends them, whose floor is a bare send(2) of the same
+bytes, called from Python. The baseline of a call is a write to an eventfd and back. Microseconds per call, median and
+p99 over `--calls`, each timed by CLOCK_MONOTONIC (whose own cost is taken off the median once, and printed). A table on
+stderr, one JSON line on stdout; --save writes both to results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from delivery_floor import summary_us
+from machine import describe
+
+from rbee.server import sse
+from rbee.transport import Arena, Consumer, Outlet, Producer, Vocabulary, create_doorbell
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_TARGETS = {"commit(1)": 0.3, "commit(256)": 5.0, "drain(256)": 20.0}
+_NOTHING = np.empty(0, np.uint32), np.empty(0, np.uint8)
+
+
+class Pair:
+    """Both sides of an arena, with all rings open."""
+
+    def __init__(self, stack: contextlib.ExitStack, rings: int) -> None:
+        arena = Arena.create(num_rings=max(64, rings), ring_capacity=1024, epoch=1)
+        stack.callback(arena.close)
+        stack.callback(arena.unlink)
+        doorbell = create_doorbell()
+        stack.callback(os.close, doorbell)
+        self.consumer, self.producer = Consumer(arena, doorbell), Producer(arena, doorbell)
+        stack.callback(self.consumer.close)
+        stack.callback(self.producer.close)
+        self.rings = []
+        for _ in range(rings):
+            assigned = self.consumer.assign()
+            assert assigned is not None
+            self.producer.open(*assigned)
+            self.rings.append(assigned[0])
+        self._ids = np.array(self.rings, np.uint32)
+        self._tokens = np.full(rings, ord("x"), np.uint32)
+        self._logprobs = np.zeros(rings, np.float32)
+
+    def commit(self) -> None:
+        """A token for each ring."""
+        self.producer.commit(self._ids, self._tokens, self._logprobs, *_NOTHING)
+
+
+def time_calls(calls: int, call: Callable[[], object], between: Callable[[], object]) -> dict[str, float]:
+    """Time `call`, and let `between` undo it; after a tenth of the calls to warm up."""
+    taken = []
+    for number in range(calls + calls // 10):
+        start = time.monotonic_ns()
+        call()
+        end = time.monotonic_ns()
+        between()
+        if number >= calls // 10:
+            taken.append(end - start)
+    return summary_us(taken)
+
+
+def measure_transport(calls: int, rings: int) -> dict[str, dict[str, float]]:
+    """Commit and drain of this many rings."""
+    with contextlib.ExitStack() as stack:
+        pair = Pair(stack, rings)
+        pair.commit()  # an arena is armed from the start: this one writes the eventfd, none of the following does
+        pair.consumer.drain(polling=True)
+        figures = {f"commit({rings})": time_calls(calls, pair.commit, lambda: pair.consumer.drain(polling=True))}
+        pair.commit()
+        figures[f"drain({rings})"] = time_calls(calls, lambda: pair.consumer.drain(polling=True), pair.commit)
+        return figures
+
+
+def measure_sockets(calls: int, rings: int) -> dict[str, dict[str, float]]:
+    """A drain that sends a frame for each ring, and bare sends of as many bytes."""
+    with contextlib.ExitStack() as stack:
+        pair = Pair(stack, rings)
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
+        readers, senders = [], []
+        for _ in range(rings):
+            readers.append(stack.enter_context(socket.create_connection(listener.getsockname())))
+            senders.append(stack.enter_context(listener.accept()[0]))
+            senders[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        vocabulary = Vocabulary([bytes([byte]) for byte in range(256)])
+        frames = sse.Frames(
+            kind="chat.completion.chunk",
+            request_id="chatcmpl-" + "0" * 32,
+            created=0,
+            model="m",
+            chat=True,
+            usage=False,
+        )
+        for ring, sender in zip(pair.rings, senders, strict=True):
+            outlet = Outlet(
+                sender.fileno(), vocabulary, frames.parts(usage=False),
+                strip=False, prompt_tokens=1, stop_token_ids=[], timing=False, usage=False,
+            )  # fmt: skip
+            pair.consumer.attach(ring, outlet)
+        pair.commit()
+        pair.consumer.drain()
+        size = len(readers[0].recv(65536))
+        for reader in readers[1:]:
+            reader.recv(65536)
+
+        def read_and_commit() -> None:
+            for reader in readers:
+                reader.recv(65536)
+            pair.commit()
+
+        pair.commit()
+        figures = {f"drain({rings}) to sockets": time_calls(calls, pair.consumer.drain, read_and_commit)}
+        frame = b"x" * size
+
+        def send_all() -> None:
+            for sender in senders:
+                sender.send(frame)
+
+        def read_all() -> None:
+            for reader in readers:
+                reader.recv(65536)
+
+        figures[f"floor: {rings} bare sends of {size} bytes"] = time_calls(calls, send_all, read_all)
+        return figures
+
+
+def main() -> None:
+    """Time all calls."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--calls", type=int, default=20_000, help="of each kind (default %(default)s)")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/calls.{json,md}")
+    options = parser.parse_args()
+    doorbell = create_doorbell()
+
+    def there_and_back() -> None:
+        os.eventfd_write(doorbell, 1)
+        os.eventfd_read(doorbell)
+
+    clock = time_calls(options.calls, lambda: None, lambda: None)["p50"]
+    figures: dict[str, dict[str, float]] = {
+        "baseline: eventfd write and read": time_calls(options.calls, there_and_back, lambda: None)
+    }
+    os.close(doorbell)
+    for rings in (1, 16, 256):
+        figures |= measure_transport(options.calls, rings)
+    figures |= measure_sockets(max(200, options.calls // 20), 256)
+    for figure in figures.values():
+        figure["p50"] = round(figure["p50"] - clock, 3)
+    rows = [
+        f"| {name} | {figure['p50']:.2f} | {figure['p99']:.2f} | {_TARGETS.get(name, '')} |"
+        for name, figure in figures.items()
+    ]
+    table = "\n".join(["| call | p50, us | p99, us | target for p50 |", "|" + " --- |" * 4, *rows])
+    table += f"\n\nThe clock's own {clock:.2f} us are taken off the p50.\n"
+    result: dict[str, Any] = {"benchmark": "calls", "calls": options.calls, "us": figures, "machine": describe()}
+    print(table, file=sys.stderr)
+    if options.save:
+        folder = Path(__file__).parent / "results"
+        (folder / "calls.json").write_text(json.dumps(result, indent=1) + "\n")
+        facts = "\n".join(f"* {key}: {value}" for key, value in result["machine"].items())
+        (folder / "calls.md").write_text(f"# The transport's calls\n\n{table}\n## Machine\n\n{facts}\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""The engine and the server process of `bench_frames.py`: what is measured.
+
+Owns the ways in which a stream's frames are written, and the two processes' side of a run. What the ways are, and what
+is done with the figures: `bench_frames.py`, whose process starts these two and talks to them over a Connection each:
+
+    server -> its address
+    engine -> "attached"
+    server -> (ring, generation) of each stream, when all have been asked for -> engine, which warms up
+    "mark" -> server -> its usage, when the clients have all of the warm-up
+    "go" -> engine, which starts the steps that are measured
+    "mark" -> server -> its usage, when the clients have everything
+    engine -> when it started (as if no pause had followed the warm-up), and the stamp of every step
+    "finish" -> engine, which ends all streams
+    "stop" -> server, engine
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import resource
+import select
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+import uvicorn
+import uvloop
+from starlette.responses import StreamingResponse
+
+from rbee.messages import FinishReason, Submit, ToEngine
+from rbee.models import synthetic
+from rbee.sampling_params import SamplingParams
+from rbee.server import sse
+from rbee.server.direct_reply import DirectReply, make_outlet
+from rbee.server.engine_client import EngineClient
+from rbee.server.exchange import write_stream
+from rbee.server.http_protocol import EXTENSION, StreamProtocol, StreamWriter
+from rbee.server.process import listen
+from rbee.server.replies import StreamedReply, StreamWatch, TokenText
+from rbee.server.schemas import StreamOptions
+from rbee.server.tokenizer import TextCodec
+from rbee.transport import Arena, Consumer, Producer
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator
+    from multiprocessing.connection import Connection
+
+    from starlette.types import Receive, Scope, Send
+
+WAYS = ("streaming_response", "asgi_send", "protocol", "native", "floor")
+WARMUP_STEPS = 50
+RING_CAPACITY = 1024
+
+_OPTIONS = StreamOptions(include_timing=True)
+_LONG = 600.0  # seconds; nothing here waits for a client
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One run: `steps` are those after the warm-up, `cpus` the cores of engine and client, and of the server."""
+
+    way: str
+    streams: int
+    steps: int
+    step_ns: int
+    cpus: tuple[int, int] | None
+    arena: str = ""
+
+    @property
+    def tokens(self) -> int:
+        """Per stream, the warm-up's included."""
+        return WARMUP_STEPS + self.steps
+
+
+class Usage(NamedTuple):
+    """What the server has used since its start."""
+
+    cpu_ns: int
+    switches: int
+    drains: int
+
+    @classmethod
+    def now(cls, drains: int) -> Usage:
+        """This process's, which has drained so often."""
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return cls(time.process_time_ns(), used.ru_nvcsw + used.ru_nivcsw, drains)
+
+
+def make_frames(stream: int) -> sse.Frames:
+    """The frames of a stream as a chat completion has them; of the same size in all streams."""
+    return sse.Frames(
+        kind="chat.completion.chunk",
+        request_id=f"chatcmpl-{stream:032x}",
+        created=1_700_000_000,
+        model="synthetic",
+        chat=True,
+        usage=False,
+    )
+
+
+def run_engine(plan: Plan, doorbell: int, control: Connection) -> None:
+    """Publish a token per stream and step; end the streams when the client has them all."""
+    with contextlib.ExitStack() as stack:
+        arena = Arena.attach(plan.arena)
+        stack.callback(arena.close)
+        producer = Producer(arena, doorbell)
+        stack.callback(producer.close)
+        control.send("attached")
+        requests = control.recv()  # (ring, generation) of each stream
+        for ring, generation in requests:
+            producer.open(ring, generation)
+        rings = np.array([ring for ring, _ in requests], np.uint32)
+        tokens = np.array([synthetic.expected_tokens([n], plan.tokens) for n in range(plan.streams)], np.uint32)
+        table = np.ascontiguousarray(tokens.T)
+        logprobs = np.zeros(plan.streams, np.float32)
+        no_rings, no_reasons = np.empty(0, np.uint32), np.empty(0, np.uint8)
+        stamps = []
+        start_ns = time.monotonic_ns()
+        for step in range(plan.tokens):
+            if step == WARMUP_STEPS:
+                control.recv()
+                start_ns = time.monotonic_ns() - step * plan.step_ns
+            ahead_ns = start_ns + (step + 1) * plan.step_ns - time.monotonic_ns()
+            if ahead_ns > 0:
+                time.sleep(ahead_ns / 1e9)
+            if plan.way == "floor":
+                stamps.append(time.monotonic_ns())
+                os.eventfd_write(doorbell, 1)
+            else:
+                stamps.append(producer.commit(rings, table[step], logprobs, no_rings, no_reasons))
+        control.send((start_ns, stamps))
+        control.recv()
+        if plan.way != "floor":
+            reasons = np.full(plan.streams, FinishReason.LENGTH, np.uint8)
+            producer.commit(no_rings, no_rings, logprobs[:0], rings, reasons)
+        control.recv()
+
+
+# ---- the server -----------------------------------------------------------------------------------------------
+
+
+class _QueueWriter:
+    """In place of a StreamWriter: what a reply writes goes into a queue, for the request's task to send."""
+
+    def __init__(self, queue: asyncio.Queue[bytes]) -> None:
+        self.write = queue.put_nowait
+
+
+class _App:
+    """The ASGI application: the request for /N is answered with stream N, written in one way."""
+
+    def __init__(self, way: str, client: EngineClient) -> None:
+        self._answer = {
+            "streaming_response": self._streaming_response,
+            "asgi_send": self._asgi_send,
+            "protocol": self._protocol,
+            "native": self._native,
+        }[way]
+        self._client = client
+        self._codec = TextCodec(synthetic.tokenizer())
+        self._watch = StreamWatch(period=5.0, slow_reader_timeout=_LONG)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._answer(int(scope["path"][1:]), scope, receive, send)
+
+    async def _streaming_response(self, stream: int, scope: Scope, receive: Receive, send: Send) -> None:
+        queue = self._queue(stream)
+
+        async def body() -> AsyncIterator[bytes]:
+            while frames := await queue.get():
+                yield frames
+
+        headers = {name.decode(): value.decode() for name, value in sse.HEADERS}
+        await StreamingResponse(body(), headers=headers)(scope, receive, send)
+
+    async def _asgi_send(self, stream: int, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        queue = self._queue(stream)
+        await send({"type": "http.response.start", "status": 200, "headers": sse.HEADERS})
+        while frames := await queue.get():
+            await send({"type": "http.response.body", "body": frames, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _protocol(self, stream: int, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        writer = scope["extensions"][EXTENSION]
+        await write_stream(self._streamed(stream, writer), writer, self._watch, send, [])
+
+    async def _native(self, stream: int, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        writer = scope["extensions"][EXTENSION]
+        table, frames = self._codec.table, make_frames(stream)
+        outlet = make_outlet(writer, table, frames, _OPTIONS, prompt_tokens=1, stop_token_ids=())
+        assert outlet is not None  # it is, without a table or with TLS
+        reply = DirectReply(writer, outlet)
+        self._submit(stream, reply)
+        await write_stream(reply, writer, self._watch, send, [])
+
+    def _queue(self, stream: int) -> asyncio.Queue[bytes]:
+        """Where the frames of this stream will come; an empty one is the end."""
+        queue: asyncio.Queue[bytes] = asyncio.Queue()
+        reply = self._streamed(stream, cast("StreamWriter", _QueueWriter(queue)))
+        reply.done.add_done_callback(lambda _: queue.put_nowait(b""))
+        return queue
+
+    def _streamed(self, stream: int, writer: StreamWriter) -> StreamedReply:
+        text = TokenText(self._codec.detokenizer(), None, ())
+        reply = StreamedReply(text, writer, make_frames(stream), _OPTIONS, prompt_tokens=1)
+        self._submit(stream, reply)
+        return reply
+
+    def _submit(self, stream: int, reply: StreamedReply | DirectReply) -> None:
+        outlet = reply.outlet if isinstance(reply, DirectReply) else None
+        sampling = SamplingParams(max_tokens=RING_CAPACITY)
+        reply.stream = self._client.submit(str(stream), [stream], sampling, reply, outlet)
+
+
+def run_server(plan: Plan, doorbell: int, control: Connection) -> None:
+    """Serve until told to stop; say where, which streams were asked for, and what their frames cost."""
+    if plan.way == "floor":
+        _serve_floor(plan, doorbell, control)
+        return
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(plan, doorbell, control))
+
+
+async def _serve(plan: Plan, doorbell: int, control: Connection) -> None:
+    loop = asyncio.get_running_loop()
+    submitted: dict[int, tuple[int, int]] = {}
+
+    def to_engine(record: ToEngine) -> None:
+        assert isinstance(record, Submit)  # this engine never sleeps between steps, so that nobody wakes it
+        submitted[int(record.request_id)] = record.ring, record.generation
+        if len(submitted) == plan.streams:
+            control.send([submitted[stream] for stream in range(plan.streams)])
+
+    def on_control() -> None:
+        if control.recv() == "stop":
+            server.should_exit = True
+        else:
+            control.send(Usage.now(consumer.counters()["drains"]))
+
+    with contextlib.ExitStack() as stack:
+        arena = Arena.attach(plan.arena)
+        stack.callback(arena.close)
+        consumer = Consumer(arena, doorbell)
+        stack.callback(consumer.close)
+        client = EngineClient(consumer, arena.num_rings, to_engine, give_up=sys.exit)
+        http = StreamProtocol if plan.way in {"protocol", "native"} else "httptools"
+        server = uvicorn.Server(
+            uvicorn.Config(
+                _App(plan.way, client),
+                http=cast("Any", http),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+            )
+        )
+        sock = stack.enter_context(listen("127.0.0.1", 0))
+        loop.add_reader(doorbell, client.on_wake)
+        stack.callback(loop.remove_reader, doorbell)
+        loop.add_reader(control.fileno(), on_control)
+        stack.callback(loop.remove_reader, control.fileno())
+        gc.collect()
+        gc.freeze()  # as the server does when it is ready
+        stack.callback(gc.unfreeze)
+        control.send(sock.getsockname())
+        await server.serve(sockets=[sock])
+
+
+def _serve_floor(plan: Plan, doorbell: int, control: Connection) -> None:
+    """As `_serve`, but nothing is done for a frame except sending it; rung only as often as there are tokens."""
+    with listen("127.0.0.1", 0) as listener:
+        listener.setblocking(True)
+        control.send(listener.getsockname())
+        sockets: dict[int, socket.socket] = {}
+        while len(sockets) < plan.streams:
+            sock, _ = listener.accept()
+            sockets[int(sock.recv(4096).split()[1][1:])] = sock
+    for sock in sockets.values():
+        sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        sock.setblocking(False)
+    frames, timing = make_frames(0), sse.timing_member(time.monotonic_ns())
+    frames.text("", timing)  # the first one has the role besides
+    chunks = [_chunk(frames.text(chr(token), timing)) for token in range(128)]
+    tokens = zip(*(synthetic.expected_tokens([stream], plan.tokens) for stream in range(plan.streams)), strict=True)
+    steps = [[chunks[token] for token in step] for step in tokens]
+    in_order = [sockets[stream] for stream in range(plan.streams)]
+    control.send([(stream, 1) for stream in range(plan.streams)])
+    step = wakes = marks = 0
+    with select.epoll() as poller:
+        poller.register(doorbell, select.EPOLLIN)
+        poller.register(control, select.EPOLLIN)
+        while marks < 2:
+            for fd, _ in poller.poll():
+                if fd == doorbell:
+                    wakes += 1
+                    for _ in range(os.eventfd_read(doorbell)):
+                        for sock, chunk in zip(in_order, steps[step], strict=True):
+                            sock.send(chunk)
+                        step += 1
+                else:
+                    control.recv()
+                    control.send(Usage.now(wakes))
+                    marks += 1
+    for sock in in_order:
+        sock.sendall(_chunk(frames.last("", "length", timing) + sse.DONE) + b"0\r\n\r\n")
+        sock.close()
+    control.recv()
+
+
+def _chunk(frames: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(frames), frames)
