@@ -1,0 +1,144 @@
+"""What the serving path itself can carry: tokens per second over HTTP with models that cost next to nothing.
+
+    python benchmarks/bench_serving_path.py --save
+
+Runs `bench_serving.py` (closed loop, 40-word prompts, 64 tokens out, client on the same cores) against three servers of
+its own, in turn in every round:
+  tiny      the model of `make_tiny_model.py` with the torch runner: 2 layers, 64 wide, 49,152 tokens; one thread,
+            because on two cores a second one takes the server's
+  no model  the synthetic model with steps of 0 ms: scheduler, sampler, rings, drain, HTTP and client, and no forward
+  paced     the synthetic model with steps of 1 ms: what a native runner would leave to the path if its step took that
+The difference of the first two is what the model costs. The engine's own step time (p50, from its arena) stands beside.
+A table on stderr, one JSON line on stdout; --save writes both to benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from machine import describe
+
+from rbee.transport.observer import Observer
+
+_HERE = Path(__file__).parent
+_TARGETS = {1: 1500, 16: 6000, 64: 10000}
+
+
+class _Server:
+    """A `rbee serve` of our own, on a free port."""
+
+    def __init__(self, *options: str) -> None:
+        command = [sys.executable, "-m", "rbee.cli", "serve", "--port", "0", *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.url = ""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if match := re.search(r"listening on (http://\S+)", line):
+                self.url = match.group(1)
+            if "rbee: ready" in line:
+                return
+        raise SystemExit("rbee serve ended before it was ready; its error is above.")
+
+    def stop(self) -> None:
+        """End it as an operator would."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout=60)
+
+
+def _measure(server: _Server, concurrency: int, requests: int) -> dict[str, Any]:
+    """One level of bench_serving.py, and the engine's step time meanwhile."""
+    options = ["--concurrency", str(concurrency), "--requests", str(requests), "--rounds", "1", "--tokens", "64"]
+    with Observer(server.process.pid) as observer:
+        before = observer.sample()
+        done = subprocess.run(
+            [sys.executable, str(_HERE / "bench_serving.py"), server.url, "--ignore-eos", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            check=True,
+        )
+        after = observer.sample()
+    assert before is not None
+    assert after is not None
+    level: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])["levels"][0]
+    step = after.step.minus(before.step).quantile(0.5) or 0.0
+    return {key: level[key] for key in ("tok_s", "ttft_ms_p50", "itl_ms_p50", "client_cpu_percent")} | {
+        "step_ms_p50": round(step / 1e6, 3)
+    }
+
+
+def main() -> None:
+    """Measure every server at every concurrency, round by round."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concurrency", default="1,16,64", help="comma-separated levels (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds over everything (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads for the tiny model (default 1)")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/serving_path.{json,md}")
+    options = parser.parse_args()
+    levels = [int(level) for level in options.concurrency.split(",")]
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, str(_HERE / "make_tiny_model.py"), folder], check=True, stdout=sys.stderr)
+        synthetic = ["--model", "synthetic", "--synthetic-step-ms"]
+        servers = {
+            "tiny": _Server("--model", folder, "--threads", str(options.threads)),
+            "no model": _Server(*synthetic, "0"),
+            "paced": _Server(*synthetic, "1"),
+        }
+        rows: dict[tuple[str, int], list[dict[str, Any]]] = {(name, level): [] for name in servers for level in levels}
+        try:
+            for number in range(options.rounds):
+                for (name, level), runs in rows.items():
+                    print(f"round {number + 1}/{options.rounds}, {name}, c={level}", file=sys.stderr)
+                    runs.append(_measure(servers[name], level, max(24, 6 * level)))
+        finally:
+            for server in servers.values():
+                server.stop()
+    medians = [
+        {"server": name, "concurrency": level}
+        | {key: round(statistics.median(run[key] for run in runs), 3) for key in runs[0]}
+        for (name, level), runs in rows.items()
+    ]
+    rows_of_table = [
+        [
+            row["server"],
+            str(row["concurrency"]),
+            f"{row['tok_s']:,.0f}",
+            f"{_TARGETS.get(row['concurrency'], 0):,}",
+            f"{row['ttft_ms_p50']:.2f}",
+            f"{row['itl_ms_p50']:.3f}",
+            f"{row['step_ms_p50']:.2f}",
+            f"{row['client_cpu_percent']:.0f}%",
+        ]
+        for row in medians
+    ]
+    head = ["server", "c", "tok/s", "to reach", "TTFT p50, ms", "ITL p50, ms", "engine step p50, ms", "client CPU"]
+    lines = [head, ["---"] * len(head), *rows_of_table]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    result: dict[str, Any] = {
+        "benchmark": "serving_path",
+        "rounds": options.rounds,
+        "threads": options.threads,
+        "levels": medians,
+        "machine": describe(),
+    }
+    print(table, file=sys.stderr)
+    if options.save:
+        folder_of_results = _HERE / "results"
+        (folder_of_results / "serving_path.json").write_text(json.dumps(result, indent=1) + "\n")
+        facts = "\n".join(f"* {key}: {value}" for key, value in result["machine"].items())
+        text = f"# The serving path\n\nMedians of {options.rounds} rounds.\n\n{table}\n\n## Machine\n\n{facts}\n"
+        (folder_of_results / "serving_path.md").write_text(text)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
