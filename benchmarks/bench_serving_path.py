@@ -102,7 +102,7 @@ def main() -> None:
         finally:
             for server in servers.values():
                 server.stop()
-    medians = [
+    medians: list[dict[str, Any]] = [
         {"server": name, "concurrency": level}
         | {key: round(statistics.median(run[key] for run in runs), 3) for key in runs[0]}
         for (name, level), runs in rows.items()

@@ -13,6 +13,13 @@
 
 #include "rbee/layout.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(from, bytes)
+#define ASAN_UNPOISON_MEMORY_REGION(from, bytes)
+#endif
+
 /// Ends the test. Not inline in the macros, to keep their many uses cheap to compile.
 [[noreturn, gnu::noinline]] inline void fail(const char* file, int line, const char* what) {
     throw std::logic_error(std::string(file) + ":" + std::to_string(line) + ": " + what);
@@ -51,7 +58,8 @@ struct Random {
     std::uint32_t below(std::uint32_t limit) { return static_cast<std::uint32_t>((*this)() % limit); }
 };
 
-/// A formatted arena between two inaccessible pages, and its eventfd.
+/// A formatted arena between two inaccessible pages, and its eventfd. AddressSanitizer guards the unused lines between
+/// the rings as well.
 class TestArena {
 public:
     TestArena(std::uint32_t num_rings, std::uint32_t ring_capacity, std::uint32_t first_index = 0)
@@ -63,8 +71,12 @@ public:
         map_ = static_cast<unsigned char*>(map);
         CHECK(mprotect(map_ + kPage, inside, PROT_READ | PROT_WRITE) == 0);
         rbee::format(base(), geometry_.total_bytes, geometry_, 7, first_index);
+        for (std::uint32_t ring = 0; ring < num_rings; ++ring) {
+            ASAN_POISON_MEMORY_REGION(attach().ring(ring) + ring_capacity, rbee::kLine);
+        }
     }
     ~TestArena() {
+        ASAN_UNPOISON_MEMORY_REGION(map_, mapped_);
         munmap(map_, mapped_);
         close(doorbell_);
     }

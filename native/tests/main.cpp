@@ -5,6 +5,8 @@
 #include "check.h"
 
 // One array per test file.
+extern const Test kDeliveryTests[];
+extern const Test kFuzzTests[];
 extern const Test kLayoutTests[];
 extern const Test kRolesTests[];
 extern const Test kWakeupTests[];
@@ -12,7 +14,7 @@ extern const Test kThreadsTests[];
 
 int main(int argc, char** argv) {
     int failures = 0;
-    for (const Test* tests : {kLayoutTests, kRolesTests, kWakeupTests, kThreadsTests}) {
+    for (const Test* tests : {kLayoutTests, kRolesTests, kDeliveryTests, kFuzzTests, kWakeupTests, kThreadsTests}) {
         for (const Test* test = tests; test->name != nullptr; ++test) {
             if (argc > 1 && std::strstr(test->name, argv[1]) == nullptr) {
                 continue;

@@ -67,6 +67,20 @@ void a_header_that_claims_more_than_is_mapped_is_refused() {
     }
 }
 
+/// Offsets that follow from the sizes do not make the sizes right.
+void a_consistent_header_with_impossible_sizes_is_refused() {
+    const TestArena memory(128, 16);
+    rbee::Header header;
+    std::memcpy(&header, memory.base(), sizeof header);
+    const std::uint32_t sizes[][2] = {{0, 16}, {65, 16}, {100, 2}, {64, 0}, {64, 1}, {64, 3}, {64, 12}};
+    for (const auto& [rings, capacity] : sizes) {
+        header.geometry = rbee::lay_out(rings, capacity);
+        CHECK(header.geometry.total_bytes <= memory.bytes());
+        std::memcpy(memory.base(), &header, sizeof header);
+        CHECK_THROWS(rbee::TransportError, memory.attach());
+    }
+}
+
 }  // namespace
 
 extern const Test kLayoutTests[];
@@ -76,4 +90,5 @@ const Test kLayoutTests[] = {
     {"memory that is too small or misaligned is refused", memory_that_is_too_small_or_misaligned_is_refused},
     {"a damaged header is refused", a_damaged_header_is_refused},
     {"a header that claims more than is mapped is refused", a_header_that_claims_more_than_is_mapped_is_refused},
+    {"a consistent header with impossible sizes is refused", a_consistent_header_with_impossible_sizes_is_refused},
     {nullptr, nullptr}};

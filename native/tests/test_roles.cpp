@@ -281,40 +281,6 @@ void the_backstop_finds_what_nobody_rang_for() {
     CHECK(pair.consumer.fixed().server.stale_wakeups.load() == 1);
 }
 
-/// Whatever the other side scribbles into its words, both sides throw or go on, and never leave the mapping: it lies
-/// between inaccessible pages, and the sanitizers watch the rest.
-void scribbled_words_never_lead_outside_the_mapping() {
-    Random random{0x9e3779b97f4a7c15};
-    for (int round = 0; round < 300; ++round) {
-        Pair pair(4, random.below(0xffffffff));
-        const rbee::Arena arena = pair.memory.attach();
-        for (int i = 0; i < 40; ++i) {
-            pair.start();
-        }
-        for (int step = 0; step < 60; ++step) {
-            const std::uint32_t ring = random.below(64);
-            const auto word = static_cast<std::uint32_t>(random());
-            try {
-                switch (random.below(12)) {
-                    case 0: arena.tails[ring].store(word); break;
-                    case 1: arena.heads[ring].store(word); break;
-                    case 2: arena.finish[ring].store(random()); break;
-                    case 3: arena.ready[0].store(random()); break;
-                    case 4: arena.fixed->doorbell.word.store(random()); break;
-                    case 5: std::memset(pair.memory.base(), static_cast<int>(word & 0xff), sizeof(rbee::Header)); break;
-                    case 6: arena.tails[ring].fetch_add(random.below(5)); break;
-                    case 7: pair.drain(1 + random.below(6)); break;
-                    case 8: pair.producer.free_space(ring); break;
-                    case 9: pair.commit({ring, ring}, {word, word}, {ring}); break;
-                    case 10: pair.commit({ring}, {word}); break;
-                    default: pair.drain();
-                }
-            } catch (const rbee::TransportError&) {
-            }
-        }
-    }
-}
-
 void a_tail_beyond_the_capacity_is_a_corrupt_ring() {
     Pair pair(4);
     const std::uint32_t ring = pair.start().ring;
@@ -362,7 +328,6 @@ const Test kRolesTests[] = {
     {"tokens of an unfinished commit are found after the engine's death",
      tokens_of_an_unfinished_commit_are_found_after_the_engines_death},
     {"the backstop finds what nobody rang for", the_backstop_finds_what_nobody_rang_for},
-    {"scribbled words never lead outside the mapping", scribbled_words_never_lead_outside_the_mapping},
     {"a tail beyond the capacity is a corrupt ring", a_tail_beyond_the_capacity_is_a_corrupt_ring},
     {"records in a free ring are refused", records_in_a_free_ring_are_refused},
     {"a doorbell that could block is refused", a_doorbell_that_could_block_is_refused},
