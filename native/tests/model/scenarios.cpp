@@ -1,0 +1,433 @@
+// The core itself under the explorer: its two sides as threads over one arena of 64 rings with two records each.
+//
+// The server sleeps until the eventfd is not empty, and the engine until a Wake or a Submit is there. Of the control
+// channel only what the core relies on is assumed: a Submit brings the past of its sender with it, a Wake nothing. What
+// a World notes of a request is the server's, but for what was published, and changes hands with its Submit only.
+
+#include <algorithm>
+#include <initializer_list>
+#include <memory>
+#include <vector>
+
+#include "cases.h"
+#include "rbee/consumer.h"
+#include "rbee/producer.h"
+
+namespace model {
+namespace {
+
+constexpr std::uint32_t kCapacity = 2;
+constexpr std::uint32_t kWrapping = 0xffffffff;  // the second record of a ring has index 0
+constexpr std::uint8_t kDone = 2;
+constexpr std::uint8_t kAborted = 3;
+constexpr std::uint8_t kFailed = 4;
+constexpr std::size_t kEverything = 4096;
+constexpr int kAnyFd = 0;
+
+/// What lives as long as a search: shared memory, whose words the explorer knows by their addresses.
+struct Shared {
+    explicit Shared(std::uint32_t first_index) {
+        rbee::format(memory, sizeof memory, rbee::plan(64, kCapacity), 1, first_index);
+    }
+    alignas(rbee::kLine) unsigned char memory[rbee::lay_out(64, kCapacity).total_bytes] = {};
+    rbee::Word<std::uint32_t> submitted{0};  // a Submit on the control channel: the generation of ring 0
+    rbee::Word<std::uint32_t> wakes{0};      // Wake records on the control channel
+};
+
+void demand(bool condition, const char* what) {
+    if (!condition) {
+        violated(what);
+    }
+}
+
+/// The i-th token of a request.
+std::uint32_t token(std::uint32_t ring, std::uint32_t generation, std::uint32_t i) {
+    return generation << 16 | ring << 8 | (i + 1);
+}
+
+/// One execution: both sides and what the server has received.
+struct World {
+    explicit World(Shared& memory)
+        : shared(memory), producer(rbee::attach(memory.memory, sizeof memory.memory), kAnyFd),
+          consumer(rbee::attach(memory.memory, sizeof memory.memory), kAnyFd) {}
+
+    // -- both sides, before the threads start
+
+    /// A request in the lowest free ring, which the engine has opened already.
+    void start(std::uint32_t length) {
+        const std::uint32_t ring = assign(length);
+        producer.open(ring, requests[ring].generation);
+    }
+
+    // -- the engine
+
+    /// Publishes one token for each of `rings`, and the ends of `finished`.
+    void commit(std::initializer_list<std::uint32_t> rings, std::initializer_list<std::uint32_t> finished = {},
+                std::uint8_t reason = kDone) {
+        std::uint32_t tokens[2];
+        std::uint32_t* next = tokens;
+        for (const std::uint32_t ring : rings) {
+            *next++ = token(ring, requests[ring].generation, requests[ring].published++);
+        }
+        const float logprobs[] = {0, 0};
+        const std::uint8_t reasons[] = {reason, reason};
+        producer.commit({rings.size(), rings.begin(), tokens, logprobs, finished.size(), finished.begin(), reasons});
+    }
+
+    /// Sleeps unless `ready` after the announcement.
+    template <typename Ready>
+    void sleep_unless(Ready ready) {
+        producer.arm_wait();
+        if (!ready()) {
+            shared.wakes.await();
+            shared.wakes.exchange(0, std::memory_order_relaxed);
+        }
+    }
+
+    /// Publishes the rest of ring 0's request as space comes, one token a step.
+    void publish_with_backpressure() {
+        while (requests[0].published < requests[0].length) {
+            if (producer.free_space(0) == 0) {
+                sleep_unless([&] { return producer.free_space(0) != 0; });
+            } else if (requests[0].published + 1 < requests[0].length) {
+                commit({0});
+            } else {
+                commit({0}, {0});
+            }
+        }
+    }
+
+    bool is_cancelled(std::uint32_t ring) {
+        producer.take_cancelled(cancelled);
+        return std::find(cancelled.begin(), cancelled.end(), ring) != cancelled.end();
+    }
+
+    void wait_for_submission(std::uint32_t generation) {
+        shared.submitted.await(std::memory_order_acquire);
+        shared.submitted.exchange(0, std::memory_order_acquire);
+        producer.open(0, generation);
+    }
+
+    // -- the server
+
+    std::uint32_t assign(std::uint32_t length) {
+        rbee::Consumer::Assigned assigned{};
+        demand(consumer.assign(assigned), "there is no free ring");
+        demand(assigned.ring < 2, "a finished ring has not come back");
+        requests[assigned.ring] = {assigned.generation, length, 0, 0, false};
+        return assigned.ring;
+    }
+
+    void submit(std::uint32_t length) {
+        demand(assign(length) == 0, "ring 0 has not come back");
+        shared.submitted.exchange(requests[0].generation, std::memory_order_acq_rel);
+    }
+
+    void wake_engine() { shared.wakes.fetch_add(1, std::memory_order_relaxed); }
+
+    void cancel(std::uint32_t ring) {
+        requests[ring].cancelled = true;
+        if (consumer.cancel(ring)) {
+            wake_engine();
+        }
+    }
+
+    /// True if it must drain again by itself.
+    bool drain(std::size_t budget = kEverything, rbee::Then then = rbee::Then::arm) {
+        const rbee::DrainEnd end = consumer.drain(
+            budget, then, [this](std::uint32_t ring, const rbee::Records& records, std::uint8_t reason) {
+                Request& request = requests[ring];
+                for (std::uint32_t i = 0; i < records.size(); ++i) {
+                    demand(records[i].token_id == token(ring, request.generation, request.received++),
+                           "a token is lost, repeated or another request's");
+                }
+                demand(reason != kDone || request.received == request.length, "the finish came before the last token");
+                demand(reason != kAborted || request.cancelled, "a request ended that nobody cancelled");
+            });
+        if (end.needs_wake) {
+            wake_engine();
+        }
+        return end.more;
+    }
+
+    void drain_all(std::size_t budget = kEverything) {
+        while (drain(budget)) {
+        }
+    }
+
+    /// Sleeps and drains until all requests have ended.
+    void serve(std::size_t budget = kEverything) {
+        while (consumer.in_use() != 0) {
+            rbee::the_eventfd.await();
+            drain_all(budget);
+        }
+    }
+
+    struct Request {
+        std::uint32_t generation;
+        std::uint32_t length;
+        std::uint32_t published;
+        std::uint32_t received;
+        bool cancelled;
+    };
+
+    Shared& shared;
+    rbee::Producer producer;
+    rbee::Consumer consumer;
+    Request requests[2] = {};
+    std::vector<std::uint32_t> cancelled{};
+};
+
+std::string name_of(const Shared& shared, const void* place) {
+    const rbee::Arena arena = rbee::attach(const_cast<unsigned char*>(shared.memory), sizeof shared.memory);
+    const auto is = [place](const void* word) { return place == word; };
+    for (std::uint32_t ring = 0; ring < 2; ++ring) {
+        const std::string number = std::to_string(ring);
+        for (std::uint32_t i = 0; i < kCapacity; ++i) {
+            if (is(arena.ring(ring) + i)) {
+                return "record " + std::to_string(i) + " of ring " + number;
+            }
+        }
+        if (is(&arena.tails[ring]) || is(&arena.heads[ring]) || is(&arena.finish[ring])) {
+            return (is(&arena.tails[ring]) ? "tail " : is(&arena.heads[ring]) ? "head " : "finish ") + number;
+        }
+        if (is(&arena.cancel[ring]) || is(&arena.generations[ring])) {
+            return (is(&arena.cancel[ring]) ? "cancel " : "generation ") + number;
+        }
+    }
+    return is(&arena.ready[0])                        ? "ready bits"
+           : is(&arena.fixed->doorbell.word)          ? "doorbell"
+           : is(&arena.fixed->wait.engine_waiting)    ? "wait word"
+           : is(&rbee::the_eventfd)                   ? "eventfd"
+           : is(&shared.submitted)                    ? "Submit"
+           : is(&shared.wakes)                        ? "Wake"
+                                                      : "?";
+}
+
+using Part = void (*)(World&);
+
+/// A program of one engine and one server; `prepare` brings the world into the state where they start.
+std::function<Program()> scenario(Part prepare, Part engine, Part server, std::uint32_t first_index = kWrapping) {
+    const auto shared = std::make_shared<Shared>(first_index);
+    return [=] {
+        const auto world = std::make_shared<World>(*shared);
+        prepare(*world);
+        Program program;
+        program.threads = {[=] { engine(*world); }, [=] { server(*world); }};
+        program.name_of = [=](const void* place) { return name_of(*shared, place); };
+        return program;
+    };
+}
+
+/// The server sleeps, is woken, drains and arms beside two steps, the last with the finish.
+std::function<Program()> two_steps() {
+    return scenario([](World& w) { w.start(2); },
+                    [](World& w) {
+                        w.commit({0});
+                        w.commit({0}, {0});
+                    },
+                    [](World& w) { w.serve(); });
+}
+
+/// A finish without tokens comes after the last.
+std::function<Program()> three_steps() {
+    return scenario([](World& w) { w.start(2); },
+                    [](World& w) {
+                        w.commit({0});
+                        w.commit({0});
+                        w.commit({}, {0});
+                    },
+                    [](World& w) { w.serve(); });
+}
+
+/// Each step must arrive by itself: the engine goes on only when the server has received what is there.
+template <std::uint32_t steps>
+std::function<Program()> steps_without_successor() {
+    return scenario([](World& w) { w.start(steps); },
+                    [](World& w) {
+                        for (std::uint32_t step = 0; step < steps; ++step) {
+                            w.commit({0});
+                        }
+                        w.shared.wakes.await();  // from the server below, once it has them all
+                        w.commit({}, {0});
+                    },
+                    [](World& w) {
+                        while (w.requests[0].received != steps) {
+                            rbee::the_eventfd.await();
+                            w.drain_all();
+                        }
+                        w.wake_engine();
+                        w.serve();
+                    });
+}
+
+/// One step for two rings, which then end in different steps; the server can take one record at a time.
+std::function<Program()> two_rings() {
+    return scenario(
+        [](World& w) {
+            w.start(2);
+            w.start(1);
+        },
+        [](World& w) {
+            w.commit({0, 1}, {1});
+            w.commit({0}, {0});
+        },
+        [](World& w) { w.serve(1); });
+}
+
+/// The ring fills up, and the engine sleeps until the server has made space.
+template <std::uint32_t length, std::size_t budget, std::uint32_t first_index>
+std::function<Program()> full_ring() {
+    return scenario([](World& w) { w.start(length); }, [](World& w) { w.publish_with_backpressure(); },
+                    [](World& w) { w.serve(budget); }, first_index);
+}
+
+/// The engine falls asleep twice beside open rings, and only their cancels can end them. Between its sleeps it steps.
+std::function<Program()> two_cancels() {
+    return scenario(
+        [](World& w) {
+            w.start(1);
+            w.start(1);
+        },
+        [](World& w) {
+            for (std::uint32_t ended = 0; ended < 2;) {
+                w.producer.take_cancelled(w.cancelled);
+                if (w.cancelled.size() == ended) {
+                    w.sleep_unless([&w, ended] {
+                        w.producer.take_cancelled(w.cancelled);
+                        return w.cancelled.size() != ended;
+                    });
+                }
+                for (; ended < w.cancelled.size(); ++ended) {
+                    w.commit({}, {w.cancelled[ended]}, kAborted);
+                }
+            }
+        },
+        [](World& w) {
+            w.cancel(0);
+            w.cancel(1);
+            w.serve();
+        });
+}
+
+/// A ring goes to its next request as soon as the server has seen its finish; the ready bit of the last step may come
+/// after that.
+std::function<Program()> reuse() {
+    return scenario([](World& w) { w.start(2); },
+                    [](World& w) {
+                        w.commit({0});
+                        w.commit({0}, {0});
+                        w.wait_for_submission(2);
+                        w.commit({0}, {0});
+                    },
+                    [](World& w) {
+                        w.serve();
+                        w.submit(1);
+                        w.serve();
+                    });
+}
+
+/// A cancel beside the end of its request; the next request in the ring must not be hit by it.
+std::function<Program()> late_cancel() {
+    return scenario([](World& w) { w.start(1); },
+                    [](World& w) {
+                        const bool cancelled = w.is_cancelled(0);
+                        w.commit({}, {0}, cancelled ? kAborted : kFailed);
+                        w.cancelled.clear();
+                        w.wait_for_submission(2);
+                        demand(!w.is_cancelled(0), "a cancel hit the next request");
+                        w.commit({0}, {0});
+                    },
+                    [](World& w) {
+                        w.cancel(0);
+                        w.serve();
+                        w.submit(1);
+                        w.serve();
+                    });
+}
+
+/// A cancel while the engine publishes, or sleeps because its ring is full or because nothing is left.
+template <std::uint32_t length>
+std::function<Program()> cancel() {
+    return scenario(
+        [](World& w) { w.start(length); },
+        [](World& w) {
+            const auto has_space = [&w] {
+                return w.requests[0].published != w.requests[0].length && w.producer.free_space(0) != 0;
+            };
+            while (!w.is_cancelled(0)) {
+                if (has_space()) {
+                    w.commit({0});
+                } else {
+                    w.sleep_unless([&] { return w.is_cancelled(0) || has_space(); });
+                }
+            }
+            w.commit({}, {0}, kAborted);
+        },
+        [](World& w) {
+            rbee::the_eventfd.await();
+            w.drain_all();
+            w.cancel(0);
+            w.serve();
+        });
+}
+
+/// The server drains before anybody rang, and once more while armed, because a ring was resumed.
+std::function<Program()> drains_of_its_own_accord() {
+    return scenario([](World& w) { w.start(2); },
+                    [](World& w) {
+                        w.commit({0});
+                        w.commit({0}, {0});
+                    },
+                    [](World& w) {
+                        w.consumer.pause(0);
+                        w.drain_all();
+                        if (w.consumer.resume(0)) {
+                            w.drain_all();
+                        }
+                        w.serve();
+                    });
+}
+
+/// The server looks without sleeping for a while, and then goes to sleep.
+std::function<Program()> polls_then_sleeps() {
+    return scenario([](World& w) { w.start(2); },
+                    [](World& w) {
+                        w.commit({0});
+                        w.commit({0}, {0});
+                    },
+                    [](World& w) {
+                        for (int turn = 0; turn < 2; ++turn) {
+                            if (w.consumer.poll(0)) {
+                                w.drain(kEverything, rbee::Then::keep_polling);
+                                w.consumer.silence_doorbell();
+                            }
+                        }
+                        w.drain_all();
+                        w.serve();
+                    });
+}
+
+}  // namespace
+
+const Case kScenarios[] = {
+    {"core: two steps beside the arming", false, two_steps},
+    {"core: three steps beside the arming", false, three_steps},
+    {"core: a step without successor", false, steps_without_successor<1>},
+    {"core: two steps without successor", false, steps_without_successor<2>},
+    {"core: two rings, one record at a time", false, two_rings},
+    {"core: drains of its own accord", false, drains_of_its_own_accord},
+    {"core: polls, then sleeps", false, polls_then_sleeps},
+    {"core: two cancels beside the falling asleep", false, two_cancels},
+    {"core: reuse of a ring", false, reuse},
+    {"core: late cancel", false, late_cancel},
+    {"core: cancel beside a step", false, cancel<1>},
+    {"core: full ring, indices from 0", false, full_ring<3, kEverything, 0>},
+    {"core: full ring, wrapping around", false, full_ring<3, kEverything, kWrapping>},
+    {"core: full ring, one record at a time", false, full_ring<3, 1, kWrapping>},
+    {"core: cancel beside two steps", false, cancel<2>},
+    {"thorough: cancel beside a full ring", false, cancel<3>},
+    {"thorough: full ring, four tokens", false, full_ring<4, kEverything, kWrapping>},
+    {nullptr, false, nullptr}};
+
+}  // namespace model

@@ -1,0 +1,188 @@
+// From rings to sockets: text that is cut anywhere, sockets that are full at any time. What the frames look like in
+// detail is compared with the Python way in tests/server/test_direct_reply.py; here the sanitizers look on.
+
+#include <fcntl.h>
+#include <sys/socket.h>
+
+#include "check.h"
+#include "rbee/delivery.h"
+#include "rbee/producer.h"
+
+namespace {
+
+/// The text of all bytes at once, as the inside of a JSON string.
+std::string whole(std::string_view bytes) {
+    rbee::Utf8Stream utf8;
+    std::string out;
+    utf8.push(bytes, out);
+    utf8.flush(out);
+    return out;
+}
+
+void characters_come_out_whole() {
+    CHECK(whole("plain") == "plain");
+    CHECK(whole("\xf0\x9f\x90\x9d \xc3\xa9") == "\xf0\x9f\x90\x9d \xc3\xa9");
+    CHECK(whole(std::string_view("\"\\\n\x00\x1f\x7f", 6)) == "\\\"\\\\\\n\\u0000\\u001f\x7f");
+    const std::string bad = "\xef\xbf\xbd";
+    CHECK(whole("\xff\x41") == bad + "A");
+    CHECK(whole("\xe2\x82") == bad);                       // cut short: one
+    CHECK(whole("\xe2\x82\x41") == bad + "A");             // the A begins anew
+    CHECK(whole("\xed\xa0\x80") == bad + bad + bad);       // a surrogate is no character, nor is any part of it
+    CHECK(whole("\xf4\x90\x80\x80") == bad + bad + bad + bad);
+    CHECK(whole("\xc0\xaf") == bad + bad);
+}
+
+void text_does_not_depend_on_where_it_is_cut() {
+    Random random{11};
+    for (int round = 0; round < 20000; ++round) {
+        std::string bytes;
+        for (std::uint32_t n = random.below(12); n != 0; --n) {
+            // Mostly bytes that begin or continue something.
+            bytes += static_cast<char>(random.below(3) == 0 ? random.below(256) : 0x80 + random.below(0x78));
+        }
+        rbee::Utf8Stream utf8;
+        std::string out;
+        for (std::size_t at = 0; at < bytes.size();) {
+            const std::size_t size = 1 + random.below(3);
+            utf8.push(std::string_view(bytes).substr(at, size), out);
+            at += size;
+        }
+        utf8.flush(out);
+        CHECK(out == whole(bytes));
+    }
+}
+
+/// A connection whose server end takes little before it is full.
+struct Connection {
+    Connection() {
+        CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends) == 0);
+        const int bytes = 4096;
+        CHECK(setsockopt(ends[0], SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes) == 0);
+    }
+    ~Connection() {
+        close(ends[0]);
+        close(ends[1]);
+    }
+    Connection(const Connection&) = delete;
+    Connection& operator=(const Connection&) = delete;
+
+    void read_some(std::size_t most) {
+        std::string piece(most, ' ');
+        const ssize_t size = recv(ends[1], piece.data(), most, 0);
+        received.append(piece, 0, size > 0 ? static_cast<std::size_t>(size) : 0);
+    }
+
+    /// As an event loop that is told to write what the drain could not.
+    void write_all(std::string_view rest) {
+        while (!rest.empty()) {
+            const ssize_t sent = send(ends[0], rest.data(), rest.size(), MSG_NOSIGNAL);
+            rest.remove_prefix(sent > 0 ? static_cast<std::size_t>(sent) : 0);
+            read_some(65536);
+        }
+    }
+
+    /// What was received, without the framing of its chunks.
+    std::string body() const {
+        std::string text;
+        for (std::size_t at = 0; at < received.size();) {
+            const std::size_t line = received.find("\r\n", at);
+            CHECK(line != std::string::npos);
+            const std::size_t size = std::stoul(received.substr(at, line - at), nullptr, 16);
+            CHECK(received.compare(line + 2 + size, 2, "\r\n") == 0);
+            text.append(received, line + 2, size);
+            at = line + 2 + size + 2;
+        }
+        return text;
+    }
+
+    int ends[2] = {-1, -1};
+    std::string received;
+};
+
+std::shared_ptr<const rbee::Vocabulary> letters() {
+    auto vocabulary = std::make_shared<rbee::Vocabulary>();
+    for (char letter = 'a'; letter <= 'z'; ++letter) {
+        vocabulary->add(std::string_view(&letter, 1), false);
+    }
+    return vocabulary;
+}
+
+/// Every stream is exactly its tokens, however often its socket is full and however its tokens are batched.
+void full_sockets_lose_nothing() {
+    constexpr std::uint32_t kStreams = 5;
+    constexpr std::uint32_t kTokens = 3000;
+    const TestArena memory(64, 256);
+    rbee::Producer producer(memory.attach(), memory.doorbell());
+    rbee::Consumer consumer(memory.attach(), memory.doorbell());
+    rbee::Delivery delivery(consumer, consumer.num_rings());
+    std::vector<Connection> connections(kStreams);
+    std::vector<std::string> expected(kStreams);
+    std::vector<std::uint32_t> left(kStreams, kTokens);
+    for (std::uint32_t ring = 0; ring < kStreams; ++ring) {
+        rbee::Consumer::Assigned assigned{};
+        CHECK(consumer.assign(assigned) && assigned.ring == ring);
+        producer.open(ring, assigned.generation);
+        delivery.attach(ring, std::make_shared<rbee::Outlet>(rbee::Outlet{
+                                  connections[ring].ends[0],
+                                  rbee::SseStream(letters(), false, {"<", "<", "<", ">", ".", "!", "", "$"},
+                                                  {false, false}, 3, {})}));
+    }
+    Random random{5};
+    rbee::Drained drained;
+    rbee::Deliveries deliveries;
+    std::uint32_t ended = 0;
+    std::uint32_t times_blocked = 0;
+    while (ended < kStreams) {
+        std::vector<std::uint32_t> rings, tokens, finished;
+        std::vector<std::uint8_t> reasons;
+        for (std::uint32_t ring = 0; ring < kStreams; ++ring) {
+            std::uint32_t space = left[ring] == 0 ? 0 : producer.free_space(ring);
+            for (std::uint32_t n = random.below(9); n != 0 && space != 0 && left[ring] != 0; --n, --space) {
+                const std::uint32_t token = random.below(26);
+                rings.push_back(ring);
+                tokens.push_back(token);
+                const bool last = --left[ring] == 0;
+                expected[ring] += std::string("<\"") + static_cast<char>('a' + token) + '"' + (last ? "!" : ">") + "}\n\n";
+                if (last) {
+                    expected[ring] += '$';
+                    finished.push_back(ring);
+                    reasons.push_back(rbee::SseStream::kLength);
+                }
+            }
+        }
+        const std::vector<float> logprobs(tokens.size());
+        producer.commit({rings.size(), rings.data(), tokens.data(), logprobs.data(), finished.size(), finished.data(),
+                         reasons.data()});
+        delivery.drain(1 + random.below(200), rbee::Then::arm, drained, deliveries);
+        CHECK(drained.records.empty() && deliveries.broken.empty());
+        for (const rbee::Deliveries::Rest& rest : deliveries.blocked) {
+            ++times_blocked;
+            connections[rest.ring].write_all(rest.bytes);
+            bool has_ended = false;
+            for (const rbee::Deliveries::End& end : deliveries.ended) {
+                has_ended = has_ended || end.ring == rest.ring;
+            }
+            if (!has_ended) {
+                consumer.resume(rest.ring);
+            }
+        }
+        for (const rbee::Deliveries::End& end : deliveries.ended) {
+            CHECK(end.reason == rbee::SseStream::kLength);
+            ++ended;
+        }
+        connections[random.below(kStreams)].read_some(random.below(300));
+    }
+    CHECK(times_blocked > 10 && consumer.in_use() == 0);
+    for (std::uint32_t ring = 0; ring < kStreams; ++ring) {
+        connections[ring].read_some(1 << 20);
+        CHECK(connections[ring].body() == expected[ring]);
+    }
+}
+
+}  // namespace
+
+extern const Test kDeliveryTests[];
+const Test kDeliveryTests[] = {{"characters come out whole", characters_come_out_whole},
+                               {"text does not depend on where it is cut", text_does_not_depend_on_where_it_is_cut},
+                               {"full sockets lose nothing", full_sockets_lose_nothing},
+                               {nullptr, nullptr}};
