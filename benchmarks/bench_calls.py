@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _TARGETS = {"commit(1)": 0.3, "commit(256)": 5.0, "drain(256)": 20.0}
-_NOTHING = np.empty(0, np.uint32), np.empty(0, np.uint8)
 
 
 class Pair:
@@ -59,7 +58,7 @@ class Pair:
 
     def commit(self) -> None:
         """A token for each ring."""
-        self.producer.commit(self._ids, self._tokens, self._logprobs, *_NOTHING)
+        self.producer.commit(self._ids, self._tokens, self._logprobs)
 
 
 def time_calls(calls: int, call: Callable[[], object], between: Callable[[], object]) -> dict[str, float]:

@@ -78,16 +78,17 @@ public:
     using Side::Side;
 
     std::uint64_t commit(const Column<std::uint32_t>& rings, const Column<std::uint32_t>& tokens,
-                         const Column<float>& logprobs, const Column<std::uint32_t>& finished,
-                         const Column<std::uint8_t>& reasons) {
+                         const Column<float>& logprobs, const std::optional<Column<std::uint32_t>>& finished,
+                         const std::optional<Column<std::uint8_t>>& reasons) {
         if (tokens.size() != rings.size() || logprobs.size() != rings.size()) {
             throw std::invalid_argument("rings, tokens and logprobs must have one entry per token each.");
         }
-        if (reasons.size() != finished.size()) {
+        const std::size_t num_finished = finished ? finished->size() : 0;
+        if ((reasons ? reasons->size() : 0) != num_finished) {
             throw std::invalid_argument("finished and reasons must have one entry per finished ring each.");
         }
-        return core().commit({rings.size(), rings.data(), tokens.data(), logprobs.data(), finished.size(),
-                              finished.data(), reasons.data()});
+        return core().commit({rings.size(), rings.data(), tokens.data(), logprobs.data(), num_finished,
+                              finished ? finished->data() : nullptr, reasons ? reasons->data() : nullptr});
     }
 
     std::vector<std::uint32_t> take_cancelled() {
@@ -381,7 +382,8 @@ NB_MODULE(_native, m) {
         .def("open", [](Producer& p, std::uint32_t ring, std::uint32_t generation) { p.core().open(ring, generation); },
              "ring"_a, "generation"_a)
         .def("commit", &Producer::commit, nb::arg("rings").noconvert(), nb::arg("tokens").noconvert(),
-             nb::arg("logprobs").noconvert(), nb::arg("finished").noconvert(), nb::arg("reasons").noconvert())
+             nb::arg("logprobs").noconvert(), nb::arg("finished").noconvert() = nb::none(),
+             nb::arg("reasons").noconvert() = nb::none())
         .def("free_space", [](Producer& p, std::uint32_t ring) { return p.core().free_space(ring); }, "ring"_a)
         .def("take_cancelled", &Producer::take_cancelled)
         .def("arm_wait", [](Producer& p) { p.core().arm_wait(); })
@@ -436,7 +438,9 @@ NB_MODULE(_native, m) {
         .def_prop_ro("in_use", [](Consumer& c) { return c.core().in_use(); })
         .def("beat", [](Consumer& c, std::uint32_t state) { c.core().beat(state); }, "state"_a)
         .def("counters", [](Consumer& c) { return read_counters(c.core().fixed()); })
-        .def("note_loop_lag", [](Consumer& c, std::uint64_t ns) { c.core().fixed().histograms.loop_lag.add(ns); }, "ns"_a)
+        .def(
+            "note_loop_lag", [](Consumer& c, std::uint64_t ns) { c.core().fixed().histograms.loop_lag.add(ns); },
+            "ns"_a)
         .def("note_collection", &Consumer::note_collection, "ns"_a)
         .def("close", &Consumer::close);
 }

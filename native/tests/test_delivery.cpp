@@ -142,7 +142,8 @@ void full_sockets_lose_nothing() {
                 rings.push_back(ring);
                 tokens.push_back(token);
                 const bool last = --left[ring] == 0;
-                expected[ring] += std::string("<\"") + static_cast<char>('a' + token) + '"' + (last ? "!" : ">") + "}\n\n";
+                const char letter = static_cast<char>('a' + token);
+                expected[ring] += std::string("<\"") + letter + '"' + (last ? "!" : ">") + "}\n\n";
                 if (last) {
                     expected[ring] += '$';
                     finished.push_back(ring);

@@ -44,8 +44,11 @@ class Publisher:
         """
         if len(rings) == 0 and not self._finished:
             return False
-        finished = np.fromiter(self._finished.keys(), np.uint32, len(self._finished))
-        reasons = np.fromiter(self._finished.values(), np.uint8, len(self._finished))
-        self._producer.commit(rings, tokens, logprobs, finished, reasons)
-        self._finished.clear()
+        if self._finished:
+            finished = np.fromiter(self._finished.keys(), np.uint32, len(self._finished))
+            reasons = np.fromiter(self._finished.values(), np.uint8, len(self._finished))
+            self._producer.commit(rings, tokens, logprobs, finished, reasons)
+            self._finished.clear()
+        else:
+            self._producer.commit(rings, tokens, logprobs)
         return True

@@ -59,8 +59,8 @@ class Producer:
         rings: NDArray[np.uint32],
         tokens: NDArray[np.uint32],
         logprobs: NDArray[np.float32],
-        finished: NDArray[np.uint32],
-        reasons: NDArray[np.uint8],
+        finished: NDArray[np.uint32] | None = None,
+        reasons: NDArray[np.uint8] | None = None,
     ) -> int:
         """Publish one step, ring the doorbell once, and return the commit time that all its records carry.
 
@@ -71,7 +71,7 @@ class Producer:
             rings: [n] the ring of each sampled token. A ring may repeat; its tokens keep their order.
             tokens: [n] token ids.
             logprobs: [n] natural logarithms.
-            finished: [m] rings that end with this step, after their tokens. They are closed then.
+            finished: [m] rings that end with this step, after their tokens. They are closed then. None: no ring ends.
             reasons: [m] `FinishReason` codes, not 0.
 
         Returns:

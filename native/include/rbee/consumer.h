@@ -31,7 +31,7 @@ private:
     std::uint32_t size_;
 };
 
-/// How a drain ended. `more`: drain again soon, nobody will ring. `needs_wake`: the engine sleeps and must be sent Wake.
+/// How a drain ended. `more`: drain again soon, nobody will ring. `needs_wake`: the engine sleeps, send it Wake.
 struct DrainEnd {
     bool more;
     bool needs_wake;

@@ -1,9 +1,9 @@
 // From rings straight to sockets: a drain that renders and sends the frames of the streams that were attached to it.
 //
-// Owns which ring has which outlet, and what a full or broken socket means. Knows neither the event loop nor HTTP beyond
-// the framing of one chunk. The sockets belong to the event loop: an outlet must be detached before its descriptor is
-// closed, and while bytes that the socket did not take wait elsewhere, the ring must be paused, or frames would overtake
-// them.
+// Owns which ring has which outlet, and what a full or broken socket means. Knows neither the event loop nor HTTP
+// beyond the framing of one chunk. The sockets belong to the event loop: an outlet must be detached before its
+// descriptor is closed, and while bytes that the socket did not take wait elsewhere, the ring must be paused, or frames
+// would overtake them.
 
 #pragma once
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include <fcntl.h>
+#include <sched.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -65,6 +66,9 @@ inline ssize_t take_eventfd(int fd) {
 
 /// The descriptor's flags, or -1 with errno.
 inline int descriptor_flags(int fd) { return fcntl(fd, F_GETFL); }
+
+/// Lets a process that was just woken run, if the kernel has put it on this core.
+inline void give_way() { sched_yield(); }
 
 /// Tells the processor that this is a wait for another core.
 inline void relax_processor() {

@@ -42,7 +42,7 @@ public:
           prompt_tokens_(prompt_tokens), stop_tokens_(std::move(stop_tokens)) {}
 
     /// Appends the frames of a batch of tokens; one for each that shows text. With an ordinary `reason` the last frame,
-    /// the token counts and [DONE] follow; with any other one, all text that there is, and the caller says what happened.
+    /// the token counts and [DONE] follow; with any other one all text that there is, and the caller says the rest.
     void render(const Records& records, std::uint8_t reason, std::string& out) {
         shown_.clear();
         for (std::uint32_t i = 0; i < records.size(); ++i) {

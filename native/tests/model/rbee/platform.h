@@ -83,6 +83,7 @@ inline std::uint64_t monotonic_ns() { return 1; }
 inline std::uint32_t process_id() { return 1; }
 inline int descriptor_flags(int) { return O_NONBLOCK; }
 inline void relax_processor() {}
+inline void give_way() {}
 
 /// The one eventfd. Relaxed: the kernel is trusted to keep its count, and not to order anything else.
 inline Word<std::uint64_t> the_eventfd{0};
