@@ -52,6 +52,7 @@ public:
     Side(nb::handle arena, int doorbell_fd) : owner_(nb::borrow(arena)) {
         buffer_.emplace(arena.attr("buffer"));
         core_.emplace(rbee::attach(buffer_->data(), buffer_->size()), doorbell_fd);
+        rbee::map_all_pages(buffer_->data(), buffer_->size());
     }
 
     Core& core() {

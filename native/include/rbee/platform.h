@@ -10,6 +10,7 @@
 
 #include <fcntl.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -66,6 +67,14 @@ inline ssize_t take_eventfd(int fd) {
 
 /// The descriptor's flags, or -1 with errno.
 inline int descriptor_flags(int fd) { return fcntl(fd, F_GETFL); }
+
+/// Has the kernel map all pages of a mapping now and, where it can, as large ones: else the first step that reaches a
+/// new page of every ring would wait for as many page faults. Kernels before 5.14 refuse; then it does.
+inline void map_all_pages(void* base, std::size_t bytes) {
+    constexpr int populate_for_writing = 23;  // MADV_POPULATE_WRITE, which older headers do not have
+    madvise(base, bytes, MADV_HUGEPAGE);
+    madvise(base, bytes, populate_for_writing);
+}
 
 /// Lets a process that was just woken run, if the kernel has put it on this core.
 inline void give_way() { sched_yield(); }
