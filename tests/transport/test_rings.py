@@ -30,11 +30,14 @@ def test_drain_returns_flat_lists_of_python_numbers(sides):
         drained[5],
         False,
         False,
+        [],
+        [],
+        [],
     )
     assert drained.rings is drained[0]
     assert drained.needs_wake is drained[7]
     assert drained.logprobs == pytest.approx([-0.010, -0.011, -0.020, -0.021])
-    assert sides.consumer.drain() == ([], [], [], [], [], [], False, False)
+    assert sides.consumer.drain() == ([], [], [], [], [], [], False, False, [], [], [])
 
 
 def test_numbers_keep_their_full_range(sides):
