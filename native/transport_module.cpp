@@ -8,7 +8,6 @@
 #include <vector>
 
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -23,8 +22,45 @@ using namespace nb::literals;
 
 namespace {
 
+/// The numbers of a contiguous one-dimensional array, or of None, which has none. Through the buffer protocol directly:
+/// for arrays of a few entries, nanobind's own conversion takes longer than the commit.
 template <typename T>
-using Column = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+class Column {
+public:
+    Column(nb::handle array, const char* name) {
+        if (array.is_none()) {
+            return;
+        }
+        if (PyObject_GetBuffer(array.ptr(), &view_, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS) != 0) {
+            PyErr_Clear();
+            throw nb::type_error((std::string(name) + " must be a contiguous array.").c_str());
+        }
+        if (view_.ndim != 1 || view_.format == nullptr || view_.format[0] != format() || view_.format[1] != 0) {
+            PyBuffer_Release(&view_);
+            throw nb::type_error((std::string(name) + " must be a one-dimensional array of " + type() + ".").c_str());
+        }
+    }
+    ~Column() {
+        if (view_.obj != nullptr) {
+            PyBuffer_Release(&view_);
+        }
+    }
+    Column(const Column&) = delete;
+    Column& operator=(const Column&) = delete;
+
+    std::size_t size() const { return static_cast<std::size_t>(view_.len) / sizeof(T); }
+    const T* data() const { return static_cast<const T*>(view_.buf); }
+
+private:
+    static constexpr char format() {
+        return std::is_same_v<T, float> ? 'f' : std::is_same_v<T, std::uint32_t> ? 'I' : 'B';
+    }
+    static constexpr const char* type() {
+        return std::is_same_v<T, float> ? "float32" : std::is_same_v<T, std::uint32_t> ? "uint32" : "uint8";
+    }
+
+    Py_buffer view_{};
+};
 
 /// A writable view of a Python object's memory; while it exists, that memory cannot be unmapped.
 class Buffer {
@@ -78,18 +114,20 @@ class Producer : public Side<rbee::Producer> {
 public:
     using Side::Side;
 
-    std::uint64_t commit(const Column<std::uint32_t>& rings, const Column<std::uint32_t>& tokens,
-                         const Column<float>& logprobs, const std::optional<Column<std::uint32_t>>& finished,
-                         const std::optional<Column<std::uint8_t>>& reasons) {
+    std::uint64_t commit(nb::handle ring_array, nb::handle token_array, nb::handle logprob_array,
+                         nb::handle finished_array, nb::handle reason_array) {
+        const Column<std::uint32_t> rings(ring_array, "rings"), tokens(token_array, "tokens");
+        const Column<float> logprobs(logprob_array, "logprobs");
+        const Column<std::uint32_t> finished(finished_array, "finished");
+        const Column<std::uint8_t> reasons(reason_array, "reasons");
         if (tokens.size() != rings.size() || logprobs.size() != rings.size()) {
             throw std::invalid_argument("rings, tokens and logprobs must have one entry per token each.");
         }
-        const std::size_t num_finished = finished ? finished->size() : 0;
-        if ((reasons ? reasons->size() : 0) != num_finished) {
+        if (reasons.size() != finished.size()) {
             throw std::invalid_argument("finished and reasons must have one entry per finished ring each.");
         }
-        return core().commit({rings.size(), rings.data(), tokens.data(), logprobs.data(), num_finished,
-                              finished ? finished->data() : nullptr, reasons ? reasons->data() : nullptr});
+        return core().commit({rings.size(), rings.data(), tokens.data(), logprobs.data(), finished.size(),
+                              finished.data(), reasons.data()});
     }
 
     std::vector<std::uint32_t> take_cancelled() {
@@ -382,9 +420,8 @@ NB_MODULE(_native, m) {
         .def(nb::init<nb::handle, int>(), "arena"_a, "doorbell_fd"_a)
         .def("open", [](Producer& p, std::uint32_t ring, std::uint32_t generation) { p.core().open(ring, generation); },
              "ring"_a, "generation"_a)
-        .def("commit", &Producer::commit, nb::arg("rings").noconvert(), nb::arg("tokens").noconvert(),
-             nb::arg("logprobs").noconvert(), nb::arg("finished").noconvert() = nb::none(),
-             nb::arg("reasons").noconvert() = nb::none())
+        .def("commit", &Producer::commit, "rings"_a, "tokens"_a, "logprobs"_a, nb::arg("finished").none() = nb::none(),
+             nb::arg("reasons").none() = nb::none())
         .def("free_space", [](Producer& p, std::uint32_t ring) { return p.core().free_space(ring); }, "ring"_a)
         .def("take_cancelled", &Producer::take_cancelled)
         .def("arm_wait", [](Producer& p) { p.core().arm_wait(); })
