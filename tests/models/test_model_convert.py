@@ -162,7 +162,7 @@ def test_ctrl_c_ends_the_child_and_leaves_nothing(tiny_gguf, cache):
         process.send_signal(signal.SIGINT)
         process.stderr.read()
     assert process.returncode == -signal.SIGINT
-    assert not child.is_running()
+    child.wait(timeout=60)  # its parent is gone, so it stays in the process table until init has noticed
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
 
