@@ -72,6 +72,7 @@ def test_interrupt_leaves_nothing_behind(tmp_path):
         assert list(tmp_path.iterdir())
         program.send_signal(signal.SIGINT)
         program.communicate(timeout=PATIENCE)
+        psutil.wait_procs(children, timeout=PATIENCE)
     finally:
         program.kill()
         program.communicate()
