@@ -146,8 +146,10 @@ def test_engine_that_waits_for_space_is_woken_by_a_drain(server):
         assert (len(drained.tokens), drained.needs_wake) == (4, True)
         tokens += drained.tokens
     while server.consumer.in_use:
-        server.wait()
-        tokens += server.drain().tokens
+        drained = server.drain()
+        tokens += drained.tokens
+        if not drained.more and server.consumer.in_use:  # with more, nobody rings
+            server.wait()
     assert tokens == [token(1, i) for i in range(200)]
     assert server.consumer.counters()["full_ring_pauses"] >= 49
 
