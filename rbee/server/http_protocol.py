@@ -75,9 +75,13 @@ class StreamWriter:
 
     @property
     def descriptor(self) -> int | None:
-        """The socket, for whoever sends past the event loop; None if its bytes are not the response's bytes (TLS)."""
+        """The socket, for whoever sends past the event loop.
+
+        None if its bytes are not the response's bytes (TLS), or if the connection is ending: its number may soon be
+        another connection's.
+        """
         transport = self._protocol.transport
-        if transport.get_extra_info("sslcontext") is not None:
+        if transport.get_extra_info("sslcontext") is not None or transport.is_closing():
             return None
         return transport.get_extra_info("socket").fileno()  # type: ignore[no-any-return] # untyped in asyncio
 

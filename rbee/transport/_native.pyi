@@ -253,7 +253,10 @@ class Consumer:
         """What the last drain returned has been written: count how long after its commit."""
 
     def poll(self, patience_ns: int) -> bool:
-        """True if a step has come since the last drain; looks for at most `patience_ns`, without sleeping."""
+        """True if there is a reason to drain; looks for at most `patience_ns`, without sleeping.
+
+        That is a step since the last drain, or what that drain left: over its budget, or in a ring resumed since.
+        """
 
     def silence(self) -> None:
         """Make the doorbell's descriptor unreadable, for a caller that polls and need not be woken."""

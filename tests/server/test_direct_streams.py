@@ -122,4 +122,20 @@ def test_busy_poll(start_server):
 
     with start_server("--model", "synthetic", "--synthetic-step-ms", "1", "--busy-poll") as server:
         asyncio.run(run(server))
-        server.stop()
+
+
+@pytest.mark.parametrize("stop", [[], [NEVER]])
+def test_busy_poll_beside_a_full_ring(start_server, stop):
+    """A stream whose engine waits for its reader goes on when the reader does, although no step says so."""
+    body = {"prompt": "slow", "max_tokens": 8000, "stream": True, "stop": stop}
+
+    async def run(server):
+        async with Client(server.address) as client:
+            slow = await client.open(COMPLETIONS, body, receive_buffer=4096)
+            while not counters(server).full_ring_pauses:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.01)
+            assert text_of([event async for event in slow.events()]) == expected("slow", 8000)
+
+    options = ["--model", "synthetic", "--synthetic-step-ms", "0", "--ring-capacity", "128", "--busy-poll"]
+    with start_server(*options) as server:
+        asyncio.run(run(server))

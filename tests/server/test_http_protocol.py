@@ -1,6 +1,7 @@
 """The protocol class on a recorded transport: what cannot be timed on a real socket."""
 
 import asyncio
+import socket
 
 import pytest
 import uvicorn
@@ -13,10 +14,11 @@ class RecordingTransport:
     """A transport without a socket."""
 
     def __init__(self):
-        self.written, self.high, self.reading, self.closing = [], None, True, False
+        self.written, self.high, self.reading, self.closing, self.socket = [], None, True, False, None
 
     def get_extra_info(self, name):
-        """Nothing is known of a socket that is not there."""
+        """Only the socket is known, if a test has one."""
+        return self.socket if name == "socket" else None
 
     def set_write_buffer_limits(self, high, low):
         """Keep the limit."""
@@ -118,6 +120,16 @@ def test_direct_writer_hears_of_every_byte_that_waits(parts):
     assert transport.high == 0
     writer.close()
     assert transport.high == WRITE_BUFFER_HIGH
+
+
+def test_ending_connection_has_no_descriptor(parts):
+    """Its number may be another connection's before anything is sent."""
+    _, transport, writer, _ = parts
+    transport.socket = socket.socket()
+    with transport.socket:
+        assert writer.descriptor == transport.socket.fileno()
+        transport.close()
+        assert writer.descriptor is None
 
 
 def test_connection_that_was_lost_leaves_no_cycle(parts):

@@ -253,6 +253,22 @@ def test_what_the_drain_does_is_counted(sides, connect):
     assert seen["step"] == [4864]
 
 
+def test_polling_finds_what_an_earlier_drain_left(sides):
+    """What was over a drain's budget, or in a paused ring, is a reason to drain although no step comes."""
+    ring = sides.start()
+    sides.commit([(ring, 1), (ring, 2)])
+    assert sides.consumer.drain(1, polling=True).more
+    assert sides.consumer.poll(0)
+    assert sides.consumer.drain(polling=True).tokens == [2]
+    sides.consumer.pause(ring)
+    sides.commit([(ring, 3)])
+    assert sides.consumer.drain(polling=True).tokens == []
+    assert not sides.consumer.poll(0)
+    sides.consumer.resume(ring)
+    assert sides.consumer.poll(0)
+    assert sides.consumer.drain(polling=True).tokens == [3]
+
+
 def test_polling_needs_no_doorbell(sides):
     """A server that looks by itself is not woken; one drain without polling arms the doorbell again."""
     ring = sides.start()
