@@ -19,12 +19,12 @@ import os
 import socket
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from delivery_floor import summary_us
 from machine import describe
+from saving import save, table
 
 from rbee.server import sse
 from rbee.transport import Arena, Consumer, Outlet, Producer, Vocabulary, create_doorbell
@@ -159,18 +159,15 @@ def main() -> None:
     for figure in figures.values():
         figure["p50"] = round(figure["p50"] - clock, 3)
     rows = [
-        f"| {name} | {figure['p50']:.2f} | {figure['p99']:.2f} | {_TARGETS.get(name, '')} |"
+        [name, f"{figure['p50']:.2f}", f"{figure['p99']:.2f}", str(_TARGETS.get(name, ""))]
         for name, figure in figures.items()
     ]
-    table = "\n".join(["| call | p50, us | p99, us | target for p50 |", "|" + " --- |" * 4, *rows])
-    table += f"\n\nThe clock's own {clock:.2f} us are taken off the p50.\n"
+    report = table(["call", "p50, us", "p99, us", "target for p50"], rows)
+    report += f"\n\nThe clock's own {clock:.2f} us are taken off the p50."
     result: dict[str, Any] = {"benchmark": "calls", "calls": options.calls, "us": figures, "machine": describe()}
-    print(table, file=sys.stderr)
+    print(report, file=sys.stderr)
     if options.save:
-        folder = Path(__file__).parent / "results"
-        (folder / "calls.json").write_text(json.dumps(result, indent=1) + "\n")
-        facts = "\n".join(f"* {key}: {value}" for key, value in result["machine"].items())
-        (folder / "calls.md").write_text(f"# The transport's calls\n\n{table}\n## Machine\n\n{facts}\n")
+        save("calls", "The transport's calls", report, result)
     print(json.dumps(result))
 
 

@@ -26,25 +26,19 @@ benchmarks/results.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import re
 import resource
-import signal
 import socket
 import statistics
-import subprocess
 import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delivery_floor import last_of_each_step, measure_floor, read_until_closed, summary_us
 from delivery_report import tables
 from machine import describe
+from own_server import OwnServer
+from saving import save
 from sse_client import Stream, http_request
-
-from rbee.transport.observer import Observer
 
 if TYPE_CHECKING:
     from rbee.transport.observer import Sample
@@ -60,45 +54,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-class Server:
-    """A `rbee serve --model synthetic` of our own, on a free port."""
-
-    def __init__(self, step_ms: float, extra: list[str]) -> None:
-        command = [sys.executable, "-m", "rbee.cli", "serve", "--model", "synthetic", "--port", "0"]
-        self.process = subprocess.Popen(
-            [*command, "--synthetic-step-ms", str(step_ms), *extra], stdout=subprocess.PIPE, text=True
-        )
-        self.url = ""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if match := re.search(r"listening on (http://\S+)", line):
-                self.url = match.group(1)
-            if "rbee: ready" in line:
-                return
-        raise SystemExit("rbee serve ended before it was ready; its error is above.")
-
-    def cpu_seconds(self) -> float:
-        """CPU time of the server process so far, without the engine's; the kernel's own clock for it, in ns."""
-        clock = ctypes.c_int()
-        if error := ctypes.CDLL(None).clock_getcpuclockid(self.process.pid, ctypes.byref(clock)):
-            raise OSError(error, "clock_getcpuclockid failed")
-        return time.clock_gettime(clock.value)
-
-    def sample(self) -> Sample:
-        """What its arena says now."""
-        with Observer(self.process.pid) as observer:
-            sample = observer.sample()
-        if sample is None:
-            raise SystemExit("The server has no engine any more; its error is above.")
-        return sample
-
-    def stop(self) -> None:
-        """End it as an operator would."""
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=60)
-
-
-def measure_rbee(server: Server, streams: int, steps: int, step_ms: float, body: dict[str, Any]) -> dict[str, Any]:
+def measure_rbee(server: OwnServer, streams: int, steps: int, step_ms: float, body: dict[str, Any]) -> dict[str, Any]:
     """One run of rbee: delivery latencies, the server's CPU per frame, and where the server says that it went."""
     before, cpu_before = server.sample(), server.cpu_seconds()
     sockets = [_start_stream(server.url, number, steps, body) for number in range(streams)]
@@ -199,7 +155,8 @@ def _median(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _measure(step_ms: float, streams: list[int], options: argparse.Namespace) -> list[dict[str, Any]]:
     """All levels at one cadence: floor and every way of rbee in turn, round by round; the medians."""
     steps = options.steps
-    servers = {name: Server(step_ms, [*way["serve"], *options.serve_arg]) for name, way in WAYS.items()}
+    synthetic = ["--model", "synthetic", "--synthetic-step-ms", str(step_ms)]
+    servers = {name: OwnServer(*synthetic, *way["serve"], *options.serve_arg) for name, way in WAYS.items()}
     rows: dict[int, dict[str, list[dict[str, Any]]]] = {
         level: {name: [] for name in ("floor", *WAYS)} for level in streams
     }
@@ -246,11 +203,7 @@ def main() -> None:
     report = tables(result)
     print(report, file=sys.stderr)
     if options.save:
-        folder = Path(__file__).parent / "results"
-        folder.mkdir(exist_ok=True)
-        (folder / "delivery.json").write_text(json.dumps(result, indent=1) + "\n")
-        made_by = f"Made by `python {' '.join(sys.argv)}`"
-        (folder / "delivery.md").write_text(f"# Delivery latency\n\n{made_by}; {report}")
+        save("delivery", "Delivery latency", f"Made by `python {' '.join(sys.argv)}`; {report}", result)
     print(json.dumps(result))
 
 

@@ -23,17 +23,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench_delivery import Server
 from delivery_floor import read_until_closed, summary_us
 from machine import describe
+from own_server import OwnServer
+from saving import save, table
 from sse_client import http_request
 
 TARGET_MS = 50.0
 
 
-def _engine_of(server: Server) -> int:
+def _engine_of(server: OwnServer) -> int:
     """The engine is the server's only child that runs rbee.engine."""
-    pid = server.process.pid
+    pid = server.pid
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         if b"rbee.engine" in Path(f"/proc/{child}/cmdline").read_bytes():
             return int(child)
@@ -60,7 +61,7 @@ def _first_read(reads: list[tuple[int, bytes]], sign: bytes) -> int:
 
 def measure(streams: int, step_ms: float) -> dict[str, list[int]]:
     """One round: nanoseconds per client, and what was left behind."""
-    server = Server(step_ms, [])
+    server = OwnServer("--model", "synthetic", "--synthetic-step-ms", str(step_ms))
     try:
         sockets = [_start(server.url, number) for number in range(streams)]
         for sock in sockets:
@@ -74,7 +75,7 @@ def measure(streams: int, step_ms: float) -> dict[str, list[int]]:
         server.stop()
     for sock in sockets:
         sock.close()
-    left = list(Path("/dev/shm").glob(f"rbee-{server.process.pid}-*"))
+    left = list(Path("/dev/shm").glob(f"rbee-{server.pid}-*"))
     return {
         "error": [_first_read(reads, b'"code":"engine_died"') - killed_ns for reads in pieces],
         "end": [_first_read(reads, b"0\r\n\r\n") - killed_ns for reads in pieces],
@@ -127,7 +128,7 @@ def main() -> None:
             "left_behind": sum(one["left"][0] for one in rounds),
         })  # fmt: skip
     rows = [
-        f"| {level['streams']} | {what} | " + " | ".join(f"{value:.1f}" for value in level[key].values()) + " |"
+        [str(level["streams"]), what, *(f"{value:.1f}" for value in level[key].values())]
         for level in levels
         for key, what in (
             ("exit_ms", "floor: pidfd of a killed sleeper"),
@@ -136,23 +137,15 @@ def main() -> None:
         )
     ]
     left = sum(level["left_behind"] for level in levels)
-    table = "\n".join([
-        "| streams | milliseconds after SIGKILL | p50 | p99 | p99.9 | max |",
-        "|" + " --- |" * 6,
-        *rows,
-        "",
-        f"Left behind after {len(levels) * options.rounds} killed engines (names in /dev/shm, processes): {left}",
-    ])  # fmt: skip
+    report = (
+        f"{options.rounds} engines per level.\n\n"
+        + table(["streams", "milliseconds after SIGKILL", "p50", "p99", "p99.9", "max"], rows)
+        + f"\n\nLeft behind after {len(levels) * options.rounds} killed engines (names in /dev/shm, processes): {left}"
+    )
     result = {"benchmark": "engine_death", "rounds": options.rounds, "levels": levels, "machine": describe()}
-    print(table, file=sys.stderr)
+    print(report, file=sys.stderr)
     if options.save:
-        folder = Path(__file__).parent / "results"
-        (folder / "engine_death.json").write_text(json.dumps(result, indent=1) + "\n")
-        facts = "\n".join(f"* {key}: {value}" for key, value in result["machine"].items())
-        text = (
-            f"# When the engine is killed\n\n{options.rounds} engines per level.\n\n{table}\n\n## Machine\n\n{facts}\n"
-        )
-        (folder / "engine_death.md").write_text(text)
+        save("engine_death", "When the engine is killed", report, result)
     print(json.dumps(result))
 
 

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -26,49 +24,25 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe
-
-from rbee.transport.observer import Observer
+from own_server import OwnServer
+from saving import save, table
 
 _HERE = Path(__file__).parent
 _TARGETS = {1: 1500, 16: 6000, 64: 10000}
 
 
-class _Server:
-    """A `rbee serve` of our own, on a free port."""
-
-    def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-m", "rbee.cli", "serve", "--port", "0", *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        self.url = ""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if match := re.search(r"listening on (http://\S+)", line):
-                self.url = match.group(1)
-            if "rbee: ready" in line:
-                return
-        raise SystemExit("rbee serve ended before it was ready; its error is above.")
-
-    def stop(self) -> None:
-        """End it as an operator would."""
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=60)
-
-
-def _measure(server: _Server, concurrency: int, requests: int) -> dict[str, Any]:
+def _measure(server: OwnServer, concurrency: int, requests: int) -> dict[str, Any]:
     """One level of bench_serving.py, and the engine's step time meanwhile."""
     options = ["--concurrency", str(concurrency), "--requests", str(requests), "--rounds", "1", "--tokens", "64"]
-    with Observer(server.process.pid) as observer:
-        before = observer.sample()
-        done = subprocess.run(
-            [sys.executable, str(_HERE / "bench_serving.py"), server.url, "--ignore-eos", *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            check=True,
-        )
-        after = observer.sample()
-    assert before is not None
-    assert after is not None
+    before = server.sample()
+    done = subprocess.run(
+        [sys.executable, str(_HERE / "bench_serving.py"), server.url, "--ignore-eos", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=True,
+    )
+    after = server.sample()
     level: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])["levels"][0]
     step = after.step.minus(before.step).quantile(0.5) or 0.0
     return {key: level[key] for key in ("tok_s", "ttft_ms_p50", "itl_ms_p50", "client_cpu_percent")} | {
@@ -89,9 +63,9 @@ def main() -> None:
         subprocess.run([sys.executable, str(_HERE / "make_tiny_model.py"), folder], check=True, stdout=sys.stderr)
         synthetic = ["--model", "synthetic", "--synthetic-step-ms"]
         servers = {
-            "tiny": _Server("--model", folder, "--threads", str(options.threads)),
-            "no model": _Server(*synthetic, "0"),
-            "paced": _Server(*synthetic, "1"),
+            "tiny": OwnServer("--model", folder, "--threads", str(options.threads)),
+            "no model": OwnServer(*synthetic, "0"),
+            "paced": OwnServer(*synthetic, "1"),
         }
         rows: dict[tuple[str, int], list[dict[str, Any]]] = {(name, level): [] for name in servers for level in levels}
         try:
@@ -121,8 +95,7 @@ def main() -> None:
         for row in medians
     ]
     head = ["server", "c", "tok/s", "to reach", "TTFT p50, ms", "ITL p50, ms", "engine step p50, ms", "client CPU"]
-    lines = [head, ["---"] * len(head), *rows_of_table]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    report = f"Medians of {options.rounds} rounds.\n\n{table(head, rows_of_table)}"
     result: dict[str, Any] = {
         "benchmark": "serving_path",
         "rounds": options.rounds,
@@ -130,13 +103,9 @@ def main() -> None:
         "levels": medians,
         "machine": describe(),
     }
-    print(table, file=sys.stderr)
+    print(report, file=sys.stderr)
     if options.save:
-        folder_of_results = _HERE / "results"
-        (folder_of_results / "serving_path.json").write_text(json.dumps(result, indent=1) + "\n")
-        facts = "\n".join(f"* {key}: {value}" for key, value in result["machine"].items())
-        text = f"# The serving path\n\nMedians of {options.rounds} rounds.\n\n{table}\n\n## Machine\n\n{facts}\n"
-        (folder_of_results / "serving_path.md").write_text(text)
+        save("serving_path", "The serving path", report, result)
     print(json.dumps(result))
 
 

@@ -5,25 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from delivery_floor import PERCENTILES
+from saving import table
 
 _WAYS = ("default", "busy-poll", "through Python")
 
 
 def tables(result: dict[str, Any]) -> str:
     """Everything, from what the program prints as JSON."""
-    facts = "\n".join(f"* {key}: {value}" for key, value in result["machine"].items())
     return (
         f"{result['steps']} steps per level, median of {result['rounds']} rounds; floor and rbee in turn.\n"
         f"Frames have {result['frame_bytes']} bytes. What a row means: docstring of `benchmarks/bench_delivery.py`.\n\n"
         f"## Targets\n\n{_targets(result['levels'])}\n\n"
         f"## Latency, microseconds\n\n{_latencies(result['levels'])}\n\n"
-        f"## Where the time goes\n\n{_split(result['levels'])}\n\n## Machine\n\n{facts}\n"
+        f"## Where the time goes\n\n{_split(result['levels'])}"
     )
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _targets(levels: list[dict[str, Any]]) -> str:
@@ -55,7 +50,7 @@ def _targets(levels: list[dict[str, Any]]) -> str:
         rows.append(
             [f"{level['streams']} at {level['step_ms']:g} ms, all", "eventfd writes per step", "<= 1", f"{writes:g}"]
         )
-    return _table(["streams", "what", "target", "measured"], rows)
+    return table(["streams", "what", "target", "measured"], rows)
 
 
 def _latencies(levels: list[dict[str, Any]]) -> str:
@@ -72,7 +67,7 @@ def _latencies(levels: list[dict[str, Any]]) -> str:
             named[f"rbee, {way}: intended step -> read"] = level[way]["intended_us"]
         where = [f"{level['step_ms']:g} ms", str(level["streams"])]
         rows += [[*where, name, *(f"{figures[key]:,.0f}" for key in PERCENTILES)] for name, figures in named.items()]
-    return _table(["cadence", "streams", "what", *PERCENTILES], rows)
+    return table(["cadence", "streams", "what", *PERCENTILES], rows)
 
 
 def _split(levels: list[dict[str, Any]]) -> str:
@@ -99,4 +94,4 @@ def _split(levels: list[dict[str, Any]]) -> str:
         "cadence", "streams", "way", "wakeup p50 / p99, us", "drain, us/token", "detokenize + frame, us/token",
         "send, us/token", "CPU, us/frame", "eventfd writes/step", "loop lag p99 / max, ms", "gc, count x us",
     ]  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)

@@ -1,7 +1,7 @@
 // The Python face of the core: rbee.transport._native. Its documentation for users is rbee/transport/_native.pyi.
 //
-// Owns conversions and lifetimes, nothing else. Every call keeps the GIL: the longest takes microseconds, and one
-// thread per side is what the core expects.
+// Owns conversions and lifetimes, nothing else. Every call keeps the GIL: all take microseconds, but for a drain that
+// sends to hundreds of sockets, which is what its process is there for. One thread per side is what the core expects.
 
 #include <optional>
 #include <utility>
@@ -17,76 +17,18 @@
 #include "rbee/delivery.h"
 #include "rbee/producer.h"
 
-namespace nb = nanobind;
+#include "python_memory.h"
+
 using namespace nb::literals;
 
 namespace {
-
-/// The numbers of a contiguous one-dimensional array, or of None, which has none. Through the buffer protocol directly:
-/// for arrays of a few entries, nanobind's own conversion takes longer than the commit.
-template <typename T>
-class Column {
-public:
-    Column(nb::handle array, const char* name) {
-        if (array.is_none()) {
-            return;
-        }
-        if (PyObject_GetBuffer(array.ptr(), &view_, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS) != 0) {
-            PyErr_Clear();
-            throw nb::type_error((std::string(name) + " must be a contiguous array.").c_str());
-        }
-        if (view_.ndim != 1 || view_.format == nullptr || view_.format[0] != format() || view_.format[1] != 0) {
-            PyBuffer_Release(&view_);
-            throw nb::type_error((std::string(name) + " must be a one-dimensional array of " + type() + ".").c_str());
-        }
-    }
-    ~Column() {
-        if (view_.obj != nullptr) {
-            PyBuffer_Release(&view_);
-        }
-    }
-    Column(const Column&) = delete;
-    Column& operator=(const Column&) = delete;
-
-    std::size_t size() const { return static_cast<std::size_t>(view_.len) / sizeof(T); }
-    const T* data() const { return static_cast<const T*>(view_.buf); }
-
-private:
-    static constexpr char format() {
-        return std::is_same_v<T, float> ? 'f' : std::is_same_v<T, std::uint32_t> ? 'I' : 'B';
-    }
-    static constexpr const char* type() {
-        return std::is_same_v<T, float> ? "float32" : std::is_same_v<T, std::uint32_t> ? "uint32" : "uint8";
-    }
-
-    Py_buffer view_{};
-};
-
-/// A writable view of a Python object's memory; while it exists, that memory cannot be unmapped.
-class Buffer {
-public:
-    explicit Buffer(nb::handle object) {
-        if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_WRITABLE) != 0) {
-            throw nb::python_error();
-        }
-    }
-    ~Buffer() { PyBuffer_Release(&view_); }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-
-    void* data() const { return view_.buf; }
-    std::uint64_t size() const { return static_cast<std::uint64_t>(view_.len); }
-
-private:
-    Py_buffer view_{};
-};
 
 /// One side of an arena, and its hold on the mapping until close().
 template <typename Core>
 class Side {
 public:
     Side(nb::handle arena, int doorbell_fd) : owner_(nb::borrow(arena)) {
-        buffer_.emplace(arena.attr("buffer"));
+        buffer_.emplace(arena.attr("buffer"), PyBUF_WRITABLE);
         core_.emplace(rbee::attach(buffer_->data(), buffer_->size()), doorbell_fd);
         rbee::map_all_pages(buffer_->data(), buffer_->size());
     }
@@ -144,42 +86,6 @@ PyStructSequence_Field kDrainedFields[] = {{"rings", nullptr},     {"ends", null
 PyStructSequence_Desc kDrainedType = {"rbee.transport.Drained", "What one drain found; see _native.pyi.",
                                       kDrainedFields, 11};
 
-/// A list of `size` objects made by `make(i)`, each a new reference.
-template <typename Make>
-nb::object list_of(std::size_t size, Make make) {
-    nb::object list = nb::steal(PyList_New(static_cast<Py_ssize_t>(size)));
-    if (!list.is_valid()) {
-        throw nb::python_error();
-    }
-    for (std::size_t i = 0; i < size; ++i) {
-        PyObject* item = make(i);
-        if (item == nullptr) {
-            throw nb::python_error();
-        }
-        PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), item);
-    }
-    return list;
-}
-
-/// A read-only view of a Python object's memory.
-class ReadOnlyBuffer {
-public:
-    explicit ReadOnlyBuffer(nb::handle object) {
-        if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_SIMPLE) != 0) {
-            throw nb::python_error();
-        }
-    }
-    ~ReadOnlyBuffer() { PyBuffer_Release(&view_); }
-    ReadOnlyBuffer(const ReadOnlyBuffer&) = delete;
-    ReadOnlyBuffer& operator=(const ReadOnlyBuffer&) = delete;
-
-    void* data() const { return view_.buf; }
-    std::uint64_t size() const { return static_cast<std::uint64_t>(view_.len); }
-
-private:
-    Py_buffer view_{};
-};
-
 /// What both processes have counted, by name. Relaxed loads: each number stands for itself.
 nb::dict read_counters(const rbee::FixedPart& fixed) {
     const rbee::EngineLine& engine = fixed.engine;
@@ -229,7 +135,7 @@ std::vector<std::uint64_t> read_histogram(const rbee::Histogram& histogram) {
 
 /// (epoch, server's pid, counters, histograms by name) of an arena that is mapped read-only.
 nb::tuple observe(nb::handle buffer) {
-    const ReadOnlyBuffer memory(buffer);
+    const Buffer memory(buffer, PyBUF_SIMPLE);
     const rbee::Arena arena = rbee::attach(memory.data(), memory.size());
     const rbee::FixedPart& fixed = *arena.fixed;
     nb::dict histograms;
@@ -238,15 +144,6 @@ nb::tuple observe(nb::handle buffer) {
     histograms["delivery"] = read_histogram(fixed.histograms.delivery);
     histograms["loop_lag"] = read_histogram(fixed.histograms.loop_lag);
     return nb::make_tuple(arena.epoch, fixed.header.server_pid, read_counters(fixed), histograms);
-}
-
-std::string_view bytes_of(nb::handle object) {
-    char* data = nullptr;
-    Py_ssize_t size = 0;
-    if (PyBytes_AsStringAndSize(object.ptr(), &data, &size) != 0) {
-        throw nb::python_error();
-    }
-    return {data, static_cast<std::size_t>(size)};
 }
 
 std::shared_ptr<rbee::Vocabulary> make_vocabulary(const nb::list& pieces) {
@@ -394,14 +291,14 @@ NB_MODULE(_native, m) {
         "format_arena",
         [](nb::handle buffer, std::uint32_t num_rings, std::uint32_t ring_capacity, std::uint64_t epoch,
            std::uint32_t first_index) {
-            const Buffer memory(buffer);
+            const Buffer memory(buffer, PyBUF_WRITABLE);
             rbee::format(memory.data(), memory.size(), rbee::plan(num_rings, ring_capacity), epoch, first_index);
         },
         "buffer"_a, nb::kw_only(), "num_rings"_a, "ring_capacity"_a, "epoch"_a, "first_index"_a);
     m.def(
         "inspect_arena",
         [](nb::handle buffer) {
-            const Buffer memory(buffer);
+            const Buffer memory(buffer, PyBUF_WRITABLE);
             const rbee::Arena arena = rbee::attach(memory.data(), memory.size());
             return nb::make_tuple(arena.geometry.num_rings, arena.geometry.ring_capacity, arena.epoch);
         },
