@@ -245,6 +245,15 @@ def test_an_incomplete_end_is_not_lost_by_other_decoders():
     assert detokenize(BYTES_WITHOUT_SPACES, token_ids) == "é" + "\ufffd" * 2 == BYTES_WITHOUT_SPACES.decode(token_ids)
 
 
+@pytest.mark.parametrize("word", ["a b", "caf\u00e9\u00ad", "\u00a0", "\u0100\u2581", "\n"])
+def test_added_word_of_other_characters_is_itself(word):
+    """A byte-level vocabulary's alphabet has no space and no control characters: a token with one is plain text."""
+    tokenizer = synthetic.tokenizer()
+    tokenizer.add_tokens([AddedToken(word, special=False)])
+    token_id = tokenizer.token_to_id(word)
+    assert detokenize(tokenizer, [65, token_id, 66]) == tokenizer.decode([65, token_id, 66])
+
+
 def test_each_vocabulary_has_its_kind(default_tokenizer):
     """The fast ways are taken where they are exact, the general one elsewhere."""
     kinds = [type(detokenizers(tokenizer)()) for tokenizer in (default_tokenizer, SENTENCEPIECE[True], wordpiece())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -177,6 +178,9 @@ def test_broken_socket_is_told(sides, connect):
     sides.consumer.attach(ring, make_outlet(server.fileno()))
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
+    arrived = select.poll()
+    arrived.register(server, select.POLLHUP | select.POLLERR)
+    assert arrived.poll(30_000), "the reset should arrive"
     sides.commit([(ring, 1), (neighbour, 2)])
     drained = sides.consumer.drain()
     assert drained.broken == [ring]
