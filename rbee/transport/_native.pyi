@@ -1,7 +1,8 @@
 # ruff: noqa: PYI021 - this file is where the native module is documented
 """The shared-memory core in C++ (`native/`): both sides of an arena, for one thread each.
 
-Every call keeps the GIL and is short: microseconds, and for a drain some more for each socket that it sends to. After `close()` every other call raises TransportError.
+Every call keeps the GIL and is short: microseconds, and for a drain some more for each socket that it sends to. After
+`close()` every other call raises TransportError.
 """
 
 from typing import NamedTuple
