@@ -125,7 +125,7 @@ class _Rbee(Contender):
         self._rings = np.array([ring for ring, _ in self._assigned], np.uint32)
         self._logprobs = np.zeros(self.streams, np.float32)
         self._no_rings = np.empty(0, np.uint32)
-        self._no_reasons = np.empty(0, np.uint8)
+        self._no_reasons = np.empty(0, np.uint32)
 
     def publish(self, committed_ns: int, tokens: NDArray[np.uint32]) -> int:  # noqa: ARG002 - commit() stamps
         if self._space == 0:

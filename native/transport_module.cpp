@@ -57,19 +57,19 @@ public:
     using Side::Side;
 
     std::uint64_t commit(nb::handle ring_array, nb::handle token_array, nb::handle logprob_array,
-                         nb::handle finished_array, nb::handle reason_array) {
+                         nb::handle finished_array, nb::handle finish_array) {
         const Column<std::uint32_t> rings(ring_array, "rings"), tokens(token_array, "tokens");
         const Column<float> logprobs(logprob_array, "logprobs");
         const Column<std::uint32_t> finished(finished_array, "finished");
-        const Column<std::uint8_t> reasons(reason_array, "reasons");
+        const Column<rbee::FinishCode> finishes(finish_array, "finishes");
         if (tokens.size() != rings.size() || logprobs.size() != rings.size()) {
             throw std::invalid_argument("rings, tokens and logprobs must have one entry per token each.");
         }
-        if (reasons.size() != finished.size()) {
-            throw std::invalid_argument("finished and reasons must have one entry per finished ring each.");
+        if (finishes.size() != finished.size()) {
+            throw std::invalid_argument("finished and finishes must have one entry per finished ring each.");
         }
         return core().commit({rings.size(), rings.data(), tokens.data(), logprobs.data(), finished.size(),
-                              finished.data(), reasons.data()});
+                              finished.data(), finishes.data()});
     }
 
     std::vector<std::uint32_t> take_cancelled() {
@@ -105,6 +105,8 @@ nb::dict read_counters(const rbee::FixedPart& fixed) {
     counters["sequences_waiting"] = value(engine.sequences_waiting);
     counters["kv_blocks"] = value(engine.kv_blocks);
     counters["kv_blocks_used"] = value(engine.kv_blocks_used);
+    counters["prompt_tokens"] = value(engine.prompt_tokens);
+    counters["cached_prompt_tokens"] = value(engine.cached_prompt_tokens);
     counters["server_heartbeat_ns"] = value(server.heartbeat_ns);
     counters["server_state"] = value(server.state);
     counters["rings_in_use"] = value(server.rings_in_use);
@@ -166,14 +168,14 @@ std::shared_ptr<rbee::Vocabulary> make_vocabulary(const nb::list& pieces) {
 std::shared_ptr<rbee::Outlet> make_outlet(int fd, std::shared_ptr<rbee::Vocabulary> vocabulary, const nb::tuple& parts,
                                           bool strip, std::uint32_t prompt_tokens,
                                           std::vector<std::uint32_t> stop_token_ids, bool timing, bool usage) {
-    if (nb::len(parts) != 8) {
-        throw std::invalid_argument("parts must be the eight members of FrameParts.");
+    if (nb::len(parts) != 9) {
+        throw std::invalid_argument("parts must be the nine members of FrameParts.");
     }
     const auto part = [&parts](std::size_t i) { return std::string(bytes_of(parts[i])); };
     return std::make_shared<rbee::Outlet>(rbee::Outlet{
         fd, rbee::SseStream(std::move(vocabulary), strip,
-                            {part(0), part(1), part(2), part(3), part(4), part(5), part(6), part(7)}, {timing, usage},
-                            prompt_tokens, std::move(stop_token_ids))});
+                            {part(0), part(1), part(2), part(3), part(4), part(5), part(6), part(7), part(8)},
+                            {timing, usage}, prompt_tokens, std::move(stop_token_ids))});
 }
 
 class Consumer : public Side<rbee::Consumer> {
@@ -249,7 +251,7 @@ public:
         set(9, list_of(deliveries_.broken.size(),
                        [&](std::size_t i) { return PyLong_FromUnsignedLong(deliveries_.broken[i]); }));
         set(10, list_of(deliveries_.ended.size(), [&](std::size_t i) {
-                return nb::make_tuple(deliveries_.ended[i].ring, deliveries_.ended[i].reason).release().ptr();
+                return nb::make_tuple(deliveries_.ended[i].ring, deliveries_.ended[i].finish).release().ptr();
             }));
         return result;
     }
@@ -318,7 +320,7 @@ NB_MODULE(_native, m) {
         .def("open", [](Producer& p, std::uint32_t ring, std::uint32_t generation) { p.core().open(ring, generation); },
              "ring"_a, "generation"_a)
         .def("commit", &Producer::commit, "rings"_a, "tokens"_a, "logprobs"_a, nb::arg("finished").none() = nb::none(),
-             nb::arg("reasons").none() = nb::none())
+             nb::arg("finishes").none() = nb::none())
         .def("free_space", [](Producer& p, std::uint32_t ring) { return p.core().free_space(ring); }, "ring"_a)
         .def("take_cancelled", &Producer::take_cancelled)
         .def("arm_wait", [](Producer& p) { p.core().arm_wait(); })
@@ -326,11 +328,13 @@ NB_MODULE(_native, m) {
         .def(
             "report",
             [](Producer& p, std::uint64_t step_ns, std::uint32_t running, std::uint32_t waiting, std::uint32_t blocks,
-               std::uint32_t blocks_used, std::uint64_t preemptions) {
-                p.core().report(step_ns, {running, waiting, blocks, blocks_used, preemptions});
+               std::uint32_t blocks_used, std::uint64_t preemptions, std::uint64_t prompt_tokens,
+               std::uint64_t cached_prompt_tokens) {
+                p.core().report(step_ns, {running, waiting, blocks, blocks_used, preemptions, prompt_tokens,
+                                          cached_prompt_tokens});
             },
             "step_ns"_a, nb::kw_only(), "sequences_running"_a, "sequences_waiting"_a, "kv_blocks"_a,
-            "kv_blocks_used"_a, "preemptions"_a)
+            "kv_blocks_used"_a, "preemptions"_a, "prompt_tokens"_a, "cached_prompt_tokens"_a)
         .def("close", &Producer::close);
 
     nb::object drained_type =

@@ -67,10 +67,17 @@ class ObservedServer:
         epoch = self._epochs[-1]
         none = np.empty(0, np.uint32)
         rings = np.full(num_tokens, epoch.ring, np.uint32)
-        epoch.producer.commit(rings, rings, np.zeros(num_tokens, np.float32), none, none.astype(np.uint8))
+        epoch.producer.commit(rings, rings, np.zeros(num_tokens, np.float32), none, none.astype(np.uint32))
         for ns in step_ns:
             epoch.producer.report(
-                ns, sequences_running=3, sequences_waiting=2, kv_blocks=4096, kv_blocks_used=1024, preemptions=1
+                ns,
+                sequences_running=3,
+                sequences_waiting=2,
+                kv_blocks=4096,
+                kv_blocks_used=1024,
+                preemptions=1,
+                prompt_tokens=7,
+                cached_prompt_tokens=5,
             )
         epoch.producer.beat(3)
         epoch.consumer.drain()

@@ -25,7 +25,7 @@ namespace {
 constexpr int kPatienceMs = 10'000;
 constexpr std::uint32_t kRings = 64;
 constexpr std::uint32_t kCapacity = 16;
-constexpr std::uint8_t kLength = 2, kAborted = 3, kStopped = 4;
+constexpr rbee::FinishCode kLength = 2, kAborted = 3, kStopped = 4;
 
 /// A Submit on the control channel, which is a pipe. One without generation is a Wake.
 struct Submission {
@@ -160,7 +160,7 @@ private:
         return true;
     }
 
-    void end(std::uint32_t ring, std::uint8_t reason) {
+    void end(std::uint32_t ring, rbee::FinishCode reason) {
         ended_.push_back(ring);
         reasons_.push_back(reason);
     }
@@ -211,7 +211,7 @@ private:
     Random random_;
     std::vector<Sequence> running_;
     std::vector<std::uint32_t> cancelled_, rings_, tokens_, ended_;
-    std::vector<std::uint8_t> reasons_;
+    std::vector<rbee::FinishCode> reasons_;
     const float logprobs_[4] = {};
     std::uint32_t last_ring_ = 0;
     std::uint32_t pace_ = 0;
@@ -286,7 +286,7 @@ private:
         bool ended = false;
         const rbee::DrainEnd end = consumer_.drain(
             random_.below(4) == 0 ? 1 + random_.below(64) : 4'096, rbee::Then::arm,
-            [&](std::uint32_t ring, const rbee::Records& records, std::uint8_t reason) {
+            [&](std::uint32_t ring, const rbee::Records& records, rbee::FinishCode reason) {
                 Request& request = open_[ring];
                 for (std::uint32_t i = 0; i < records.size(); ++i) {
                     check(request, records[i].token_id);

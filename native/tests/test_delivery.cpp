@@ -124,7 +124,7 @@ void full_sockets_lose_nothing() {
         producer.open(ring, assigned.generation);
         delivery.attach(ring, std::make_shared<rbee::Outlet>(rbee::Outlet{
                                   connections[ring].ends[0],
-                                  rbee::SseStream(letters(), false, {"<", "<", "<", ">", ".", "!", "", "$"},
+                                  rbee::SseStream(letters(), false, {"<", "<", "<", ">", ".", "!", "?", "", "$"},
                                                   {false, false}, 3, {})}));
     }
     Random random{5};
@@ -134,7 +134,7 @@ void full_sockets_lose_nothing() {
     std::uint32_t times_blocked = 0;
     while (ended < kStreams) {
         std::vector<std::uint32_t> rings, tokens, finished;
-        std::vector<std::uint8_t> reasons;
+        std::vector<rbee::FinishCode> reasons;
         for (std::uint32_t ring = 0; ring < kStreams; ++ring) {
             std::uint32_t space = left[ring] == 0 ? 0 : producer.free_space(ring);
             for (std::uint32_t n = random.below(9); n != 0 && space != 0 && left[ring] != 0; --n, --space) {
@@ -168,7 +168,7 @@ void full_sockets_lose_nothing() {
             }
         }
         for (const rbee::Deliveries::End& end : deliveries.ended) {
-            CHECK(end.reason == rbee::SseStream::kLength);
+            CHECK(end.finish == rbee::SseStream::kLength);
             ++ended;
         }
         connections[random.below(kStreams)].read_some(random.below(300));

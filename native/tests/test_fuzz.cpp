@@ -126,7 +126,7 @@ private:
         std::size_t taken = 0;
         std::uint64_t sum = 0;
         const auto then = random_.below(2) == 0 ? rbee::Then::arm : rbee::Then::keep_polling;
-        consumer_->drain(budget, then, [&](std::uint32_t ring, const rbee::Records& records, std::uint8_t) {
+        consumer_->drain(budget, then, [&](std::uint32_t ring, const rbee::Records& records, rbee::FinishCode) {
             CHECK(ring < arena_.geometry.num_rings && records.size() <= arena_.geometry.ring_capacity);
             for (std::uint32_t i = 0; i < records.size(); ++i) {
                 sum += records[i].token_id;
@@ -146,7 +146,7 @@ private:
     void commit() {
         std::uint32_t rings[8], tokens[8], finished[2];
         const float logprobs[8] = {};
-        const std::uint8_t reasons[2] = {1, static_cast<std::uint8_t>(random_.below(8))};
+        const rbee::FinishCode reasons[2] = {1, static_cast<rbee::FinishCode>(random_.below(8))};
         const std::uint32_t first = random_.below(arena_.geometry.num_rings + 1);
         for (std::uint32_t i = 0; i < 8; ++i) {
             rings[i] = first + random_.below(3);

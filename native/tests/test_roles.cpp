@@ -26,9 +26,9 @@ struct Pair {
         return assigned;
     }
 
-    void commit(const Tokens& rings, const Tokens& tokens, const Tokens& finished = {}, std::uint8_t reason = 1) {
+    void commit(const Tokens& rings, const Tokens& tokens, const Tokens& finished = {}, rbee::FinishCode reason = 1) {
         const std::vector<float> logprobs(tokens.size(), -0.5f);
-        const std::vector<std::uint8_t> reasons(finished.size(), reason);
+        const std::vector<rbee::FinishCode> reasons(finished.size(), reason);
         producer.commit({rings.size(), rings.data(), tokens.data(), logprobs.data(), finished.size(), finished.data(),
                          reasons.data()});
     }
@@ -66,7 +66,7 @@ void tokens_come_out_in_order_and_the_finish_with_the_last() {
     pair.commit({a}, {4}, {a}, 2);
     const rbee::Drained& drained = pair.drain();
     CHECK((drained.rings == Tokens{a, b}) && (drained.ends == Tokens{3, 4}));
-    CHECK((drained.finishes == std::vector<std::uint8_t>{2, 0}) && (pair.tokens() == Tokens{1, 3, 4, 2}));
+    CHECK((drained.finishes == std::vector<rbee::FinishCode>{2, 0}) && (pair.tokens() == Tokens{1, 3, 4, 2}));
     CHECK(drained.records[0].commit_ns == drained.records[3].commit_ns);
     CHECK(drained.records[0].commit_ns <= drained.records[2].commit_ns && drained.records[0].logprob == -0.5f);
     CHECK(!drained.more && pair.consumer.in_use() == 1);

@@ -72,7 +72,7 @@ private:
         std::vector<std::uint32_t> cancelled;
         producer_.take_cancelled(cancelled);
         std::vector<std::uint32_t> rings, tokens, finished;
-        std::vector<std::uint8_t> reasons;
+        std::vector<rbee::FinishCode> reasons;
         std::deque<Sequence> left;
         for (Sequence& sequence : running_) {
             const std::uint32_t ring = sequence.what.ring;

@@ -24,7 +24,7 @@ void a_step_beside_the_arming_is_never_missed() {
             Random random{362436069};
             const std::uint32_t ring = 0;
             const float logprob = 0;
-            const std::uint8_t reason = 1;
+            const rbee::FinishCode reason = 1;
             for (std::uint32_t request = 1; request <= kRequests; ++request) {
                 while (submitted != request) {
                     if (stop) {
@@ -92,7 +92,7 @@ void a_cancel_beside_the_falling_asleep_is_never_missed() {
         [&](const std::atomic<bool>& stop) {
             Random random{362436069};
             const std::uint32_t ring = 0;
-            const std::uint8_t reason = 3;
+            const rbee::FinishCode reason = 3;
             std::vector<std::uint32_t> cancelled;
             for (std::uint32_t request = 1; request <= kRequests; ++request) {
                 while (submitted != request) {

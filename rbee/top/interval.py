@@ -15,6 +15,8 @@ EVENTS = (
     "tokens",
     "steps",
     "preemptions",
+    "prompt_tokens",
+    "cached_prompt_tokens",
     "full_ring_pauses",
     "wakes_written",
     "wakes_elided",
@@ -27,7 +29,7 @@ EVENTS = (
     "blocked_sends",
     "gc_pauses",
 )
-"""What is counted: the names of `Counters`, and `python_tokens`, those the server's Python rendered."""
+"""What is counted: the names of `Counters`, and `python_tokens`, the records that went through the server's Python."""
 
 _STATES = ("starting", "loading", "idle", "stepping")
 _GAUGES = ("sequences_running", "sequences_waiting", "kv_blocks", "kv_blocks_used")
@@ -93,6 +95,11 @@ class Interval:
         return _ratio(self.added["wakes_elided"], self.added["wakes_elided"] + self.added["wakes_written"])
 
     @property
+    def cached_share(self) -> float | None:
+        """Of the prompt tokens, how many were found in the prefix cache, 0 to 1; None without any."""
+        return _ratio(self.added["cached_prompt_tokens"], self.added["prompt_tokens"])
+
+    @property
     def gc_pause_mean_ns(self) -> float | None:
         """The mean garbage collection; None without one."""
         return _ratio(self.gc_pause_ns, self.added["gc_pauses"])
@@ -116,6 +123,7 @@ class Interval:
             "per_second": {name: _rounded(self.rate(name), 3) for name in EVENTS},
             "since_epoch_start": totals_of(self.now),
             "wakes_elided_share": _rounded(self.elided_share, 4),
+            "prompt_cached_share": _rounded(self.cached_share, 4),
             "gc_pause_mean_us": _us(self.gc_pause_mean_ns),
             "step_us": _percentiles_us(self.step),
             "wakeup_us": _percentiles_us(self.wakeup),

@@ -42,6 +42,7 @@ _ENGINE_EVENTS = {
     "engine wakes": "engine_wakes",
     "full-ring pauses": "full_ring_pauses",
     "preemptions": "preemptions",
+    "cached tokens": "cached_prompt_tokens",
 }
 _SERVER_EVENTS = {
     "rendered natively": "direct_tokens",
@@ -94,7 +95,6 @@ def draw(interval: Interval | None, server: int) -> RenderableType:
         _durations(interval),
         Text(),
         _events(interval),
-        Text(),
         Text(f"Rates and durations of the last {interval.seconds:.1f} s; durations are known to 1/16.", _FAINT),
     )
 
@@ -167,6 +167,7 @@ def _rates(interval: Interval, events: dict[str, str]) -> Table:
     table = _right_aligned("", "per s", "in all", width=9)
     notes = {
         "wakes elided": None if interval.elided_share is None else f"{interval.elided_share:.0%}",
+        "cached tokens": None if interval.cached_share is None else f"{interval.cached_share:.0%}",
         "gc pauses": None if interval.gc_pause_mean_ns is None else _duration(interval.gc_pause_mean_ns),
     }
     totals = totals_of(interval.now)

@@ -14,7 +14,7 @@ The memory map, with N rings of 2^k records; every line of the list starts on a 
     histograms    u64 counts of durations by bucket: steps | wakeups, deliveries, lag   engine | server writes
     tails[N]      u32: records ever written to each ring                                engine writes
     generations[N]  u32: whose ring it is                                               engine writes
-    finish[N]     u64 = generation << 8 | reason                                        engine writes
+    finish[N]     u64 = generation << 32 | finish                                       engine writes
     heads[N]      u32: records ever read from each ring                                 server writes
     cancel[N]     u32: the generation to end                                            server writes
     ready[N/64]   u64 bitmap: rings with something new                                  both, read-modify-write only

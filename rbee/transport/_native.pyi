@@ -61,7 +61,7 @@ class Producer:
         tokens: NDArray[np.uint32],
         logprobs: NDArray[np.float32],
         finished: NDArray[np.uint32] | None = None,
-        reasons: NDArray[np.uint8] | None = None,
+        finishes: NDArray[np.uint32] | None = None,
     ) -> int:
         """Publish one step, ring the doorbell once, and return the commit time that all its records carry.
 
@@ -70,17 +70,17 @@ class Producer:
 
         Args:
             rings: [n] the ring of each sampled token. A ring may repeat; its tokens keep their order.
-            tokens: [n] token ids.
+            tokens: [n] token ids below 2^31; with that bit set, notes, which the counters leave out.
             logprobs: [n] natural logarithms.
             finished: [m] rings that end with this step, after their tokens. They are closed then. None: no ring ends.
-            reasons: [m] `FinishReason` codes, not 0.
+            finishes: [m] how each of them ends: a `FinishReason` (not 0) in the low byte, any number above it.
 
         Returns:
             CLOCK_MONOTONIC in ns, comparable with `time.monotonic_ns()` in the server.
 
         Raises:
             TypeError: an array of another type, not one-dimensional or not contiguous.
-            ValueError: arrays of different lengths, no such ring, a ring that ends twice, reason 0.
+            ValueError: arrays of different lengths, no such ring, a ring that ends twice, a finish whose reason is 0.
             TransportError: a ring that is not open or has too little space, a corrupt arena; or, after the step has
                 been published, a doorbell that cannot be written.
         """
@@ -110,6 +110,8 @@ class Producer:
         kv_blocks: int,
         kv_blocks_used: int,
         preemptions: int,
+        prompt_tokens: int,
+        cached_prompt_tokens: int,
     ) -> None:
         """How things stand after a step that took `step_ns` (0: there was none), for observers."""
 
@@ -124,7 +126,8 @@ class Drained(NamedTuple):
     ends: list[int]
     """`ends[i]` is where the tokens of `rings[i]` end in `tokens`; they start at `ends[i - 1]`, the first at 0."""
     finishes: list[int]
-    """A `FinishReason` code per ring, or 0. With a code the ring is free again and this generation is over."""
+    """What `commit` was told of each ring's finish, or 0. With a finish the ring is free again, and this generation
+    over."""
     tokens: list[int]
     commit_ns: list[int]
     """Per token: when the engine published it, CLOCK_MONOTONIC in ns."""
@@ -139,7 +142,7 @@ class Drained(NamedTuple):
     broken: list[int]
     """Attached rings whose socket is of no use any more: cancel them."""
     ended: list[tuple[int, int]]
-    """Attached rings that have finished, each with its reason. All their tokens have been sent, or are in `blocked`."""
+    """Attached rings that have finished, each with its finish. All their tokens have been sent, or are in `blocked`."""
 
 class Vocabulary:
     """What each token id stands for, for outlets. Immutable; shared by all streams."""
@@ -159,7 +162,7 @@ class Outlet:
         self,
         fd: int,
         vocabulary: Vocabulary,
-        parts: tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes],
+        parts: tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes],
         *,
         strip: bool,
         prompt_tokens: int,
@@ -174,7 +177,8 @@ class Outlet:
             vocabulary: of the model.
             parts: the constant bytes of the frames: before the text in the first frame and in the others, in place of
                 the text in a last frame without any; after the text while more may come, after a `stop`, after a
-                `length`; before the usage of the chunk that has nothing else (empty: no such chunk); after everything.
+                `length`, after a `deadline` with at least one token; before the usage of the chunk that has nothing
+                else (empty: no such chunk); after everything.
             strip: the vocabulary writes a space before the first word, which is not shown.
             prompt_tokens: for the usage.
             stop_token_ids: tokens that are counted but not shown.
@@ -279,12 +283,13 @@ class Consumer:
         """The counters of both processes, all since this epoch's start, and gauges of how things stand.
 
         Engine: engine_heartbeat_ns, engine_state, engine_pid, steps (commits), tokens, wakes_written and wakes_elided
-        (commits that did and did not write the eventfd), full_ring_pauses (times a ring was found full), preemptions;
-        gauges: sequences_running, sequences_waiting, kv_blocks, kv_blocks_used.
-        Server: server_heartbeat_ns, server_state, drains, tokens_drained, finishes, cancels, engine_wakes (times Wake
-        had to be sent), stale_wakeups (what `find_stale` found), direct_tokens (rendered and sent by the drain itself),
-        direct_sends and blocked_sends (system calls that took, or found the socket full), drain_ns (in all drains),
-        render_ns and send_ns (parts of it), gc_pauses, gc_pause_ns; gauge: rings_in_use.
+        (commits that did and did not write the eventfd), full_ring_pauses (times a ring was found full), preemptions,
+        prompt_tokens and cached_prompt_tokens (of requests that began to run, and those of them that were in the prefix
+        cache); gauges: sequences_running, sequences_waiting, kv_blocks, kv_blocks_used.
+        Server: server_heartbeat_ns, server_state, drains, tokens_drained (notes too), finishes, cancels, engine_wakes
+        (times Wake had to be sent), stale_wakeups (what `find_stale` found), direct_tokens (rendered and sent by the
+        drain itself), direct_sends and blocked_sends (system calls that took, or found the socket full), drain_ns (in
+        all drains), render_ns and send_ns (parts of it), gc_pauses, gc_pause_ns; gauge: rings_in_use.
         """
 
     def note_loop_lag(self, ns: int) -> None:

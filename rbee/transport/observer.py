@@ -50,6 +50,8 @@ class Counters:
     sequences_waiting: int
     kv_blocks: int
     kv_blocks_used: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
     server_heartbeat_ns: int
     server_state: int
     rings_in_use: int

@@ -122,6 +122,7 @@ def test_nothing_has_no_rate_and_no_percentile(server):
     shown = measure(server, lambda: None).as_json()
     assert set(shown["per_second"].values()) == {0}
     assert (shown["wakes_elided_share"], shown["gc_pause_mean_us"]) == (None, None)
+    assert shown["prompt_cached_share"] is None
     assert (shown["engine_silence_s"], shown["engine_state"]) == (None, "starting")
 
 
@@ -164,6 +165,14 @@ def test_view_says_what_was_measured(server):
         r"Rates and durations of the last 0.5 s; durations are known to 1/16.",
     ):
         assert re.search(pattern, text), f"{pattern} is not in:\n{text}"
+
+
+def test_share_of_cached_prompt_tokens(server):
+    """What the prefix cache had of the interval's prompts stands beside them."""
+    server.step(1, 1_000_000)
+    interval = changed(server, prompt_tokens=407, cached_prompt_tokens=105)  # it has 7 and 5 before
+    assert interval.as_json()["prompt_cached_share"] == 0.25
+    assert re.search(r"cached tokens, 25% +100 +105", "\n".join(drawn(interval, 1)))
 
 
 def test_view_fits_a_terminal(server):

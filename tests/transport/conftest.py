@@ -41,7 +41,7 @@ class Sides:
             np.array([token for _, token in tokens], np.uint32),
             np.array([-token / 1000 for _, token in tokens], np.float32),
             np.array(list(finishes.keys()), np.uint32),
-            np.array(list(finishes.values()), np.uint8),
+            np.array(list(finishes.values()), np.uint32),
         )
 
     def rung(self) -> bool:

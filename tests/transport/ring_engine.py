@@ -24,7 +24,7 @@ LENGTH, ABORT = 2, 3
 
 def token(seed: int, index: int) -> int:
     """The token that both processes expect."""
-    return (seed * 2654435761 ^ index * 40503) & 0xFFFFFFFF
+    return (seed * 2654435761 ^ index * 40503) & 0x7FFFFFFF
 
 
 @dataclass
@@ -81,7 +81,7 @@ class RingEngine:
             np.array(tokens, np.uint32),
             np.zeros(len(rings), np.float32),
             np.array(list(finishes.keys()), np.uint32),
-            np.array(list(finishes.values()), np.uint8),
+            np.array(list(finishes.values()), np.uint32),
         )
         return True
 

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 VOCABULARY = Vocabulary([bytes([byte]) for byte in range(256)])
 # Frames that show where each part comes from: FIRST "a" AFTER } etc.
-PARTS = (b"F", b"N", b"E", b"A", b"S", b"L", b"", b"D")
-STOP, LENGTH, ERROR = 1, 2, 4
+PARTS = (b"F", b"N", b"E", b"A", b"S", b"L", b"T", b"", b"D")
+STOP, LENGTH, ERROR, DEADLINE = 1, 2, 4, 5
 
 
-def make_outlet(fd: int, *, stop_token_ids: tuple[int, ...] = ()) -> Outlet:
+def make_outlet(fd: int, *, stop_token_ids: tuple[int, ...] = (), parts: tuple[bytes, ...] = PARTS) -> Outlet:
     """An outlet that shows each byte in a frame of its own."""
     stop = list(stop_token_ids)
-    return Outlet(fd, VOCABULARY, PARTS, strip=False, prompt_tokens=3, stop_token_ids=stop, timing=False, usage=False)
+    return Outlet(fd, VOCABULARY, parts, strip=False, prompt_tokens=3, stop_token_ids=stop, timing=False, usage=False)
 
 
 def chunk(body: bytes) -> bytes:
@@ -78,6 +78,32 @@ def test_tokens_become_chunks_on_the_socket(sides, connect):
     expected = chunk(b'N"\\""L}\n\nD')
     assert receive(client, len(expected)) == expected
     assert sides.consumer.in_use == 0
+
+
+@pytest.mark.parametrize(("reason", "after"), [(STOP, b"S"), (LENGTH, b"L"), (DEADLINE, b"T")])
+def test_ordinary_ends_count_tokens_and_what_was_cached(sides, connect, reason, after):
+    """The last frame says why it is the last; the usage behind it has the finish's detail as the cached tokens."""
+    ring = sides.start()
+    server, client = connect()
+    parts = (*PARTS[:7], b"U", b"D")
+    sides.consumer.attach(ring, make_outlet(server.fileno(), parts=parts))
+    finish = reason | 0xABCDEF << 8
+    sides.commit([(ring, ord("a"))], {ring: finish})
+    assert sides.consumer.drain().ended == [(ring, finish)]
+    usage = b',"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4,"prompt_tokens_details":'
+    expected = chunk(b'F"a"%b}\n\nU%b{"cached_tokens":%d}}}\n\nD' % (after, usage, 0xABCDEF))
+    assert receive(client, len(expected)) == expected
+
+
+def test_deadline_before_the_first_token_is_not_an_ordinary_end(sides, connect):
+    """Nothing is written: the caller says why."""
+    ring = sides.start()
+    server, client = connect()
+    sides.consumer.attach(ring, make_outlet(server.fileno()))
+    sides.commit([], {ring: DEADLINE})
+    assert sides.consumer.drain().ended == [(ring, DEADLINE)]
+    server.close()
+    assert client.recv(1) == b""
 
 
 def test_neighbours_are_returned(sides, connect):
@@ -241,7 +267,8 @@ def test_what_the_drain_does_is_counted(sides, connect):
     sides.consumer.note_loop_lag(1000)
     sides.consumer.note_collection(2000)
     sides.producer.report(
-        5000, sequences_running=2, sequences_waiting=1, kv_blocks=9, kv_blocks_used=4, preemptions=3
+        5000, sequences_running=2, sequences_waiting=1, kv_blocks=9, kv_blocks_used=4, preemptions=3,
+        prompt_tokens=7, cached_prompt_tokens=5
     )  # fmt: skip
     epoch, _, counters, histograms = _native.observe(sides.created.buffer.toreadonly())
     assert epoch == 5
@@ -250,6 +277,7 @@ def test_what_the_drain_does_is_counted(sides, connect):
     assert (counters["gc_pauses"], counters["gc_pause_ns"]) == (1, 2000)
     assert (counters["sequences_running"], counters["sequences_waiting"], counters["preemptions"]) == (2, 1, 3)
     assert (counters["kv_blocks"], counters["kv_blocks_used"]) == (9, 4)
+    assert (counters["prompt_tokens"], counters["cached_prompt_tokens"]) == (7, 5)
     bounds = _native.histogram_bounds()
     seen = {name: [bounds[i] for i, n in enumerate(counts) if n] for name, counts in histograms.items()}
     assert sum(histograms["delivery"]) == 3

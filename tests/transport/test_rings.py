@@ -10,7 +10,7 @@ import pytest
 
 from rbee.errors import TransportError
 
-NO_RINGS, NO_REASONS = np.zeros(0, np.uint32), np.zeros(0, np.uint8)
+NO_RINGS, NO_REASONS = np.zeros(0, np.uint32), np.zeros(0, np.uint32)
 
 
 def test_drain_returns_flat_lists_of_python_numbers(sides):
@@ -78,7 +78,7 @@ def test_commit_refuses_columns_of_different_lengths(sides):
     with pytest.raises(ValueError, match="one entry per token"):
         sides.producer.commit(two, two, np.zeros(1, np.float32), NO_RINGS, NO_REASONS)
     with pytest.raises(ValueError, match="one entry per finished ring"):
-        sides.producer.commit(NO_RINGS, NO_RINGS, np.zeros(0, np.float32), two, np.ones(1, np.uint8))
+        sides.producer.commit(NO_RINGS, NO_RINGS, np.zeros(0, np.float32), two, np.ones(1, np.uint32))
     assert sides.consumer.drain().rings == []
 
 
@@ -132,3 +132,24 @@ def test_counters_tell_both_sides_stories(sides):
     assert (counters["tokens_drained"], counters["finishes"], counters["stale_wakeups"]) == (3, 1, 0)
     assert (counters["engine_state"], counters["server_state"]) == (3, 1)
     assert 0 < counters["engine_heartbeat_ns"] <= counters["server_heartbeat_ns"] <= time.monotonic_ns()
+
+
+def test_notes_travel_but_are_not_counted_as_tokens(sides):
+    """A record with the note bit arrives as it was written; the engine's count of tokens leaves it out."""
+    ring = sides.start()
+    note = 1 << 31 | 7
+    sides.commit([(ring, 5), (ring, note), (ring, note), (ring, 6)])
+    drained = sides.consumer.drain()
+    assert drained.tokens == [5, note, note, 6]
+    assert sides.consumer.counters()["tokens"] == 2
+
+
+def test_finish_carries_a_number_beside_its_reason(sides):
+    """All 24 bits above the reason arrive; a finish without a reason is refused whole."""
+    ring = sides.start()
+    sides.commit([(ring, 5)], {ring: 2 | 0xFFFFFF << 8})
+    assert sides.consumer.drain().finishes == [2 | 0xFFFFFF << 8]
+    ring = sides.start()
+    with pytest.raises(ValueError, match="reason 0"):
+        sides.commit([(ring, 5)], {ring: 7 << 8})
+    assert sides.consumer.drain().rings == []

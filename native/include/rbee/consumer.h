@@ -41,7 +41,7 @@ struct DrainEnd {
 struct Drained {
     std::vector<std::uint32_t> rings;
     std::vector<std::uint32_t> ends;
-    std::vector<std::uint8_t> finishes;
+    std::vector<FinishCode> finishes;
     std::vector<Record> records;
     bool more = false;
     bool needs_wake = false;
@@ -54,13 +54,13 @@ struct Drained {
         records.clear();
     }
 
-    void add(std::uint32_t ring, const Records& found, std::uint8_t reason) {
+    void add(std::uint32_t ring, const Records& found, FinishCode finish) {
         for (std::uint32_t i = 0; i < found.size(); ++i) {
             records.push_back(found[i]);
         }
         rings.push_back(ring);
         ends.push_back(static_cast<std::uint32_t>(records.size()));
-        finishes.push_back(reason);
+        finishes.push_back(finish);
     }
 };
 
@@ -145,7 +145,7 @@ public:
 
     bool is_paused(std::uint32_t ring) const { return (paused_[ring / 64] & bit(ring)) != 0; }
 
-    /// Shows `visit(ring, records, reason)` up to `max_records` of what the engine published; reason is 0 unless the
+    /// Shows `visit(ring, records, finish)` up to `max_records` of what the engine published; finish is 0 unless the
     /// ring has ended with these records. Then arms the doorbell, unless the caller will look again by itself.
     template <typename Visit>
     DrainEnd drain(std::size_t max_records, Then then, Visit&& visit) {
@@ -172,8 +172,8 @@ public:
     void drain(std::size_t max_records, Drained& drained) {
         drained.clear();
         const DrainEnd end =
-            drain(max_records, Then::arm, [&drained](std::uint32_t ring, const Records& records, std::uint8_t reason) {
-                drained.add(ring, records, reason);
+            drain(max_records, Then::arm, [&drained](std::uint32_t ring, const Records& records, FinishCode finish) {
+                drained.add(ring, records, finish);
             });
         drained.more = end.more;
         drained.needs_wake = end.needs_wake;
@@ -305,19 +305,19 @@ private:
     bool drain_ring(std::uint32_t ring, std::size_t budget, std::size_t& total, Visit&& visit) {
         Ring& mine = rings_[ring];
         // The finish word first: if it is there, the tail loaded after it is the last one.
-        const std::uint8_t reason = load_finish(arena_.finish[ring], mine.generation);
+        const FinishCode finish = load_finish(arena_.finish[ring], mine.generation);
         const std::uint32_t tail = load_tail(arena_.tails[ring]);
         const std::uint32_t capacity = arena_.geometry.ring_capacity;
         const std::uint32_t available = records_between(mine.head, tail, capacity, ring);
         const std::uint32_t taken = available < budget ? available : static_cast<std::uint32_t>(budget);
         const bool emptied = taken == available;
-        const bool ended = emptied && reason != 0 && mine.assigned;
+        const bool ended = emptied && finish != 0 && mine.assigned;
         if (available != 0 && !mine.assigned) {
             throw TransportError("Corrupt ring " + std::to_string(ring) +
                                  ": it has records but is assigned to no request; the engine must be replaced.");
         }
         if (taken != 0 || ended) {
-            visit(ring, Records(arena_.ring(ring), capacity, mine.head, taken), ended ? reason : std::uint8_t{0});
+            visit(ring, Records(arena_.ring(ring), capacity, mine.head, taken), ended ? finish : FinishCode{0});
         }
         if (taken != 0) {
             total += taken;

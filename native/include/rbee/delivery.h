@@ -34,7 +34,7 @@ struct Deliveries {
     };
     struct End {
         std::uint32_t ring;
-        std::uint8_t reason;
+        FinishCode finish;
     };
     std::vector<Rest> blocked;          // bytes that the socket did not take; the ring is paused now, or has ended
     std::vector<std::uint32_t> broken;  // rings whose socket is of no use any more
@@ -77,14 +77,14 @@ public:
         const std::uint64_t start = split.now;
         std::uint64_t newest = 0;
         const DrainEnd end = consumer_.drain(
-            max_records, then, [&](std::uint32_t ring, const Records& records, std::uint8_t reason) {
+            max_records, then, [&](std::uint32_t ring, const Records& records, FinishCode finish) {
                 if (records.size() != 0) {
                     newest = std::max(newest, records[records.size() - 1].commit_ns);
                 }
                 if (outlets_[ring]) {
-                    deliver(ring, records, reason, deliveries, split);
+                    deliver(ring, records, finish, deliveries, split);
                 } else {
-                    drained.add(ring, records, reason);
+                    drained.add(ring, records, finish);
                 }
             });
         for (const Deliveries::Rest& rest : deliveries.blocked) {
@@ -125,12 +125,11 @@ private:
 
     static constexpr std::size_t kChunkHead = 18;  // sixteen hexadecimal digits, CR, LF
 
-    void deliver(std::uint32_t ring, const Records& records, std::uint8_t reason, Deliveries& deliveries,
-                 Split& split) {
+    void deliver(std::uint32_t ring, const Records& records, FinishCode finish, Deliveries& deliveries, Split& split) {
         Outlet& outlet = *outlets_[ring];
         split.lap();
         chunk_.assign(kChunkHead, ' ');
-        outlet.stream.render(records, reason, chunk_);
+        outlet.stream.render(records, finish, chunk_);
         split.tokens += records.size();
         split.render_ns += split.lap();
         if (chunk_.size() > kChunkHead) {
@@ -140,8 +139,8 @@ private:
         for (std::uint32_t i = 0; i < records.size(); ++i) {
             latencies.add(split.now - records[i].commit_ns);
         }
-        if (reason != 0) {
-            deliveries.ended.push_back({ring, reason});
+        if (finish != 0) {
+            deliveries.ended.push_back({ring, finish});
             outlets_[ring].reset();
         }
     }

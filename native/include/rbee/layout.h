@@ -27,7 +27,7 @@ struct TransportError : std::runtime_error {
 
 constexpr std::size_t kLine = 128;
 constexpr std::uint64_t kMagic = 0x6d68735f65656272;  // "rbee_shm" as little-endian bytes
-constexpr std::uint32_t kAbiVersion = 2;
+constexpr std::uint32_t kAbiVersion = 3;
 constexpr std::uint32_t kMaxRings = 1u << 16;
 constexpr std::uint32_t kMaxRingCapacity = 1u << 20;
 
@@ -35,7 +35,11 @@ constexpr std::uint32_t kMaxRingCapacity = 1u << 20;
 static_assert(Word<std::uint32_t>::is_always_lock_free && sizeof(Word<std::uint32_t>) == 4);
 static_assert(Word<std::uint64_t>::is_always_lock_free && sizeof(Word<std::uint64_t>) == 8);
 
-/// One sampled token. `commit_ns` is CLOCK_MONOTONIC at the commit of its step, `logprob` its natural logarithm.
+/// This bit of a record's token says that it is a note: it says something about tokens, but is no output.
+constexpr std::uint32_t kNote = 1u << 31;
+
+/// One sampled token, or a note. `commit_ns` is CLOCK_MONOTONIC at the commit of its step, `logprob` the natural
+/// logarithm of the token's probability, NaN if nobody asked for it.
 struct Record {
     std::uint32_t token_id;
     float logprob;
@@ -99,6 +103,8 @@ struct alignas(kLine) EngineLine {
     Word<std::uint32_t> sequences_waiting;
     Word<std::uint32_t> kv_blocks;
     Word<std::uint32_t> kv_blocks_used;
+    Word<std::uint64_t> prompt_tokens;         // of requests that have begun to run
+    Word<std::uint64_t> cached_prompt_tokens;  // of those, found in the prefix cache
 };
 
 /// Only the server writes here.
@@ -107,7 +113,7 @@ struct alignas(kLine) ServerLine {
     Word<std::uint32_t> state;
     Word<std::uint32_t> rings_in_use;
     Word<std::uint64_t> drains;
-    Word<std::uint64_t> tokens_drained;
+    Word<std::uint64_t> tokens_drained;  // notes included
     Word<std::uint64_t> finishes;
     Word<std::uint64_t> cancels;
     Word<std::uint64_t> engine_wakes;
@@ -148,7 +154,8 @@ static_assert(offsetof(EngineLine, tokens) == 24 && offsetof(EngineLine, wakes_w
 static_assert(offsetof(EngineLine, wakes_elided) == 40 && offsetof(EngineLine, full_ring_pauses) == 48);
 static_assert(offsetof(EngineLine, preemptions) == 56 && offsetof(EngineLine, sequences_running) == 64);
 static_assert(offsetof(EngineLine, sequences_waiting) == 68 && offsetof(EngineLine, kv_blocks) == 72);
-static_assert(offsetof(EngineLine, kv_blocks_used) == 76 && sizeof(EngineLine) == kLine);
+static_assert(offsetof(EngineLine, kv_blocks_used) == 76 && offsetof(EngineLine, prompt_tokens) == 80);
+static_assert(offsetof(EngineLine, cached_prompt_tokens) == 88 && sizeof(EngineLine) == kLine);
 static_assert(offsetof(ServerLine, state) == 8 && offsetof(ServerLine, rings_in_use) == 12);
 static_assert(offsetof(ServerLine, drains) == 16 && offsetof(ServerLine, tokens_drained) == 24);
 static_assert(offsetof(ServerLine, finishes) == 32 && offsetof(ServerLine, cancels) == 40);

@@ -16,7 +16,7 @@
 namespace rbee {
 
 /// What one step sampled, as parallel arrays that the caller owns. A ring may occur several times in `rings`, and its
-/// tokens keep their order; `finished` names the rings that end with this step, after their tokens.
+/// tokens keep their order; `finished` names the rings that end with this step, after their tokens, and `finishes` how.
 struct Step {
     std::size_t num_tokens;
     const std::uint32_t* rings;
@@ -24,7 +24,7 @@ struct Step {
     const float* logprobs;
     std::size_t num_finished;
     const std::uint32_t* finished;
-    const std::uint8_t* reasons;
+    const FinishCode* finishes;
 };
 
 /// How the engine stands between two steps.
@@ -34,6 +34,8 @@ struct Standing {
     std::uint32_t kv_blocks;
     std::uint32_t kv_blocks_used;
     std::uint64_t preemptions;
+    std::uint64_t prompt_tokens;
+    std::uint64_t cached_prompt_tokens;
 };
 
 class Producer {
@@ -105,7 +107,7 @@ public:
         }
         EngineLine& counters = arena_.fixed->engine;
         count(counters.steps);
-        count(counters.tokens, step.num_tokens);
+        count(counters.tokens, num_outputs(step));
         if (ring_doorbell(arena_.fixed->doorbell, ++sequence_)) {
             count(counters.wakes_written);
             wake(doorbell_fd_);
@@ -153,6 +155,8 @@ public:
         set_gauge(line.kv_blocks, standing.kv_blocks);
         set_gauge(line.kv_blocks_used, standing.kv_blocks_used);
         set_gauge(line.preemptions, standing.preemptions);
+        set_gauge(line.prompt_tokens, standing.prompt_tokens);
+        set_gauge(line.cached_prompt_tokens, standing.cached_prompt_tokens);
         if (step_ns != 0) {
             arena_.fixed->histograms.step.add(step_ns);
         }
@@ -211,7 +215,7 @@ private:
             }
             for (std::size_t i = 0; i < step.num_finished; ++i) {
                 Ring& mine = open_at(step.finished[i]);
-                if (mine.ending || step.reasons[i] == 0) {
+                if (mine.ending || reason_of(step.finishes[i]) == 0) {
                     throw std::invalid_argument(
                         "Ring " + std::to_string(step.finished[i]) +
                         (mine.ending ? " finishes twice in one step." : " finishes with reason 0, which means 'not'."));
@@ -242,6 +246,15 @@ private:
         }
     }
 
+    /// The step's tokens without its notes.
+    static std::uint64_t num_outputs(const Step& step) {
+        std::uint64_t outputs = 0;
+        for (std::size_t i = 0; i < step.num_tokens; ++i) {
+            outputs += (step.tokens[i] & kNote) == 0;
+        }
+        return outputs;
+    }
+
     void publish_tails(const Step& step) {
         for (std::size_t i = 0; i < step.num_tokens; ++i) {
             const std::uint32_t ring = step.rings[i];
@@ -258,7 +271,7 @@ private:
         for (std::size_t i = 0; i < step.num_finished; ++i) {
             const std::uint32_t ring = step.finished[i];
             Ring& mine = rings_[ring];
-            publish_finish(arena_.finish[ring], mine.generation, step.reasons[i]);
+            publish_finish(arena_.finish[ring], mine.generation, step.finishes[i]);
             ready_[ring / 64] |= std::uint64_t{1} << ring % 64;
             mine.generation = 0;
             mine.ending = false;

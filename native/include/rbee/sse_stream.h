@@ -24,6 +24,7 @@ struct FrameParts {
     std::string after;         // after the text, while more may come
     std::string after_stop;    // after the last text, when the model or a stop token ended it
     std::string after_length;  // after the last text, when a limit ended it
+    std::string after_deadline;  // after the last text, when its time was over
     std::string usage;         // before the usage of the chunk that has nothing else; empty: there is no such chunk
     std::string done;          // after everything
 };
@@ -41,9 +42,9 @@ public:
         : vocabulary_(std::move(vocabulary)), text_(*vocabulary_, strip), parts_(std::move(parts)), extras_(extras),
           prompt_tokens_(prompt_tokens), stop_tokens_(std::move(stop_tokens)) {}
 
-    /// Appends the frames of a batch of tokens; one for each that shows text. With an ordinary `reason` the last frame,
-    /// the token counts and [DONE] follow; with any other one all text that there is, and the caller says the rest.
-    void render(const Records& records, std::uint8_t reason, std::string& out) {
+    /// Appends the frames of a batch of tokens; one for each that shows text. With an ordinary `finish` the last frame,
+    /// the token counts (the finish's detail is how many of the prompt's were cached) and [DONE] follow; with any other one all text that there is, and the caller says the rest.
+    void render(const Records& records, FinishCode finish, std::string& out) {
         shown_.clear();
         for (std::uint32_t i = 0; i < records.size(); ++i) {
             append_text_frame(true, out);
@@ -54,11 +55,11 @@ public:
                 text_.push(record.token_id, shown_);
             }
         }
-        if (reason != 0) {
+        if (finish != 0) {
             text_.flush(shown_);
         }
-        if (reason == kStop || reason == kLength) {
-            append_last_frame(reason, records.size() != 0, out);
+        if (const std::string* after = after_last(reason_of(finish))) {
+            append_last_frame(*after, detail_of(finish), records.size() != 0, out);
         } else {
             append_text_frame(records.size() != 0, out);
         }
@@ -69,6 +70,7 @@ public:
     // As rbee.messages.FinishReason has them.
     static constexpr std::uint8_t kStop = 1;
     static constexpr std::uint8_t kLength = 2;
+    static constexpr std::uint8_t kDeadline = 5;
 
 private:
     static void append_number(std::uint64_t number, std::string& out) {
@@ -76,6 +78,17 @@ private:
         out.append(digits, std::to_chars(digits, digits + sizeof digits, number).ptr);
     }
 
+    /// What follows the last text of an ordinary end; null for any other. Without a single token nothing was in time.
+    const std::string* after_last(std::uint8_t reason) const {
+        switch (reason) {
+            case kStop: return &parts_.after_stop;
+            case kLength: return &parts_.after_length;
+            case kDeadline: return num_tokens_ != 0 ? &parts_.after_deadline : nullptr;
+            default: return nullptr;
+        }
+    }
+
+    /// The token counts, without their closing brace.
     void append_usage(std::string& out) const {
         out += R"(,"usage":{"prompt_tokens":)";
         append_number(prompt_tokens_, out);
@@ -83,7 +96,6 @@ private:
         append_number(num_tokens_, out);
         out += R"(,"total_tokens":)";
         append_number(std::uint64_t{prompt_tokens_} + num_tokens_, out);
-        out += '}';
     }
 
     void append_extras(std::string& out) const {
@@ -94,6 +106,7 @@ private:
         }
         if (extras_.usage) {
             append_usage(out);
+            out += '}';
         }
     }
 
@@ -119,13 +132,13 @@ private:
         out += "}\n\n";
     }
 
-    void append_last_frame(std::uint8_t reason, bool has_token, std::string& out) {
+    void append_last_frame(const std::string& after, std::uint32_t cached_tokens, bool has_token, std::string& out) {
         if (!shown_.empty() || first_) {
             append_shown(out);
         } else {
             out += parts_.empty;
         }
-        out += reason == kStop ? parts_.after_stop : parts_.after_length;
+        out += after;
         if (has_token) {
             append_extras(out);
         }
@@ -133,7 +146,9 @@ private:
         if (!parts_.usage.empty()) {
             out += parts_.usage;
             append_usage(out);
-            out += "}\n\n";
+            out += R"(,"prompt_tokens_details":{"cached_tokens":)";
+            append_number(cached_tokens, out);
+            out += "}}}\n\n";
         }
         out += parts_.done;
     }

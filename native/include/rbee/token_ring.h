@@ -2,7 +2,7 @@
 //
 // tail counts the records ever written, head those ever read, both modulo 2^32; a record lies at its index masked with
 // (capacity - 1). The indices run on when a ring goes to its next request, so an empty ring is one with head == tail,
-// whatever they are. The finish word ends one generation of a ring: generation << 8 | reason.
+// whatever they are. The finish word ends one generation of a ring: generation << 32 | FinishCode.
 
 #pragma once
 
@@ -34,17 +34,29 @@ inline std::uint32_t load_head(const Word<std::uint32_t>& word) {
     return word.load(std::memory_order_acquire);
 }
 
-/// Engine: ends `generation`, after its last tail has been published.
-inline void publish_finish(Word<std::uint64_t>& word, std::uint32_t generation, std::uint8_t reason) {
-    // Release pairs with the acquire in load_finish(): who sees the finish word sees the last tail.
-    word.store(std::uint64_t{generation} << 8 | reason, std::memory_order_release);
+/// Why and how a request ended: a reason (not 0) in the low byte, and above it a number that the engine wants known.
+/// 0 is no finish.
+using FinishCode = std::uint32_t;
+
+constexpr std::uint8_t reason_of(FinishCode finish) {
+    return static_cast<std::uint8_t>(finish & 0xff);
 }
 
-/// Server, before load_tail(): the reason why `generation` ended, or 0 if it has not.
-inline std::uint8_t load_finish(const Word<std::uint64_t>& word, std::uint32_t generation) {
+constexpr std::uint32_t detail_of(FinishCode finish) {
+    return finish >> 8;
+}
+
+/// Engine: ends `generation`, after its last tail has been published.
+inline void publish_finish(Word<std::uint64_t>& word, std::uint32_t generation, FinishCode finish) {
+    // Release pairs with the acquire in load_finish(): who sees the finish word sees the last tail.
+    word.store(std::uint64_t{generation} << 32 | finish, std::memory_order_release);
+}
+
+/// Server, before load_tail(): how `generation` ended, or 0 if it has not.
+inline FinishCode load_finish(const Word<std::uint64_t>& word, std::uint32_t generation) {
     // Acquire pairs with the release in publish_finish().
     const std::uint64_t finish = word.load(std::memory_order_acquire);
-    return finish >> 8 == generation ? static_cast<std::uint8_t>(finish & 0xff) : std::uint8_t{0};
+    return finish >> 32 == generation ? static_cast<FinishCode>(finish) : FinishCode{0};
 }
 
 /// How many records lie between the indices; TransportError if no ring of this capacity can be in that state, so that a

@@ -18,9 +18,9 @@ namespace {
 
 constexpr std::uint32_t kCapacity = 2;
 constexpr std::uint32_t kWrapping = 0xffffffff;  // the second record of a ring has index 0
-constexpr std::uint8_t kDone = 2;
-constexpr std::uint8_t kAborted = 3;
-constexpr std::uint8_t kFailed = 4;
+constexpr rbee::FinishCode kDone = 2;
+constexpr rbee::FinishCode kAborted = 3;
+constexpr rbee::FinishCode kFailed = 4;
 constexpr std::size_t kEverything = 4096;
 constexpr int kAnyFd = 0;
 
@@ -63,14 +63,14 @@ struct World {
 
     /// Publishes one token for each of `rings`, and the ends of `finished`.
     void commit(std::initializer_list<std::uint32_t> rings, std::initializer_list<std::uint32_t> finished = {},
-                std::uint8_t reason = kDone) {
+                rbee::FinishCode reason = kDone) {
         std::uint32_t tokens[2];
         std::uint32_t* next = tokens;
         for (const std::uint32_t ring : rings) {
             *next++ = token(ring, requests[ring].generation, requests[ring].published++);
         }
         const float logprobs[] = {0, 0};
-        const std::uint8_t reasons[] = {reason, reason};
+        const rbee::FinishCode reasons[] = {reason, reason};
         producer.commit({rings.size(), rings.begin(), tokens, logprobs, finished.size(), finished.begin(), reasons});
     }
 
@@ -135,7 +135,7 @@ struct World {
     /// True if it must drain again by itself.
     bool drain(std::size_t budget = kEverything, rbee::Then then = rbee::Then::arm) {
         const rbee::DrainEnd end = consumer.drain(
-            budget, then, [this](std::uint32_t ring, const rbee::Records& records, std::uint8_t reason) {
+            budget, then, [this](std::uint32_t ring, const rbee::Records& records, rbee::FinishCode reason) {
                 Request& request = requests[ring];
                 for (std::uint32_t i = 0; i < records.size(); ++i) {
                     demand(records[i].token_id == token(ring, request.generation, request.received++),
