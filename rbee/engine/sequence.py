@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from rbee.sampling_params import SamplingParams
 
 
+PRIORITY_NS = 10_000_000_000
+"""A priority of p makes a request run as if it had come p times so many nanoseconds later.
+
+So an urgent request (a negative priority) overtakes those that came up to that much earlier, and none waits for ever:
+in the end it is older than everything that could overtake it.
+"""
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """A prompt and its output so far; there is no phase, only tokens that are computed and tokens that are not.
@@ -21,26 +29,41 @@ class Sequence:
     Attributes:
         request_id: the server's name for it, for log lines.
         ring: the transport ring that its tokens go to; unique among live sequences.
-        arrival: rank of its submission; smaller is older. Both of the scheduler's queues are in this order.
+        rank: (when it came, delayed by its priority, in ns; number of its submission): smaller runs first. Both of
+            the scheduler's queues are in this order.
         token_ids: prompt, then output; C unsigned ints.
         num_prompt_tokens: how many of them are the prompt.
         sampling: what the client asked of the sampler.
+        deadline_ns: when it ends at the latest, CLOCK_MONOTONIC; 0 is never.
+        cache_salt: only sequences with the same salt share cached blocks.
         num_computed_tokens: tokens whose keys and values are in `block_table`; 0 again after a preemption.
+        num_cached_tokens: of the prompt's tokens, how many were in the cache when it first ran.
+        num_scored_tokens: of the prompt's tokens, how many have their logprobs published, the first counted as such.
         block_table: KV blocks in the order of the tokens they hold; C ints.
-        paused: its ring is full, so it must not sample.
+        block_hashes: of its full blocks, as far as they have been needed; the block manager's.
+        num_preemptions: how often the scheduler took its blocks away.
+        paused: its ring has too little space, so it must not sample.
         paused_ns: while it is paused, when that was first seen; CLOCK_MONOTONIC.
+        max_chunk: tokens that one step may compute of it at most, because of what its ring can take; 0: no limit.
     """
 
     request_id: str
     ring: int
-    arrival: int
+    rank: tuple[int, int]
     token_ids: array.array[int]
     sampling: SamplingParams
+    deadline_ns: int = 0
+    cache_salt: str = ""
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_scored_tokens: int = 1
     block_table: array.array[int] = field(default_factory=lambda: array.array("i"))
+    block_hashes: list[bytes] = field(default_factory=list)
+    num_preemptions: int = 0
     paused: bool = False
     paused_ns: int = 0
+    max_chunk: int = 0
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
@@ -59,3 +82,8 @@ class Sequence:
     def num_uncomputed_tokens(self) -> int:
         """Tokens that must still run through the model before the next one can be sampled; at least 1."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the logits of its prompt are still wanted, so that the prompt cannot come from the cache."""
+        return self.sampling.num_prompt_logprobs is not None and self.num_scored_tokens < self.num_prompt_tokens
