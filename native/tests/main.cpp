@@ -9,12 +9,14 @@ extern const Test kDeliveryTests[];
 extern const Test kFuzzTests[];
 extern const Test kLayoutTests[];
 extern const Test kRolesTests[];
+extern const Test kSamplingTests[];
 extern const Test kWakeupTests[];
 extern const Test kThreadsTests[];
 
 int main(int argc, char** argv) {
     int failures = 0;
-    for (const Test* tests : {kLayoutTests, kRolesTests, kDeliveryTests, kFuzzTests, kWakeupTests, kThreadsTests}) {
+    for (const Test* tests : {kLayoutTests, kRolesTests, kDeliveryTests, kFuzzTests, kSamplingTests, kWakeupTests,
+                              kThreadsTests}) {
         for (const Test* test = tests; test->name != nullptr; ++test) {
             if (argc > 1 && std::strstr(test->name, argv[1]) == nullptr) {
                 continue;

@@ -4,15 +4,17 @@
 * engine_core      step(): take -> schedule -> execute -> sample -> update -> publish
 * sequence         one request's tokens, progress and blocks
 * scheduler        who runs next, and for how many tokens
-* block_manager    which KV blocks belong to whom
+* block_manager    which KV blocks belong to whom, and what they hold that others can share
+* step_cost        how many tokens of prompts a step can take beside running streams
 * input_batch      the arrays of one step
 * model_runner     what a runner is; how one is chosen and built
 * torch_runner     any decoder-only transformers model over kv_cache
-* torch_model      loading such a model, and refusing what kv_cache cannot do
+* torch_model      loading such a model
+* torch_probe      refusing what kv_cache cannot do
 * kv_cache         paged keys and values, and attention over them
 * synthetic_runner a model without weights: fixed cadence, known tokens
 * sampler          logits -> token ids and logprobs
 * publisher        one transport commit per step
 
-sequence, scheduler and block_manager are plain Python: neither torch nor numpy.
+sequence, scheduler, block_manager and step_cost are plain Python: neither torch nor numpy.
 """

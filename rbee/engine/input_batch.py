@@ -6,15 +6,33 @@ Owns their layout. Does not know what computes with them: both runners read the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from rbee.engine.scheduler import Scheduled
     from rbee.engine.sequence import Sequence
+
+
+class Scoring(NamedTuple):
+    """Prompt tokens [start, end) of a sequence are scored in this step, each by the logits of the token before it.
+
+    Attributes:
+        row: of the sequence among the S.
+        sequence: whose prompt it is.
+        start: the first of the tokens; at least 1.
+        end: behind the last one.
+    """
+
+    row: int
+    sequence: Sequence
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +51,9 @@ class InputBatch:
         positions: int64 [T], each token's index in its sequence.
         slot_mapping: int64 [T], where its keys and values go: block * block_size + offset.
         block_tables: int64 [S, most blocks of any], padded with 0.
-        sampling_rows: int64 [n], which of the T rows yield logits.
-        sampling: the n sequences these belong to, in the same order.
+        logits_rows: int64 [n + m], which of the T rows yield logits: n that sample, then m that score a prompt.
+        sampling: the n sequences that sample, in the order of their rows.
+        scoring: the sequences whose prompts are scored, in the order of their rows among the m.
     """
 
     sequences: tuple[Sequence, ...]
@@ -45,8 +64,9 @@ class InputBatch:
     positions: NDArray[np.int64]
     slot_mapping: NDArray[np.int64]
     block_tables: NDArray[np.int64]
-    sampling_rows: NDArray[np.int64]
+    logits_rows: NDArray[np.int64]
     sampling: tuple[Sequence, ...]
+    scoring: tuple[Scoring, ...]
 
     @classmethod
     def build(cls, scheduled: list[Scheduled], block_size: int) -> InputBatch:
@@ -76,6 +96,7 @@ class InputBatch:
         blocks = block_tables[row_of_token, positions // block_size]
 
         sampling = [row for row, entry in enumerate(ordered) if entry.samples]
+        scoring = tuple(_scorings(ordered))
         return cls(
             sequences=sequences,
             num_decodes=len(decodes),
@@ -85,10 +106,28 @@ class InputBatch:
             positions=positions,
             slot_mapping=blocks * block_size + positions % block_size,
             block_tables=block_tables,
-            sampling_rows=query_start[1:][sampling] - 1,
+            logits_rows=np.concatenate([query_start[1:][sampling] - 1, *(_rows(query_start, one) for one in scoring)]),
             sampling=tuple(sequences[row] for row in sampling),
+            scoring=scoring,
         )
 
 
 def _context(entry: Scheduled) -> int:
     return entry.sequence.num_computed_tokens
+
+
+def _scorings(ordered: list[Scheduled]) -> Iterator[Scoring]:
+    """What each sequence that wants its prompt scored, and has not had it, gets to know from this step's rows."""
+    for row, (sequence, num_tokens) in enumerate(ordered):
+        if sequence.scores_prompt:
+            computed = sequence.num_computed_tokens
+            start = max(computed + 1, sequence.num_scored_tokens)
+            end = min(computed + num_tokens + 1, sequence.num_prompt_tokens)
+            if start < end:
+                yield Scoring(row, sequence, start, end)
+
+
+def _rows(query_start: NDArray[np.int64], scoring: Scoring) -> NDArray[np.int64]:
+    """Which of the T rows hold the logits for the tokens of `scoring`."""
+    first = int(query_start[scoring.row]) + scoring.start - 1 - scoring.sequence.num_computed_tokens
+    return np.arange(first, first + scoring.end - scoring.start)

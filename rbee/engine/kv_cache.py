@@ -12,95 +12,90 @@ be NaN, and NaN times a weight of zero is NaN.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from rbee.engine.input_batch import InputBatch
 
 # Decoding rows attend together, padded to the longest of their group. A group ends when padding would cost more than
-# the call it saves, or when its gathered keys would outgrow the processor's caches by far.
+# the call it saves, or when its gathered keys would outgrow the processor's caches.
 _MAX_PADDING = 128
-_MAX_GROUP_SLOTS = 32768
+_MAX_GROUP_BYTES = 1 << 20
 
 
-class LayerShape(NamedTuple):
-    """What one attention layer stores for a token."""
+class Layer(NamedTuple):
+    """What one attention layer stores for a token, and how far it looks back.
+
+    Attributes:
+        num_kv_heads: keys and values of a token.
+        key_dim: length of a key.
+        value_dim: length of a value.
+        window: a row sees itself and the window - 1 tokens before it; None sees all.
+    """
 
     num_kv_heads: int
     key_dim: int
     value_dim: int
+    window: int | None
 
 
-@dataclass(slots=True)
-class _Rows:
+class _Rows(NamedTuple):
     """Query rows [start, end) that attend in one call: a group of decoding rows, or one sequence's chunk.
 
     Attributes:
         start: the first row.
         end: behind the last row.
-        is_chunk: one sequence's rows (the last `end - start` of its `width` tokens), not one row each of several.
-        width: keys given to each row.
-        slots: int64, flat: width slots for each decoding row, or width slots for the chunk.
-        last_visible: int64, one per row: the last of its keys that it may see.
-        masks: by sliding window, built on first use.
+        is_chunk: one sequence's rows (the last of the tokens in `slots`), not one row each of several.
+        slots: int64, flat: as many keys for each decoding row, or the keys for the chunk.
+        mask: added to the scores, 0 or -inf: [rows, 1, 1, keys] for decoding rows, [rows, keys] for a chunk. None when
+            each row may see all of its keys.
     """
 
     start: int
     end: int
     is_chunk: bool
-    width: int
     slots: torch.Tensor
-    last_visible: torch.Tensor
-    masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
+    mask: torch.Tensor | None
 
 
 class KVCache:
-    """Keys and values for `num_blocks` blocks of `block_size` tokens in each of the layers in `shapes`."""
+    """Keys and values for `num_blocks` blocks of `block_size` tokens in each of the layers in `layers`."""
 
     def __init__(
-        self, shapes: dict[int, LayerShape], *, num_blocks: int, block_size: int, dtype: torch.dtype, device: str
+        self, layers: dict[int, Layer], *, num_blocks: int, block_size: int, dtype: torch.dtype, device: str
     ) -> None:
         self.block_size = block_size
         self._dtype = dtype
         self._device = device
+        self._windows = {number: layer.window for number, layer in layers.items()}
         self._keys: dict[int, torch.Tensor] = {}
         self._values: dict[int, torch.Tensor] = {}
-        for layer, shape in shapes.items():
-            slots = (num_blocks * block_size, shape.num_kv_heads)
-            self._keys[layer] = torch.empty(*slots, shape.key_dim, dtype=dtype, device=device)
-            self._values[layer] = torch.empty(*slots, shape.value_dim, dtype=dtype, device=device)
+        for number, layer in layers.items():
+            slots = (num_blocks * block_size, layer.num_kv_heads)
+            self._keys[number] = torch.empty(*slots, layer.key_dim, dtype=dtype, device=device)
+            self._values[number] = torch.empty(*slots, layer.value_dim, dtype=dtype, device=device)
         self._slot_mapping = torch.empty(0, dtype=torch.int64)
-        self._rows: list[_Rows] = []
+        self._rows: dict[int | None, list[_Rows]] = {window: [] for window in self._windows.values()}
+        largest = max(layer.num_kv_heads * layer.key_dim for layer in layers.values())
+        self._max_group_slots = _MAX_GROUP_BYTES // (largest * dtype.itemsize)
 
     @staticmethod
-    def bytes_per_block(shapes: dict[int, LayerShape], block_size: int, dtype: torch.dtype) -> int:
+    def bytes_per_block(layers: dict[int, Layer], block_size: int, dtype: torch.dtype) -> int:
         """Memory that one block takes in all layers together."""
-        per_token = sum(shape.num_kv_heads * (shape.key_dim + shape.value_dim) for shape in shapes.values())
+        per_token = sum(layer.num_kv_heads * (layer.key_dim + layer.value_dim) for layer in layers.values())
         return per_token * block_size * dtype.itemsize
 
     def begin_step(self, batch: InputBatch) -> None:
         """Work out what all layers of the coming step have in common."""
         self._slot_mapping = torch.from_numpy(batch.slot_mapping).to(self._device)
-        tables = torch.from_numpy(batch.block_tables).to(self._device)
-        lengths = batch.context_lens.tolist()
-        self._rows = []
-        start = 0
-        while start < batch.num_decodes:
-            end = _group_end(lengths, start, batch.num_decodes)
-            last = torch.tensor(lengths[start:end], device=self._device) - 1
-            slots = self._slots(tables[start:end], last, lengths[end - 1])
-            self._rows.append(_Rows(start, end, False, lengths[end - 1], slots, last))
-            start = end
-        for row in range(batch.num_decodes, len(lengths)):
-            first, end, width = int(batch.query_start[row]), int(batch.query_start[row + 1]), lengths[row]
-            last = torch.arange(width - (end - first), width, device=self._device)
-            self._rows.append(
-                _Rows(first, end, True, width, self._slots(tables[row : row + 1], last[-1:], width), last)
-            )
+        for window in self._rows:
+            self._rows[window] = self._plan(batch, window)
 
     def attend(
         self,
@@ -110,8 +105,8 @@ class KVCache:
         value: torch.Tensor,
         *,
         scaling: float,
-        window: int | None,
         softcap: float | None,
+        sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         """Store this step's keys and values of `layer`, and attend over all that each row may see.
 
@@ -121,68 +116,83 @@ class KVCache:
             key: [1, num_kv_heads, T, key_dim].
             value: [1, num_kv_heads, T, value_dim].
             scaling: factor of the scores.
-            window: a row sees itself and the window - 1 tokens before it; None sees all.
             softcap: scores become softcap * tanh(score / softcap); None leaves them.
+            sinks: [num_heads], the score of something that takes a share of attention and gives nothing for it.
 
         Returns:
-            [1, T, num_heads, value_dim].
+            [1, T, num_heads, value_dim], contiguous.
         """
-        keys, values = self._keys[layer], self._values[layer]
+        keys, values, window = self._keys[layer], self._values[layer], self._windows[layer]
         keys.index_copy_(0, self._slot_mapping, key[0].transpose(0, 1))
         values.index_copy_(0, self._slot_mapping, value[0].transpose(0, 1))
         parts = []
-        for rows in self._rows:
+        for rows in self._rows[window]:
             count = rows.end - rows.start
             q = query[:, :, rows.start : rows.end]
-            k, v = _gather(keys, rows), _gather(values, rows)
+            k, v = (cache.index_select(0, rows.slots) for cache in (keys, values))
+            k, v = (each.view(1 if rows.is_chunk else count, -1, *each.shape[1:]).transpose(1, 2) for each in (k, v))
             if not rows.is_chunk:
                 # The query heads that share a kv head stand side by side, as if they were that many positions.
                 q = q[0].transpose(0, 1).reshape(count, keys.shape[1], -1, query.shape[3])
-            out = _attention(q, k, v, mask=self._mask(rows, window), scaling=scaling, softcap=softcap)
+            sink = None if sinks is None else sinks.view(1, q.shape[1], -1, 1)
+            out = _attention(q, k, v, mask=rows.mask, scaling=scaling, softcap=softcap, sinks=sink)
             parts.append(out[0].transpose(0, 1) if rows.is_chunk else out.reshape(count, query.shape[1], -1))
-        return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
+        return torch.cat(parts)[None]
 
-    def _slots(self, tables: torch.Tensor, last: torch.Tensor, width: int) -> torch.Tensor:
-        """The slots of tokens 0..last of each block table, padded to `width` with the slot of token 0; flat."""
-        tokens = torch.arange(width, device=self._device)
-        tokens = torch.where(tokens <= last[:, None], tokens, 0)
-        blocks = tables.gather(1, tokens // self.block_size)
-        return (blocks * self.block_size + tokens % self.block_size).reshape(-1)
+    def _plan(self, batch: InputBatch, window: int | None) -> list[_Rows]:
+        """Who attends together in the layers with this window."""
+        # Keys begin with the block that holds the first one that any row of the sequence sees.
+        query_lens = np.diff(batch.query_start)
+        reach = batch.context_lens if window is None else np.minimum(batch.context_lens, query_lens + window - 1)
+        first_blocks = (batch.context_lens - reach) // self.block_size
+        widths = batch.context_lens - first_blocks * self.block_size
 
-    def _mask(self, rows: _Rows, window: int | None) -> torch.Tensor | None:
-        """What is added to the scores: 0 where a row may look and -inf elsewhere; None when it may look everywhere.
+        plan = []
+        row, num_sequences = 0, len(widths)
+        while row < num_sequences:
+            is_chunk = row >= batch.num_decodes
+            end = row + 1 if is_chunk else self._group_end(widths, row, batch.num_decodes)
+            start, stop = int(batch.query_start[row]), int(batch.query_start[end])
+            slots = self._slots(batch.block_tables[row:end], first_blocks[row:end], widths[row:end])
+            last = np.arange(widths[row] - (stop - start), widths[row]) if is_chunk else widths[row:end] - 1
+            mask = self._mask(last, slots.shape[1], window)
+            if mask is not None and not is_chunk:
+                mask = mask[:, None, None]
+            plan.append(_Rows(start, stop, is_chunk, torch.from_numpy(slots.reshape(-1)).to(self._device), mask))
+            row = end
+        return plan
 
-        [rows, 1, 1, width] for decoding rows, [rows, width] for a chunk. Built once per step and window.
-        """
-        if window in rows.masks:
-            return rows.masks[window]
-        mask = None
-        if rows.end - rows.start > 1 or (window is not None and window < rows.width):
-            columns = torch.arange(rows.width, device=self._device)
-            last = rows.last_visible[:, None] if rows.is_chunk else rows.last_visible[:, None, None, None]
-            visible = columns <= last
-            if window is not None:
-                visible &= columns > last - window
-            mask = torch.zeros(visible.shape, dtype=self._dtype, device=self._device)
-            mask.masked_fill_(~visible, -torch.inf)
-        rows.masks[window] = mask
-        return mask
+    def _group_end(self, widths: NDArray[np.int64], start: int, stop: int) -> int:
+        """Where the group of decoding rows that starts at `start` ends; rows with fewer keys come first."""
+        end = start + 1
+        while end < stop and widths[end] * (end + 1 - start) <= self._max_group_slots:
+            if widths[end] - widths[start] > max(_MAX_PADDING, widths[start]):
+                break
+            end += 1
+        return end
 
+    def _slots(
+        self, tables: NDArray[np.int64], first_blocks: NDArray[np.int64], widths: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """For each block table the slots of `widths` tokens from a block on: [n, most], padded with the first slot."""
+        most = int(widths.max())
+        indices = first_blocks[:, None] + np.arange(-(-most // self.block_size))
+        blocks = tables[np.arange(len(tables))[:, None], np.minimum(indices, tables.shape[1] - 1)]
+        all_slots = blocks[:, :, None] * self.block_size + np.arange(self.block_size)
+        slots: NDArray[np.int64] = all_slots.reshape(len(tables), -1)[:, :most]
+        np.copyto(slots, slots[:, :1], where=np.arange(most) >= widths[:, None])
+        return slots
 
-def _group_end(lengths: list[int], start: int, stop: int) -> int:
-    """Where the group of decoding rows that starts at `start` ends; `lengths` ascend up to `stop`."""
-    end = start + 1
-    while end < stop:
-        padding = lengths[end] - lengths[start]
-        if padding > max(_MAX_PADDING, lengths[start]) or lengths[end] * (end + 1 - start) > _MAX_GROUP_SLOTS:
-            break
-        end += 1
-    return end
-
-
-def _gather(cache: torch.Tensor, rows: _Rows) -> torch.Tensor:
-    """A copy of the keys or values given to the rows: [rows, or 1 for a chunk; num_kv_heads, width, dim]."""
-    return cache.index_select(0, rows.slots).view(-1, rows.width, *cache.shape[1:]).transpose(1, 2)
+    def _mask(self, last: NDArray[np.int64], width: int, window: int | None) -> torch.Tensor | None:
+        """[rows, width]: 0 for the keys up to the `last` that each row may see, as far as its window reaches."""
+        columns = np.arange(width)
+        visible = columns <= last[:, None]
+        if window is not None:
+            visible &= columns > last[:, None] - window
+        if visible.all():
+            return None
+        mask = np.where(visible, np.float32(0), np.float32(-np.inf))
+        return torch.from_numpy(mask).to(self._device, self._dtype)
 
 
 def _attention(
@@ -193,14 +203,23 @@ def _attention(
     mask: torch.Tensor | None,
     scaling: float,
     softcap: float | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """softmax(cap(query key^T * scaling) + mask) value, all [batch, heads, rows, dim]; kv heads may be shared."""
-    if softcap is None:
+    """softmax(cap(query key^T * scaling) + mask, sinks) value, all [batch, heads, rows, dim]; kv heads may be shared.
+
+    sinks [1, heads, rows or 1, 1] are further scores whose value is zero.
+    """
+    if softcap is None and sinks is None:
         shared = query.shape[1] != key.shape[1]
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=shared)
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scores = torch.tanh(query @ key.transpose(-1, -2) * (scaling / softcap)) * softcap
+    scores = query @ key.transpose(-1, -2) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     if mask is not None:
         scores = scores + mask
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.to(scores.dtype).expand(*scores.shape[:3], 1)), dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return weights[..., : key.shape[2]] @ value

@@ -47,8 +47,8 @@ class ModelRunner(Protocol):
         """Compute a step.
 
         Returns:
-            Logits, float32 [len(batch.sampling), vocab_size], one row per sampling sequence in order. A row that the
-            model could not compute properly is not finite; the others do not suffer from it.
+            Logits, float32 [len(batch.logits_rows), vocab_size], C-contiguous, in that order. A row that the model
+            could not compute properly is not finite; the others do not suffer from it.
         """
         ...
 

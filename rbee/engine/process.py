@@ -29,6 +29,7 @@ from rbee.engine.block_manager import BlockManager
 from rbee.engine.engine_core import EngineCore
 from rbee.engine.publisher import Publisher
 from rbee.engine.scheduler import Scheduler
+from rbee.engine.step_cost import StepCost
 from rbee.errors import ConfigError, RbeeError
 from rbee.messages import FinishReason
 from rbee.transport import Arena, Producer
@@ -132,12 +133,19 @@ def _load(config: EngineConfig, channel: ControlChannel, producer: Producer) -> 
     producer.beat(_LOADING)
     runner = model_runner.load(config, progress)
     scheduler = Scheduler(
-        BlockManager(runner.num_blocks, config.block_size),
+        BlockManager(runner.num_blocks, config.block_size, prefix_caching=config.prefix_caching),
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=runner.max_model_len,
     )
-    core = EngineCore(runner, scheduler, producer, Publisher(producer), slow_reader_timeout=config.slow_reader_timeout)
+    core = EngineCore(
+        runner,
+        scheduler,
+        producer,
+        Publisher(producer),
+        step_cost=StepCost(config.max_decode_slowdown),
+        slow_reader_timeout=config.slow_reader_timeout,
+    )
     ready = messages.Ready(
         runner=runner.name,
         device=runner.device,
@@ -203,6 +211,8 @@ class _Loop:
             kv_blocks=stats.num_blocks,
             kv_blocks_used=stats.num_blocks - stats.num_free_blocks,
             preemptions=stats.num_preemptions,
+            prompt_tokens=stats.num_prompt_tokens,
+            cached_prompt_tokens=stats.num_cached_prompt_tokens,
         )
 
     def _obey(self, records: list[bytes]) -> bool:

@@ -1,13 +1,16 @@
 """Gathers what a step has to say and hands it to the transport in one commit.
 
-Owns the arrays of a commit. Does not know why a sequence ended or how a ring works.
+Owns the arrays of a commit, and which records stand for what in a ring (see `rbee.messages.NOTE`). Does not know why a
+sequence ended or how a ring works.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from rbee.messages import NOTE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -15,8 +18,19 @@ if TYPE_CHECKING:
     from rbee.messages import FinishReason
     from rbee.transport import Producer
 
-_NO_RINGS = np.empty(0, np.uint32)
-_NO_LOGPROBS = np.empty(0, np.float32)
+_NOTE = np.uint32(NOTE)
+_LARGEST_DETAIL = (1 << 24) - 1
+
+
+class _Records(NamedTuple):
+    """Records for rings; all [n], a ring's own in their order."""
+
+    rings: NDArray[np.uint32]
+    tokens: NDArray[np.uint32]
+    logprobs: NDArray[np.float32]
+
+
+_NO_RECORDS = _Records(np.empty(0, np.uint32), np.empty(0, np.uint32), np.empty(0, np.float32))
 
 
 class Publisher:
@@ -24,31 +38,88 @@ class Publisher:
 
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
-        self._finished: dict[int, FinishReason] = {}
+        self._records: list[_Records] = []
+        self._finished: dict[int, int] = {}
 
-    def finish(self, ring: int, reason: FinishReason) -> None:
+    def tokens(self, rings: NDArray[np.uint32], tokens: NDArray[np.uint32], logprobs: NDArray[np.float32]) -> None:
+        """With the next commit: an output token for each of these rings; all [n]."""
+        self._records.append(_Records(rings, tokens, logprobs))
+
+    def tokens_with_notes(
+        self,
+        rings: NDArray[np.uint32],
+        tokens: NDArray[np.uint32],
+        logprobs: NDArray[np.float32],
+        *,
+        top_ids: NDArray[np.uint32],
+        top_logprobs: NDArray[np.float32],
+        num_notes: NDArray[np.int64],
+    ) -> None:
+        """With the next commit: an output token for each ring, and behind it notes of the most likely ones.
+
+        Args:
+            rings: [n].
+            tokens: [n].
+            logprobs: [n].
+            top_ids: [n, k].
+            top_logprobs: [n, k].
+            num_notes: [n], how many of the k a ring gets.
+        """
+        wanted = np.arange(top_ids.shape[1] + 1) <= num_notes[:, None]
+        self._records.append(
+            _Records(
+                np.broadcast_to(rings[:, None], wanted.shape)[wanted],
+                np.column_stack([tokens, top_ids | _NOTE])[wanted],
+                np.column_stack([logprobs, top_logprobs])[wanted],
+            )
+        )
+
+    def notes(
+        self,
+        ring: int,
+        tokens: NDArray[np.uint32],
+        logprobs: NDArray[np.float32],
+        *,
+        top_ids: NDArray[np.uint32],
+        top_logprobs: NDArray[np.float32],
+    ) -> None:
+        """With the next commit: notes of one ring's prompt tokens [m], each with the most likely ones [m, k]."""
+        notes = np.column_stack([tokens, top_ids]).ravel() | _NOTE
+        rings = np.full(len(notes), ring, np.uint32)
+        self._records.append(_Records(rings, notes, np.column_stack([logprobs, top_logprobs]).ravel()))
+
+    def number(self, ring: int, number: int) -> None:
+        """With the next commit: a note for this ring that is a number below 2^31."""
+        self._records.append(
+            _Records(np.array([ring], np.uint32), np.array([number | NOTE], np.uint32), np.array([np.nan], np.float32))
+        )
+
+    def finish(self, ring: int, reason: FinishReason, num_cached_tokens: int = 0) -> None:
         """With the next commit, `ring` ends with `reason`, after its last token."""
         assert ring not in self._finished, "a ring ends once"
-        self._finished[ring] = reason
+        self._finished[ring] = reason | min(num_cached_tokens, _LARGEST_DETAIL) << 8
 
-    def commit(
-        self,
-        rings: NDArray[np.uint32] = _NO_RINGS,
-        tokens: NDArray[np.uint32] = _NO_RINGS,
-        logprobs: NDArray[np.float32] = _NO_LOGPROBS,
-    ) -> bool:
-        """Publish a step: tokens [n] with logprobs [n] for rings [n], and all pending ends. False: there was nothing.
+    def commit(self) -> bool:
+        """Publish all that was gathered. False: there was nothing.
 
         Raises:
             TransportError: a ring that is not open, or has no space; nothing was published then.
         """
-        if len(rings) == 0 and not self._finished:
+        if not self._records and not self._finished:
             return False
+        match self._records:
+            case []:
+                records = _NO_RECORDS
+            case [records]:
+                pass
+            case several:
+                records = _Records(*(np.concatenate(column) for column in zip(*several, strict=True)))
         if self._finished:
             finished = np.fromiter(self._finished.keys(), np.uint32, len(self._finished))
-            reasons = np.fromiter(self._finished.values(), np.uint8, len(self._finished))
-            self._producer.commit(rings, tokens, logprobs, finished, reasons)
+            finishes = np.fromiter(self._finished.values(), np.uint32, len(self._finished))
+            self._producer.commit(*records, finished, finishes)
             self._finished.clear()
         else:
-            self._producer.commit(rings, tokens, logprobs)
+            self._producer.commit(*records)
+        self._records.clear()
         return True

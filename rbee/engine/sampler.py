@@ -1,33 +1,78 @@
-"""Logits to token ids: greedy, temperature, top-k, top-p, in one pass over the rows of a step.
+"""Logits to token ids and logprobs: what of SamplingParams the kernels need, and the arrays that they fill.
 
-Owns the arithmetic and the random draws. Does not know sequences, models or rings.
+Owns the check of the parameters, and the kernels, which are `native/kernels/`: one native call for all rows of a step.
+Does not know sequences, models or rings.
 
-A row's result depends on that row alone, bit for bit, whatever runs beside it and after a preemption:
-* its draw is a hash of (seed, position), there is no generator whose state others could move;
-* every operation works along a row: element by element, a sum or running sum of the row in an order that depends on
-  its length only, or an order statistic, which is a value and not the order that selection left things in.
+A row's result depends on that row alone, bit for bit, whatever runs beside it, on whatever machine, and after a
+preemption: its draw is a hash of (seed, position), there is no generator whose state others could move; and every
+sum is made in an order that depends on nothing but the row.
 
-Top-k and top-p are thresholds on a row, so tokens that are equally likely stay or go together (as in transformers'
-top-k), and no row is ever sorted beyond the few largest values that its threshold needs.
+Filters are thresholds. So tokens that are equally likely (or equally typical) stay or go together, also where that is
+one more than top_k asks for; transformers' top-k and typical do the same, while its top-p cuts between equal tokens
+wherever sorting has left them. A filter leaves at least one token.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from rbee.engine import _sampling
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    import array
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from rbee.sampling_params import SamplingParams
 
-_SLAB_ELEMENTS = 1 << 17
-_FIRST_CANDIDATES = 128
-_GOLDEN = np.uint64(0x9E37_79B9_7F4A_7C15)
+_LARGEST_SEED = 0xFFFF_FFFF_FFFF_FFFF
+_LARGEST_COUNT = 0xFFFF_FFFF
+
+
+class RowSampler(_sampling.RowParams):
+    """What the sampler keeps of a sequence from step to step: its parameters, ready for use.
+
+    Attributes:
+        num_logprobs: as in SamplingParams.
+    """
+
+    def __init__(self, params: SamplingParams) -> None:
+        """Take parameters that `invalid` found nothing wrong with."""
+        super().__init__(
+            temperature=params.temperature,
+            top_k=min(params.top_k, _LARGEST_COUNT),
+            top_p=params.top_p,
+            min_p=params.min_p,
+            typical_p=params.typical_p,
+            frequency_penalty=params.frequency_penalty,
+            presence_penalty=params.presence_penalty,
+            repetition_penalty=params.repetition_penalty,
+            min_tokens=min(params.min_tokens, _LARGEST_COUNT),
+            seed=params.seed & _LARGEST_SEED,
+            logit_bias=list(params.logit_bias.items()),
+            stop_token_ids=params.stop_token_ids,
+            allowed_token_ids=params.allowed_token_ids,
+            num_logprobs=params.num_logprobs,
+        )
+        self.num_logprobs = params.num_logprobs
+
+
+class Row(NamedTuple):
+    """One row of a step.
+
+    Attributes:
+        sampler: of the sequence.
+        token_ids: its prompt, then its output so far; C unsigned ints.
+        num_prompt_tokens: how many of them are the prompt.
+    """
+
+    sampler: RowSampler
+    token_ids: array.array[int]
+    num_prompt_tokens: int
 
 
 class Sampled(NamedTuple):
@@ -35,146 +80,143 @@ class Sampled(NamedTuple):
 
     Attributes:
         token_ids: uint32 [n].
-        logprobs: float32 [n], of the chosen token under the unmodified logits.
-        valid: bool [n]; False where the logits held no finite maximum, and the other two mean nothing.
+        logprobs: float32 [n], of the chosen token under the unmodified logits; NaN where num_logprobs is None.
+        valid: bool [n]; False where the logits held NaN or +inf, or left no token that could be: nothing else in the
+            row has a meaning then.
+        top_ids: uint32 [n, k], k the most that any row asks for: the first num_logprobs entries of a row are its most
+            likely tokens under the unmodified logits, the best first, of equal ones the lowest id. The others are 0.
+        top_logprobs: float32 [n, k], theirs; the others are NaN.
     """
 
     token_ids: NDArray[np.uint32]
     logprobs: NDArray[np.float32]
     valid: NDArray[np.bool_]
+    top_ids: NDArray[np.uint32]
+    top_logprobs: NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingBatch:
-    """The parameters of n rows as arrays [n]; position is the index of the token to be drawn in its sequence."""
+class Scored(NamedTuple):
+    """One entry per token.
 
-    temperature: NDArray[np.float32]
-    top_k: NDArray[np.int64]
-    top_p: NDArray[np.float64]
-    seed: NDArray[np.uint64]
-    position: NDArray[np.uint64]
+    Attributes:
+        logprobs: float32 [m], of the token; NaN where the logits held NaN or +inf, or nothing but -inf.
+        top_ids: uint32 [m, k], the most likely tokens, the best first, of equal ones the lowest id.
+        top_logprobs: float32 [m, k], theirs.
+    """
 
-    @classmethod
-    def of(cls, rows: Iterable[tuple[SamplingParams, int]]) -> SamplingBatch:
-        """From (parameters, position) pairs that `invalid` found nothing wrong with."""
-        values = [
-            (params.temperature, params.top_k, params.top_p, params.seed & 0xFFFF_FFFF_FFFF_FFFF, position)
-            for params, position in rows
-        ]
-        temperature, top_k, top_p, seed, position = zip(*values, strict=True) if values else ((), (), (), (), ())
-        return cls(
-            np.array(temperature, np.float32),
-            np.array(top_k, np.int64),
-            np.array(top_p, np.float64),
-            np.array(seed, np.uint64),
-            np.array(position, np.uint64),
-        )
-
-    def take(self, rows: NDArray[np.intp]) -> SamplingBatch:
-        """The chosen rows."""
-        return SamplingBatch(
-            self.temperature[rows], self.top_k[rows], self.top_p[rows], self.seed[rows], self.position[rows]
-        )
+    logprobs: NDArray[np.float32]
+    top_ids: NDArray[np.uint32]
+    top_logprobs: NDArray[np.float32]
 
 
-def invalid(params: SamplingParams) -> str | None:
-    """What is wrong with a request's parameters, as a sentence; None when nothing is."""
-    if params.max_tokens < 1:
-        return f"max_tokens is {params.max_tokens}, but must be at least 1."
-    if not 0 <= params.temperature < np.inf:
-        return f"temperature is {params.temperature}, but must be a finite number of at least 0."
-    if not 0 <= params.top_k < 2**63:
-        return f"top_k is {params.top_k}, but must be at least 0."
-    if not 0 <= params.top_p <= 1:
-        return f"top_p is {params.top_p}, but must be between 0 and 1."
-    return None
-
-
-def sample(logits: NDArray[np.float32], batch: SamplingBatch) -> Sampled:
+def sample(logits: NDArray[np.float32], rows: Sequence[Row], *, portable: bool = False) -> Sampled:
     """Choose a token per row.
 
     Args:
-        logits: float32 [n, vocab_size]; -inf is a token that cannot be. Not changed.
-        batch: the n rows' parameters.
+        logits: float32 [n, vocab_size], C-contiguous; -inf is a token that cannot be. Not changed.
+        rows: what the n rows belong to. The token is drawn for position len(token_ids).
+        portable: without this machine's vector instructions; the result is the same.
     """
-    n, vocab_size = logits.shape
-    result = Sampled(np.zeros(n, np.uint32), np.zeros(n, np.float32), np.zeros(n, np.bool_))
-    slab = max(1, _SLAB_ELEMENTS // vocab_size)  # a few rows at a time stay in the processor's cache
-    for start in range(0, n, slab):
-        rows = np.arange(start, min(n, start + slab))
-        tokens, logprobs, valid = _sample_slab(logits[start : start + slab], batch.take(rows))
-        result.token_ids[rows], result.logprobs[rows], result.valid[rows] = tokens, logprobs, valid
+    n = len(rows)
+    k = max((row.sampler.num_logprobs or 0 for row in rows), default=0)
+    result = Sampled(
+        token_ids=np.empty(n, np.uint32),
+        logprobs=np.full(n, np.nan, np.float32),
+        valid=np.empty(n, np.bool_),
+        top_ids=np.zeros((n, k), np.uint32),
+        top_logprobs=np.full((n, k), np.nan, np.float32),
+    )
+    _sampling.sample(
+        logits,
+        rows,
+        token_ids=result.token_ids,
+        logprobs=result.logprobs,
+        valid=result.valid,
+        top_ids=result.top_ids,
+        top_logprobs=result.top_logprobs,
+        portable=portable,
+    )
     return result
 
 
-def uniform(seed: NDArray[np.uint64], position: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """A draw in [0, 1) for each (seed, position): SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) at that place.
+def score(logits: NDArray[np.float32], token_ids: NDArray[np.uint32], k: int, *, portable: bool = False) -> Scored:
+    """The logprobs of given tokens, and of the k most likely ones in their place.
 
-    The generator's state is a counter, so its output number `position` can be had directly. The seed is mixed once
-    before use, because the sequences of seeds that differ by a multiple of its increment would overlap.
+    Args:
+        logits: float32 [m, vocab_size], C-contiguous. Not changed.
+        token_ids: uint32 [m], C-contiguous; one below vocab_size per row.
+        k: at most vocab_size.
+        portable: without this machine's vector instructions; the result is the same.
     """
-    state = _mix(seed + _GOLDEN)
-    return (_mix(state + (position + np.uint64(1)) * _GOLDEN) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    m = len(token_ids)
+    result = Scored(np.empty(m, np.float32), np.empty((m, k), np.uint32), np.empty((m, k), np.float32))
+    _sampling.score(
+        logits,
+        token_ids,
+        logprobs=result.logprobs,
+        top_ids=result.top_ids,
+        top_logprobs=result.top_logprobs,
+        portable=portable,
+    )
+    return result
 
 
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58_476D_1CE4_E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D0_49BB_1331_11EB)
-    return x ^ (x >> np.uint64(31))
+def distribution(logits: NDArray[np.float32], row: Row, *, portable: bool = False) -> NDArray[np.float64]:
+    """The probabilities [vocab_size] that `sample` draws this row's token from; for inspection and tests.
+
+    Args:
+        logits: float32 [vocab_size].
+        row: what they belong to.
+        portable: without this machine's vector instructions; the result is the same.
+
+    Raises:
+        ValueError: the row is not valid, see Sampled.
+    """
+    probabilities = np.empty(len(logits), np.float64)
+    if not _sampling.distribution(logits[None], row, probabilities=probabilities, portable=portable):
+        raise ValueError("The logits hold NaN or infinity, or leave no token that could be.")
+    return probabilities
 
 
-def _sample_slab(logits: NDArray[np.float32], batch: SamplingBatch) -> Sampled:
-    greedy = logits.argmax(axis=1)  # of equal maxima the lowest id; NaN wins over everything
-    highest = np.take_along_axis(logits, greedy[:, None], axis=1)
-    valid = np.isfinite(highest[:, 0])
-    random = np.flatnonzero(valid & (batch.temperature > 0))
-    tokens = greedy.astype(np.uint32)
-    with np.errstate(invalid="ignore"):  # only in rows that are not valid
-        shifted = logits - highest
-        if len(random):
-            tokens[random] = _draw(shifted[random], batch.take(random))
-        chosen = np.take_along_axis(shifted, tokens[:, None].astype(np.intp), axis=1)[:, 0]
-        # In place, because at this size memory costs more than arithmetic.
-        log_total = np.log(np.exp(shifted, out=shifted).sum(axis=1, dtype=np.float64))
-        return Sampled(tokens, (chosen - log_total).astype(np.float32), valid)
+def uniform(seed: int, position: int) -> float:
+    """The number in [0, 1) that decides what is drawn for a position.
+
+    The drawn token is the first whose probability, together with those of all lower ids, is beyond it.
+    """
+    return _sampling.uniform(seed & _LARGEST_SEED, position)
 
 
-def _draw(shifted: NDArray[np.float32], batch: SamplingBatch) -> NDArray[np.intp]:
-    """Draw from rows of logits whose maximum is 0; inversion of the distribution function, in order of token id."""
-    with np.errstate(over="ignore"):
-        weights = np.exp(shifted / batch.temperature[:, None])
-    _apply_top_k(weights, batch.top_k)
-    _apply_top_p(weights, batch.top_p)
-    cumulative = np.cumsum(weights, axis=1, dtype=np.float64)
-    # The first token whose running sum is beyond the target has a weight above 0. One is: uniform() <= 1 - 2**-53.
-    target = uniform(batch.seed, batch.position) * cumulative[:, -1]
-    chosen: NDArray[np.intp] = np.count_nonzero(cumulative <= target[:, None], axis=1)
-    return chosen
-
-
-def _apply_top_k(weights: NDArray[np.float32], top_k: NDArray[np.int64]) -> None:
-    """Zero all but the k largest weights of each row, and those equal to the k-th; k = 0 keeps all."""
-    size = weights.shape[1]
-    rows = np.flatnonzero((top_k > 0) & (top_k < size))
-    if len(rows) == 0:
-        return
-    chosen, kth = weights[rows], size - top_k[rows]
-    threshold = np.partition(chosen, np.unique(kth), axis=1)[np.arange(len(rows)), kth]
-    weights[rows] = np.where(chosen >= threshold[:, None], chosen, 0)
-
-
-def _apply_top_p(weights: NDArray[np.float32], top_p: NDArray[np.float64]) -> None:
-    """Zero all but the smallest set of largest weights that makes up top_p of the row; equal ones stay together."""
-    rows = np.flatnonzero(top_p < 1)
-    size, count = weights.shape[1], _FIRST_CANDIDATES
-    wanted = top_p[rows] * weights[rows].sum(axis=1, dtype=np.float64)
-    while len(rows):
-        count = min(count, size)
-        chosen = weights[rows]
-        largest = -np.sort(-np.partition(chosen, size - count, axis=1)[:, size - count :], axis=1)
-        reached = np.cumsum(largest, axis=1, dtype=np.float64) >= wanted[:, None]
-        found = reached[:, -1] | (count == size)  # rounding may leave the sum of all just short of top_p close to 1
-        last = np.where(reached[:, -1], reached.argmax(axis=1), count - 1)
-        threshold = largest[np.arange(len(rows)), last]
-        weights[rows[found]] = np.where(chosen >= threshold[:, None], chosen, 0)[found]
-        rows, wanted, count = rows[~found], wanted[~found], count * 8
+def invalid(params: SamplingParams, vocab_size: int) -> str | None:
+    """What is wrong with a request's parameters, as a sentence; None when nothing is."""
+    if params.max_tokens < 1:
+        return f"max_tokens is {params.max_tokens}, but must be at least 1."
+    if params.min_tokens < 0:
+        return f"min_tokens is {params.min_tokens}, but must be at least 0."
+    if not 0 <= params.temperature < math.inf:
+        return f"temperature is {params.temperature}, but must be a finite number of at least 0."
+    if params.top_k < 0:
+        return f"top_k is {params.top_k}, but must be at least 0."
+    for name in ("top_p", "min_p", "typical_p"):
+        value = getattr(params, name)
+        if not 0 <= value <= 1:
+            return f"{name} is {value}, but must be between 0 and 1."
+    for name in ("frequency_penalty", "presence_penalty"):
+        value = getattr(params, name)
+        if not math.isfinite(value):
+            return f"{name} is {value}, but must be a finite number."
+    if not 0 < params.repetition_penalty < math.inf:
+        return f"repetition_penalty is {params.repetition_penalty}, but must be a finite number greater than 0."
+    for token, bias in params.logit_bias.items():
+        if not math.isfinite(bias):
+            return f"logit_bias of token {token} is {bias}, but must be a finite number."
+    if params.allowed_token_ids is not None and len(params.allowed_token_ids) == 0:
+        return "allowed_token_ids is empty, but must name a token that can be drawn."
+    for name in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
+        for token in getattr(params, name) or ():
+            if not 0 <= token < vocab_size:
+                return f"{name} has token {token}, but the vocabulary is from 0 to {vocab_size - 1}."
+    for name in ("num_logprobs", "num_prompt_logprobs"):
+        count = getattr(params, name)
+        if count is not None and not 0 <= count <= vocab_size:
+            return f"{name} is {count}, but must be between 0 and the size of the vocabulary, {vocab_size}."
+    return None

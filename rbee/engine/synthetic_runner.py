@@ -66,11 +66,18 @@ class SyntheticRunner:
         self._sleep = sleep
 
     def execute(self, batch: InputBatch) -> NDArray[np.float32]:
-        """Wait for the step's end; each row is 0 at its one token and -inf elsewhere. See `ModelRunner.execute`."""
-        logits = np.full((len(batch.sampling), self.vocab_size), -np.inf, dtype=np.float32)
+        """Wait for the step's end; each row is 0 at its one token and -inf elsewhere. See `ModelRunner.execute`.
+
+        A prompt's tokens are what is expected of it.
+        """
+        logits = np.full((len(batch.logits_rows), self.vocab_size), -np.inf, dtype=np.float32)
         for row, sequence in enumerate(batch.sampling):
             prompt_hash = synthetic.prompt_hash(sequence.token_ids[: sequence.num_prompt_tokens])
             logits[row, synthetic.sequence_token(prompt_hash, sequence.num_output_tokens)] = 0
+        first = len(batch.sampling)
+        for _, sequence, start, end in batch.scoring:
+            logits[np.arange(first, first + end - start), sequence.token_ids[start:end]] = 0
+            first += end - start
         self._wait()
         return logits
 

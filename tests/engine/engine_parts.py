@@ -8,7 +8,7 @@ import select
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from rbee.engine.block_manager import BlockManager
 from rbee.engine.engine_core import EngineCore
 from rbee.engine.publisher import Publisher
 from rbee.engine.scheduler import Scheduler
+from rbee.engine.step_cost import StepCost
 from rbee.messages import FinishReason
 from rbee.sampling_params import SamplingParams
 from rbee.transport import Arena, Consumer, Producer, create_doorbell
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from rbee.config import EngineConfig
     from rbee.engine.input_batch import InputBatch
     from rbee.engine.model_runner import ModelRunner
+
+_SUBMIT_OPTIONS = frozenset({"received_ns", "priority", "deadline_ns", "cache_salt", "tell_cached"})
 
 PATIENCE = 60.0  # seconds after which something that never comes fails a test
 
@@ -50,7 +53,7 @@ class ScriptedRunner:
     def execute(self, batch: InputBatch) -> np.ndarray:
         """One-hot rows."""
         self.batches.append(batch)
-        logits = np.zeros((len(batch.sampling), self.vocab_size), np.float32)
+        logits = np.zeros((len(batch.logits_rows), self.vocab_size), np.float32)
         for row, sequence in enumerate(batch.sampling):
             logits[row, (sequence.token_ids[-1] + 1) % self.vocab_size] = 9
         if self._react is not None:
@@ -66,6 +69,7 @@ class Request:
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.finish: FinishReason | None = None
+        self.cached_tokens: int | None = None
 
 
 class Rings:
@@ -77,8 +81,12 @@ class Rings:
         self.consumer = Consumer(self.arena, self.doorbell)
         self._requests: dict[int, Request] = {}
 
-    def submission(self, prompt: list[int], **sampling: object) -> tuple[Request, messages.Submit]:
-        """A new request on a free ring, and the record that submits it; greedy unless it says otherwise."""
+    def submission(self, prompt: list[int], **options: Any) -> tuple[Request, messages.Submit]:
+        """A new request on a free ring, and the record that submits it; greedy unless it says otherwise.
+
+        Options are members of Submit, or else of SamplingParams.
+        """
+        members = {name: options.pop(name) for name in _SUBMIT_OPTIONS & options.keys()}
         ring, generation = self.consumer.assign()
         assert ring not in self._requests, "the ring was not free"
         request = self._requests[ring] = Request(ring)
@@ -87,8 +95,8 @@ class Rings:
             ring=ring,
             generation=generation,
             prompt=messages.pack_token_ids(prompt),
-            sampling=SamplingParams(**{"max_tokens": 8, "temperature": 0.0, **sampling}),
-            received_ns=0,
+            sampling=SamplingParams(**{"max_tokens": 8, "temperature": 0.0, **options}),
+            **{"received_ns": 0, **members},
         )
 
     def drain(self) -> bool:
@@ -105,7 +113,7 @@ class Rings:
                 request.logprobs += drained.logprobs[start:end]
                 start = end
                 if finish:
-                    request.finish = FinishReason(finish)
+                    request.finish, request.cached_tokens = FinishReason(finish & 0xFF), finish >> 8
                     del self._requests[ring]
             if not drained.more:
                 return needs_wake
@@ -135,12 +143,14 @@ class InProcessEngine:
         max_num_batched_tokens: int = 512,
         ring_capacity: int = 1024,
         slow_reader_timeout: float = 60.0,
+        max_decode_slowdown: float = 1e9,
+        prefix_caching: bool = True,
     ) -> None:
         self.now_ns = 0
         self.rings = Rings(ring_capacity=ring_capacity)
         self.producer = Producer(self.rings.arena, self.rings.doorbell)
         self.scheduler = Scheduler(
-            BlockManager(num_blocks or runner.num_blocks, block_size),
+            BlockManager(num_blocks or runner.num_blocks, block_size, prefix_caching=prefix_caching),
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             max_model_len=min(runner.max_model_len, (num_blocks or runner.num_blocks) * block_size),
@@ -150,13 +160,14 @@ class InProcessEngine:
             self.scheduler,
             self.producer,
             Publisher(self.producer),
+            step_cost=StepCost(max_decode_slowdown, first_budget=max_num_batched_tokens, min_budget=1),
             slow_reader_timeout=slow_reader_timeout,
             now_ns=lambda: self.now_ns,
         )
 
-    def submit(self, prompt: list[int], **sampling: object) -> Request:
+    def submit(self, prompt: list[int], **options: Any) -> Request:
         """Hand a request to the core."""
-        request, record = self.rings.submission(prompt, **sampling)
+        request, record = self.rings.submission(prompt, **options)
         self.core.submit(record)
         return request
 
@@ -172,6 +183,9 @@ class InProcessEngine:
         assert (stats.num_running, stats.num_waiting) == (0, 0)
         assert stats.num_free_blocks == stats.num_blocks
         assert self.rings.consumer.in_use == 0
+        assert not self.core._live
+        assert not self.core._rows
+        assert not self.core._untold
 
     def __enter__(self) -> Self:
         return self
@@ -218,9 +232,9 @@ class EngineProcess:
             pass
         return record
 
-    def submit(self, prompt: list[int], **sampling: object) -> Request:
+    def submit(self, prompt: list[int], **options: Any) -> Request:
         """Submit a request over the control channel."""
-        request, record = self.rings.submission(prompt, **sampling)
+        request, record = self.rings.submission(prompt, **options)
         self.send(record)
         return request
 

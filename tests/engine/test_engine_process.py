@@ -113,7 +113,7 @@ def test_sleeping_engine_notices_a_reader_that_is_too_slow(tmp_path):
         assert engine.stats().num_free_blocks == 64
         engine.rings.consumer.resume(request.ring)
         engine.rings.drain()
-        assert (request.tokens, request.finish) == (expected_tokens([1], 8), FinishReason.DEADLINE)
+        assert (request.tokens, request.finish) == (expected_tokens([1], 8), FinishReason.SLOW_READER)
 
 
 def test_shutdown_aborts_what_runs_and_exits_0(engine):

@@ -1,4 +1,4 @@
-"""TorchRunner against transformers.generate on small random models, and what it says about models it cannot run."""
+"""What TorchRunner says about models, options and devices that it cannot serve; its limits, and its dtypes."""
 
 from __future__ import annotations
 
@@ -11,93 +11,27 @@ import torch
 import transformers
 from engine_parts import InProcessEngine
 from safetensors.torch import load_file, save_file
+from tiny_models import ALL_HEADS, ARCHITECTURES, SMALL, WINDOW, Architecture, load, make_model, rope
 
-from rbee.engine.torch_runner import TorchRunner
 from rbee.errors import ConfigError, ModelError
 from rbee.messages import FinishReason
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-SMALL = {
-    "vocab_size": 211,
-    "hidden_size": 48,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-    "tie_word_embeddings": False,  # a tied random model repeats its last token, whatever its attention sees
-}
-WINDOW = 12
-CONFIGS = {
-    "llama": lambda: transformers.LlamaConfig(**SMALL),
-    "qwen2": lambda: transformers.Qwen2Config(**SMALL),
-    "qwen3": lambda: transformers.Qwen3Config(**SMALL, head_dim=16),
-    "mistral": lambda: transformers.MistralConfig(**SMALL, sliding_window=WINDOW),
-    "gemma2": lambda: transformers.Gemma2Config(
-        **SMALL, head_dim=12, sliding_window=WINDOW, attn_logit_softcapping=2.0, query_pre_attn_scalar=3
-    ),
-    "gemma3": lambda: transformers.Gemma3TextConfig(
-        **SMALL,
-        head_dim=12,
-        sliding_window=WINDOW,
-        query_pre_attn_scalar=3,
-        layer_types=["sliding_attention"] * 2 + ["full_attention"],
-    ),
-}
-NUM_TOKENS = 24
-PROMPT_LENGTHS = (1, 5, 17, 40, 64, 33)
+    import numpy as np
+    from numpy.typing import NDArray
 
-
-def make_model(folder: Path, config: transformers.PretrainedConfig) -> transformers.PreTrainedModel:
-    """A model with random weights that are large enough for its tokens to vary, saved in `folder`."""
-    torch.manual_seed(7)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.3)
-    model.save_pretrained(folder)
-    return model
-
-
-def load(folder: Path, **options: object) -> TorchRunner:
-    """A runner for the folder, with one thread: these models are too small for more."""
-    defaults = {"dtype": "auto", "threads": 1, "max_model_len": 0, "max_num_seqs": 64, "kv_cache_mib": 4}
-    return TorchRunner(folder, device="cpu", block_size=16, progress=lambda *_: None, **{**defaults, **options})
-
-
-@pytest.fixture(scope="module", params=CONFIGS)
-def model(request, tmp_path_factory):
-    """(runner, prompts, what transformers generates for each prompt alone) of one architecture."""
-    folder = tmp_path_factory.mktemp(request.param)
-    reference = make_model(folder, CONFIGS[request.param]())
-    random = torch.Generator().manual_seed(1)
-    prompts = [torch.randint(1, SMALL["vocab_size"], (n,), generator=random).tolist() for n in PROMPT_LENGTHS]
-    expected = [
-        reference.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt)),
-            max_new_tokens=NUM_TOKENS,
-            do_sample=False,
-        )[0, len(prompt) :].tolist()
-        for prompt in prompts
-    ]
-    assert len({token for tokens in expected for token in tokens}) > 30, (
-        "a model that always says the same shows nothing"
-    )
-    return load(folder), prompts, expected
+    from rbee.engine.input_batch import InputBatch
+    from rbee.engine.torch_runner import TorchRunner
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     """The folder of a small Llama."""
     folder = tmp_path_factory.mktemp("llama")
-    make_model(folder, CONFIGS["llama"]())
+    make_model(folder, ARCHITECTURES["llama"])
     return folder
 
 
@@ -107,54 +41,19 @@ def broken(llama, tmp_path):
     return shutil.copytree(llama, tmp_path / "broken")
 
 
-def generate(runner: TorchRunner, prompts: list[list[int]], **options: int) -> list[list[int]]:
-    """Greedy tokens for all prompts submitted together; every request must come to its proper end."""
-    with InProcessEngine(runner, **options) as engine:
-        requests = [engine.submit(prompt, max_tokens=NUM_TOKENS) for prompt in prompts]
+def greedy(runner: TorchRunner, prompts: list[list[int]], num_tokens: int = 24) -> list[list[int]]:
+    """Tokens for all prompts submitted together."""
+    with InProcessEngine(runner) as engine:
+        requests = [engine.submit(prompt, max_tokens=num_tokens) for prompt in prompts]
         engine.run()
         assert {request.finish for request in requests} == {FinishReason.LENGTH}
-        assert (engine.scheduler.num_preemptions > 0) == ("num_blocks" in options)
-        engine.assert_at_baseline()
         return [request.tokens for request in requests]
-
-
-def test_alone(model):
-    """One request at a time yields transformers' tokens."""
-    runner, prompts, expected = model
-    assert [generate(runner, [prompt])[0] for prompt in prompts] == expected
-
-
-def test_batched(model):
-    """All requests together yield the same tokens."""
-    runner, prompts, expected = model
-    assert generate(runner, prompts) == expected
-
-
-def test_chunked_prefill(model):
-    """A budget of 7 tokens a step, so that prompts come in chunks beside decoding rows, changes nothing."""
-    runner, prompts, expected = model
-    assert generate(runner, prompts, max_num_batched_tokens=7) == expected
-
-
-def test_preemption(model):
-    """A pool that is too small for all, so that sequences are preempted and computed again, changes nothing."""
-    runner, prompts, expected = model
-    assert generate(runner, prompts, num_blocks=16) == expected
-
-
-def test_contexts_of_very_different_lengths(model):
-    """Decoding rows that are too different to be padded together yield the same tokens."""
-    runner, prompts, _ = model
-    long = (prompts[4] * 4)[:225]
-    assert generate(runner, [prompts[0], long, prompts[1]]) == [
-        generate(runner, [prompt])[0] for prompt in (prompts[0], long, prompts[1])
-    ]
 
 
 def test_not_a_number_in_one_request_does_not_reach_another(llama):
     """A sequence whose keys and values are NaN fails alone, and so does nobody that gets its blocks later."""
     runner = load(llama)
-    weights = runner._model.get_input_embeddings().weight
+    weights = runner._model._model.get_input_embeddings().weight
     with torch.no_grad():
         weights[13] = torch.nan
     healthy, sick = [5, 6, 7], [13] * 30
@@ -190,12 +89,68 @@ def test_sampled_tokens_are_the_same_alone_and_beside_others(llama):
     assert results[0] == results[1] == results[2]
 
 
-def test_bfloat16(llama):
-    """Another dtype is used for weights and cache, and logits still come as float32."""
-    runner = load(llama, dtype="bfloat16")
-    assert runner.dtype == "bfloat16"
-    assert runner.num_blocks == load(llama).num_blocks * 2 or runner.num_blocks == 64 * 16
-    assert all(len(tokens) == NUM_TOKENS for tokens in generate(runner, [[1, 2, 3], [4]]))
+def logits_of(runner: TorchRunner, prompt: list[int], **sampling: object) -> torch.Tensor:
+    """What the runner answers to the one step that a request for one token takes: [rows, vocab]."""
+    answers: list[NDArray[np.float32]] = []
+    execute = runner.execute
+
+    def note(batch: InputBatch) -> NDArray[np.float32]:
+        answers.append(execute(batch))
+        return answers[-1]
+
+    runner.execute = note
+    with InProcessEngine(runner) as engine:
+        engine.submit(prompt, max_tokens=1, **sampling)
+        engine.run()
+    runner.execute = execute
+    (answer,) = answers
+    assert answer.dtype == "float32"
+    assert answer.flags.c_contiguous
+    return torch.from_numpy(answer)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "mixtral"])
+def test_logits_of_a_prompt_that_is_scored(tmp_path, name):
+    """The row that samples comes first, then a row for each token of the prompt that another one follows."""
+    reference = make_model(tmp_path, ARCHITECTURES[name])
+    tokens = torch.randint(1, SMALL["vocab_size"], (40,), generator=torch.Generator().manual_seed(5))
+    with torch.inference_mode():
+        expected = reference(tokens[None]).logits[0]
+    logits = logits_of(load(tmp_path), tokens.tolist(), num_prompt_logprobs=0)
+    torch.testing.assert_close(logits, torch.cat([expected[-1:], expected[:-1]]), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "mixtral"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(tmp_path, name, dtype):
+    """Weights and cache of 16 bits yield logits as close to those of 32 bits as transformers' own with 16 bits are."""
+    reference = make_model(tmp_path, ARCHITECTURES[name])
+    runner = load(tmp_path, dtype=dtype)
+    assert runner.dtype == dtype
+    tokens = torch.randint(1, SMALL["vocab_size"], (40,), generator=torch.Generator().manual_seed(5))
+    with torch.inference_mode():
+        exact = reference(tokens[None]).logits[0, -1]
+        own = reference.to(getattr(torch, dtype))(tokens[None]).logits[0, -1].float()
+    (logits,) = logits_of(runner, tokens.tolist())
+    assert (logits - exact).norm() <= 2 * (own - exact).norm()
+    assert (logits - exact).norm() < 0.2 * exact.norm()
+    assert len(greedy(runner, [tokens.tolist(), tokens[:7].tolist()])) == 2
+
+
+def test_cache_of_half_precision_holds_twice_as_much(llama):
+    """A block of 16-bit keys and values takes half the memory."""
+    assert load(llama, dtype="bfloat16", kv_cache_mib=1).num_blocks // 2 == load(llama, kv_cache_mib=1).num_blocks
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [("cuda:99", "cuda"), ("gpu", "Expected one of cpu, cuda"), ("meta", "no data")],
+)
+def test_device_that_is_not_there_is_a_sentence(llama, device, reason):
+    """A device that torch cannot use is refused before anything is loaded."""
+    with pytest.raises(ConfigError, match=rf"(?i)^--device {device} cannot be used: .*{reason}.*\.$") as caught:
+        load(llama, device=device)
+    assert "\n" not in str(caught.value)
 
 
 def test_max_model_len_and_pool_size(llama, caplog):
@@ -204,9 +159,8 @@ def test_max_model_len_and_pool_size(llama, caplog):
     assert load(llama, max_model_len=100, max_num_seqs=3).num_blocks == 3 * 7
     with pytest.raises(ConfigError, match="257 is more than the 256 tokens"):
         load(llama, max_model_len=257)
-    wide = transformers.LlamaConfig(**{**SMALL, "max_position_embeddings": 10_000})
     folder = llama.parent / "wide"
-    make_model(folder, wide)
+    make_model(folder, Architecture(lambda: transformers.LlamaConfig(**{**SMALL, "max_position_embeddings": 10_000})))
     with pytest.raises(ConfigError, match="--max-model-len 9000 does not fit --kv-cache-mib 1"):
         load(folder, max_model_len=9000, kv_cache_mib=1)
     runner = load(folder, kv_cache_mib=1)
@@ -214,12 +168,27 @@ def test_max_model_len_and_pool_size(llama, caplog):
     assert "instead of the model's own 10000" in caplog.text
 
 
+def longrope(folder: Path, **changes: object) -> Path:
+    """A model whose rotary frequencies change beyond 64 tokens."""
+    parameters = {"short_factor": [1.5] * 6, "long_factor": [4.0] * 6, "original_max_position_embeddings": 64}
+    config = transformers.Phi3Config(**SMALL, original_max_position_embeddings=64, **rope("longrope", **parameters))
+    make_model(folder, Architecture(lambda: config))
+    edit_config(folder, **changes)
+    return folder
+
+
 def test_longrope_is_limited_to_its_original_length(tmp_path):
-    """A model whose rotary frequencies would change for all rows with one long row never gets that long a row."""
-    rope = {"rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": [4.0] * 6, "rope_theta": 10000.0}
-    rope["original_max_position_embeddings"] = 64
-    make_model(tmp_path, transformers.Phi3Config(**SMALL, rope_parameters=rope, original_max_position_embeddings=64))
-    assert load(tmp_path).max_model_len == 64
+    """A model whose frequencies would change for all rows with one long row never gets that long a row."""
+    assert load(longrope(tmp_path)).max_model_len == 64
+    with pytest.raises(ConfigError, match="65 is more than the 64 tokens"):
+        load(tmp_path, max_model_len=65)
+
+
+def test_dynamic_rope_is_limited_to_its_original_length(tmp_path):
+    """So is one whose frequencies follow the longest row."""
+    config = transformers.LlamaConfig(**SMALL, **rope("dynamic", factor=4.0))
+    make_model(tmp_path, Architecture(lambda: config))
+    assert load(tmp_path).max_model_len == SMALL["max_position_embeddings"]
 
 
 def edit_config(folder: Path, **changes: object) -> None:
@@ -267,31 +236,75 @@ def test_damaged_folder_is_a_sentence(broken, damage, reason):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        (lambda: transformers.BloomConfig(vocab_size=211, hidden_size=48, n_layer=2, n_head=4), "does not go through"),
-        (lambda: transformers.MambaConfig(vocab_size=211, hidden_size=48, num_hidden_layers=2), "does not go through"),
-        (lambda: transformers.GptOssConfig(**SMALL, head_dim=12, num_local_experts=2), "has 's_aux'"),
-        (
-            lambda: transformers.Qwen2MoeConfig(
-                **SMALL,
-                use_sliding_window=True,
-                sliding_window=8,
-                max_window_layers=28,
-                num_experts=2,
-                num_experts_per_tok=1,
-                moe_intermediate_size=16,
-                shared_expert_intermediate_size=16,
-            ),
-            "sliding_attention in layer 0",
+UNSUPPORTED: dict[str, tuple[Callable[[], transformers.PretrainedConfig], str]] = {
+    "encoder-decoder": (
+        lambda: transformers.T5Config(vocab_size=211, d_model=48, d_kv=12, d_ff=64, num_layers=2, num_heads=4),
+        "t5 is an encoder-decoder, and rbee serves decoder-only models",
+    ),
+    "no language model": (
+        lambda: transformers.ViTConfig(hidden_size=48, num_hidden_layers=2),
+        "does not generate text with vit",
+    ),
+    "encoder": (
+        lambda: transformers.BertConfig(**ALL_HEADS, is_decoder=False),
+        "a token sees those behind it",
+    ),
+    "alibi": (
+        lambda: transformers.BloomConfig(vocab_size=211, hidden_size=48, n_layer=2, n_head=4),
+        "BloomForCausalLM does not go through transformers' attention interface",
+    ),
+    "alibi of another make": (
+        lambda: transformers.MptConfig(vocab_size=211, d_model=48, n_layers=2, n_heads=4),
+        "MptForCausalLM does not go through transformers' attention interface",
+    ),
+    "attention classes": (
+        lambda: transformers.FalconConfig(vocab_size=211, hidden_size=48, num_hidden_layers=2, num_attention_heads=4),
+        "falcon does not go through transformers' attention interface",
+    ),
+    "state space": (
+        lambda: transformers.MambaConfig(vocab_size=211, hidden_size=48, num_hidden_layers=2),
+        "does not go through transformers' attention interface",
+    ),
+    "recurrence": (
+        lambda: transformers.RwkvConfig(vocab_size=211, hidden_size=48, num_hidden_layers=2, attention_hidden_size=48),
+        "does not go through transformers' attention interface",
+    ),
+    "convolution in some layers": (
+        lambda: transformers.Lfm2Config(**SMALL, layer_types=["full_attention", "conv", "full_attention"]),
+        "layer 1 .* does not go through transformers' attention interface",
+    ),
+    "state space beside attention": (
+        lambda: transformers.FalconH1Config(**SMALL, mamba_d_ssm=48, mamba_n_heads=4, mamba_d_state=8),
+        "computes for a token depends on the other tokens of the same step",
+    ),
+    "chunked attention": (
+        lambda: transformers.Llama4TextConfig(
+            **SMALL, head_dim=12, attention_chunk_size=8, num_local_experts=2, intermediate_size_mlp=64
         ),
-        (lambda: transformers.PhimoeConfig(**SMALL, sliding_window=8, num_local_experts=2), "sliding window"),
-    ],
-    ids=["alibi", "state space", "attention sinks", "layer window by mask alone", "window by mask alone"],
-)
-def test_unsupported_architecture_is_refused_at_load(tmp_path, config, reason):
+        "its masks are no sliding windows",
+    ),
+    "window of the cache alone": (
+        lambda: transformers.MoshiConfig(**ALL_HEADS, sliding_window=WINDOW, head_dim=12, ffn_dim=64),
+        "layer 0 has a sliding window that no mask shows",
+    ),
+    "layers that share attention": (
+        lambda: transformers.DiffLlamaConfig(**SMALL),
+        "runs layer 0 more than once",
+    ),
+    "selected keys": (
+        lambda: transformers.DogeConfig(**SMALL, keep_window_size=8),
+        r"\(DogeAttention\) has a mask of its own",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_unsupported_architecture_is_refused_at_load(tmp_path, name):
     """A model that needs what the paged cache cannot do is refused with the feature's name, never run wrongly."""
-    make_model(tmp_path, config())
-    with pytest.raises(ModelError, match=reason):
+    config, reason = UNSUPPORTED[name]
+    model = transformers.AutoModel if name in ("encoder-decoder", "no language model") else None
+    make_model(tmp_path, Architecture(config), kind=model or transformers.AutoModelForCausalLM)
+    with pytest.raises(ModelError, match=reason) as caught:
         load(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
