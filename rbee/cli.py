@@ -24,7 +24,10 @@ _HELP_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_co
 
 
 def _option_of(field: dataclasses.Field[Any], annotation: Any, section: str) -> click.Option:
-    """The command-line option of one config field; also read from the environment as RBEE_<NAME>."""
+    """The command-line option of one config field; also read from the environment as RBEE_<NAME>.
+
+    What is on by default can be switched off by --no-<name>.
+    """
     flag = f"--{field.name.replace('_', '-')}"
     settings: dict[str, Any] = {
         "default": field.default,
@@ -35,6 +38,8 @@ def _option_of(field: dataclasses.Field[Any], annotation: Any, section: str) -> 
     }
     if annotation is bool:
         settings["is_flag"] = True
+        if field.default:
+            flag += f"/--no-{flag.removeprefix('--')}"
     elif typing.get_origin(annotation) is Literal:
         settings["type"] = click.Choice(typing.get_args(annotation))
     elif typing.get_origin(annotation) is tuple:

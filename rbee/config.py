@@ -42,8 +42,18 @@ class EngineConfig:
     max_num_batched_tokens: int = option(
         512, "Tokens computed in one step at most. Longer prompts are computed in chunks of this size.", minimum=1
     )
+    max_decode_slowdown: float = option(
+        2.0,
+        "While streams are running, a step takes at most about this many times as long because of prompts that are "
+        "computed beside them. Higher: prompts start sooner, streams are less steady.",
+        metavar="X",
+        minimum=1.05,
+    )
     block_size: int = option(16, "Tokens in one block of the KV cache.", minimum=1)
     kv_cache_mib: int = option(1024, "Memory for the KV cache, in MiB.", metavar="MIB", minimum=1)
+    prefix_caching: bool = option(
+        True, "Keep the KV cache of prompts, for requests that begin with the same tokens (and the same cache_salt)."
+    )
     slow_reader_timeout: float = option(
         60.0,
         "Seconds that a client's connection may have no room for more, or a request's ring be full, before its stream "
@@ -77,6 +87,12 @@ class ServerConfig:
         1024,
         "Requests held at once, running and waiting; further ones get 429. Rounded up to a multiple of 64.",
         minimum=1,
+    )
+    max_queued_requests: int = option(
+        0,
+        "Requests that may wait for the engine beside those that run (--max-num-seqs); further ones get 429. What the "
+        "engine says of its queue is up to one step old, so that a burst may pass it. 0: as many as --max-requests.",
+        minimum=0,
     )
     ring_capacity: int = option(
         1024, "Tokens a request's ring holds for a slow reader before its sequence pauses; a power of two.", minimum=2

@@ -23,6 +23,17 @@ class FinishReason(IntEnum):
     ABORT = 3
     ERROR = 4
     DEADLINE = 5
+    SLOW_READER = 6
+
+
+NOTE = 1 << 31
+"""This bit of a ring record's token says that it is a note: no output, but a token id with its logprob, or a number.
+
+A request with `tell_cached` gets a note first of all: how many tokens of its prompt were cached.
+A request with `num_prompt_logprobs` P gets, before its first output token, for each token of its prompt but the first
+1 + P notes: the prompt's token itself, then the P most likely ones, best first. A request with `num_logprobs` K gets
+after each output token K notes: the most likely tokens, best first. Vocabularies are smaller than 2^31.
+"""
 
 
 # ---- server -> engine ------------------------------------------------------------------------------------------
@@ -41,6 +52,14 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A request to run; its tokens go to `ring` under `generation`.
 
     `prompt` holds the token ids as little-endian uint32, so that neither side walks a list of integers.
+
+    Attributes:
+        received_ns: when the server had the whole request; CLOCK_MONOTONIC.
+        priority: smaller runs earlier; see `rbee.engine.sequence`.
+        deadline_ns: when it ends at the latest, CLOCK_MONOTONIC; 0 is never.
+        cache_salt: only requests with the same salt share cached prefixes.
+        tell_cached: say how many of the prompt's tokens were cached as soon as that is known, not only with the finish.
+            For a request that the server may end before the engine does, because of a stop string.
     """
 
     request_id: str
@@ -49,6 +68,10 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     prompt: bytes
     sampling: SamplingParams
     received_ns: int
+    priority: int = 0
+    deadline_ns: int = 0
+    cache_salt: str = ""
+    tell_cached: bool = False
 
 
 class Wake(msgspec.Struct, frozen=True, tag=True):
@@ -100,7 +123,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Where the engine stands; the answer to QueryStats. Preemptions and steps count from its start."""
+    """Where the engine stands; the answer to QueryStats. Preemptions, steps and prompt tokens count from its start."""
 
     num_blocks: int
     num_free_blocks: int
@@ -108,6 +131,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     num_waiting: int
     num_preemptions: int
     num_steps: int
+    num_prompt_tokens: int
+    num_cached_prompt_tokens: int
 
 
 ToEngine = Configure | Submit | Wake | Shutdown | QueryStats

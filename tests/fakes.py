@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from rbee.messages import NOTE, FinishReason, Submit, decode_to_engine, encode
+from rbee.server.engine_client import EngineClient
+from rbee.transport import Arena, Consumer, Producer, create_doorbell
+
+if TYPE_CHECKING:
+    from rbee.messages import Ready, ToEngine
+    from rbee.server.sinks import TokenBatch
+
 
 class RecordingWriter:
     """A StreamWriter without a socket: keeps what is written."""
@@ -59,18 +74,110 @@ class RecordingSink:
     def __init__(self, *, broken: bool = False) -> None:
         self.broken = broken
         self.token_ids: list[int] = []
+        self.logprobs: list[float] = []
         self.commit_ns: list[int] = []
+        self.cached_tokens: int | None = None  # said with the end
         self.ends: list[object] = []
 
-    def deliver(self, token_ids: list[int], commit_ns: list[int], reason: int) -> None:
+    def deliver(self, batch: TokenBatch) -> None:
         """Keep the tokens, and the reason if it is one."""
         if self.broken:
             raise RuntimeError("this sink is broken")
-        self.token_ids += token_ids
-        self.commit_ns += commit_ns
-        if reason:
-            self.ends.append(reason)
+        self.token_ids += batch.token_ids
+        self.logprobs += batch.logprobs
+        self.commit_ns += batch.commit_ns
+        if batch.reason:
+            self.ends.append(batch.reason)
+            self.cached_tokens = batch.cached_tokens
 
     def fail(self, error: Exception) -> None:
         """Keep the error."""
         self.ends.append(error)
+
+
+class RecordingDirectSink:
+    """A DirectSink that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+
+    def on_blocked(self, rest: bytes) -> None:
+        """Note it."""
+        self.calls.append(("blocked", rest))
+
+    def on_broken(self) -> None:
+        """Note it."""
+        self.calls.append(("broken",))
+
+    def on_finish(self, reason: int, cached_tokens: int) -> None:
+        """Note it."""
+        self.calls.append(("finish", reason, cached_tokens))
+
+    def fail(self, error: Exception) -> None:
+        """Note it."""
+        self.calls.append(("fail", error))
+
+
+class RecordingEngine:
+    """A Supervisor with an engine in this process: it keeps every Submit, and answers each with one token.
+
+    Everything of the server is real, the arena included; it has to be entered inside a running event loop.
+
+    Attributes:
+        submitted: the records, as they come out of the control channel's codec.
+        client: as a Supervisor has it.
+        num_rings: as a Supervisor has it.
+        ring_capacity: as a Supervisor has it.
+    """
+
+    num_rings = 64
+    ring_capacity = 1024
+
+    def __init__(self, ready: Ready, token_id: int) -> None:
+        """Describe the engine, and what it always says."""
+        self.submitted: list[Submit] = []
+        self._ready = ready
+        self._token_id = token_id
+        self._resources = contextlib.ExitStack()
+
+    def check_ready(self) -> Ready:
+        """It is."""
+        return self._ready
+
+    def __enter__(self) -> Self:
+        arena = Arena.create(num_rings=self.num_rings, ring_capacity=self.ring_capacity, epoch=1)
+        arena.unlink()
+        self._resources.callback(arena.close)
+        doorbell = create_doorbell()
+        self._resources.callback(os.close, doorbell)
+        consumer = Consumer(arena, doorbell)
+        self._resources.callback(consumer.close)
+        self._producer = Producer(arena, doorbell)
+        self._resources.callback(self._producer.close)
+        self.client = EngineClient(consumer, self.num_rings, self._obey, give_up=self._resources.close)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(doorbell, self.client.on_wake)
+        self._resources.callback(loop.remove_reader, doorbell)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._resources.close()
+
+    def _obey(self, record: ToEngine) -> None:
+        """Run a request in one step: the notes of its prompt, its only token with its notes, and its end."""
+        submit = decode_to_engine(encode(record))
+        if not isinstance(submit, Submit):
+            return
+        self.submitted.append(submit)
+        tokens: list[int] = []
+        if submit.sampling.num_prompt_logprobs is not None:
+            tokens += [NOTE | 1] * ((len(submit.prompt) // 4 - 1) * (1 + submit.sampling.num_prompt_logprobs))
+        tokens += [self._token_id, *[NOTE | 1] * (submit.sampling.num_logprobs or 0)]
+        self._producer.open(submit.ring, submit.generation)
+        self._producer.commit(
+            np.full(len(tokens), submit.ring, np.uint32),
+            np.array(tokens, np.uint32),
+            np.full(len(tokens), -1, np.float32),
+            np.array([submit.ring], np.uint32),
+            np.array([FinishReason.LENGTH], np.uint32),
+        )

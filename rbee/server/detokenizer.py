@@ -133,10 +133,13 @@ class Detokenizers(NamedTuple):
     Attributes:
         make: what does.
         table: the same vocabulary for the native drain; None if its tokens cannot be looked up one by one.
+        token_bytes: a token as it is on its own: its bytes, also if they are only a part of a character; the name of a
+            special token; nothing for an id that the vocabulary does not have.
     """
 
     make: Callable[[], Detokenizer]
     table: TokenTable | None
+    token_bytes: Callable[[int], bytes]
 
     def __call__(self) -> Detokenizer:
         """A new one."""
@@ -148,13 +151,20 @@ def detokenizers(tokenizer: Tokenizer) -> Detokenizers:
     decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {}
     if decoder.get("type") == "ByteLevel":
         byte_level = _Pieces(tokenizer, _byte_level_piece())
-        return Detokenizers(lambda: ByteLevelDetokenizer(byte_level), TokenTable(byte_level.table(), strip=False))
+        table = TokenTable(byte_level.table(), strip=False)
+        return Detokenizers(lambda: ByteLevelDetokenizer(byte_level), table, byte_level.token_bytes)
     steps = decoder.get("decoders", [])
     if steps[:3] == _BYTE_FALLBACK and steps[3:] in ([], [_STRIP]):
         byte_fallback, strip = _Pieces(tokenizer, _byte_fallback_piece), bool(steps[3:])
         table = TokenTable(byte_fallback.table(), strip=strip)
-        return Detokenizers(lambda: ByteFallbackDetokenizer(byte_fallback, strip=strip), table)
-    return Detokenizers(lambda: WindowDetokenizer(tokenizer), None)
+        return Detokenizers(
+            lambda: ByteFallbackDetokenizer(byte_fallback, strip=strip), table, byte_fallback.token_bytes
+        )
+    return Detokenizers(
+        lambda: WindowDetokenizer(tokenizer),
+        None,
+        lambda token_id: tokenizer.decode([token_id], skip_special_tokens=False).encode(),
+    )
 
 
 _BYTE_FALLBACK = [
@@ -174,14 +184,23 @@ class _Pieces(list[Any]):
     def __init__(self, tokenizer: Tokenizer, piece: Callable[[str], bytes | str]) -> None:
         ids = tokenizer.get_vocab(with_added_tokens=True)
         super().__init__([b""] * (max(ids.values(), default=-1) + 1))
-        special = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        added = tokenizer.get_added_tokens_decoder().items()
+        self._special = {token_id: token.content.encode() for token_id, token in added if token.special}
         for token, token_id in ids.items():
-            if token_id not in special:
+            if token_id not in self._special:
                 self[token_id] = piece(token)
 
     def of(self, token_id: int) -> Any:
         """The piece of a token; models may have more ids than their vocabulary."""
         return self[token_id] if token_id < len(self) else b""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """See `Detokenizers`."""
+        name = self._special.get(token_id)
+        if name is not None:
+            return name
+        piece = self.of(token_id)
+        return piece if isinstance(piece, bytes) else bytes(piece, "utf-8")
 
     def table(self) -> Vocabulary:
         """The same for the native drain."""

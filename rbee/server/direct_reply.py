@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rbee.server import sse
-from rbee.server.engine_client import finish_error
+from rbee.messages import FinishReason
 from rbee.server.replies import LiveReply
+from rbee.server.sinks import finish_error
 from rbee.transport import Outlet
 
 if TYPE_CHECKING:
@@ -43,11 +43,11 @@ class DirectReply(LiveReply):
         """See `DirectSink`."""
         self._writer.abort()
 
-    def on_finish(self, reason: int) -> None:
+    def on_finish(self, reason: int, cached_tokens: int) -> None:  # noqa: ARG002 - the drain has written it
         """See `DirectSink`. An ordinary end is written already."""
         error = finish_error(reason)
-        if error is not None:
-            self._write(sse.error(error.envelope()) + sse.DONE)
+        if error is not None and not (reason == FinishReason.DEADLINE and self.outlet.num_tokens):
+            self._write(self._error_frames(error))
         self._end()
 
     def _last_written(self) -> float:
@@ -63,7 +63,10 @@ def make_outlet(
     prompt_tokens: int,
     stop_token_ids: Iterable[int],
 ) -> Outlet | None:
-    """The outlet of a stream without stop strings; None if its vocabulary or its socket allows none."""
+    """The outlet of a stream of one choice with nothing but its text; None if its vocabulary or its socket allows none.
+
+    It knows neither stop strings nor logprobs nor an echo.
+    """
     descriptor = writer.descriptor
     if table is None or descriptor is None:
         return None

@@ -16,16 +16,18 @@ import logging
 import math
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, cast
 
 from rbee.errors import QueueFullError, TransportError
-from rbee.messages import FinishReason, Submit, ToEngine, Wake, pack_token_ids
+from rbee.messages import Submit, ToEngine, Wake, pack_token_ids
 from rbee.server.errors import ApiError
+from rbee.server.sinks import TokenBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from rbee.sampling_params import SamplingParams
+    from rbee.server.sinks import DirectSink, Sink, TokenSink
     from rbee.transport import Consumer, Drained, Outlet
 
 _log = logging.getLogger(__name__)
@@ -34,38 +36,27 @@ _RATE_WINDOW = 64  # finished requests that the service rate is measured over
 _LONGEST_RETRY_AFTER = 60  # seconds
 _POLL_PATIENCE_NS = 20_000  # of one look at the doorbell; accepts, disconnects and new requests wait as long
 
-
-class TokenSink(Protocol):
-    """Where one request's tokens go. Called from the drain loop; it must not block."""
-
-    def deliver(self, token_ids: list[int], commit_ns: list[int], reason: int) -> None:
-        """Tokens in order, each with its commit time. `reason` is a FinishReason, or 0 if more may come."""
-
-    def fail(self, error: ApiError) -> None:
-        """No more tokens will come, and this is why."""
+_P = ParamSpec("_P")
 
 
-class DirectSink(Protocol):
-    """What hears of a request whose tokens the drain sends itself. As a TokenSink, it must not block."""
+class Choice(NamedTuple):
+    """One sequence of a request.
 
-    def on_blocked(self, rest: bytes) -> None:
-        """The socket did not take `rest`; the ring is paused until `resume`, if it has not ended."""
+    Attributes:
+        sampling: what the client asked for.
+        sink: hears of its tokens and its end; a DirectSink if there is an outlet, otherwise a TokenSink.
+        outlet: writes its tokens.
+        tell_cached: see `rbee.messages.Submit`.
+    """
 
-    def on_broken(self) -> None:
-        """The socket is of no use any more."""
-
-    def on_finish(self, reason: int) -> None:
-        """Everything has been sent, or is in the `rest` before; a FinishReason."""
-
-    def fail(self, error: ApiError) -> None:
-        """No more tokens will come, and this is why."""
-
-
-Sink: TypeAlias = TokenSink | DirectSink
+    sampling: SamplingParams
+    sink: Sink
+    outlet: Outlet | None = None
+    tell_cached: bool = False
 
 
 class TokenStream:
-    """A submitted request, in the hands of whoever submitted it.
+    """A submitted sequence, in the hands of whoever submitted it.
 
     It does not know its sink, which knows it: together they would be garbage that only the collector can find.
     """
@@ -91,7 +82,7 @@ class TokenStream:
 
 
 class EngineClient:
-    """All requests that one engine is working on.
+    """All sequences that one engine is working on: each choice of a request is one, with a ring of its own.
 
     A ring goes back to the free list only when its finish has been drained, also when its client has gone long before:
     until then its tokens are discarded here.
@@ -104,6 +95,8 @@ class EngineClient:
         send: Callable[[ToEngine], None],
         give_up: Callable[[], None],
         *,
+        max_running: int = 0,
+        max_queued: int = 0,
         busy_poll: bool = False,
     ) -> None:
         """Start with no requests.
@@ -113,16 +106,20 @@ class EngineClient:
             num_rings: of that arena.
             send: writes a record to the control channel.
             give_up: ends an engine whose arena is corrupt; its death then ends the requests.
+            max_running: sequences that the engine runs at once, for `max_queued`.
+            max_queued: sequences that may wait for it; 0: as many as there are rings.
             busy_poll: do not sleep while a request is open.
         """
         self._consumer = consumer
         self._send = send
         self._give_up = give_up
         self._loop = asyncio.get_running_loop()
+        self._max_running = max_running
+        self._max_queued = max_queued
         self._busy_poll = busy_poll
         self._polling = False
         self._sinks: list[Sink | None] = [None] * num_rings
-        self._generations = [0] * num_rings  # of each ring's open request; 0: it has none
+        self._generations = [0] * num_rings  # of each ring's open sequence; 0: it has none
         self._num_sinks = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -141,46 +138,72 @@ class EngineClient:
         sampling: SamplingParams,
         sink: Sink,
         outlet: Outlet | None = None,
+        *,
+        priority: int = 0,
+        deadline_ns: int = 0,
+        cache_salt: str = "",
     ) -> TokenStream:
-        """Hand a request to the engine; `sink` hears of its tokens.
+        """Hand one sequence to the engine, without waiting for anything.
+
+        See `Choice` and `submit_all`.
+        """
+        [stream] = self.submit_all(
+            request_id,
+            prompt,
+            [Choice(sampling, sink, outlet)],
+            priority=priority,
+            deadline_ns=deadline_ns,
+            cache_salt=cache_salt,
+        )
+        return stream
+
+    def submit_all(
+        self,
+        request_id: str,
+        prompt: list[int],
+        choices: Sequence[Choice],
+        *,
+        priority: int = 0,
+        deadline_ns: int = 0,
+        cache_salt: str = "",
+    ) -> list[TokenStream]:
+        """Hand sequences with the same prompt to the engine, all of them or none, without waiting for anything.
 
         Args:
-            request_id: for log lines.
+            request_id: for the engine's log.
             prompt: token ids.
-            sampling: what the engine is asked for.
-            sink: a TokenSink, or a DirectSink if there is an outlet.
-            outlet: writes the tokens itself.
+            choices: what differs. With several of them the queue may pass its limit, by all but one.
+            priority: smaller runs earlier.
+            deadline_ns: when they end at the latest, CLOCK_MONOTONIC; 0 is never.
+            cache_salt: only requests with the same salt share cached prefixes.
 
         Raises:
-            QueueFullError: every ring is taken.
+            QueueFullError: there are not enough free rings, or too many sequences wait already.
         """
-        assigned = self._consumer.assign()
-        if assigned is None:
-            raise QueueFullError(
-                f"The server already holds {len(self._sinks)} requests, as many as it was started for "
-                "(--max-requests). Try again later."
+        self._check_room(len(choices))
+        packed, received_ns = pack_token_ids(prompt), time.monotonic_ns()
+        streams = []
+        for choice in choices:
+            ring, generation = self._open(choice)
+            self._send(
+                Submit(
+                    request_id=request_id,
+                    ring=ring,
+                    generation=generation,
+                    prompt=packed,
+                    sampling=choice.sampling,
+                    received_ns=received_ns,
+                    priority=priority,
+                    deadline_ns=deadline_ns,
+                    cache_salt=cache_salt,
+                    tell_cached=choice.tell_cached,
+                )
             )
-        ring, generation = assigned
-        self._sinks[ring] = sink
-        self._generations[ring] = generation
-        if outlet is not None:
-            self._consumer.attach(ring, outlet)
-        self._num_sinks += 1
-        self._idle.clear()
-        self._send(
-            Submit(
-                request_id=request_id,
-                ring=ring,
-                generation=generation,
-                prompt=pack_token_ids(prompt),
-                sampling=sampling,
-                received_ns=time.monotonic_ns(),
-            )
-        )
+            streams.append(TokenStream(self, ring, generation))
         if self._busy_poll and not self._polling:
             self._polling = True
             self._loop.call_soon(self._poll)
-        return TokenStream(self, ring, generation)
+        return streams
 
     def cancel(self, ring: int, generation: int) -> None:
         """See `TokenStream.cancel`."""
@@ -268,38 +291,78 @@ class EngineClient:
             self._give_up()
             return None
 
+    def _check_room(self, num_choices: int) -> None:
+        """Raise QueueFullError unless so many sequences may be submitted now.
+
+        Every ring counts until its finish has been drained. The engine's word on its queue is one step old at most; a
+        burst within that step is bounded by the rings in use, of which `max_running` are taken to run. What stands
+        between a slow reader and its last tokens counts as well then, though it is no work for the engine.
+        """
+        in_use = self.rings_in_use
+        if in_use + num_choices > len(self._sinks):
+            raise QueueFullError(
+                f"The server already holds {in_use} requests (each choice counts), of {len(self._sinks)} that it was "
+                "started for (--max-requests). Try again later."
+            )
+        if self._max_queued and (
+            in_use >= self._max_running + self._max_queued
+            or self._consumer.counters()["sequences_waiting"] >= self._max_queued
+        ):
+            raise QueueFullError(
+                f"{self._max_queued} requests or more wait for the engine already (--max-queued-requests). "
+                "Try again later."
+            )
+
+    def _open(self, choice: Choice) -> tuple[int, int]:
+        """A ring for this sequence, which there is, and its generation."""
+        assigned = self._consumer.assign()
+        assert assigned is not None, "there is room"
+        ring, generation = assigned
+        self._sinks[ring] = choice.sink
+        self._generations[ring] = generation
+        if choice.outlet is not None:
+            self._consumer.attach(ring, choice.outlet)
+        self._num_sinks += 1
+        self._idle.clear()
+        return ring, generation
+
     def _deliver(self, drained: Drained) -> None:
         start = 0
-        for ring, end, reason in zip(drained.rings, drained.ends, drained.finishes, strict=True):
+        for ring, end, code in zip(drained.rings, drained.ends, drained.finishes, strict=True):
             sink = self._sinks[ring]
-            if reason:
+            if code:
                 self._finished_at.append(time.monotonic())
                 if sink is not None:
                     self._forget(ring)
             if sink is not None:
-                token_ids, commit_ns = drained.tokens[start:end], drained.commit_ns[start:end]
-                self._tell(ring, sink, "deliver", token_ids, commit_ns, reason)
+                batch = TokenBatch(
+                    drained.tokens[start:end],
+                    drained.logprobs[start:end],
+                    drained.commit_ns[start:end],
+                    *_split(code),
+                )
+                self._tell(ring, sink, cast("TokenSink", sink).deliver, batch)  # a ring with an outlet is in none
             start = end
         if start:
             self._consumer.note_delivered()
-        # A sink may have gone because of what it was told a moment ago.
+        # Only rings with an outlet are in these. A sink may have gone because of what it was told a moment ago.
+        direct = cast("Sequence[DirectSink | None]", self._sinks)
         for ring, rest in drained.blocked:
-            self._tell(ring, self._sinks[ring], "on_blocked", rest)
+            if (sink := direct[ring]) is not None:
+                self._tell(ring, sink, sink.on_blocked, rest)
         for ring in drained.broken:
-            self._tell(ring, self._sinks[ring], "on_broken")
-        for ring, reason in drained.ended:
+            if (sink := direct[ring]) is not None:
+                self._tell(ring, sink, sink.on_broken)
+        for ring, code in drained.ended:
             self._finished_at.append(time.monotonic())
-            sink = self._sinks[ring]
-            if sink is not None:
+            if (sink := direct[ring]) is not None:
                 self._forget(ring)
-                self._tell(ring, sink, "on_finish", reason)
+                self._tell(ring, sink, sink.on_finish, *_split(code))
 
-    def _tell(self, ring: int, sink: Sink | None, what: str, *values: Any) -> None:
-        """Call a method of a sink, if it is still there. A defect of ours in one request must not reach the others."""
-        if sink is None:
-            return
+    def _tell(self, ring: int, sink: Sink, method: Callable[_P, None], *values: _P.args, **named: _P.kwargs) -> None:
+        """Call a method of a sink. A defect of ours in one request must not reach the others."""
         try:
-            getattr(sink, what)(*values)
+            method(*values, **named)
         except Exception:  # noqa: BLE001 - logged; the other requests go on
             _log.exception("delivering tokens failed; the request is ended")
             if self._sinks[ring] is sink:
@@ -315,18 +378,6 @@ class EngineClient:
             self._idle.set()
 
 
-def finish_error(reason: int) -> ApiError | None:
-    """The error behind a finish that is none of the client's doing; None for an ordinary end."""
-    match reason:
-        case FinishReason.ABORT:
-            return ApiError(503, "The engine stopped before this request was finished.", code="aborted")
-        case FinishReason.ERROR:
-            return ApiError(
-                500, "The engine failed on this request; other requests are not affected.", code="engine_error"
-            )
-        case FinishReason.DEADLINE:
-            return ApiError(
-                408, "The request took longer than it may, or its client read too slowly.", code="deadline_exceeded"
-            )
-        case _:
-            return None
+def _split(code: int) -> tuple[int, int]:
+    """A ring's finish as the engine wrote it: the reason, and how much of the prompt was cached."""
+    return code & 0xFF, code >> 8

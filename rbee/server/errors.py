@@ -64,3 +64,12 @@ class ApiError(RbeeError):
 def invalid(param: str | None, message: str, *, code: str = "invalid_value") -> ApiError:
     """A 400 that blames one field of the request."""
     return ApiError(400, message, param=param, code=code)
+
+
+def deadline_passed() -> ApiError:
+    """The deadline of a request has passed before its first token."""
+    return ApiError(
+        408,
+        "The deadline of this request (deadline, or X-Request-Deadline) passed before its first token.",
+        code="REQUEST_TIMEOUT",
+    )

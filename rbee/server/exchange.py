@@ -1,12 +1,14 @@
 """One generation and its response: submitted to the engine, streamed or collected, and ended.
 
 Owns the order of these things, and that nothing of a generation is left when its response is over, unless the client
-may come back for the rest. How requests are read is `rbee.server.openai_api`'s business, what becomes of the tokens
+may come back for the rest. How requests are read is `rbee.server.request_reader`'s business, what becomes of the tokens
 that of `rbee.server.replies`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import re
 import time
 import uuid
@@ -19,27 +21,52 @@ from starlette.responses import Response
 
 from rbee.errors import QueueFullError
 from rbee.server import sse
+from rbee.server.choices import AnnotatedChoiceSink, ChoiceSink, Echo, TokenText
 from rbee.server.direct_reply import DirectReply, make_outlet
+from rbee.server.engine_client import Choice
 from rbee.server.errors import ApiError
-from rbee.server.replies import CollectedReply, StreamedReply, TokenText
+from rbee.server.logprobs import TokenRecords, chat_logprobs, completion_logprobs
+from rbee.server.replies import CollectedReply, StreamedReply, TokenStreams
 from rbee.server.resumption import NumberedFrames, ResumableReply
 from rbee.server.stop_strings import StopStrings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.types import Receive, Scope, Send
 
     from rbee.sampling_params import SamplingParams
     from rbee.server.http_protocol import StreamWriter
-    from rbee.server.replies import LiveReply, StreamWatch
+    from rbee.server.logprobs import Format
+    from rbee.server.replies import CollectedChoice, LiveReply, StreamWatch
     from rbee.server.resumption import Ticket
     from rbee.server.schemas import StreamOptions
     from rbee.server.served_model import ServedModel
     from rbee.server.supervisor import Supervisor
+    from rbee.transport import Outlet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """A checked request, ready to be submitted."""
+    """A checked request, ready to be submitted.
+
+    Attributes:
+        chat: whether it is answered as a chat completion.
+        prompt: token ids.
+        sampling: of choice 0; the seed of choice i is i more.
+        stops: stop strings.
+        stream: whether the client wants the answer as it comes.
+        options: what it wants besides, in a stream.
+        ignored: names of the fields that are not followed.
+        n: choices to make, >= 1.
+        echo: whether the prompt comes before the completion.
+        prompt_text: the prompt as the client gave it, for the echo; None if it gave token ids.
+        show_output: False if the prompt is all that the client wants (max_tokens 0); sampling.max_tokens is 1 then, and
+            the token is dropped.
+        priority: smaller runs earlier.
+        deadline_ns: when it ends at the latest, CLOCK_MONOTONIC; 0 is never.
+        cache_salt: only requests with the same salt share cached prefixes.
+    """
 
     chat: bool
     prompt: list[int]
@@ -48,6 +75,13 @@ class Generation:
     stream: bool
     options: StreamOptions
     ignored: list[str]
+    n: int = 1
+    echo: bool = False
+    prompt_text: str | None = None
+    show_output: bool = True
+    priority: int = 0
+    deadline_ns: int = 0
+    cache_salt: str = ""
 
 
 class Exchange(Response):
@@ -82,30 +116,24 @@ class Exchange(Response):
         self._ticket = ticket
         self._id = ("chatcmpl-" if generation.chat else "cmpl-") + uuid.uuid4().hex
         self._created = int(time.time())
+        self._echo = Echo.of(generation.prompt, generation.prompt_text, model.codec) if generation.echo else None
+        self._format: Format | None = None
+        if generation.sampling.num_logprobs is not None or generation.sampling.num_prompt_logprobs is not None:
+            logprobs = chat_logprobs if generation.chat else completion_logprobs
+            self._format = functools.partial(logprobs, token_bytes=model.codec.token_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Stream the generation: start, frames as tokens come, one end."""
         generation = self._generation
-        frames = sse.Frames(
-            kind="chat.completion.chunk" if generation.chat else "text_completion",
-            request_id=self._id,
-            created=self._created,
-            model=self._model.name,
-            chat=generation.chat,
-            usage=generation.options.include_usage and not generation.options.continuous_usage_stats,
-        )
-        if self._ticket is None:
-            reply = self._reply(frames)
-            self._submit(reply)
-        else:
-            reply = self._submit_resumable(frames, self._ticket)
+        ticket = self._ticket
+        reply: LiveReply = self._resumable(ticket) if ticket is not None else self._direct() or self._streamed()
         await write_stream(reply, self._writer, self._watch, send, _warning(generation.ignored))
 
     async def collect(self) -> Response:
         """Wait for the end; the whole answer as one response."""
         generation = self._generation
-        reply = CollectedReply(self._text())
-        self._submit(reply)
+        reply = CollectedReply(generation.n)
+        self._submit(reply, [self._choice(index, reply) for index in range(generation.n)])
         try:
             self._writer.open(reply)
             await reply.done
@@ -116,69 +144,149 @@ class Exchange(Response):
             raise ClientDisconnect
         if reply.error is not None:
             raise reply.error
-        choice: dict[str, Any] = {"index": 0, "finish_reason": reply.finish_reason, "logprobs": None}
-        if generation.chat:
-            choice["message"] = {"role": "assistant", "content": reply.text}
-        else:
-            choice["text"] = reply.text
-        prompt_tokens, completion_tokens = len(generation.prompt), reply.completion_tokens
+        # Long lists of logprobs take their time: a thread leaves the event loop to the streams beside it.
+        body = self._answer(reply) if self._format is None else await asyncio.to_thread(self._answer, reply)
+        response = Response(body, media_type="application/json")
+        response.raw_headers.extend(_warning(generation.ignored))
+        return response
+
+    def _direct(self) -> DirectReply | None:
+        """A stream that the drain writes itself, if that can be."""
+        generation = self._generation
+        if generation.n > 1 or generation.echo or generation.stops or self._format is not None:
+            return None
+        outlet = make_outlet(
+            self._writer,
+            self._model.codec.table,
+            self._frames(0),
+            generation.options,
+            prompt_tokens=len(generation.prompt),
+            stop_token_ids=generation.sampling.stop_token_ids,
+        )
+        if outlet is None:
+            return None
+        reply = DirectReply(self._writer, outlet)
+        self._submit(reply, [reply], outlet)
+        return reply
+
+    def _streamed(self) -> StreamedReply:
+        """A stream that is written piece by piece."""
+        generation = self._generation
+        frames = [self._frames(index) for index in range(generation.n)]
+        reply = StreamedReply(self._writer, frames, generation.options, len(generation.prompt), self._format)
+        self._submit(reply, [self._choice(index, reply) for index in range(generation.n)])
+        return reply
+
+    def _resumable(self, ticket: Ticket) -> ResumableReply:
+        """A stream that the client will find again."""
+        generation = self._generation
+        assert generation.n == 1, "the ids of events count the tokens of one choice"
+        numbered = NumberedFrames(self._frames(0), ticket.window)
+        reply = ResumableReply(
+            self._writer,
+            numbered,
+            generation.options,
+            len(generation.prompt),
+            self._format,
+            streams=ticket.streams,
+        )
+        self._submit(reply, [self._choice(0, reply)])
+        ticket.streams.add(reply, ticket.owner, self._id, ticket.request_id)
+        return reply
+
+    def _frames(self, index: int) -> sse.Frames:
+        generation = self._generation
+        return sse.Frames(
+            kind="chat.completion.chunk" if generation.chat else "text_completion",
+            request_id=self._id,
+            created=self._created,
+            model=self._model.name,
+            chat=generation.chat,
+            usage=generation.options.include_usage and not generation.options.continuous_usage_stats,
+            index=index,
+        )
+
+    def _choice(self, index: int, reply: StreamedReply | CollectedReply) -> ChoiceSink:
+        generation, sampling = self._generation, self._generation.sampling
+        text = TokenText(
+            self._model.codec.detokenizer(),
+            StopStrings(generation.stops) if generation.stops else None,
+            sampling.stop_token_ids,
+            min_tokens=sampling.min_tokens,
+            echo=self._echo,
+        )
+        if self._format is None and self._echo is None:
+            return ChoiceSink(index, reply, text, told_cached=bool(generation.stops))
+        return AnnotatedChoiceSink(
+            index,
+            reply,
+            text,
+            TokenRecords(sampling, len(generation.prompt)),
+            told_cached=bool(generation.stops),
+            logprobs=self._format is not None,
+            echo=self._echo,
+            show_output=generation.show_output,
+        )
+
+    def _submit(
+        self,
+        reply: StreamedReply | DirectReply | CollectedReply,
+        sinks: Sequence[ChoiceSink | DirectReply],
+        outlet: Outlet | None = None,
+    ) -> None:
+        """Hand the generation to the engine, or refuse it with the status that is true now."""
+        self._supervisor.check_ready()
+        client = self._supervisor.client
+        generation = self._generation
+        try:
+            streams = client.submit_all(
+                self._id,
+                generation.prompt,
+                [
+                    Choice(_seeded(generation.sampling, index), sink, outlet, tell_cached=bool(generation.stops))
+                    for index, sink in enumerate(sinks)
+                ],
+                priority=generation.priority,
+                deadline_ns=generation.deadline_ns,
+                cache_salt=generation.cache_salt,
+            )
+        except QueueFullError as error:
+            headers = {"Retry-After": str(client.retry_after())}
+            raise ApiError(429, str(error), code="queue_full", headers=headers) from None
+        reply.stream = TokenStreams(streams)
+        for sink, stream in zip(sinks, streams, strict=True):
+            sink.stream = stream
+
+    def _answer(self, reply: CollectedReply) -> bytes:
+        generation = self._generation
+        prompt_tokens, completion_tokens = len(generation.prompt), reply.ends.completion_tokens
+        usage: dict[str, Any] = {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        }
+        if reply.ends.cached_tokens is not None:
+            usage["prompt_tokens_details"] = {"cached_tokens": reply.ends.cached_tokens}
         answer = {
             "id": self._id,
             "object": "chat.completion" if generation.chat else "text_completion",
             "created": self._created,
             "model": self._model.name,
-            "choices": [choice],
-            "usage": {
-                "prompt_tokens": prompt_tokens,
-                "completion_tokens": completion_tokens,
-                "total_tokens": prompt_tokens + completion_tokens,
-            },
+            "choices": [self._shown(index, choice) for index, choice in enumerate(reply.choices)],
+            "usage": usage,
         }
-        response = Response(msgspec.json.encode(answer), media_type="application/json")
-        response.raw_headers.extend(_warning(generation.ignored))
-        return response
+        return msgspec.json.encode(answer)
 
-    def _reply(self, frames: sse.Frames) -> StreamedReply | DirectReply:
-        """A reply that the drain writes itself if it can, else one that is written token by token here."""
-        generation = self._generation
-        if not generation.stops:
-            outlet = make_outlet(
-                self._writer,
-                self._model.codec.table,
-                frames,
-                generation.options,
-                prompt_tokens=len(generation.prompt),
-                stop_token_ids=generation.sampling.stop_token_ids,
-            )
-            if outlet is not None:
-                return DirectReply(self._writer, outlet)
-        return StreamedReply(self._text(), self._writer, frames, generation.options, len(generation.prompt))
-
-    def _submit_resumable(self, frames: sse.Frames, ticket: Ticket) -> ResumableReply:
-        """A reply that the client will find again."""
-        text, options = self._text(), self._generation.options
-        numbered = NumberedFrames(frames, text, ticket.window)
-        prompt_tokens = len(self._generation.prompt)
-        reply = ResumableReply(text, self._writer, numbered, options, prompt_tokens, streams=ticket.streams)
-        self._submit(reply)
-        ticket.streams.add(reply, ticket.owner, self._id, ticket.request_id)
-        return reply
-
-    def _text(self) -> TokenText:
-        generation = self._generation
-        stops = StopStrings(generation.stops) if generation.stops else None
-        return TokenText(self._model.codec.detokenizer(), stops, generation.sampling.stop_token_ids)
-
-    def _submit(self, reply: StreamedReply | DirectReply | CollectedReply) -> None:
-        """Hand the generation to the engine, or refuse it with the status that is true now."""
-        self._supervisor.check_ready()
-        client = self._supervisor.client
-        try:
-            outlet = reply.outlet if isinstance(reply, DirectReply) else None
-            reply.stream = client.submit(self._id, self._generation.prompt, self._generation.sampling, reply, outlet)
-        except QueueFullError as error:
-            headers = {"Retry-After": str(client.retry_after())}
-            raise ApiError(429, str(error), code="queue_full", headers=headers) from None
+    def _shown(self, index: int, choice: CollectedChoice) -> dict[str, Any]:
+        """A choice as the answer has it."""
+        shown: dict[str, Any] = {
+            "index": index,
+            "finish_reason": choice.finish_reason,
+            "logprobs": self._format(choice.entries) if self._format is not None else None,
+        }
+        if self._generation.chat:
+            return shown | {"message": {"role": "assistant", "content": choice.text}}
+        return shown | {"text": choice.text}
 
 
 class Resumption(Response):
@@ -218,6 +326,11 @@ async def write_stream(
         writer.close()
         if reply.leave(writer):
             watch.discard(reply)
+
+
+def _seeded(sampling: SamplingParams, index: int) -> SamplingParams:
+    """The parameters of a choice: other random numbers for each."""
+    return msgspec.structs.replace(sampling, seed=(sampling.seed + index) % 2**63)
 
 
 def _warning(ignored: list[str]) -> list[tuple[bytes, bytes]]:

@@ -84,6 +84,7 @@ async def _serve(config: Config, model: ServedModel, sock: socket.socket, starte
         config.engine,
         max_requests=options.max_requests,
         ring_capacity=options.ring_capacity,
+        max_queued_requests=options.max_queued_requests,
         busy_poll=options.busy_poll,
         debug=config.debug,
     )

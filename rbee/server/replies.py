@@ -1,16 +1,20 @@
-"""What becomes of one request's tokens: SSE frames while they come, or one text at the end.
+"""What becomes of one request's choices: SSE frames while they come, or one answer at the end.
 
-Owns the way from token ids to bytes and that each request has exactly one end. A reply is the sink of its tokens and
-the listener of its socket; it runs inside the drain callback. Does not know routes or the engine.
+Owns the way from pieces of text to bytes and that each request has exactly one end. A reply is what the choices of its
+request tell of their pieces (`rbee.server.choices`) and the listener of its socket; it runs inside the drain callback.
+Does not know routes, tokens or the engine.
 
-A client that reads slowly holds up nobody but itself, and what it makes the server hold is bounded, per stream:
+A client that reads slowly holds up nobody but itself, and what it makes the server hold is bounded, per stream (of
+several choices: rings and frames for each of them):
 
     its ring                --ring-capacity records of 16 bytes; when it is full its sequence pauses    16 KiB
-    the write buffer        WRITE_BUFFER_HIGH, and the frames (some 250 bytes each) of the one drain
-                            that passed it, which found a full ring at most                         32 + 256 KiB
+    the write buffer        WRITE_BUFFER_HIGH, and the frames (some 250 bytes each, and some 100 for
+                            each token that logprobs list) of the one drain that passed it, which
+                            found a full ring at most                                               32 + 256 KiB
     the kernel's buffer     the listening socket's send buffer, booked twice                           256 KiB
 
-A stream that can be resumed has a replay window besides (`rbee.server.resumption`). After --slow-reader-timeout the
+A prompt that is echoed with its logprobs is one frame more, of some 100 bytes for each token that is listed. A stream
+that can be resumed has a replay window besides (`rbee.server.resumption`). After --slow-reader-timeout the
 stream ends, after twice that time its connection is dropped, and all of this is free.
 A reply that is not streamed never pauses: its tokens are collected as they come, bounded by the model's length.
 """
@@ -21,52 +25,41 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from rbee.messages import FinishReason
 from rbee.server import sse
-from rbee.server.engine_client import finish_error
+from rbee.server.choices import FINISH_NAMES, Ends
 from rbee.server.errors import ApiError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Sequence
 
-    from rbee.server.detokenizer import Detokenizer
+    from rbee.server.choices import ChoiceSink, Piece
     from rbee.server.engine_client import TokenStream
     from rbee.server.http_protocol import StreamWriter
+    from rbee.server.logprobs import Format, TokenLogprob
     from rbee.server.resumption import NumberedFrames
     from rbee.server.schemas import StreamOptions
     from rbee.server.sse import Frames
-    from rbee.server.stop_strings import StopStrings
 
 KEEP_ALIVE_SILENCE = 15.0  # seconds
 
 
-class TokenText:
-    """The text of one sequence as it may be shown: no special or stop tokens, no stop strings."""
+class TokenStreams(list["TokenStream"]):
+    """The sequences of one request, as if they were one."""
 
-    def __init__(self, detokenizer: Detokenizer, stops: StopStrings | None, stop_token_ids: Collection[int]) -> None:
-        self._detokenizer = detokenizer
-        self._stops = stops
-        self._stop_token_ids = frozenset(stop_token_ids)
-        self.num_tokens = 0
-        self.stopped = False  # a stop string is complete: no more text
+    def cancel(self) -> None:
+        """See `TokenStream.cancel`."""
+        for stream in self:
+            stream.cancel()
 
-    def push(self, token_id: int) -> str:
-        """The text that can be shown because of this token."""
-        self.num_tokens += 1
-        if token_id in self._stop_token_ids:
-            return ""
-        text = self._detokenizer.push(token_id)
-        if self._stops is not None and text:
-            text, self.stopped = self._stops.push(text)
-        return text
+    def pause(self) -> None:
+        """See `TokenStream.pause`."""
+        for stream in self:
+            stream.pause()
 
-    def flush(self) -> str:
-        """The text that had to wait for a next token which will not come."""
-        text = self._detokenizer.flush()
-        if self._stops is None:
-            return text
-        text, self.stopped = self._stops.push(text)
-        return text if self.stopped else text + self._stops.flush()
+    def resume(self) -> None:
+        """See `TokenStream.resume`."""
+        for stream in self:
+            stream.resume()
 
 
 class Reply:
@@ -74,10 +67,10 @@ class Reply:
 
     Attributes:
         done: resolved when nothing more will be written or collected.
-        stream: set by whoever submits the request.
+        stream: all of its sequences; set by whoever submits them.
     """
 
-    stream: TokenStream
+    stream: TokenStream | TokenStreams
 
     def __init__(self) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -92,49 +85,59 @@ class Reply:
             self.done.set_result(None)
 
 
-class CollectedReply(Reply):
-    """Gathers the whole text, for a response that is not streamed.
+class CollectedChoice:
+    """A choice of an answer that is not streamed.
 
     Attributes:
-        finish_reason: "stop" or "length" after an ordinary end.
-        error: set after any other.
+        pieces: so far.
+        finish_reason: in OpenAI's words, after an ordinary end.
     """
 
-    def __init__(self, text: TokenText) -> None:
-        super().__init__()
-        self._text = text
-        self._texts: list[str] = []
+    def __init__(self) -> None:
+        self.pieces: list[Piece] = []
         self.finish_reason = ""
-        self.error: ApiError | None = None
 
     @property
     def text(self) -> str:
         """All of it."""
-        return "".join(self._texts)
+        return "".join([piece.text for piece in self.pieces])
 
     @property
-    def completion_tokens(self) -> int:
-        """Tokens generated, a stop token included."""
-        return self._text.num_tokens
+    def entries(self) -> list[TokenLogprob]:
+        """Of all its tokens."""
+        return [entry for piece in self.pieces for entry in piece.entries]
 
-    def deliver(self, token_ids: list[int], commit_ns: list[int], reason: int) -> None:  # noqa: ARG002 - TokenSink
-        """See `TokenSink`."""
-        for token_id in token_ids:
-            self._texts.append(self._text.push(token_id))
-            if self._text.stopped:
-                self.stream.cancel()
-                reason = FinishReason.STOP
-                break
-        if reason:
-            self.error = finish_error(reason)
-            if not self._text.stopped:
-                self._texts.append(self._text.flush())
-            self.finish_reason = _finish_name(reason, self._text)
+
+class CollectedReply(Reply):
+    """Gathers the choices, for a response that is not streamed.
+
+    Attributes:
+        choices: by their index.
+        ends: of these.
+        error: set after any end that is not an ordinary one.
+    """
+
+    def __init__(self, num_choices: int = 1) -> None:
+        super().__init__()
+        self.choices = [CollectedChoice() for _ in range(num_choices)]
+        self.ends = Ends(num_choices)
+        self.error: ApiError | None = None
+
+    def show(self, choice: ChoiceSink, pieces: list[Piece], reason: int) -> None:
+        """See `PieceSink`."""
+        collected = self.choices[choice.index]
+        collected.pieces += pieces
+        collected.finish_reason = FINISH_NAMES.get(reason, "")
+        error = self.ends.note(choice, reason)
+        if error is not None:
+            self.fail(error)
+        elif not self.ends.num_open:
             self._end()
 
     def fail(self, error: ApiError) -> None:
-        """See `TokenSink`."""
+        """See `PieceSink`."""
         self.error = error
+        self.stream.cancel()
         self._end()
 
     def on_pause(self) -> None:
@@ -147,8 +150,8 @@ class CollectedReply(Reply):
 class LiveReply(Reply):
     """A reply that is written while it is made: all about its socket, nothing about its tokens.
 
-    A subclass is the `TokenSink`: it renders what is delivered, writes it with `_write` and calls `_end` after the
-    last frame. While the socket takes nothing the tokens wait in the ring, where they cost nothing.
+    A subclass renders what there is to show, writes it with `_write` and calls `_end` after the last frame. While the
+    socket takes nothing the tokens wait in their rings, where they cost nothing.
     """
 
     _paused_at: float | None  # since when the socket has no room for more, without a break
@@ -158,8 +161,9 @@ class LiveReply(Reply):
         self._connect(writer)
 
     def fail(self, error: ApiError) -> None:
-        """See `TokenSink`."""
-        self._write(sse.error(error.envelope()) + sse.DONE)
+        """Nothing more will come, and this is why."""
+        self.stream.cancel()
+        self._write(self._error_frames(error))
         self._end()
 
     def on_pause(self) -> None:
@@ -207,8 +211,10 @@ class LiveReply(Reply):
                 self._writer.abort()
             else:
                 self._paused_at = now
-                self.stream.cancel()
                 self.fail(_slow_reader(slow_reader_timeout))
+
+    def _error_frames(self, error: ApiError) -> bytes:
+        return sse.error(error.envelope()) + sse.DONE
 
     def _last_written(self) -> float:
         """When the last frame was, in time.monotonic()'s seconds."""
@@ -227,73 +233,80 @@ class LiveReply(Reply):
 
 
 class StreamedReply(LiveReply):
-    """Writes a frame for each token that shows text, all frames of one drain in one write."""
+    """Writes a frame for each piece of each choice, all that one drain has of a choice in one write.
+
+    The frames of several choices come as their tokens do, one among the other. The whole ends when the last one does;
+    an error of one ends all.
+    """
 
     def __init__(
         self,
-        text: TokenText,
         writer: StreamWriter,
-        frames: Frames | NumberedFrames,
+        frames: Sequence[Frames | NumberedFrames],
         options: StreamOptions,
         prompt_tokens: int,
+        logprobs: Format | None = None,
     ) -> None:
+        """Write nothing yet.
+
+        Args:
+            writer: of its response.
+            frames: of each choice.
+            options: what the client wants besides text. The usage in a chunk is that of its choice so far.
+            prompt_tokens: for the usage.
+            logprobs: says what an entry looks like; None if there are none.
+        """
         super().__init__(writer)
-        self._text = text
         self._frames = frames
         self._options = options
-        self._plain = not (options.include_timing or options.continuous_usage_stats)
+        self._extras = options.include_timing or options.continuous_usage_stats
         self._prompt_tokens = prompt_tokens
+        self._logprobs = logprobs
+        self._ends = Ends(len(frames))
 
-    def deliver(self, token_ids: list[int], commit_ns: list[int], reason: int) -> None:
-        """See `TokenSink`. The finish reason rides on the last token's frame, if that shows text."""
-        push = self._text.push
-        out: list[bytes] = []
-        shown, extra = "", b""
-        for token_id, committed_ns in zip(token_ids, commit_ns, strict=True):
-            if shown:
-                out.append(self._frames.text(shown, extra))
-            shown = push(token_id)
-            extra = b"" if self._plain else self._extra(committed_ns)
-            if self._text.stopped:
-                self.stream.cancel()
-                reason = FinishReason.STOP
-                break
-        if reason:
-            self._finish(out, shown, extra, reason)
-        elif shown:
-            out.append(self._frames.text(shown, extra))
+    def show(self, choice: ChoiceSink, pieces: list[Piece], reason: int) -> None:
+        """See `PieceSink`. The finish reason rides on the last token's frame, if that shows text."""
+        frames = self._frames[choice.index]
+        last = pieces.pop() if reason else None
+        out = [self._frame(frames, piece) for piece in pieces]
+        error = self._ends.note(choice, reason)
+        if last is not None and error is None:
+            out.append(self._frame(frames, last, FINISH_NAMES[reason]))
+        elif last is not None and last.text:
+            out.append(self._frame(frames, last))
+        if error is not None:
+            self.stream.cancel()
+            out.append(self._error_frames(error))
+        elif not self._ends.num_open:
+            out.append(self._end_frames())
         if out:
             self._write(b"".join(out))
-        if reason:
+        if not self._ends.num_open:
             self._end()
 
-    def fail(self, error: ApiError) -> None:
-        """See `TokenSink`."""
-        self._write(self._frames.error(error.envelope()) + self._frames.done())
-        self._end()
+    def _frame(self, frames: Frames | NumberedFrames, piece: Piece, finish_reason: str = "") -> bytes:
+        """The frame of a piece, the last one of its choice if there is a finish reason."""
+        extra = logprobs = b""
+        if self._extras and piece.committed_ns is not None:
+            if self._options.include_timing:
+                extra += sse.timing_member(piece.committed_ns)
+            if self._options.continuous_usage_stats:
+                extra += sse.usage_member(self._prompt_tokens, piece.num_tokens)
+        if self._logprobs is not None and piece.entries:
+            logprobs = sse.logprobs_member(self._logprobs(piece.entries))
+        if finish_reason:
+            return frames.last(piece.text, finish_reason, extra, logprobs)
+        return frames.text(piece.text, extra, logprobs)
 
-    def _finish(self, out: list[bytes], shown: str, extra: bytes, reason: int) -> None:
-        """Append what ends the stream: the last text, why it is the last, the token counts, [DONE]."""
-        if not self._text.stopped:
-            shown += self._text.flush()
-        error = finish_error(reason)
-        if error is None:
-            out.append(self._frames.last(shown, _finish_name(reason, self._text), extra))
-            if self._options.include_usage:
-                out.append(self._frames.usage(self._prompt_tokens, self._text.num_tokens))
-        else:
-            if shown:
-                out.append(self._frames.text(shown, extra))
-            out.append(self._frames.error(error.envelope()))
-        out.append(self._frames.done())
+    def _end_frames(self) -> bytes:
+        """What comes after the last chunk of the last choice."""
+        frames, usage = self._frames[0], b""
+        if self._options.include_usage:
+            usage = frames.usage(self._prompt_tokens, self._ends.completion_tokens, self._ends.cached_tokens)
+        return usage + frames.done()
 
-    def _extra(self, committed_ns: int) -> bytes:
-        extra = b""
-        if self._options.include_timing:
-            extra += sse.timing_member(committed_ns)
-        if self._options.continuous_usage_stats:
-            extra += sse.usage_member(self._prompt_tokens, self._text.num_tokens)
-        return extra
+    def _error_frames(self, error: ApiError) -> bytes:
+        return self._frames[0].error(error.envelope()) + self._frames[0].done()
 
 
 class Watched(Protocol):
@@ -345,8 +358,3 @@ def _slow_reader(slow_reader_timeout: float) -> ApiError:
         "(--slow-reader-timeout).",
         code="slow_reader",
     )
-
-
-def _finish_name(reason: int, text: TokenText) -> str:
-    """OpenAI's word; a stop string that only the flush completed counts as one."""
-    return "stop" if text.stopped or reason == FinishReason.STOP else "length"

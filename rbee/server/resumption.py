@@ -4,8 +4,9 @@ Owns the ids of events, the window from which lost ones are written again, and w
 long. Only clients that say that they know events have such streams: others would take an id for a part of the data.
 
 While nobody is connected, a stream is a slow reader's: its tokens wait in its ring, then its sequence pauses. What it
-holds here besides is the replay window: --replay-window tokens of some 200 bytes, 200 KiB by default. It is written in
-one go to who comes back, as a full ring is: no more than that is in the write buffer at once.
+holds here besides is the replay window: --replay-window tokens of some 200 bytes, 200 KiB by default; with logprobs of
+some 100 bytes more for each token that is listed. It is written in one go to who comes back, as a full ring is: no more
+than that is in the write buffer at once. An answer of several choices cannot be resumed.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from rbee.server.replies import StreamedReply
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from rbee.server.choices import Piece
     from rbee.server.http_protocol import StreamWriter
-    from rbee.server.replies import StreamWatch, TokenText
+    from rbee.server.logprobs import Format
+    from rbee.server.replies import StreamWatch
     from rbee.server.schemas import StreamOptions
     from rbee.server.sse import Frames
 
@@ -33,39 +36,40 @@ class NumberedFrames:
     of the end that comes without a token counts on by one, so that no two frames have the same id.
 
     Attributes:
+        num_tokens: that the stream has consumed with the frame that is written next.
         last_id: of the last frame; 0 before the first.
         forgotten_id: of the last frame that cannot be had again; 0 if all can.
         finished: [DONE] has been written.
     """
 
-    def __init__(self, frames: Frames, text: TokenText, window: int) -> None:
-        """Number `frames` by the tokens that `text` consumes, and remember those of the last `window` tokens."""
+    def __init__(self, frames: Frames, window: int) -> None:
+        """Number `frames`, and remember those of the last `window` tokens."""
         self._frames = frames
-        self._text = text
         self._size = window
-        self._window: deque[tuple[int, str, bytes]] = deque()  # id, text, extra
+        self._window: deque[tuple[int, str, bytes, bytes]] = deque()  # id, text, extra, logprobs
         self._end: list[tuple[int, bytes]] = []  # id, whole frame: at most three
         self._first_id = 0
+        self.num_tokens = 0
         self.last_id = 0
         self.forgotten_id = 0
         self.finished = False
 
-    def text(self, text: str, extra: bytes = b"") -> bytes:
+    def text(self, text: str, extra: bytes = b"", logprobs: bytes = b"") -> bytes:
         """See `Frames.text`."""
         frame_id = self._next_id()
         self._first_id = self._first_id or frame_id
-        self._window.append((frame_id, text, extra))
+        self._window.append((frame_id, text, extra, logprobs))
         while self._window[0][0] <= frame_id - self._size:
             self.forgotten_id = self._window.popleft()[0]
-        return _numbered(frame_id, self._frames.text(text, extra))
+        return _numbered(frame_id, self._frames.text(text, extra, logprobs))
 
-    def last(self, text: str, finish_reason: str, extra: bytes = b"") -> bytes:
+    def last(self, text: str, finish_reason: str, extra: bytes = b"", logprobs: bytes = b"") -> bytes:
         """See `Frames.last`."""
-        return self._keep(self._frames.last(text, finish_reason, extra))
+        return self._keep(self._frames.last(text, finish_reason, extra, logprobs))
 
-    def usage(self, prompt_tokens: int, completion_tokens: int) -> bytes:
+    def usage(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int | None) -> bytes:
         """See `Frames.usage`."""
-        return self._keep(self._frames.usage(prompt_tokens, completion_tokens))
+        return self._keep(self._frames.usage(prompt_tokens, completion_tokens, cached_tokens))
 
     def error(self, envelope: bytes) -> bytes:
         """See `Frames.error`."""
@@ -81,11 +85,11 @@ class NumberedFrames:
         assert last_id >= self.forgotten_id
         if last_id < self._first_id:
             self._frames.rewind()
-        texts = [_numbered(n, self._frames.text(text, extra)) for n, text, extra in self._window if n > last_id]
+        texts = [_numbered(shown[0], self._frames.text(*shown[1:])) for shown in self._window if shown[0] > last_id]
         return b"".join([*texts, *(frame for n, frame in self._end if n > last_id)])
 
     def _next_id(self) -> int:
-        self.last_id = max(self._text.num_tokens, self.last_id + 1)
+        self.last_id = max(self.num_tokens, self.last_id + 1)
         return self.last_id
 
     def _keep(self, frame: bytes) -> bytes:
@@ -118,15 +122,15 @@ class ResumableReply(StreamedReply):
 
     def __init__(
         self,
-        text: TokenText,
         writer: StreamWriter,
         frames: NumberedFrames,
         options: StreamOptions,
         prompt_tokens: int,
+        logprobs: Format | None = None,
         *,
         streams: ResumableStreams,
     ) -> None:
-        super().__init__(text, writer, frames, options, prompt_tokens)
+        super().__init__(writer, [frames], options, prompt_tokens, logprobs)
         self._numbered = frames
         self._streams = streams
         self._connected = True
@@ -181,6 +185,10 @@ class ResumableReply(StreamedReply):
             self.stream.pause()
             self._end()
         return True
+
+    def _frame(self, frames: Frames | NumberedFrames, piece: Piece, finish_reason: str = "") -> bytes:
+        self._numbered.num_tokens = piece.num_tokens
+        return super()._frame(frames, piece, finish_reason)
 
     def _write(self, frames: bytes) -> None:
         if self._connected:

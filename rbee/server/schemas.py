@@ -44,18 +44,39 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What chat and plain completions have in common. `user` and `metadata` are labels and change nothing."""
+    """What chat and plain completions have in common. `user` and `metadata` are labels and change nothing.
+
+    Names are OpenAI's; where it has none, vLLM's. Most values go to `rbee.sampling_params` as they are.
+
+    Attributes:
+        best_of: how many completions to choose the best n of; only n itself.
+        priority: smaller runs earlier.
+        deadline: ISO 8601 with a time zone; also the header X-Request-Deadline.
+        cache_salt: only requests with the same salt share cached prefixes.
+    """
 
     model: str | None = None
     max_tokens: int | None = None
+    min_tokens: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[str, float] = {}
+    allowed_token_ids: list[int] | None = None
     seed: int | None = None
     stop: str | list[str] = []
     stop_token_ids: list[int] = []
     ignore_eos: bool = False
     n: int = 1
+    best_of: int | None = None
+    priority: int = 0
+    deadline: str | None = None
+    cache_salt: str = ""
     stream: bool = False
     stream_options: dict[str, Any] | None = None
     user: str | None = None
@@ -67,15 +88,25 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
 
     messages: list[dict[str, Any]]
     max_completion_tokens: int | None = None
+    logprobs: bool = False
+    top_logprobs: int = 0
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
 
 
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
-    """The body of POST /v1/completions. `prompt` is text, token ids, or a list with one of these."""
+    """The body of POST /v1/completions.
+
+    Attributes:
+        prompt: text, token ids, or a list with one of these.
+        logprobs: how many of the most likely tokens each token comes with; None: not even its own logprob.
+        echo: the prompt comes before the completion, with its logprobs if these are asked for.
+    """
 
     prompt: str | list[Any]
+    logprobs: int | None = None
+    echo: bool = False
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,28 +129,19 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 # Fields that clients know and rbee does not support yet, each with the values that ask for nothing: those are accepted
 # (besides null), any other value is refused by name.
 _NEUTRAL_EVERYWHERE: dict[str, tuple[Any, ...]] = {
-    "best_of": (1,),
-    "deadline": (),
-    "frequency_penalty": (0,),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
-    "logit_bias": ({},),
-    "min_p": (0,),
-    "min_tokens": (0,),
-    "presence_penalty": (0,),
-    "priority": (0,),
-    "repetition_penalty": (1,),
+    "prompt_logprobs": (),
     "response_format": ({"type": "text"},),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "typical_p": (1,),
     "use_beam_search": (False,),
 }
 NEUTRAL_CHAT = _NEUTRAL_EVERYWHERE | {
     "audio": (),
+    "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "logprobs": (False,),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "prediction": (),
@@ -130,14 +152,11 @@ NEUTRAL_CHAT = _NEUTRAL_EVERYWHERE | {
     "store": (False,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
     "verbosity": (),
     "web_search_options": (),
 }
 NEUTRAL_COMPLETION = _NEUTRAL_EVERYWHERE | {
     "add_special_tokens": (True,),
-    "echo": (False,),
-    "logprobs": (),
     "suffix": ("",),
 }
 NEUTRAL_MESSAGE: dict[str, tuple[Any, ...]] = {

@@ -5,6 +5,8 @@ Owns the bytes of chunks. Knows neither where the text comes from nor where the 
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 DONE = b"data: [DONE]\n\n"
@@ -19,11 +21,13 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Frames:
-    """The chunks of one stream, in two dialects. The role comes with the first chunk, never before it."""
+    """The chunks of one choice of a stream, in two dialects. The role comes with the first chunk, never before it."""
 
     __slots__ = ("_after", "_before", "_before_first", "_before_next", "_empty", "_head", "_usage")
 
-    def __init__(self, *, kind: str, request_id: str, created: int, model: str, chat: bool, usage: bool) -> None:
+    def __init__(
+        self, *, kind: str, request_id: str, created: int, model: str, chat: bool, usage: bool, index: int = 0
+    ) -> None:
         """Render what is constant.
 
         Args:
@@ -33,10 +37,11 @@ class Frames:
             model: the served model's name.
             chat: chunks with a `delta` (chat completions) or with `text` (completions).
             usage: the stream ends with a usage chunk; the others then say `"usage": null`.
+            index: of the choice.
         """
         constant = _encode({"id": request_id, "object": kind, "created": created, "model": model})
         self._head = b"data: " + constant[:-1] + b',"choices":['
-        choice = self._head + b'{"index":0,'
+        choice = self._head + b'{"index":%d,' % index
         if chat:
             self._before = choice + b'"delta":{"role":"assistant","content":'
             self._before_next = choice + b'"delta":{"content":'
@@ -49,7 +54,7 @@ class Frames:
         self._before_first = self._before
         self._usage = b',"usage":null' if usage else b""
 
-    def parts(self, *, usage: bool) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes]:
+    def parts(self, *, usage: bool) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes]:
         """What is constant in all of the stream's frames, as `rbee.transport.Outlet` takes it.
 
         Args:
@@ -63,29 +68,30 @@ class Frames:
             finish % (self._after, b"null", self._usage),
             finish % (self._after, b'"stop"', self._usage),
             finish % (self._after, b'"length"', self._usage),
+            finish % (self._after, b'"deadline"', self._usage),
             self._head + b"]" if usage else b"",
             DONE,
         )
 
-    def text(self, text: str, extra: bytes = b"") -> bytes:
-        """A chunk with text. `extra` is more JSON for the chunk, beginning with a comma."""
-        frame = b'%b%b%b,"finish_reason":null}]%b%b}\n\n' % (
-            self._before, _encode(text), self._after, self._usage, extra
+    def text(self, text: str, extra: bytes = b"", logprobs: bytes = b"") -> bytes:
+        """A chunk with text. `extra` is more JSON for the chunk, `logprobs` for the choice; both begin with a comma."""
+        frame = b'%b%b%b%b,"finish_reason":null}]%b%b}\n\n' % (
+            self._before, _encode(text), self._after, logprobs, self._usage, extra
         )  # fmt: skip
         self._before = self._before_next
         return frame
 
-    def last(self, text: str, finish_reason: str, extra: bytes = b"") -> bytes:
-        """The last chunk with a choice; with no text it has an empty delta, unless it is the first one too."""
+    def last(self, text: str, finish_reason: str, extra: bytes = b"", logprobs: bytes = b"") -> bytes:
+        """The last chunk of the choice; with no text it has an empty delta, unless it is the first one too."""
         first = self._before is not self._before_next
         body = self._before + _encode(text) if text or first else self._empty
-        return b'%b%b,"finish_reason":"%b"}]%b%b}\n\n' % (
-            body, self._after, finish_reason.encode(), self._usage, extra
+        return b'%b%b%b,"finish_reason":"%b"}]%b%b}\n\n' % (
+            body, self._after, logprobs, finish_reason.encode(), self._usage, extra
         )  # fmt: skip
 
-    def usage(self, prompt_tokens: int, completion_tokens: int) -> bytes:
+    def usage(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int | None) -> bytes:
         """The chunk with the token counts and no choices."""
-        return b"%b]%b}\n\n" % (self._head, usage_member(prompt_tokens, completion_tokens))
+        return b"%b]%b}\n\n" % (self._head, usage_member(prompt_tokens, completion_tokens, cached_tokens))
 
     @staticmethod
     def error(envelope: bytes) -> bytes:
@@ -102,16 +108,25 @@ class Frames:
         self._before = self._before_first
 
 
-def usage_member(prompt_tokens: int, completion_tokens: int) -> bytes:
-    """`,"usage":{...}`: token counts as a further member of a JSON object."""
-    return b',"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}' % (
-        prompt_tokens, completion_tokens, prompt_tokens + completion_tokens
+def usage_member(prompt_tokens: int, completion_tokens: int, cached_tokens: int | None = None) -> bytes:
+    """`,"usage":{...}`: token counts as a further member of a JSON object.
+
+    `cached_tokens` of the prompt's were in the prefix cache; None while that is not known.
+    """
+    details = b"" if cached_tokens is None else b',"prompt_tokens_details":{"cached_tokens":%d}' % cached_tokens
+    return b',"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d%b}' % (
+        prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, details
     )  # fmt: skip
 
 
 def timing_member(committed_ns: int) -> bytes:
     """`,"timing":{...}`: when the engine committed the chunk's token, CLOCK_MONOTONIC."""
     return b',"timing":{"committed_ns":%d}' % committed_ns
+
+
+def logprobs_member(logprobs: dict[str, Any]) -> bytes:
+    """`,"logprobs":{...}`: what is said of the tokens that begin to show in a chunk."""
+    return b',"logprobs":' + _encode(logprobs)
 
 
 def error(envelope: bytes) -> bytes:

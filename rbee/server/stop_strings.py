@@ -25,8 +25,11 @@ class StopStrings:
         self._matched = [0] * len(stops)
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, bool]:
-        """The text that may be shown now, and whether a stop string is complete (nothing may be pushed after that)."""
+    def push(self, text: str, *, may_end: bool = True) -> tuple[str, bool]:
+        """The text that may be shown now, and whether a stop string is complete (nothing may be pushed after that).
+
+        With `may_end` False one that `text` completes is ordinary text.
+        """
         pending = self._held + text
         for end, character in enumerate(text, start=len(self._held) + 1):
             complete = 0
@@ -36,7 +39,10 @@ class StopStrings:
                     length = borders[length - 1]
                 length += stop[length] == character
                 if length == len(stop):
-                    complete = max(complete, length)
+                    if may_end:
+                        complete = max(complete, length)
+                    else:
+                        length = borders[-1]
                 self._matched[index] = length
             if complete:
                 return pending[: end - complete], True

@@ -51,6 +51,8 @@ class Supervisor:
         progress: the last progress record while loading.
         ready: the engine's own description, once it is ready.
         client: submits requests to it.
+        num_rings: sequences that there can be at once.
+        ring_capacity: records that a sequence's ring holds.
         settled: resolved when the engine is ready, or failed with an EngineUnavailableError when it cannot be.
     """
 
@@ -62,6 +64,7 @@ class Supervisor:
         *,
         max_requests: int,
         ring_capacity: int,
+        max_queued_requests: int = 0,
         busy_poll: bool = False,
         debug: bool = False,
     ) -> None:
@@ -71,12 +74,14 @@ class Supervisor:
             engine: what it needs to know.
             max_requests: requests held at once; rounded up to a multiple of 64.
             ring_capacity: tokens a request's ring holds, a power of two.
+            max_queued_requests: of these, how many may wait for the engine; 0: as many as there are.
             busy_poll: look for tokens without sleeping while a request is open.
             debug: have it log at debug level.
         """
         self._engine = engine
-        self._num_rings = -(-max_requests // 64) * 64
-        self._ring_capacity = ring_capacity
+        self.num_rings = -(-max_requests // 64) * 64
+        self.ring_capacity = ring_capacity
+        self._max_queued = max_queued_requests
         self._busy_poll = busy_poll
         self._debug = debug
         self.state: State = "starting"
@@ -96,7 +101,7 @@ class Supervisor:
         """
         loop = asyncio.get_running_loop()
         try:
-            self._arena = Arena.create(num_rings=self._num_rings, ring_capacity=self._ring_capacity, epoch=1)
+            self._arena = Arena.create(num_rings=self.num_rings, ring_capacity=self.ring_capacity, epoch=1)
             self._resources.callback(self._arena.close)
             self._resources.callback(self._arena.unlink)
             doorbell = create_doorbell()
@@ -116,7 +121,15 @@ class Supervisor:
             self._resources.close()
             raise TransportError(f"The engine process cannot be started: {error.strerror}.") from error
         self._resources.callback(self._transport.abort)
-        self.client = EngineClient(consumer, self._num_rings, self._send, give_up=self.kill, busy_poll=self._busy_poll)
+        self.client = EngineClient(
+            consumer,
+            self.num_rings,
+            self._send,
+            give_up=self.kill,
+            max_running=self._engine.max_num_seqs,
+            max_queued=self._max_queued,
+            busy_poll=self._busy_poll,
+        )
         pulse = Pulse(consumer, lambda: _STATES.index(self.state), self.client.on_wake)
         pulse.start()
         self._resources.callback(pulse.stop)

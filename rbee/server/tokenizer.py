@@ -22,12 +22,14 @@ class TextCodec:
     Attributes:
         size: ids of the vocabulary, added tokens included.
         table: the vocabulary for the native drain; None if its tokens cannot be looked up one by one.
+        token_bytes: a token as it is on its own, see `rbee.server.detokenizer.Detokenizers`.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._detokenizers = detokenizers(tokenizer)
         self.table = self._detokenizers.table
+        self.token_bytes = self._detokenizers.token_bytes
         self.size = tokenizer.get_vocab_size(with_added_tokens=True)
 
     @classmethod

@@ -1,19 +1,19 @@
 """From a request's bytes to values that are known to be good, or an ApiError that names the field.
 
-Owns every check that needs no tokenizer and no engine, and the limits of the protocol. Pure functions.
+Owns how a body, its messages, its prompt and its options are read. Needs no tokenizer and no engine, and does not know
+what the parameters mean (`rbee.server.parameters`). Pure functions.
 """
 
 from __future__ import annotations
 
 import difflib
-import random
 import re
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from rbee.sampling_params import SamplingParams
 from rbee.server.errors import ApiError, invalid
+from rbee.server.parameters import check_parameters
 from rbee.server.schemas import (
     NEUTRAL_CHAT,
     NEUTRAL_COMPLETION,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 MAX_STOP_STRINGS = 4
 MAX_STOP_BYTES = 1000
-MAX_STOP_TOKEN_IDS = 256
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for plain completions
 _MAX_DIGITS = 18  # of an event's id
 
@@ -65,7 +64,7 @@ class FieldReader:
             if name in known:
                 fields[name] = value
             elif name in neutral:
-                if value not in neutral[name]:
+                if not any(value == other and _is_flag(value) == _is_flag(other) for other in neutral[name]):
                     raise _unsupported(path + name, neutral[name])
             elif self._lenient:
                 self.ignored.append(path + name)
@@ -93,7 +92,7 @@ def decode_object(body: bytes) -> dict[str, Any]:
 def read_chat(given: dict[str, Any], reader: FieldReader) -> tuple[ChatRequest, list[dict[str, Any]]]:
     """A chat request, and its messages as chat templates want them: role, content as one string, perhaps name."""
     request = reader.read(given, ChatRequest, NEUTRAL_CHAT)
-    _check_sampling(request)
+    check_parameters(request)
     if not request.messages:
         raise invalid("messages", "messages must hold at least one message.")
     messages = [_read_message(message, reader, f"messages[{n}]") for n, message in enumerate(request.messages)]
@@ -115,7 +114,7 @@ def read_messages(given: list[dict[str, Any]], reader: FieldReader) -> list[dict
 def read_completion(given: dict[str, Any], reader: FieldReader) -> tuple[CompletionRequest, str | list[int]]:
     """A completion request, and its prompt as text or as token ids."""
     request = reader.read(given, CompletionRequest, NEUTRAL_COMPLETION)
-    _check_sampling(request)
+    check_parameters(request)
     prompt = request.prompt
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
         if len(prompt) > 1:
@@ -135,7 +134,10 @@ def read_stream_options(request: GenerationRequest, reader: FieldReader) -> Stre
         return StreamOptions()
     if not request.stream:
         raise invalid("stream_options", "stream_options may only be set when stream is true.")
-    return reader.read(request.stream_options, StreamOptions, {}, "stream_options.")
+    options = reader.read(request.stream_options, StreamOptions, {}, "stream_options.")
+    if options.resumable and request.n > 1:
+        raise invalid("stream_options.resumable", f"With n {request.n}, resumable is not possible; ask for one choice.")
+    return options
 
 
 def is_resumable(options: StreamOptions, accept: Iterable[str]) -> bool:
@@ -173,88 +175,12 @@ def stop_strings(request: GenerationRequest) -> list[str]:
     return stops
 
 
-def sampling_params(
-    request: GenerationRequest,
-    *,
-    max_tokens: int | None,
-    prompt_tokens: int,
-    max_model_len: int,
-    vocab_size: int,
-    end_token_ids: Iterable[int],
-) -> SamplingParams:
-    """What the engine is asked for.
-
-    Args:
-        request: already checked.
-        max_tokens: as asked for; None takes what the model's length leaves.
-        prompt_tokens: length of the prompt, in tokens.
-        max_model_len: prompt plus output, in tokens.
-        vocab_size: token ids are below it.
-        end_token_ids: stop there, unless the request ignores them.
-
-    Raises:
-        ApiError: prompt and output do not fit the model, the prompt is empty, or a token id does not exist.
-    """
-    if prompt_tokens == 0:
-        raise invalid("prompt", "The prompt has no tokens; send at least one.")
-    room = max_model_len - prompt_tokens
-    wanted = max_tokens or 1
-    if room < wanted:
-        raise ApiError(
-            400,
-            f"This model's maximum context length is {max_model_len} tokens, but {prompt_tokens + wanted} were "
-            f"requested ({prompt_tokens} in the prompt, {wanted} in the output). "
-            "Shorten the prompt or lower max_tokens.",
-            param="messages" if isinstance(request, ChatRequest) else "prompt",
-            code="context_length_exceeded",
-        )
-    check_token_ids(request.stop_token_ids, "stop_token_ids", vocab_size)
-    if len(request.stop_token_ids) > MAX_STOP_TOKEN_IDS:
-        raise invalid("stop_token_ids", f"stop_token_ids may hold at most {MAX_STOP_TOKEN_IDS} ids.")
-    stop_token_ids = {*request.stop_token_ids, *(() if request.ignore_eos else end_token_ids)}
-    return SamplingParams(
-        max_tokens=max_tokens or room,
-        temperature=request.temperature,
-        top_k=max(request.top_k, 0),
-        top_p=request.top_p,
-        seed=random.getrandbits(63) if request.seed is None else request.seed,
-        stop_token_ids=tuple(sorted(stop_token_ids)),
-    )
-
-
-def check_token_ids(token_ids: list[int], param: str, vocab_size: int) -> None:
-    """Raise ApiError unless every id exists."""
-    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
-        raise invalid(param, f"{param} holds a token id outside 0..{vocab_size - 1}.")
-
-
 def output_limit(request: ChatRequest) -> int | None:
     """How many tokens a chat request wants at most; None leaves it to the model's length."""
     asked = {request.max_tokens, request.max_completion_tokens} - {None}
     if len(asked) > 1:
         raise invalid("max_tokens", "max_tokens and max_completion_tokens differ; send max_completion_tokens only.")
     return next(iter(asked), None)
-
-
-def _check_sampling(request: GenerationRequest) -> None:
-    """The ranges of the numbers."""
-    _check_range(request, "temperature", 0, 2)
-    _check_range(request, "top_p", 0, 1)
-    if request.top_p == 0:
-        raise invalid("top_p", "top_p must be above 0; for the most likely token set temperature to 0.")
-    _check_range(request, "top_k", -1, 2**31 - 1)
-    _check_range(request, "max_tokens", 1, 2**31 - 1)
-    if isinstance(request, ChatRequest):
-        _check_range(request, "max_completion_tokens", 1, 2**31 - 1)
-    _check_range(request, "seed", 0, 2**63 - 1)
-    if request.n != 1:
-        raise _unsupported("n", (1,))
-
-
-def _check_range(request: GenerationRequest, name: str, low: float, high: float) -> None:
-    value = getattr(request, name)
-    if value is not None and not low <= value <= high:  # NaN fails too
-        raise invalid(name, f"{name} must be from {low} to {high}, not {value}.")
 
 
 def _read_message(given: dict[str, Any], reader: FieldReader, path: str) -> dict[str, Any]:
@@ -289,6 +215,11 @@ def _text(message: Message, reader: FieldReader, path: str) -> str:
             raise invalid(f"{where}.type", f"{where}.type must be 'text', not {kind!r}: this model reads text only.")
         texts.append(reader.read(given, Part, {}, where + ".").text)
     return "\n".join(texts)
+
+
+def _is_flag(value: Any) -> bool:
+    """Whether this is true or false, which Python takes for 1 and 0."""
+    return isinstance(value, bool)
 
 
 def _unsupported(path: str, neutral: tuple[Any, ...]) -> ApiError:

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from rbee import __version__
+from rbee.cli import _Serve
 from rbee.config import DEFAULT_MODEL, Config, EngineConfig, ServerConfig
 
 
@@ -66,6 +67,23 @@ def test_options_come_from_the_environment():
     result = _rbee("serve", "--model", "synthetic", RBEE_PORT="70000")
     assert result.returncode == 2
     assert "70000 is not in the range" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "value"),
+    [
+        ([], {}, True),
+        (["--no-prefix-caching"], {}, False),
+        ([], {"RBEE_PREFIX_CACHING": "false"}, False),
+        (["--prefix-caching"], {"RBEE_PREFIX_CACHING": "false"}, True),
+    ],
+)
+def test_what_is_on_can_be_switched_off(monkeypatch, arguments, environment, value):
+    """An option that is on by default has a flag of its own for off; the environment says true or false."""
+    for name, text in environment.items():
+        monkeypatch.setenv(name, text)
+    assert _Serve().make_context("serve", arguments).params["prefix_caching"] is value
+    assert "--prefix-caching / --no-prefix-caching" in _rbee("serve", "--help").stdout
 
 
 def test_pull_lists_the_catalogue():

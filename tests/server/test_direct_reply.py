@@ -8,6 +8,7 @@ import socket
 
 import numpy as np
 import pytest
+from batches import batch
 from fakes import RecordingStream, RecordingWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,9 +17,10 @@ from tokenizers import Tokenizer
 
 from rbee.messages import FinishReason
 from rbee.server import sse
+from rbee.server.choices import ChoiceSink, TokenText
 from rbee.server.detokenizer import detokenizers
 from rbee.server.direct_reply import DirectReply, make_outlet
-from rbee.server.replies import StreamedReply, TokenText
+from rbee.server.replies import StreamedReply
 from rbee.server.schemas import StreamOptions
 from rbee.transport import Arena, Consumer, Producer, create_doorbell
 
@@ -47,7 +49,7 @@ class Pipe:
             np.array(tokens, np.uint32),
             np.zeros(len(tokens), np.float32),
             np.array(finished, np.uint32),
-            np.array([reason] * len(finished), np.uint8),
+            np.array([reason] * len(finished), np.uint32),
         )
 
     def received(self):
@@ -109,13 +111,16 @@ def make_frames(*, chat, options):
 OPTIONS = st.builds(
     StreamOptions, include_usage=st.booleans(), continuous_usage_stats=st.booleans(), include_timing=st.booleans()
 )
-REASONS = st.sampled_from([FinishReason.STOP, FinishReason.LENGTH, FinishReason.ERROR, FinishReason.ABORT])
+REASONS = st.sampled_from(FinishReason)
+CACHED_TOKENS = 3
 
 
 @settings(max_examples=400, deadline=None)
 @given(data=st.data(), which=st.integers(0, 3), chat=st.booleans(), options=OPTIONS, reason=REASONS)
 def test_both_ways_write_the_same_bytes(vocabularies, pipe, data, which, chat, options, reason):  # noqa: PLR0917
     """Any tokens, in any batches, of any vocabulary that can be looked up, with any options and any end.
+
+    A deadline is an ordinary end or an error, as there is a token or none.
 
     Except for one byte: after 0xED Python's decoder waits for a third byte even if the second has shown that this is no
     character. Here that byte's two replacement characters come at once.
@@ -131,7 +136,8 @@ def test_both_ways_write_the_same_bytes(vocabularies, pipe, data, which, chat, o
     async def run():
         streamed = RecordingWriter()
         text = TokenText(make_detokenizer(), None, stop_token_ids)
-        by_token = StreamedReply(text, streamed, make_frames(chat=chat, options=options), options, prompt_tokens=7)
+        by_token = StreamedReply(streamed, [make_frames(chat=chat, options=options)], options, 7)
+        choice = ChoiceSink(0, by_token, text)
         writer = SocketWriter(pipe.server.fileno())
         outlet = make_outlet(
             writer,
@@ -142,20 +148,21 @@ def test_both_ways_write_the_same_bytes(vocabularies, pipe, data, which, chat, o
             stop_token_ids=stop_token_ids,
         )
         direct = DirectReply(writer, outlet)
-        by_token.stream = direct.stream = RecordingStream()
+        choice.stream = by_token.stream = direct.stream = RecordingStream()
         ring, generation = pipe.consumer.assign()
         pipe.producer.open(ring, generation)
         pipe.consumer.attach(ring, outlet)
-        for number, batch in enumerate(batches):
+        for number, token_ids in enumerate(batches):
             end = int(reason) if number == len(batches) - 1 else 0
-            if not batch and not end:
+            if not token_ids and not end:
                 continue
-            committed_ns = pipe.commit(ring, batch, end)
-            by_token.deliver(batch, [committed_ns] * len(batch), end)
+            committed_ns = pipe.commit(ring, token_ids, end | CACHED_TOKENS << 8 if end else 0)
+            plain = batch(token_ids, end, CACHED_TOKENS)
+            choice.deliver(plain._replace(commit_ns=[committed_ns] * len(token_ids)))
             drained = pipe.consumer.drain()
             assert drained.tokens == []
-            for _, ended in drained.ended:
-                direct.on_finish(ended)
+            for _, finish in drained.ended:
+                direct.on_finish(finish & 0xFF, finish >> 8)
         assert by_token.done.done()
         assert direct.done.done()
         assert outlet.num_tokens == len(all_tokens)
@@ -190,5 +197,26 @@ def test_rest_is_written_by_the_event_loop():
         assert (writer.written, reply.stream.calls) == ([b"rest", b"more"], ["resume"])
         reply.on_broken()
         assert writer.aborted
+
+    asyncio.run(run())
+
+
+class CountingOutlet:
+    """An outlet that has sent so many tokens."""
+
+    def __init__(self, num_tokens):
+        self.num_tokens = num_tokens
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1])
+def test_deadline(num_tokens):
+    """With a token it is an ordinary end, which the drain has written; without any it is an error."""
+
+    async def run():
+        writer = SocketWriter(0)
+        reply = DirectReply(writer, CountingOutlet(num_tokens))
+        reply.on_finish(FinishReason.DEADLINE, 0)
+        assert reply.done.done()
+        assert [b"REQUEST_TIMEOUT" in frames for frames in writer.written] == [True] * (1 - num_tokens)
 
     asyncio.run(run())

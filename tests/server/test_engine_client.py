@@ -3,17 +3,20 @@
 import asyncio
 import contextlib
 import os
+import socket
+import time
 
 import numpy as np
 import pytest
-from fakes import RecordingSink
+from fakes import RecordingDirectSink, RecordingSink
 
 from rbee.errors import QueueFullError
-from rbee.messages import FinishReason, Submit, Wake
+from rbee.messages import NOTE, FinishReason, Submit, Wake, pack_token_ids
 from rbee.sampling_params import SamplingParams
-from rbee.server.engine_client import EngineClient
+from rbee.server.engine_client import Choice, EngineClient
 from rbee.server.errors import ApiError
-from rbee.transport import Arena, Consumer, Producer, create_doorbell
+from rbee.server.sinks import finish_error
+from rbee.transport import Arena, Consumer, Outlet, Producer, Vocabulary, create_doorbell
 
 RINGS = 64
 CAPACITY = 128
@@ -23,7 +26,7 @@ DIED = ApiError(503, "Died.", code="engine_died")
 class Engine:
     """Both ends of an arena: the client under test, the producer and what was sent on the control channel."""
 
-    def __init__(self, stack):
+    def __init__(self, stack, **options):
         self.arena = Arena.create(num_rings=RINGS, ring_capacity=CAPACITY, epoch=1)
         stack.callback(self.arena.close)
         stack.callback(self.arena.unlink)
@@ -35,7 +38,9 @@ class Engine:
         stack.callback(self.producer.close)
         self.sent = []
         self.given_up = []
-        self.client = EngineClient(consumer, RINGS, self.sent.append, give_up=lambda: self.given_up.append(True))
+        self.client = EngineClient(
+            consumer, RINGS, self.sent.append, give_up=lambda: self.given_up.append(True), **options
+        )
         self.doorbell = doorbell
         asyncio.get_running_loop().add_reader(doorbell, self.client.on_wake)
         stack.callback(asyncio.get_running_loop().remove_reader, doorbell)
@@ -50,11 +55,18 @@ class Engine:
         return stream, submitted.ring, sink
 
     def commit(self, tokens, finished=()):
-        """One step: [(ring, token), ...] and [(ring, reason), ...]."""
+        """One step: [(ring, token), ...] and [(ring, finish), ...]; the logprob of token t is -t."""
         rings, token_ids = (np.array([entry[i] for entry in tokens], np.uint32) for i in (0, 1))
         ended = np.array([ring for ring, _ in finished], np.uint32)
-        reasons = np.array([reason for _, reason in finished], np.uint8)
-        return self.producer.commit(rings, token_ids, np.zeros(len(tokens), np.float32), ended, reasons)
+        reasons = np.array([reason for _, reason in finished], np.uint32)
+        return self.producer.commit(rings, token_ids, -token_ids.astype(np.float32), ended, reasons)
+
+    def report(self, waiting):
+        """What the engine says of its queue after a step."""
+        self.producer.report(
+            1000, sequences_running=0, sequences_waiting=waiting, kv_blocks=1, kv_blocks_used=0, preemptions=0,
+            prompt_tokens=0, cached_prompt_tokens=0,
+        )  # fmt: skip
 
 
 async def until(condition):
@@ -63,13 +75,13 @@ async def until(condition):
         await asyncio.sleep(0)
 
 
-def with_engine(check):
-    """Run `await check(engine)` inside an event loop."""
+def with_engine(check, **options):
+    """Run `await check(engine)` inside an event loop. The options are the client's."""
 
     async def run():
         with contextlib.ExitStack() as stack:
             async with asyncio.timeout(20):
-                await check(Engine(stack))
+                await check(Engine(stack, **options))
 
     asyncio.run(run())
 
@@ -93,6 +105,149 @@ def test_each_sink_gets_its_own_tokens():
         assert engine.client.rings_in_use == 0
 
     with_engine(check)
+
+
+def test_batch_has_logprobs_and_what_was_cached():
+    """Each token comes with its logprob, a note too; the finish comes with the number of cached prompt tokens."""
+
+    async def check(engine):
+        _, ring, sink = engine.submit()
+        engine.commit([(ring, 10), (ring, NOTE | 11), (ring, 12)])
+        await until(lambda: sink.token_ids)
+        assert (sink.token_ids, sink.cached_tokens) == ([10, NOTE | 11, 12], None)
+        assert sink.logprobs == [-10, -float(np.float32(NOTE | 11)), -12]
+        engine.commit([(ring, 13)], [(ring, FinishReason.DEADLINE | 70_000 << 8)])
+        await until(lambda: sink.ends)
+        assert (sink.ends, sink.cached_tokens) == ([FinishReason.DEADLINE], 70_000)
+
+    with_engine(check)
+
+
+def test_direct_sink_hears_of_the_end_only():
+    """Its tokens are on its socket by then; the reason and the number of cached prompt tokens come separately."""
+
+    async def check(engine):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            sink = RecordingDirectSink()
+            parts = (b"<", b"<", b"", b">", b"]", b"", b"", b"", b".")
+            outlet = Outlet(
+                ours.fileno(), Vocabulary([b"a", b"b"]), parts,
+                strip=False, prompt_tokens=1, stop_token_ids=[], timing=False, usage=False,
+            )  # fmt: skip
+            engine.client.submit("r", [1], SamplingParams(max_tokens=5), sink, outlet)
+            [submitted] = engine.sent
+            engine.producer.open(submitted.ring, submitted.generation)
+            engine.commit([(submitted.ring, 0)])
+            engine.commit([(submitted.ring, 1)], [(submitted.ring, FinishReason.STOP | 3 << 8)])
+            await engine.client.wait_idle()
+            assert sink.calls == [("finish", FinishReason.STOP, 3)]
+            assert b'"a"' in theirs.recv(4096)
+
+    with_engine(check)
+
+
+def test_submit_says_everything_to_the_engine():
+    """What the server knows of a request is in its record; the time is when it was submitted."""
+
+    async def check(engine):
+        before = time.monotonic_ns()
+        engine.client.submit(
+            "name", [1, 2], SamplingParams(max_tokens=5, seed=9), RecordingSink(),
+            priority=-3, deadline_ns=123, cache_salt="salt",
+        )  # fmt: skip
+        [submitted] = engine.sent
+        assert (submitted.request_id, submitted.prompt) == ("name", pack_token_ids([1, 2]))
+        assert submitted.sampling == SamplingParams(max_tokens=5, seed=9)
+        assert (submitted.priority, submitted.deadline_ns, submitted.cache_salt) == (-3, 123, "salt")
+        assert before <= submitted.received_ns <= time.monotonic_ns()
+
+    with_engine(check)
+
+
+def choices(number):
+    """So many choices of one request, each with a seed of its own."""
+    return [Choice(SamplingParams(max_tokens=5, seed=n), RecordingSink()) for n in range(number)]
+
+
+def test_choices_are_sequences_of_their_own():
+    """Each has its ring, its parameters and its tokens, and can be cancelled alone; what they share is in each."""
+
+    async def check(engine):
+        asked = choices(3)
+        streams = engine.client.submit_all("r", [7], asked, priority=2, deadline_ns=5, cache_salt="s")
+        submitted = list(engine.sent)
+        assert [record.sampling for record in submitted] == [choice.sampling for choice in asked]
+        assert len({record.ring for record in submitted}) == engine.client.rings_in_use == 3
+        for n, record in enumerate(submitted):
+            assert (record.priority, record.deadline_ns, record.cache_salt) == (2, 5, "s")
+            assert record.prompt == pack_token_ids([7])
+            engine.producer.open(record.ring, record.generation)
+            engine.commit([(record.ring, n)])
+        await until(lambda: all(choice.sink.token_ids for choice in asked))
+        assert [choice.sink.token_ids for choice in asked] == [[0], [1], [2]]
+        streams[1].cancel()
+        assert engine.producer.take_cancelled() == [submitted[1].ring]
+
+    with_engine(check)
+
+
+def test_all_choices_or_none():
+    """When there are rings for some only, nothing is taken and the engine hears nothing."""
+
+    async def check(engine):
+        engine.client.submit_all("r", [1], choices(RINGS - 2))
+        engine.sent.clear()
+        with pytest.raises(QueueFullError, match=f"holds {RINGS - 2} requests"):
+            engine.client.submit_all("r", [1], choices(3))
+        assert (engine.sent, engine.client.rings_in_use) == ([], RINGS - 2)
+        assert len(engine.client.submit_all("r", [1], choices(2))) == 2
+
+    with_engine(check)
+
+
+def test_queue_is_bounded_by_what_the_engine_says():
+    """With so many waiting that no more may, a request is refused; when the engine has taken one up it is not."""
+
+    async def check(engine):
+        engine.report(3)
+        with pytest.raises(QueueFullError, match="3 requests or more wait"):
+            engine.submit()
+        assert (engine.sent, engine.client.rings_in_use) == ([], 0)
+        engine.report(2)
+        engine.submit()
+
+    with_engine(check, max_running=4, max_queued=3)
+
+
+def test_queue_is_bounded_within_a_step():
+    """Before the engine has said anything, as many are taken as run and wait; a finish makes room."""
+
+    async def check(engine):
+        rings = [engine.submit()[1] for _ in range(4 + 3)]
+        with pytest.raises(QueueFullError, match="--max-queued-requests"):
+            engine.submit()
+        engine.commit([], [(rings[0], FinishReason.STOP)])
+        await until(lambda: engine.client.rings_in_use == 6)
+        engine.submit()
+
+    with_engine(check, max_running=4, max_queued=3)
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "code"),
+    [
+        (FinishReason.ABORT, 503, "aborted"),
+        (FinishReason.ERROR, 500, "engine_error"),
+        (FinishReason.DEADLINE, 408, "REQUEST_TIMEOUT"),
+        (FinishReason.SLOW_READER, 408, "slow_reader"),
+    ],
+)
+def test_ends_that_are_errors(reason, status, code):
+    """Each has a status and a word of its own; the client's own ends are no errors."""
+    error = finish_error(reason)
+    assert (error.status, error.code) == (status, code)
+    assert finish_error(FinishReason.STOP) is finish_error(FinishReason.LENGTH) is None
 
 
 def test_full_house_is_refused():

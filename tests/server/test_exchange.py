@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import json
 
 import pytest
-from fakes import RecordingWriter
+from batches import batch
+from fakes import RecordingStream, RecordingWriter
 
 from rbee.config import EngineConfig
+from rbee.messages import NOTE, FinishReason
 from rbee.sampling_params import SamplingParams
 from rbee.server import served_model
 from rbee.server.errors import ApiError
@@ -30,17 +33,75 @@ async def running_supervisor():
         await supervisor.stop(5)
 
 
-def some_generation(max_tokens):
+def some_generation(max_tokens, *, seed=0, min_tokens=0, stops=(), **more):
     """A streamed completion."""
     return Generation(
         chat=False,
         prompt=[1],
-        sampling=SamplingParams(max_tokens=max_tokens),
-        stops=[],
+        sampling=SamplingParams(max_tokens=max_tokens, seed=seed, min_tokens=min_tokens),
+        stops=list(stops),
         stream=True,
         options=StreamOptions(),
         ignored=[],
+        **more,
     )
+
+
+class RecordingClient:
+    """An EngineClient, and its supervisor, without an engine: keeps what is submitted, and answers with a text."""
+
+    def __init__(self, answer="A"):
+        self.client = self
+        self.submitted = []
+        self._answer = answer.encode()
+
+    def check_ready(self):
+        """It always is."""
+
+    def submit_all(self, request_id, prompt, choices, **options):  # noqa: ARG002 - the client's signature
+        """Keep it; each choice ends at once."""
+        self.submitted.append((prompt, [choice.sampling for choice in choices], options))
+        for choice in choices:
+            told = [NOTE] if choice.tell_cached else []
+            records = batch([*told, *self._answer], FinishReason.LENGTH)
+            asyncio.get_running_loop().call_soon(choice.sink.deliver, records)
+        return [RecordingStream() for _ in choices]
+
+
+def test_choices_differ_in_their_seeds_only():
+    """That of choice i is i more, and stays a seed; all else that a generation says reaches the engine with each."""
+
+    async def run():
+        client, model = RecordingClient(), served_model.load_synthetic("s")
+        generation = some_generation(5, seed=2**63 - 2, n=3, priority=-1, deadline_ns=7, cache_salt="salt")
+        await Exchange(client, model, StreamWatch(5, 60), generation, RecordingWriter()).collect()
+        sampling = [SamplingParams(max_tokens=5, seed=seed) for seed in (2**63 - 2, 2**63 - 1, 0)]
+        assert client.submitted == [([1], sampling, {"priority": -1, "deadline_ns": 7, "cache_salt": "salt"})]
+
+    asyncio.run(run())
+
+
+def answered(answer, generation):
+    """The text of the response, when the engine answers so."""
+
+    async def run():
+        client, model = RecordingClient(answer), served_model.load_synthetic("s")
+        response = await Exchange(client, model, StreamWatch(5, 60), generation, RecordingWriter()).collect()
+        [choice] = json.loads(response.body)["choices"]
+        return choice["text"]
+
+    return asyncio.run(run())
+
+
+def test_min_tokens_is_for_stop_strings_too():
+    """One that is complete too early is text."""
+    assert answered("aENDbEND", some_generation(9, stops=["END"], min_tokens=4)) == "aENDb"
+
+
+def test_prompt_is_echoed_as_it_was_given():
+    """As text, if it was text; its tokens need not say the same."""
+    assert answered("b", some_generation(1, echo=True, prompt_text="A ")) == "A b"
+    assert answered("b", some_generation(1, echo=True)) == "\x01b"
 
 
 @pytest.mark.parametrize("cancelled", [False, True])

@@ -1,22 +1,27 @@
 """Streams that outlive their connection: what is written again, to whom, and for how long."""
 
 import asyncio
+import functools
 import itertools
 import json
 import re
 
 import pytest
+from batches import record_batch
 from fakes import RecordingStream, RecordingWriter
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rbee.messages import FinishReason
 from rbee.models import synthetic
+from rbee.sampling_params import SamplingParams
 from rbee.server import sse
+from rbee.server.choices import AnnotatedChoiceSink, TokenText
 from rbee.server.detokenizer import detokenizers
 from rbee.server.errors import ApiError
 from rbee.server.exchange import Resumption
-from rbee.server.replies import StreamWatch, TokenText
+from rbee.server.logprobs import TokenRecords, chat_logprobs
+from rbee.server.replies import StreamWatch
 from rbee.server.resumption import NumberedFrames, ResumableReply, ResumableStreams
 from rbee.server.schemas import StreamOptions
 from rbee.server.stop_strings import StopStrings
@@ -30,23 +35,25 @@ OWNER = ("key", "chat")
 class Case:
     """A resumable reply with everything around it; made inside a running loop. A token is a byte."""
 
-    def __init__(self, *, chat=True, window=1024, stops=(), resume_timeout=30.0, max_ended=8, streams=None, **options):
-        text = TokenText(NEW_DETOKENIZER(), StopStrings(stops) if stops else None, ())
+    def __init__(self, *, chat=True, window=1024, stops=(), logprobs=False, streams=None, **options):
+        text = TokenText(NEW_DETOKENIZER(), StopStrings(stops) if stops else None)
         usage = options.get("include_usage", False)
         frames = sse.Frames(kind="k", request_id="i", created=0, model="m", chat=chat, usage=usage)
         self.watch = StreamWatch(1000.0, 60.0)
+        resume_timeout, max_ended = options.pop("resume_timeout", 30.0), options.pop("max_ended", 8)
         self.streams = streams or ResumableStreams(self.watch, resume_timeout=resume_timeout, max_ended=max_ended)
         self.writer = RecordingWriter()
-        self.frames = NumberedFrames(frames, text, window)
-        self.reply = ResumableReply(
-            text, self.writer, self.frames, StreamOptions(**options), prompt_tokens=3, streams=self.streams
-        )
-        self.reply.stream = RecordingStream()
+        self.frames = NumberedFrames(frames, window)
+        shown = functools.partial(chat_logprobs, token_bytes=NEW_DETOKENIZER.token_bytes) if logprobs else None
+        self.reply = ResumableReply(self.writer, self.frames, StreamOptions(**options), 3, shown, streams=self.streams)
+        sampling = SamplingParams(max_tokens=99, num_logprobs=0 if logprobs else None)
+        self.choice = AnnotatedChoiceSink(0, self.reply, text, TokenRecords(sampling, 3), logprobs=logprobs)
+        self.choice.stream = self.reply.stream = RecordingStream()
         self.streams.add(self.reply, OWNER, "i", "request")
 
     def deliver(self, data, reason=0):
         """These tokens, with commit times 1, 2, 3 ..."""
-        self.reply.deliver(list(data), list(range(1, len(data) + 1)), reason)
+        self.choice.deliver(record_batch([(token_id, -float(token_id)) for token_id in data], reason))
 
     def written(self):
         """All that the first connection was sent."""
@@ -111,7 +118,7 @@ def test_cut_in_the_middle_of_generation(drains, reason, chat, extras, cuts):
     """However often a connection breaks while tokens come, the events that a client got are those of one stream."""
 
     async def run():
-        options = {"chat": chat, "include_timing": extras, "include_usage": extras, "stops": ["EE"]}
+        options = {"chat": chat, "include_timing": extras, "include_usage": extras, "logprobs": extras, "stops": ["EE"]}
         undisturbed, case = Case(**options), Case(**options)
         got, writer = [], case.writer
         for number, data in enumerate(drains):
@@ -151,6 +158,18 @@ def test_window_is_bounded_and_exact(drains, window):
                 assert events(case.frames.since(last_id)) == [event for event in whole if event[0] > last_id]
 
     asyncio.run(run())
+
+
+def test_logprobs_are_written_again():
+    """Byte for byte, as everything else."""
+
+    def check(case):
+        case.deliver("aéb".encode(), FinishReason.LENGTH)
+        whole = events(case.written())
+        assert [event.count(b'"logprob"') for _, event in whole] == [1, 2, 1, 0]
+        assert events(case.resume(0)) == whole
+
+    with_case(check, logprobs=True)
 
 
 def test_id_counts_tokens():

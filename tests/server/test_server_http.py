@@ -61,7 +61,7 @@ def test_models(synthetic_server):
         ("POST", COMPLETIONS, '{"prompt": [256]}', 400, "invalid_value"),
         ("POST", COMPLETIONS, '{"prompt": "hi", "max_tokens": 8191}', 400, "context_length_exceeded"),
         ("POST", COMPLETIONS, '{"prompt": "%s"}' % ("x" * 8192), 400, "context_length_exceeded"),
-        ("POST", COMPLETIONS, '{"prompt": "hi", "echo": true}', 400, "unsupported_parameter"),
+        ("POST", COMPLETIONS, '{"prompt": "hi", "suffix": "x"}', 400, "unsupported_parameter"),
         ("POST", "/tokenize", "{}", 400, "invalid_value"),
         ("POST", "/detokenize", '{"tokens": [256]}', 400, "invalid_value"),
     ],
@@ -196,6 +196,28 @@ def test_no_free_ring_is_429_before_the_stream_starts(strict_server):
                     pass
 
     asyncio.run(run())
+
+
+def test_full_queue_is_429_before_the_stream_starts(start_server):
+    """With one request running and one waiting, as many as may wait, the next one is told to come back later."""
+    options = ["--max-num-seqs", "1", "--max-queued-requests", "1"]
+
+    async def run(server):
+        body = {"prompt": "hi", "max_tokens": 8000, "stream": True}
+        async with Client(server.address) as client:
+            streams = [await client.open(COMPLETIONS, body) for _ in range(2)]
+            assert {stream.status for stream in streams} == {200}
+            refused = await client.open(COMPLETIONS, body)
+            assert refused.status == 429
+            assert 1 <= int(refused.headers["retry-after"]) <= 60
+            answer = await refused.reader.readexactly(int(refused.headers["content-length"]))
+            assert b"--max-queued-requests" in answer
+            streams[0].abort()
+            while (await client.open(COMPLETIONS, body | {"max_tokens": 1})).status == 429:
+                pass
+
+    with start_server("--model", "synthetic", "--synthetic-step-ms", "1", *options) as server:
+        asyncio.run(run(server))
 
 
 def test_pipelined_requests_are_answered_in_order(synthetic_server):

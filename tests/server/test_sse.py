@@ -7,9 +7,9 @@ import pytest
 from rbee.server import sse
 
 
-def frames(*, chat, usage=False):
+def frames(*, chat, usage=False, index=0):
     """The frames of a stream with fixed constants."""
-    return sse.Frames(kind="kind", request_id="id-1", created=7, model='a "model"', chat=chat, usage=usage)
+    return sse.Frames(kind="kind", request_id="id-1", created=7, model='a "model"', chat=chat, usage=usage, index=index)
 
 
 def parse(frame):
@@ -67,9 +67,27 @@ def test_usage_and_further_members():
         {"text": "a", "finish_reason": None}, usage=None, timing={"committed_ns": 5}
     )
     counts = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
-    assert parse(stream.usage(3, 4)) == chunk({}) | {"choices": [], "usage": counts}
+    details = {"prompt_tokens_details": {"cached_tokens": 2}}
+    assert parse(stream.usage(3, 4, 2)) == chunk({}) | {"choices": [], "usage": counts | details}
+    assert parse(stream.usage(3, 4, None)) == chunk({}) | {"choices": [], "usage": counts}
     plain = frames(chat=False)
     assert parse(plain.text("a", sse.usage_member(3, 4))) == chunk({"text": "a", "finish_reason": None}, usage=counts)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_logprobs_are_the_choices(chat):
+    """They stand beside the text, in a last chunk too, also if that has no text; the index is the choice's."""
+    stream = frames(chat=chat, index=2)
+    logprobs = sse.logprobs_member({"content": [1.5]})
+    chunks = [
+        parse(stream.text("a", sse.timing_member(5), logprobs)),
+        parse(stream.last("", "stop", b"", logprobs)),
+    ]
+    for each in chunks:
+        [choice] = each["choices"]
+        assert (choice["index"], choice["logprobs"]) == (2, {"content": [1.5]})
+    assert chunks[0]["timing"] == {"committed_ns": 5}
+    assert chunks[1]["choices"][0]["finish_reason"] == "stop"
 
 
 @pytest.mark.parametrize("text", ['"\\\n\r\x00', "\u2028é🐝", "data: [DONE]\n\n", "\ufffd"])
