@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := $(shell find native -name '*.h' -o -name '*.cpp' -o -name CMakeLists.txt)
 
-.PHONY: setup serve test lint bench bench-transport clean
+.PHONY: setup serve test lint bench bench-transport bench-peers clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,16 @@ bench: setup
 bench-transport: setup
 	$(BIN)/pip install -q -c .ci/constraints.txt pyzmq faster-fifo matplotlib
 	$(BIN)/python benchmarks/bench_transport.py $(ARGS)
+
+PEERS := build/peers/transformers
+
+$(PEERS)/bin/transformers:
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install -q -c .ci/constraints.txt torch
+	$(PEERS)/bin/pip install -q -c .ci/constraints.txt 'transformers[serving]' accelerate
+
+bench-peers: setup $(PEERS)/bin/transformers
+	$(BIN)/python benchmarks/bench_peers.py --transformers $(PEERS)/bin/transformers $(ARGS)
 
 clean:
 	rm -rf build $(VENV)

@@ -78,7 +78,8 @@ def measure(stream: Stream) -> Measured | str:
     )
 
 
-def _percentile(values: list[float], percent: float) -> float:
+def percentile(values: list[float], percent: float) -> float:
+    """The value at that rank, 0 to 100; NaN if there are none."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, round(percent / 100 * (len(ordered) - 1)))] if ordered else float("nan")
 
@@ -125,11 +126,11 @@ async def run_level(
         "tokens": tokens,
         "wall_s": round(wall, 3),
         "tok_s": round(tokens / wall, 1),
-        "ttft_ms_p50": round(_percentile([result.ttft for result in measured], 50), 2),
-        "ttft_ms_p99": round(_percentile([result.ttft for result in measured], 99), 2),
-        "itl_ms_p50": round(_percentile(gaps, 50), 3),
-        "itl_ms_p99": round(_percentile(gaps, 99), 3),
-        "tpot_ms_p50": round(_percentile([result.tpot for result in measured], 50), 3),
+        "ttft_ms_p50": round(percentile([result.ttft for result in measured], 50), 2),
+        "ttft_ms_p99": round(percentile([result.ttft for result in measured], 99), 2),
+        "itl_ms_p50": round(percentile(gaps, 50), 3),
+        "itl_ms_p99": round(percentile(gaps, 99), 3),
+        "tpot_ms_p50": round(percentile([result.tpot for result in measured], 50), 3),
         "client_cpu_percent": round(100 * cpu / wall, 1),
     }
 

@@ -36,12 +36,13 @@ from rbee.messages import FinishReason, Submit, ToEngine
 from rbee.models import synthetic
 from rbee.sampling_params import SamplingParams
 from rbee.server import sse
+from rbee.server.choices import ChoiceSink, TokenText
 from rbee.server.direct_reply import DirectReply, make_outlet
 from rbee.server.engine_client import EngineClient
 from rbee.server.exchange import write_stream
 from rbee.server.http_protocol import EXTENSION, StreamProtocol, StreamWriter
 from rbee.server.process import listen
-from rbee.server.replies import StreamedReply, StreamWatch, TokenText
+from rbee.server.replies import StreamedReply, StreamWatch
 from rbee.server.schemas import StreamOptions
 from rbee.server.tokenizer import TextCodec
 from rbee.transport import Arena, Consumer, Producer
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from starlette.types import Receive, Scope, Send
+
+    from rbee.server.engine_client import TokenStream
 
 WAYS = ("streaming_response", "asgi_send", "protocol", "native", "floor")
 WARMUP_STEPS = 50
@@ -119,7 +122,7 @@ def run_engine(plan: Plan, doorbell: int, control: Connection) -> None:
         tokens = np.array([synthetic.expected_tokens([n], plan.tokens) for n in range(plan.streams)], np.uint32)
         table = np.ascontiguousarray(tokens.T)
         logprobs = np.zeros(plan.streams, np.float32)
-        no_rings, no_reasons = np.empty(0, np.uint32), np.empty(0, np.uint8)
+        no_rings, no_reasons = np.empty(0, np.uint32), np.empty(0, np.uint32)
         stamps = []
         start_ns = time.monotonic_ns()
         for step in range(plan.tokens):
@@ -137,7 +140,7 @@ def run_engine(plan: Plan, doorbell: int, control: Connection) -> None:
         control.send((start_ns, stamps))
         control.recv()
         if plan.way != "floor":
-            reasons = np.full(plan.streams, FinishReason.LENGTH, np.uint8)
+            reasons = np.full(plan.streams, FinishReason.LENGTH, np.uint32)
             producer.commit(no_rings, no_rings, logprobs[:0], rings, reasons)
         control.recv()
 
@@ -196,7 +199,7 @@ class _App:
         outlet = make_outlet(writer, table, frames, _OPTIONS, prompt_tokens=1, stop_token_ids=())
         assert outlet is not None  # it is, without a table or with TLS
         reply = DirectReply(writer, outlet)
-        self._submit(stream, reply)
+        reply.stream = self._submit(stream, reply)
         await write_stream(reply, writer, self._watch, send, [])
 
     def _queue(self, stream: int) -> asyncio.Queue[bytes]:
@@ -208,14 +211,15 @@ class _App:
 
     def _streamed(self, stream: int, writer: StreamWriter) -> StreamedReply:
         text = TokenText(self._codec.detokenizer(), None, ())
-        reply = StreamedReply(text, writer, make_frames(stream), _OPTIONS, prompt_tokens=1)
-        self._submit(stream, reply)
+        reply = StreamedReply(writer, [make_frames(stream)], _OPTIONS, prompt_tokens=1)
+        sink = ChoiceSink(0, reply, text)
+        sink.stream = reply.stream = self._submit(stream, sink)
         return reply
 
-    def _submit(self, stream: int, reply: StreamedReply | DirectReply) -> None:
-        outlet = reply.outlet if isinstance(reply, DirectReply) else None
+    def _submit(self, stream: int, sink: ChoiceSink | DirectReply) -> TokenStream:
+        outlet = sink.outlet if isinstance(sink, DirectReply) else None
         sampling = SamplingParams(max_tokens=RING_CAPACITY)
-        reply.stream = self._client.submit(str(stream), [stream], sampling, reply, outlet)
+        return self._client.submit(str(stream), [stream], sampling, sink, outlet)
 
 
 def run_server(plan: Plan, doorbell: int, control: Connection) -> None:
