@@ -2,6 +2,7 @@
 // rings, slow readers, cancels, reuse and wrap-around. A lost wakeup is a failure that names the step.
 
 #include <deque>
+#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -150,17 +151,21 @@ private:
         CHECK(write(control_, &submission, sizeof submission) == sizeof submission);
     }
 
-    /// Now and then stops reading most of the open rings for some turns, or cancels one.
+    /// Now and then stops reading most of the open rings for some of the engine's steps, or cancels one.
     void misbehave() {
-        if (turns_paused_ > 0 && --turns_paused_ == 0) {
+        if (paused_ && is_pause_over()) {
+            paused_ = false;
             for (std::uint32_t ring = 0; ring < 64; ++ring) {
                 if (open_[ring].length != 0) {
                     consumer_.resume(ring);
                 }
             }
         }
-        if (turns_paused_ == 0 && random_.below(8) == 0) {
-            turns_paused_ = 1 + random_.below(100);
+        if (!paused_ && random_.below(8) == 0) {
+            paused_ = true;
+            seen_steps_ = steps();
+            paused_until_ = seen_steps_ + 1 + random_.below(20);
+            idle_turns_ = 0;
             for (std::uint32_t ring = 0; ring < 64; ++ring) {
                 if (open_[ring].length != 0 && random_.below(8) != 0) {
                     consumer_.pause(ring);
@@ -174,6 +179,20 @@ private:
                 send({});
             }
         }
+    }
+
+    std::uint64_t steps() const { return consumer_.fixed().engine.steps.load(std::memory_order_relaxed); }
+
+    /// The engine's steps end a pause, however the machine shares its cores out; or that it makes none any more, because
+    /// all that is left is full or finished.
+    bool is_pause_over() {
+        const std::uint64_t now = steps();
+        idle_turns_ = now == seen_steps_ ? idle_turns_ + 1 : 0;
+        seen_steps_ = now;
+        if (idle_turns_ != 0) {
+            std::this_thread::yield();
+        }
+        return now >= paused_until_ || idle_turns_ == 200;
     }
 
     /// False if there is nothing to do but sleep.
@@ -197,7 +216,7 @@ private:
                 request = {};
             }
         }
-        return drained_.more || turns_paused_ != 0 || !drained_.finishes.empty();
+        return drained_.more || paused_ || !drained_.finishes.empty();
     }
 
     rbee::Consumer consumer_;
@@ -206,7 +225,10 @@ private:
     int control_;
     std::size_t max_open_;
     std::vector<Request> open_;
-    std::uint32_t turns_paused_ = 0;
+    bool paused_ = false;
+    std::uint64_t paused_until_ = 0;  // a step of the engine
+    std::uint64_t seen_steps_ = 0;
+    std::uint32_t idle_turns_ = 0;
     Random random_{2463534242};
 };
 
