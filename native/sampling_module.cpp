@@ -4,6 +4,7 @@
 // The GIL is released while rows are sampled; their arrays are held, and nothing of Python is touched.
 
 #include <deque>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <utility>
@@ -54,19 +55,26 @@ void check(bool condition, const char* otherwise) {
     }
 }
 
-/// A row's parameters and its sequence, which cannot change while this exists.
+/// A row's parameters and its sequence, which cannot change while this exists. The tokens are looked at for penalties
+/// only: otherwise their number will do.
 struct Held {
     explicit Held(nb::handle row)
         : params(nb::cast<const kernels::RowParams*>(row[0])),
-          token_ids(row[1], "token_ids"),
+          num_tokens(nb::len(nb::object(row[1]))),
           num_prompt_tokens(nb::cast<std::size_t>(row[2])) {
-        check(num_prompt_tokens <= token_ids.size(), "num_prompt_tokens is more than there are token_ids.");
+        check(num_prompt_tokens <= num_tokens, "num_prompt_tokens is more than there are token_ids.");
+        if (kernels::reads_tokens(*params)) {
+            token_ids.emplace(row[1], "token_ids");
+        }
     }
-    kernels::Context context() const { return {token_ids.data(), token_ids.size(), num_prompt_tokens}; }
+    kernels::Context context() const {
+        return {token_ids ? token_ids->data() : nullptr, num_tokens, num_prompt_tokens};
+    }
 
     const kernels::RowParams* params;
-    Column<std::uint32_t> token_ids;
+    std::size_t num_tokens;
     std::size_t num_prompt_tokens;
+    std::optional<Column<std::uint32_t>> token_ids;
 };
 
 void check_sizes(const Logits& logits) {
@@ -94,6 +102,7 @@ void sample(const Logits& logits, const nb::sequence& rows, const Array<std::uin
         const kernels::Choice choice = memory.sample(row, size, params, held[i].context());
         token_ids.data()[i] = choice.token_id;
         valid.data()[i] = choice.valid;
+        logprobs.data()[i] = std::numeric_limits<float>::quiet_NaN();
         if (choice.valid && params.num_logprobs) {
             logprobs.data()[i] = memory.score(row, size, choice.token_id, *params.num_logprobs,
                                               top_ids.data() + i * width, top_logprobs.data() + i * width);

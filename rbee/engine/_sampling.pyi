@@ -48,7 +48,8 @@ def sample(
     """Sample a token for each row of the logits [n, vocab_size]: (parameters, prompt and output, prompt's length).
 
     Writes token_ids [n] and valid [n]; and for valid rows that ask for them logprobs [n] and the first num_logprobs of
-    top_ids and top_logprobs [n, at least that many]. All else in these three stays what it was.
+    top_ids and top_logprobs [n, at least that many]. The logprob of another row is NaN; all else in the two tables
+    stays what it was.
 
     Raises:
         ValueError: sizes do not fit.

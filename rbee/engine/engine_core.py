@@ -84,6 +84,7 @@ class EngineCore:
         self._submitted: deque[Submit] = deque()
         self._live: dict[int, Sequence] = {}  # by ring
         self._rows: dict[int, sampler.Row] = {}  # by ring: what the sampler needs of each
+        self._num_notes: dict[int, int] = {}  # by ring: with each token, for those that get any
         self._untold: dict[int, Sequence] = {}  # by ring: whose number of cached tokens is yet to be published
         self._deadlines: list[tuple[int, int, Sequence]] = []  # a heap: when, rank of submission, whose
         self._num_arrivals = 0
@@ -113,7 +114,11 @@ class EngineCore:
         self._scheduler.update(scheduled)
         self._tell_cached()
         num_sampling = len(batch.sampling)
-        sampled = sampler.sample(logits[:num_sampling], [self._rows[sequence.ring] for sequence in batch.sampling])
+        sampled = sampler.sample(
+            logits[:num_sampling],
+            [self._rows[sequence.ring] for sequence in batch.sampling],
+            most_logprobs=max(self._num_notes.values(), default=0),
+        )
         self._score_prompts(batch, logits[num_sampling:])
         drawn = time.monotonic_ns()
         self._take_tokens(batch, sampled)
@@ -164,6 +169,8 @@ class EngineCore:
             self._rows[sequence.ring] = sampler.Row(
                 sampler.RowSampler(sequence.sampling), sequence.token_ids, sequence.num_prompt_tokens
             )
+            if sequence.sampling.num_logprobs:
+                self._num_notes[sequence.ring] = sequence.sampling.num_logprobs
             if submission.tell_cached:
                 self._untold[sequence.ring] = sequence
             if sequence.deadline_ns:
@@ -207,7 +214,7 @@ class EngineCore:
         A step adds a token with its notes, or for each token of a chunk but a prompt's last one the notes of the next.
         """
         for ring, sequence in list(self._live.items()):
-            room = self._producer.free_space(ring) - (sequence.sampling.num_logprobs or 0) - (ring in self._untold)
+            room = self._producer.free_space(ring) - self._num_notes.get(ring, 0) - (ring in self._untold)
             if sequence.scores_prompt:
                 room //= 1 + (sequence.sampling.num_prompt_logprobs or 0)
                 sequence.max_chunk = min(room, _MAX_SCORED_TOKENS)
@@ -269,8 +276,12 @@ class EngineCore:
         """Publish the tokens of these of the sampling rows."""
         if not rows:
             return
+        if len(rows) == len(batch.sampling):  # as a rule
+            taken: slice | list[int] = slice(None)
+        else:
+            taken = rows
         rings = np.array([batch.sampling[row].ring for row in rows], np.uint32)
-        tokens, logprobs = sampled.token_ids[rows], sampled.logprobs[rows]
+        tokens, logprobs = sampled.token_ids[taken], sampled.logprobs[taken]
         if sampled.top_ids.shape[1] == 0:
             self._publisher.tokens(rings, tokens, logprobs)
             return
@@ -279,8 +290,8 @@ class EngineCore:
             rings,
             tokens,
             logprobs,
-            top_ids=sampled.top_ids[rows],
-            top_logprobs=sampled.top_logprobs[rows],
+            top_ids=sampled.top_ids[taken],
+            top_logprobs=sampled.top_logprobs[taken],
             num_notes=num_notes,
         )
 
@@ -293,6 +304,7 @@ class EngineCore:
         self._scheduler.remove(sequence, poisoned=poisoned)
         del self._live[sequence.ring]
         del self._rows[sequence.ring]
+        self._num_notes.pop(sequence.ring, None)
         self._untold.pop(sequence.ring, None)
         self._publisher.finish(sequence.ring, reason, sequence.num_cached_tokens)
 

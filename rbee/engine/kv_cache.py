@@ -148,10 +148,10 @@ class KVCache:
         widths = batch.context_lens - first_blocks * self.block_size
 
         plan = []
-        row, num_sequences = 0, len(widths)
+        row, num_sequences, width_list = 0, len(widths), widths.tolist()
         while row < num_sequences:
             is_chunk = row >= batch.num_decodes
-            end = row + 1 if is_chunk else self._group_end(widths, row, batch.num_decodes)
+            end = row + 1 if is_chunk else self._group_end(width_list, row, batch.num_decodes)
             start, stop = int(batch.query_start[row]), int(batch.query_start[end])
             slots = self._slots(batch.block_tables[row:end], first_blocks[row:end], widths[row:end])
             last = np.arange(widths[row] - (stop - start), widths[row]) if is_chunk else widths[row:end] - 1
@@ -162,7 +162,7 @@ class KVCache:
             row = end
         return plan
 
-    def _group_end(self, widths: NDArray[np.int64], start: int, stop: int) -> int:
+    def _group_end(self, widths: list[int], start: int, stop: int) -> int:
         """Where the group of decoding rows that starts at `start` ends; rows with fewer keys come first."""
         end = start + 1
         while end < stop and widths[end] * (end + 1 - start) <= self._max_group_slots:

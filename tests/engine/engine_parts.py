@@ -186,6 +186,7 @@ class InProcessEngine:
         assert not self.core._live
         assert not self.core._rows
         assert not self.core._untold
+        assert not self.core._num_notes
 
     def __enter__(self) -> Self:
         return self

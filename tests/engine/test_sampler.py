@@ -294,14 +294,26 @@ def test_arrays_that_do_not_fit_are_refused():
         sample(logits, [row()])
     with pytest.raises(ValueError, match="num_prompt_tokens"):
         sample(logits[:1], [Row(RowSampler(SamplingParams(max_tokens=1)), array.array("I"), 1)])
+    penalized = SamplingParams(max_tokens=1, presence_penalty=1.0)
     with pytest.raises(TypeError, match="token_ids must be"):
-        sample(logits[:1], [Row(RowSampler(SamplingParams(max_tokens=1)), array.array("q", [1]), 1)])
+        sample(logits[:1], [Row(RowSampler(penalized), array.array("q", [1]), 1)])
     with pytest.raises(TypeError):
         sample(logits.astype(np.float64), [row(), row()])
     with pytest.raises(TypeError):
         sample(np.zeros((10, 2), np.float32).T, [row(), row()])
     with pytest.raises(ValueError, match="not as many tokens"):
         score(logits, np.zeros(2, np.uint32), 11)
+
+
+def test_caller_may_say_how_many_logprobs_are_due():
+    """The result is the same; too few are refused."""
+    rows = [row(num_logprobs=2), row()]
+    logits = np.zeros((2, 10), np.float32)
+    told, found = sample(logits, rows, most_logprobs=2), sample(logits, rows)
+    for one, other in zip(told, found, strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match="less columns"):
+        sample(logits, rows, most_logprobs=1)
 
 
 def test_no_rows():

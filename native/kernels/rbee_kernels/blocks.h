@@ -40,8 +40,10 @@ struct BlockKernels {
     /// Copies a block; where the bit of a value is clear (lowest bit first; null: all are set) it becomes -inf.
     /// True if any of the originals is NaN or +inf.
     bool (*copy)(const float* values, const std::uint8_t* allowed, float* copied);
-    /// The greatest value of each lane, NaN not counted. True if there is a NaN.
-    bool (*lane_maxima)(const float* values, float* maxima);
+    /// For each of `blocks` blocks in a row the greatest value of each lane, NaN not counted; and the greatest of each
+    /// lane of all of them and of what `greatest` held before. True if there is a NaN. In one call, without a horizontal
+    /// operation per block: a row comes from memory, and whatever else there is to do shortens how far ahead it is read.
+    bool (*lane_maxima)(const float* values, std::size_t blocks, float* maxima, float* greatest);
     /// The weights 2^exponent of a block, and their sum.
     double (*weigh)(const float* values, Scaling scaling, float* weights);
     /// The exponents that are at least so great, in order, and their ids, which count from first_id; how many they are.
@@ -90,20 +92,19 @@ inline bool copy(const float* values, const std::uint8_t* allowed, float* copied
     return bad;
 }
 
-inline bool lane_maxima(const float* values, float* maxima) {
-    float greatest[kLanes];
-    for (float& lane : greatest) {
-        lane = -kInfinity;
-    }
+inline bool lane_maxima(const float* values, std::size_t blocks, float* maxima, float* greatest) {
     bool nan = false;
-    for (std::size_t i = 0; i < kBlock; i += kLanes) {
+    for (; blocks > 0; --blocks, values += kBlock, maxima += kLanes) {
         for (std::size_t lane = 0; lane < kLanes; ++lane) {
-            const float value = values[i + lane];
-            nan |= value != value;
-            greatest[lane] = value > greatest[lane] ? value : greatest[lane];
+            float best = -kInfinity;
+            for (std::size_t i = lane; i < kBlock; i += kLanes) {
+                nan |= values[i] != values[i];
+                best = values[i] > best ? values[i] : best;
+            }
+            maxima[lane] = best;
+            greatest[lane] = best > greatest[lane] ? best : greatest[lane];
         }
     }
-    std::memcpy(maxima, greatest, sizeof greatest);
     return nan;
 }
 
@@ -194,21 +195,26 @@ RBEE_AVX2 inline bool copy(const float* values, const std::uint8_t* allowed, flo
     return _mm256_movemask_ps(bad) != 0;
 }
 
-RBEE_AVX2 inline bool lane_maxima(const float* values, float* maxima) {
-    __m256 greatest[4];
-    for (__m256& some : greatest) {
-        some = _mm256_set1_ps(-kInfinity);
-    }
+RBEE_AVX2 inline bool lane_maxima(const float* values, std::size_t blocks, float* maxima, float* greatest) {
+    __m256 all = _mm256_loadu_ps(greatest);
     __m256 nan = _mm256_setzero_ps();
-    for (std::size_t i = 0; i < kBlock; i += 4 * kLanes) {
-        for (std::size_t j = 0; j < 4; ++j) {
-            const __m256 value = _mm256_loadu_ps(values + i + j * kLanes);
-            nan = _mm256_or_ps(nan, _mm256_cmp_ps(value, value, _CMP_UNORD_Q));
-            greatest[j] = _mm256_max_ps(value, greatest[j]);  // of a NaN and a number, the second
+    for (; blocks > 0; --blocks, values += kBlock, maxima += kLanes) {
+        __m256 best[4];
+        for (__m256& some : best) {
+            some = _mm256_set1_ps(-kInfinity);
         }
+        for (std::size_t i = 0; i < kBlock; i += 4 * kLanes) {
+            for (std::size_t j = 0; j < 4; ++j) {
+                const __m256 value = _mm256_loadu_ps(values + i + j * kLanes);
+                nan = _mm256_or_ps(nan, _mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+                best[j] = _mm256_max_ps(value, best[j]);  // of a NaN and a number, the second
+            }
+        }
+        best[0] = _mm256_max_ps(_mm256_max_ps(best[0], best[1]), _mm256_max_ps(best[2], best[3]));
+        all = _mm256_max_ps(all, best[0]);
+        _mm256_storeu_ps(maxima, best[0]);
     }
-    _mm256_storeu_ps(maxima, _mm256_max_ps(_mm256_max_ps(greatest[0], greatest[1]),
-                                           _mm256_max_ps(greatest[2], greatest[3])));
+    _mm256_storeu_ps(greatest, all);
     return _mm256_movemask_ps(nan) != 0;
 }
 

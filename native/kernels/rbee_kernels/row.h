@@ -49,18 +49,16 @@ struct Peak {
 
 /// Fills lane_maxima, 8 for each block of the row.
 inline Peak find_peak(const BlockKernels& kernels, const Row& row, float* lane_maxima) {
-    bool nan = false;
-    float greatest = -kInfinity;
-    std::size_t where = 0;
-    for (std::size_t i = 0; i < row.blocks(); ++i) {
-        float* lanes = lane_maxima + i * kLanes;
-        nan |= kernels.lane_maxima(row.block(i), lanes);
-        const float best = *std::max_element(lanes, lanes + kLanes);
-        if (best > greatest) {
-            greatest = best;
-            where = i;
-        }
-    }
+    float lanes[kLanes];
+    std::fill(lanes, lanes + kLanes, -kInfinity);
+    const std::size_t last = row.blocks() - 1;  // may be a copy: all others lie one behind the other
+    bool nan = kernels.lane_maxima(row.block(0), last, lane_maxima, lanes);
+    nan |= kernels.lane_maxima(row.block(last), 1, lane_maxima + last * kLanes, lanes);
+    const float greatest = *std::max_element(lanes, lanes + kLanes);
+    // Of equal ones the first: in the first block that has it.
+    const float* maxima_end = lane_maxima + row.blocks() * kLanes;
+    const float* lane = std::find(static_cast<const float*>(lane_maxima), maxima_end, greatest);
+    const std::size_t where = static_cast<std::size_t>(lane - lane_maxima) / kLanes;
     const float* block = row.block(where);
     const auto index = static_cast<std::size_t>(std::find(block, block + kBlock, greatest) - block);
     return {!nan && greatest < kInfinity && greatest > -kInfinity, greatest, where * kBlock + index};

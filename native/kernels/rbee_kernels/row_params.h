@@ -30,7 +30,12 @@ struct RowParams {
     std::optional<std::size_t> num_logprobs;
 };
 
-/// A sequence as far as it is written.
+/// Whether a row's tokens matter, and not only how many there are.
+inline bool reads_tokens(const RowParams& params) {
+    return params.repetition_penalty != 1 || params.frequency_penalty != 0 || params.presence_penalty != 0;
+}
+
+/// A sequence as far as it is written. `token_ids` may be null where nobody reads them.
 struct Context {
     const std::uint32_t* token_ids;
     std::size_t num_tokens;
