@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,9 +47,13 @@ class Stream:
         self.status = parser.status
         if self.status != 200:
             self.error = self.error or f"HTTP {self.status}: {parser.body[:200]!r}"
-        elif not frames or frames[-1].data != "[DONE]":
-            self.error = self.error or "the stream ended without [DONE]"
+        elif not frames or not (frames[-1].data == "[DONE]" or _FINISHED.search(frames[-1].data)):
+            self.error = self.error or "the stream ended without [DONE] or a finish_reason"
         return frames
+
+
+# Some servers send no [DONE]: there the last chunk says why it is the last.
+_FINISHED = re.compile(r'"finish_reason": ?"')
 
 
 class _ResponseParser:

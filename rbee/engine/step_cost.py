@@ -5,8 +5,9 @@ that follow from them. Does not know who runs (`scheduler`), what computes or wh
 
 What it assumes: a step takes decode(n) + per_token * p seconds for n decoding sequences and p prompt tokens, where
 decode grows with n, ever more slowly, and both change slowly (contexts grow, the machine gets other work). decode(n) is
-learnt from steps without prompt tokens alone, so while there are none for long, it is as old as the last of them. Where
-a step does not obey the model, the limits are off in proportion until the next steps have corrected the estimates.
+learnt from steps without prompt tokens alone; while prompts keep coming, a step now and then is limited to a single
+prompt token, which costs what a decode does, so that the estimate is never missing and never old. Where a step does not
+obey the model, the limits are off in proportion until the next steps have corrected the estimates.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ _DECODE_MEMORY = 8
 """Decode steps of one batch size that an estimate looks back on."""
 _PROMPT_MEMORY = 512
 """Prompt tokens that the cost of one looks back on: by tokens, because a short chunk shows hardly more than noise."""
+_LOOK_EVERY = 64
+"""Steps with prompt tokens after which the time of one without is looked at again."""
 _OUTLIER = 2.0
 """A step that takes longer than so many times what was expected counts as one that took just that."""
 _RAMP = 4
@@ -51,6 +54,9 @@ class StepCost:
         self._min_budget = min_budget
         # Decode-only steps by batch size, in buckets 0: 1, 1: 2, 2: 3 to 4, 3: 5 to 8 and so on.
         self._decodes: dict[int, _Mean] = {}
+        # By the same buckets: steps with prompt tokens since one without.
+        self._age: dict[int, int] = {}
+        self._looked_at = 0  # the decodes that the coming step has beside its one prompt token
         # Sums over the last _PROMPT_MEMORY tokens or so: seconds above what the decodes alone take, and tokens.
         self._prompt_seconds = 0.0
         self._prompt_tokens = 0.0
@@ -64,10 +70,16 @@ class StepCost:
             num_prompt_tokens: tokens of all others.
             seconds: how long the whole step took.
         """
+        looked_at, self._looked_at = self._looked_at, 0
         if num_prompt_tokens == 0:
+            if looked_at and num_decodes == looked_at + 1:  # a single token of a prompt looks like one more decode
+                num_decodes = looked_at
             if num_decodes:
                 self._observe_decodes(num_decodes, seconds)
             return
+        bucket = _bucket(num_decodes)
+        if num_decodes and bucket in self._age:
+            self._age[bucket] += 1
         # A step has its fixed cost without any decode too: then one of the prompt's tokens stands for it.
         decode = self._decode_seconds(max(num_decodes, 1))
         if decode is None:
@@ -82,25 +94,31 @@ class StepCost:
         self._prompt_tokens = forget * self._prompt_tokens + num_prompt_tokens
         self._largest_chunk = max(self._largest_chunk, num_prompt_tokens)
 
-    def prompt_budget(self, num_decodes: int) -> int:
-        """Prompt tokens that a step may have beside `num_decodes` decoding sequences, at least `min_budget`.
+    def prompt_budget(self, num_decodes: int, num_prompts: int = 1) -> int:
+        """Prompt tokens that a step may have beside `num_decodes` decoding sequences.
 
-        Without any of these there is nobody to slow down, and no limit; that is `sys.maxsize`.
+        At least `min_budget`, or 1 to look at what the decodes take alone. Without any of these there is nobody to slow
+        down, and no limit; that is `sys.maxsize`. When more sequences wait for their prompts (`num_prompts`) than
+        decode, a step may take longer in proportion: one stream does not hold up a crowd.
         """
         if num_decodes == 0:
             return sys.maxsize
+        if self._age.get(_bucket(num_decodes), _LOOK_EVERY) >= _LOOK_EVERY:
+            self._looked_at = num_decodes
+            return 1
         decode, per_token = self._decode_seconds(num_decodes), self._per_token()
         if decode is None or per_token is None:
             return self._first_budget
         ramp = max(self._first_budget, _RAMP * self._largest_chunk)
-        room = (self._max_slowdown - 1) * decode
+        room = (self._max_slowdown - 1) * decode * max(1.0, num_prompts / num_decodes)
         # Not written as a division: a token may cost nothing.
         if ramp * per_token <= room:
             return ramp
         return max(self._min_budget, int(room / per_token))
 
     def _observe_decodes(self, num_decodes: int, seconds: float) -> None:
-        bucket = (num_decodes - 1).bit_length()
+        bucket = _bucket(num_decodes)
+        self._age[bucket] = 0
         mean = self._decodes.get(bucket, _Mean(0.0, 0.0, 0))
         seconds = _clip(seconds, mean.seconds)
         num_seen = min(mean.num_seen + 1, _DECODE_MEMORY)
@@ -129,6 +147,11 @@ class StepCost:
         if self._prompt_tokens == 0:
             return None
         return max(0.0, self._prompt_seconds / self._prompt_tokens)
+
+
+def _bucket(num_decodes: int) -> int:
+    """0: up to 1, 1: 2, 2: 3 to 4, 3: 5 to 8 and so on."""
+    return max(num_decodes - 1, 0).bit_length()
 
 
 def _clip(seconds: float, expected: float) -> float:

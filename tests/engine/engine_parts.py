@@ -61,6 +61,17 @@ class ScriptedRunner:
         return logits
 
 
+class Unlimited(StepCost):
+    """Lets a step have all the prompt tokens that it can take."""
+
+    def __init__(self) -> None:
+        super().__init__(2.0)
+
+    def prompt_budget(self, num_decodes: int, num_prompts: int = 1) -> int:  # noqa: ARG002 - as StepCost has it
+        """See StepCost."""
+        return sys.maxsize
+
+
 class Request:
     """What the server's side knows of a request."""
 
@@ -143,7 +154,6 @@ class InProcessEngine:
         max_num_batched_tokens: int = 512,
         ring_capacity: int = 1024,
         slow_reader_timeout: float = 60.0,
-        max_decode_slowdown: float = 1e9,
         prefix_caching: bool = True,
     ) -> None:
         self.now_ns = 0
@@ -160,7 +170,7 @@ class InProcessEngine:
             self.scheduler,
             self.producer,
             Publisher(self.producer),
-            step_cost=StepCost(max_decode_slowdown, first_budget=max_num_batched_tokens, min_budget=1),
+            step_cost=Unlimited(),
             slow_reader_timeout=slow_reader_timeout,
             now_ns=lambda: self.now_ns,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 
 import numpy as np
@@ -476,6 +477,12 @@ class SeenSteps(StepCost):
     def __init__(self) -> None:
         super().__init__(2.0)
         self.seen: list[tuple[int, int]] = []
+        self.asked: list[tuple[int, int]] = []
+
+    def prompt_budget(self, num_decodes: int, num_prompts: int = 1) -> int:
+        """Never a limit; keep what it was asked for."""
+        self.asked.append((num_decodes, num_prompts))
+        return sys.maxsize
 
     def observe(self, num_decodes: int, num_prompt_tokens: int, seconds: float) -> None:
         """See StepCost."""
@@ -492,6 +499,7 @@ def test_step_cost_learns_who_decoded_and_who_did_not():
         engine.submit([2] * 5, max_tokens=2)
         engine.run()
         assert steps.seen == [(0, 7), (1, 5), (2, 0)]
+        assert steps.asked[:3] == [(0, 1), (1, 1), (2, 0)]
 
 
 def test_number_of_cached_tokens_cannot_spoil_the_reason():
