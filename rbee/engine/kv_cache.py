@@ -52,7 +52,7 @@ class _Rows(NamedTuple):
         start: the first row.
         end: behind the last row.
         is_chunk: one sequence's rows (the last of the tokens in `slots`), not one row each of several.
-        slots: int64, flat: as many keys for each decoding row, or the keys for the chunk.
+        slots: int64, flat: as many keys for each decoding row, or the keys for the chunk; or the range that they are.
         mask: added to the scores, 0 or -inf: [rows, 1, 1, keys] for decoding rows, [rows, keys] for a chunk. None when
             each row may see all of its keys.
     """
@@ -60,7 +60,7 @@ class _Rows(NamedTuple):
     start: int
     end: int
     is_chunk: bool
-    slots: torch.Tensor
+    slots: torch.Tensor | slice
     mask: torch.Tensor | None
 
 
@@ -129,7 +129,10 @@ class KVCache:
         for rows in self._rows[window]:
             count = rows.end - rows.start
             q = query[:, :, rows.start : rows.end]
-            k, v = (cache.index_select(0, rows.slots) for cache in (keys, values))
+            if isinstance(rows.slots, slice):
+                k, v = keys[rows.slots], values[rows.slots]
+            else:
+                k, v = (cache.index_select(0, rows.slots) for cache in (keys, values))
             k, v = (each.view(1 if rows.is_chunk else count, -1, *each.shape[1:]).transpose(1, 2) for each in (k, v))
             if not rows.is_chunk:
                 # The query heads that share a kv head stand side by side, as if they were that many positions.
@@ -158,7 +161,7 @@ class KVCache:
             mask = self._mask(last, slots.shape[1], window)
             if mask is not None and not is_chunk:
                 mask = mask[:, None, None]
-            plan.append(_Rows(start, stop, is_chunk, torch.from_numpy(slots.reshape(-1)).to(self._device), mask))
+            plan.append(_Rows(start, stop, is_chunk, self._address(slots.reshape(-1)), mask))
             row = end
         return plan
 
@@ -182,6 +185,13 @@ class KVCache:
         slots: NDArray[np.int64] = all_slots.reshape(len(tables), -1)[:, :most]
         np.copyto(slots, slots[:, :1], where=np.arange(most) >= widths[:, None])
         return slots
+
+    def _address(self, slots: NDArray[np.int64]) -> torch.Tensor | slice:
+        """A range if the slots are one, as those of a long prompt in a young pool: its keys need no copy then."""
+        first, last = int(slots[0]), int(slots[-1])
+        if last - first + 1 == len(slots) and (np.diff(slots) == 1).all():
+            return slice(first, last + 1)
+        return torch.from_numpy(slots).to(self._device)
 
     def _mask(self, last: NDArray[np.int64], width: int, window: int | None) -> torch.Tensor | None:
         """[rows, width]: 0 for the keys up to the `last` that each row may see, as far as its window reaches."""

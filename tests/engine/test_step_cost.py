@@ -169,7 +169,7 @@ def test_batch_sizes_not_seen_are_looked_at():
         first, *others = prompt_beside(cost, machine, num_decodes, 3000)
         assert first == 1 or num_decodes > 1  # then the rest of an earlier prompt may have shown enough
         assert machine.slowdown(num_decodes, max(others)) <= 1.05 * MAX_SLOWDOWN
-        assert machine.slowdown(num_decodes, others[-2]) == pytest.approx(MAX_SLOWDOWN, rel=0.1)
+        assert max(others) >= 8  # and the prompt gets on
 
 
 def test_decodes_are_looked_at_again_while_prompts_keep_coming():
