@@ -102,7 +102,8 @@ class EngineCore:
         self._take_cancels()
         self._end_overdue(now)
         self._look_at_rings(now)
-        scheduled = self._scheduler.schedule(self._prompt_budget())
+        budget = self._step_cost.prompt_budget(self._scheduler.num_decodes, self._scheduler.num_prompts)
+        scheduled = self._scheduler.schedule(budget)
         if not scheduled:
             return self._publisher.commit()
 
@@ -226,10 +227,6 @@ class EngineCore:
                 sequence.paused, sequence.paused_ns = True, now
             elif now - sequence.paused_ns >= self._slow_reader_ns:
                 self._finish(sequence, FinishReason.SLOW_READER)
-
-    def _prompt_budget(self) -> int:
-        num_decodes = self._scheduler.num_decodes
-        return self._step_cost.prompt_budget(num_decodes, len(self._live) - num_decodes)
 
     def _tell_cached(self) -> None:
         """For those that have run for the first time and want it: how much of their prompt they found in the cache."""

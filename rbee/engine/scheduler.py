@@ -90,6 +90,13 @@ class Scheduler:
         ready = sum(not sequence.paused and sequence.num_uncomputed_tokens == 1 for sequence in self.running)
         return min(ready, self.max_num_seqs)
 
+    @property
+    def num_prompts(self) -> int:
+        """How many sequences are further behind than that, and have a seat in the next step or could have one."""
+        unpaused = [sequence for sequence in self.running if not sequence.paused]
+        behind = sum(sequence.num_uncomputed_tokens > 1 for sequence in unpaused)
+        return behind + min(len(self.waiting), max(0, self.max_num_seqs - len(unpaused)))
+
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence. It must have a prompt, and prompt plus one token must fit max_model_len."""
         bisect.insort(self.waiting, sequence, key=_rank)

@@ -502,6 +502,22 @@ def test_step_cost_learns_who_decoded_and_who_did_not():
         assert steps.asked[:3] == [(0, 1), (1, 1), (2, 0)]
 
 
+def test_only_prompts_that_can_run_weigh_against_the_streams():
+    """Paused sequences, and those that no seat is left for, do not make a step longer for those that decode."""
+    with InProcessEngine(synthetic(), max_num_seqs=4, max_num_batched_tokens=64, ring_capacity=2) as engine:
+        engine.core._step_cost = steps = SeenSteps()
+        slow = [engine.submit([n], max_tokens=9) for n in range(2)]
+        for request in slow:
+            engine.rings.consumer.pause(request.ring)
+        assert [engine.core.step() for _ in range(3)] == [True, True, False]  # both are paused now
+        engine.submit([9], max_tokens=2)
+        engine.core.step()
+        for n in range(6):
+            engine.submit([n] * 200, max_tokens=1)
+        engine.core.step()  # whose look at the scheduler comes after the submissions
+        assert steps.asked[-1] == (1, 3)
+
+
 def test_number_of_cached_tokens_cannot_spoil_the_reason():
     """A finish has 24 bits for it; what is more is cut to the most that fits."""
     with InProcessEngine(ScriptedRunner()) as engine:
