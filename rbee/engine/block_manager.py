@@ -39,8 +39,8 @@ class BlockManager:
 
     Attributes:
         prefix_caching: False: no block is ever findable, and each has one holder at most.
-        prefix_queries: tokens that were looked for in the cache, counted when a sequence is first admitted.
-        prefix_hits: how many of those were found.
+        prefix_queries: tokens of sequences when they were first admitted.
+        prefix_hits: how many of those were found in the cache.
     """
 
     def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool = True) -> None:
@@ -113,10 +113,10 @@ class BlockManager:
             num_full = sequence.num_tokens // self.block_size
             self._extend_hashes(sequence, num_full)
             self._coming.update(dict.fromkeys(sequence.block_hashes[len(prefix.blocks) : num_full], sequence))
-            if sequence.num_preemptions == 0:  # else what it finds may be its own
-                sequence.num_cached_tokens = sequence.num_computed_tokens
-                self.prefix_queries += sequence.num_tokens
-                self.prefix_hits += sequence.num_cached_tokens
+        if sequence.num_preemptions == 0:  # else what it finds may be its own
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            self.prefix_queries += sequence.num_tokens
+            self.prefix_hits += sequence.num_cached_tokens
         return True
 
     def grow(self, sequence: Sequence) -> bool:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAX_SCORED_TOKENS = 64  # of a prompt in one step: each takes a row of logits, as wide as the vocabulary
+_MANY_DEADLINES = 64  # of requests that have ended
 
 
 class PhaseTimes(NamedTuple):
@@ -175,6 +176,7 @@ class EngineCore:
             if submission.tell_cached:
                 self._untold[sequence.ring] = sequence
             if sequence.deadline_ns:
+                self._forget_ended_deadlines()
                 heapq.heappush(self._deadlines, (sequence.deadline_ns, self._num_arrivals, sequence))
             self._scheduler.add(sequence)
             self._num_arrivals += 1
@@ -208,6 +210,12 @@ class EngineCore:
             _, _, sequence = heapq.heappop(self._deadlines)
             if self._live.get(sequence.ring) is sequence:
                 self._finish(sequence, FinishReason.DEADLINE)
+
+    def _forget_ended_deadlines(self) -> None:
+        """Most requests end long before their deadline, which would keep them in memory; now and then look for them."""
+        if len(self._deadlines) > 2 * len(self._live) + _MANY_DEADLINES:
+            self._deadlines = [entry for entry in self._deadlines if self._live.get(entry[2].ring) is entry[2]]
+            heapq.heapify(self._deadlines)
 
     def _look_at_rings(self, now: int) -> None:
         """Pause the sequences whose ring is too full for a step, and end those that have waited for too long.

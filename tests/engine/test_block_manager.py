@@ -244,7 +244,7 @@ def test_without_prefix_caching_nothing_is_hashed_or_found():
     assert manager.find(again) == ([], 0, None)
     manager.release(sequence)
     assert (sequence.block_hashes, manager.num_cached, manager.num_free) == ([], 0, 16)
-    assert manager.prefix_queries == 0
+    assert manager.prefix_hits == 0
 
 
 def test_a_block_released_twice_is_noticed():

@@ -355,6 +355,25 @@ def test_deadline_ends_a_request_wherever_it_is():
         engine.assert_at_baseline()
 
 
+def test_requests_that_ended_are_not_kept_until_their_deadline():
+    """Deadlines of the far future hold no memory of requests that are long over; those of live ones still count."""
+    with InProcessEngine(ScriptedRunner()) as engine:
+        patient = engine.submit([1], max_tokens=100, deadline_ns=50)
+        for n in range(500):
+            engine.submit([n % 60], max_tokens=1, deadline_ns=10**18)
+            engine.core.step()
+            engine.rings.drain()
+            if n == 90:  # after they have been looked through
+                engine.now_ns = 50
+        assert len(engine.core._deadlines) < 100
+        assert (len(patient.tokens), patient.finish) == (91, FinishReason.DEADLINE)
+        last = engine.submit([1], max_tokens=100, deadline_ns=60)
+        engine.core.step()
+        engine.now_ns = 60
+        engine.run()
+        assert last.finish == FinishReason.DEADLINE
+
+
 def test_deadline_that_passed_before_the_engine_took_the_request():
     """It ends at once, without a step of its own."""
     runner = ScriptedRunner()
@@ -402,6 +421,8 @@ def test_cached_prefix_is_counted_and_not_computed_again():
         requests.append(engine.submit(prompt))
         engine.run()
         assert [request.cached_tokens for request in requests] == [0, 0]
+        stats = engine.core.stats()
+        assert (stats.num_prompt_tokens, stats.num_cached_prompt_tokens) == (80, 0)
 
 
 def test_number_of_cached_tokens_can_be_had_before_anything_else():
