@@ -25,11 +25,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from engine_rig import Rig, load_runner
+from engine_rig import Rig, add_model_options, load_runner, model_folder
 from machine import describe
 from saving import save, table
-
-from rbee.models import ConsoleProgress, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,18 +133,16 @@ def _median(rows: list[dict[str, float]]) -> dict[str, float]:
 def main() -> int:
     """Measure all, in turns, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m-instruct", help="as `rbee serve` takes it")
+    add_model_options(parser)
     parser.add_argument("--batch", default="1,8,32", help="comma-separated batch sizes (default %(default)s)")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt (default %(default)s)")
     parser.add_argument("--steps", type=int, default=24, help="decode steps per round (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: one per core")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save", action="store_true", help="write results/engine.md and .json")
     options = parser.parse_args()
     batches = [int(batch) for batch in options.batch.split(",")]
-    with ConsoleProgress() as progress:
-        folder = prepare(options.model, progress=progress).path
+    folder = model_folder(options.model)
     runner: Any = load_runner(folder, threads=options.threads)
     clock = _IndexClock(runner)
     transformers_step = load_transformers(folder, options)

@@ -23,12 +23,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench_engine import prompts_of
 from bench_serving import percentile
-from engine_rig import Rig, Stream, load_runner
+from engine_rig import Rig, Stream, add_model_options, load_runner, model_folder
 from machine import describe
 from saving import save, table
 
 from rbee.messages import FinishReason
-from rbee.models import ConsoleProgress, prepare
 
 if TYPE_CHECKING:
     from rbee.engine.model_runner import ModelRunner
@@ -101,17 +100,14 @@ def measure_alone(runner: ModelRunner, options: argparse.Namespace) -> float:
 def main() -> int:
     """Measure the engines in turns, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m-instruct", help="as `rbee serve` takes it")
+    add_model_options(parser)
     parser.add_argument("--streams", type=int, default=8, help="running streams (default %(default)s)")
     parser.add_argument("--prompt", type=int, default=4000, help="tokens of the prompt (default %(default)s)")
     parser.add_argument("--quiet-steps", type=int, default=40, help="steps before it comes (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: one per core")
     parser.add_argument("--save", action="store_true", help="write results/fair_share.md and .json")
     options = parser.parse_args()
-    with ConsoleProgress() as progress:
-        folder = prepare(options.model, progress=progress).path
-    runner = load_runner(folder, threads=options.threads)
+    runner = load_runner(model_folder(options.model), threads=options.threads)
     engines = {
         "rbee": Engine(512, 2.0),
         "fixed chunks of 512": Engine(512, _UNBOUNDED),

@@ -24,11 +24,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from engine_rig import model_folder
 from machine import describe
 from own_server import OwnServer
 from saving import save, table
-
-from rbee.models import ConsoleProgress, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,8 +100,7 @@ def main() -> int:
     )
     parser.add_argument("--save", action="store_true", help="write results/peers.md and .json")
     options = parser.parse_args()
-    with ConsoleProgress() as progress:
-        folder = prepare(options.model, progress=progress).path
+    folder = model_folder(options.model)
     cited = {int(level): float(rate) for level, rate in (pair.split(":") for pair in options.cited.split(","))}
 
     rounds: dict[str, list[list[dict[str, Any]]]] = {"rbee": [], "transformers serve": []}

@@ -21,11 +21,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from bench_engine import prompts_of
-from engine_rig import Rig, load_runner
+from engine_rig import Rig, add_model_options, load_runner, model_folder
 from machine import describe
 from saving import save, table
-
-from rbee.models import ConsoleProgress, prepare
 
 if TYPE_CHECKING:
     from rbee.engine.model_runner import ModelRunner
@@ -53,17 +51,14 @@ def measure(runner: ModelRunner, options: argparse.Namespace, seed: int, *, cach
 def main() -> int:
     """Measure with and without the cache, in turns, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m-instruct", help="as `rbee serve` takes it")
+    add_model_options(parser)
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--shared", type=int, default=1000, help="tokens that all have in common (default %(default)s)")
     parser.add_argument("--own", type=int, default=20, help="tokens of each request's own (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: one per core")
     parser.add_argument("--save", action="store_true", help="write results/prefix_cache.md and .json")
     options = parser.parse_args()
-    with ConsoleProgress() as progress:
-        folder = prepare(options.model, progress=progress).path
-    runner = load_runner(folder, threads=options.threads)
+    runner = load_runner(model_folder(options.model), threads=options.threads)
 
     rounds: dict[bool, list[dict[str, list[float]]]] = {True: [], False: []}
     for number in range(options.rounds):

@@ -11,10 +11,12 @@ from rbee.engine.engine_core import EngineCore
 from rbee.engine.publisher import Publisher
 from rbee.engine.scheduler import Scheduler
 from rbee.engine.step_cost import StepCost
+from rbee.models import ConsoleProgress, prepare
 from rbee.sampling_params import SamplingParams
 from rbee.transport import Arena, Consumer, Producer, create_doorbell
 
 if TYPE_CHECKING:
+    import argparse
     import contextlib
     from pathlib import Path
 
@@ -108,6 +110,18 @@ class Rig:
         """Until nothing is left to do."""
         while self.step():
             pass
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say what runs: --model and --threads."""
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="as `rbee serve` takes it")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: one per core")
+
+
+def model_folder(name: str) -> Path:
+    """The ready folder of a model, fetched and converted if need be."""
+    with ConsoleProgress() as progress:
+        return prepare(name, progress=progress).path
 
 
 def load_runner(folder: Path, *, threads: int, kv_cache_mib: int = 1024, max_model_len: int = 0) -> ModelRunner:
