@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := $(shell find native -name '*.h' -o -name '*.cpp' -o -name CMakeLists.txt)
 
-.PHONY: setup serve test lint bench bench-transport bench-peers clean
+.PHONY: setup serve test lint bench bench-transport bench-peers bench-llama-cpp bench-quality clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,31 @@ $(PEERS)/bin/transformers:
 
 bench-peers: setup $(PEERS)/bin/transformers
 	$(BIN)/python benchmarks/bench_peers.py --transformers $(PEERS)/bin/transformers $(ARGS)
+
+# llama.cpp, compiled here: for AVX2, and for AVX-512 where the processor has it with VNNI. Not with its GGML_NATIVE, which
+# would also take AMX: g++ 12 miscompiles _tile_loadconfig, and the result crashes at its first ldtilecfg. And not from
+# pip's cache, which does not tell the two builds apart.
+CPU := $(shell grep -m 1 '^flags' /proc/cpuinfo)
+LLAMA_CPP := build/peers/llama-cpp
+LLAMA_CPP_PEERS := $(LLAMA_CPP)-avx2 $(if $(filter avx512_vnni,$(CPU)),$(LLAMA_CPP)-avx512)
+LLAMA_CPP_PYTHONS := $(addsuffix /bin/python,$(LLAMA_CPP_PEERS))
+GGML_AVX2 := NATIVE=OFF SSE42=ON AVX=ON AVX2=ON BMI2=ON FMA=ON F16C=ON
+GGML_AVX512 := $(GGML_AVX2) AVX512=ON AVX512_VNNI=ON $(if $(filter avx512vbmi,$(CPU)),AVX512_VBMI=ON) \
+	$(if $(filter avx512_bf16,$(CPU)),AVX512_BF16=ON) $(if $(filter avx_vnni,$(CPU)),AVX_VNNI=ON)
+
+$(LLAMA_CPP)-avx2/.installed: GGML := $(GGML_AVX2)
+$(LLAMA_CPP)-avx512/.installed: GGML := $(GGML_AVX512)
+$(LLAMA_CPP)-%/.installed:
+	$(PYTHON) -m venv $(@D)
+	CMAKE_ARGS='$(addprefix -DGGML_,$(GGML))' CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) $(@D)/bin/pip install -q -c .ci/constraints.txt \
+		--no-cache-dir --no-binary llama-cpp-python llama-cpp-python numpy
+	touch $@
+
+bench-llama-cpp: setup $(addsuffix /.installed,$(LLAMA_CPP_PEERS))
+	$(BIN)/python benchmarks/bench_engine.py --vs-llama-cpp $(LLAMA_CPP_PYTHONS) $(ARGS)
+
+bench-quality: setup $(addsuffix /.installed,$(LLAMA_CPP_PEERS))
+	$(BIN)/python benchmarks/bench_quality.py --vs-llama-cpp $(LLAMA_CPP_PYTHONS) $(ARGS)
 
 clean:
 	rm -rf build $(VENV)

@@ -1,17 +1,23 @@
 """Where a step's time goes, and what our part of it is beside the model's forward pass.
 
     python benchmarks/bench_engine.py --save
+    make bench-llama-cpp ARGS=--save
 
-Decode steps of the default model (torch, fp32) at several batch sizes, greedy and sampling, in one process without a
-server: schedule (with taking submissions, cancels and full rings), prepare (the step's arrays), forward, sample,
-publish (with the end of sequences); own overhead is everything but forward. What the runner does in forward before the
-model runs, the attention's index arrays, stands beside as "index". After a forward pass all of our own data is out of
-the processor's caches; "reading the logits" is what a bare maximum over them takes there, the floor of sampling.
-Medians over `--rounds`, each of `--steps` steps, greedy, sampling and transformers taking turns.
+Decode steps of the default model at several batch sizes, greedy and sampling, in one process without a server: schedule
+(with taking submissions, cancels and full rings), prepare (the step's arrays), forward, sample, publish (with the end
+of sequences); own overhead is everything but forward. What the torch runner does in forward before the model runs, the
+attention's index arrays, stands beside as "index". After a forward pass all of our own data is out of the processor's
+caches; "reading the logits" is what a bare maximum over them takes there, the floor of sampling. Medians over
+`--rounds`, each of `--steps` steps, greedy, sampling and transformers taking turns.
 
-Beside it in the same run: transformers' own forward pass on the same model object's weights, at the same batch and
-context, with its DynamicCache and sdpa attention, as `generate` would call it. A table on stderr, one JSON line on
+Of the native runner also where forward's time goes, beside what no step can beat: the bytes it reads over the measured
+bandwidth, and its multiplications over the measured peak.
+
+Beside it in the same run: transformers' own forward pass on the same model object's weights, in fp32, at the same batch
+and context, with its DynamicCache and sdpa attention, as `generate` would call it. A table on stderr, one JSON line on
 stdout; --save writes both to results/.
+
+With --vs-llama-cpp it is the runner's step and prefill beside llama.cpp's instead; see `versus_llama_cpp.py`.
 """
 
 from __future__ import annotations
@@ -19,13 +25,26 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import random
 import statistics
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from engine_rig import Rig, add_model_options, load_runner, model_folder
+import versus_llama_cpp
+from engine_floors import Machine, Work
+from engine_rig import (
+    Rig,
+    add_gguf_option,
+    add_model_options,
+    gguf_file,
+    label,
+    load_runner,
+    model_folder,
+    num_threads,
+    random_prompts,
+    variant,
+)
+from llama_cpp_process import add_peer_option
 from machine import describe
 from saving import save, table
 
@@ -33,24 +52,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from rbee.engine.model_runner import ModelRunner
     from rbee.engine.torch_runner import TorchRunner
 
 _PHASES = ("schedule", "prepare", "index", "forward", "sample", "publish")
 _SAMPLING = {"greedy": {}, "sampled": {"temperature": 0.8, "top_p": 0.95, "top_k": 50, "seed": 1}}
 
 
-def prompts_of(batch: int, tokens: int, vocab_size: int, seed: int) -> list[list[int]]:
-    """Random prompts."""
-    pick = random.Random(seed)
-    return [[pick.randrange(vocab_size) for _ in range(tokens)] for _ in range(batch)]
-
-
 class _IndexClock:
     """Times the part of a forward pass that builds the attention's index arrays."""
 
-    def __init__(self, runner: TorchRunner) -> None:
+    def __init__(self, runner: ModelRunner) -> None:
         self.ns = 0
-        cache = runner._cache  # noqa: SLF001 - a stopwatch inside
+        if runner.name != "torch":
+            return  # no part of its own
+        cache = cast("TorchRunner", runner)._cache  # noqa: SLF001 - a stopwatch inside
         begin_step = cache.begin_step
 
         def timed(batch: Any) -> None:
@@ -61,21 +77,47 @@ class _IndexClock:
         cache.begin_step = timed  # type: ignore[method-assign] # a stopwatch around it
 
 
+class Round(NamedTuple):
+    """Mean ms of the phases of a step, and of the parts of its forward pass if the runner keeps account of them."""
+
+    phases: dict[str, float]
+    parts: dict[str, float]
+
+    @property
+    def step(self) -> float:
+        """All phases."""
+        return sum(self.phases.values())
+
+
+def _profile(runner: Any) -> dict[str, float]:
+    """Seconds that the parts of all forward passes so far have taken, if the runner knows."""
+    return dict(runner.profile()) if hasattr(runner, "profile") else {}
+
+
+def _parts(before: dict[str, float], after: dict[str, float], steps: int, threads: int) -> dict[str, float]:
+    """Mean ms of a step's parts. What a thread works on each, and what it waits for the others, add up to the step."""
+    if not after:
+        return {}
+    ms = {name: 1e3 * (after[name] - before[name]) / steps for name in after}
+    parts = {name: work / threads for name, work in ms.items() if name != "steps"}
+    return parts | {"waiting": ms["steps"] - sum(parts.values())}
+
+
 def measure_rbee(
-    runner: TorchRunner, clock: _IndexClock, batch: int, options: argparse.Namespace, sampling: dict[str, Any]
-) -> dict[str, float]:
-    """Mean ms of each phase over `--steps` steps in which all sequences decode."""
+    runner: ModelRunner, clock: _IndexClock, batch: int, options: argparse.Namespace, sampling: dict[str, Any]
+) -> Round:
+    """`--steps` steps in which all sequences decode."""
     with contextlib.ExitStack() as stack:
         rig = Rig(stack, runner, prefix_caching=False, max_num_batched_tokens=batch * options.prompt)
-        for prompt in prompts_of(batch, options.prompt, runner.vocab_size, options.seed):
+        for prompt in random_prompts(batch, options.prompt, runner.vocab_size, options.seed):
             rig.submit(prompt, time.monotonic_ns(), max_tokens=options.steps + 3, **sampling)
         rig.step()  # all prompts
         rig.step()
         assert len(rig.scheduler.running) == batch
-        before, index_before = rig.core.times, clock.ns
+        before, index_before, profile_before = rig.core.times, clock.ns, _profile(runner)
         for _ in range(options.steps):
             rig.step()
-        after, index = rig.core.times, (clock.ns - index_before) / 1e6 / options.steps
+        after, index, profile = rig.core.times, (clock.ns - index_before) / 1e6 / options.steps, _profile(runner)
         assert after.steps - before.steps == options.steps
         rig.run()
     phases = {
@@ -83,10 +125,11 @@ def measure_rbee(
         for name in ("schedule", "prepare", "forward", "sample", "publish")
     }
     phases["forward"] -= index
-    return phases | {"index": index}
+    parts = _parts(profile_before, profile, options.steps, num_threads(options))
+    return Round(phases | {"index": index}, parts)
 
 
-def measure_floor(runner: TorchRunner, batch: int) -> float:
+def measure_floor(runner: ModelRunner, batch: int) -> float:
     """Median ms of a maximum along each row of logits that a matrix product has just written, in one thread."""
     import torch  # noqa: PLC0415 - as below
 
@@ -109,7 +152,7 @@ def load_transformers(folder: Path, options: argparse.Namespace) -> Callable[[in
     model.eval()
 
     def measure(batch: int) -> float:
-        prompts = torch.tensor(prompts_of(batch, options.prompt, model.config.vocab_size, options.seed))
+        prompts = torch.tensor(random_prompts(batch, options.prompt, model.config.vocab_size, options.seed))
         with torch.inference_mode():
             cache = DynamicCache(config=model.config)
             logits = model(input_ids=prompts, past_key_values=cache, logits_to_keep=1).logits
@@ -124,31 +167,71 @@ def load_transformers(folder: Path, options: argparse.Namespace) -> Callable[[in
     return measure
 
 
-def _median(rows: list[dict[str, float]]) -> dict[str, float]:
+def _median(rounds: list[Round]) -> Round:
     """The round whose whole step was the median one: its phases belong together."""
-    ordered = sorted(rows, key=lambda row: sum(row.values()))
-    return ordered[(len(ordered) - 1) // 2]
+    return sorted(rounds, key=lambda measured: measured.step)[(len(rounds) - 1) // 2]
+
+
+def _floors(levels: list[dict[str, Any]], runner: Any, folder: Path, options: argparse.Namespace) -> list[str]:
+    """A sentence per greedy level on what forward consists of and what its floors are; fills both into the level."""
+    gguf = gguf_file(folder, options)
+    work = Work.of(folder, gguf) if gguf and not options.exact else None  # exact is not in int8, its cache not in fp16
+    machine = Machine.measure(getattr(runner, "instruction_set", options.instruction_set), num_threads(options))
+    context = options.prompt + options.steps // 2
+    sentences = []
+    for level in levels:
+        if level["sampling"] != "greedy":
+            continue
+        sentence = f"Batch {level['batch']}: forward {level['forward']:.2f} ms"
+        if level["parts"]:
+            sentence += ", of it a thread's " + ", ".join(f"{name} {ms:.2f}" for name, ms in level["parts"].items())
+        if work and machine:
+            megabytes = work.bytes_of(level["batch"], context) / 1e6
+            macs = work.macs_of(level["batch"], context) / 1e6
+            bytes_ms, macs_ms = 1e9 * megabytes / machine.bandwidth, 1e9 * macs / machine.peak_macs
+            level |= {"floor_bytes_ms": round(bytes_ms, 3), "floor_macs_ms": round(macs_ms, 3)}
+            sentence += (
+                f"; {megabytes:.0f} MB at {machine.bandwidth / 1e9:.1f} GB/s take {bytes_ms:.2f} ms and "
+                f"{macs:.0f} million MACs at {machine.peak_macs / 1e9:.0f} G/s {macs_ms:.2f} ms: forward is "
+                f"{level['forward'] / max(bytes_ms, macs_ms):.2f} times the larger"
+            )
+        sentences.append(sentence + ".")
+    return sentences
 
 
 def main() -> int:
     """Measure all, in turns, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
-    parser.add_argument("--batch", default="1,8,32", help="comma-separated batch sizes (default %(default)s)")
-    parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt (default %(default)s)")
+    add_gguf_option(parser)
+    add_peer_option(parser)
+    parser.add_argument("--batch", help="batch sizes (default 1,8,16,32; beside llama.cpp 1,2,4,8,16,32)")
+    parser.add_argument("--prompt", type=int, help="tokens of each prompt (default 64; beside llama.cpp 256)")
+    parser.add_argument(
+        "--prefill", default="128,1024", help="beside llama.cpp: lengths of prompts (default %(default)s)"
+    )
     parser.add_argument("--steps", type=int, default=24, help="decode steps per round (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--save", action="store_true", help="write results/engine.md and .json")
+    parser.add_argument("--save", action="store_true", help="write results/engine*.md and .json")
     options = parser.parse_args()
+    if options.vs_llama_cpp:
+        options.batch, options.prompt = options.batch or "1,2,4,8,16,32", options.prompt or 256
+        return versus_llama_cpp.compare(options)
+    options.batch, options.prompt = options.batch or "1,8,16,32", options.prompt or 64
+    return measure_phases(options)
+
+
+def measure_phases(options: argparse.Namespace) -> int:
+    """The split of a step, beside transformers."""
     batches = [int(batch) for batch in options.batch.split(",")]
     folder = model_folder(options.model)
-    runner: Any = load_runner(folder, threads=options.threads)
+    runner = load_runner(folder, options)
     clock = _IndexClock(runner)
     transformers_step = load_transformers(folder, options)
     floor_ms = measure_floor(runner, max(batches))
 
-    ours: dict[tuple[int, str], list[dict[str, float]]] = {}
+    ours: dict[tuple[int, str], list[Round]] = {}
     theirs: dict[int, list[float]] = {}
     for number in range(options.rounds):
         for batch in batches:
@@ -159,13 +242,14 @@ def main() -> int:
 
     rows, levels = [], []
     for (batch, name), measured in ours.items():
-        phases = _median(measured)
-        step = sum(phases.values())
+        median = _median(measured)
+        phases, step = median.phases, median.step
         own = step - phases["forward"] - phases["index"]
         peer = statistics.median(theirs[batch])
         level: dict[str, Any] = {name: round(ms, 4) for name, ms in phases.items()} | {
             "batch": batch,
             "sampling": name,
+            "parts": {name: round(ms, 4) for name, ms in median.parts.items()},
             "step_ms": round(step, 3),
             "own_ms": round(own, 4),
             "tok_s": round(1e3 * batch / step, 1),
@@ -178,7 +262,12 @@ def main() -> int:
              f"{1e3 * batch / step:.1f}", f"{peer:.2f}", f"{peer / step:.2f}"]
         )  # fmt: skip
     head = ["batch", "", *_PHASES, "own", "step", "tok/s", "transformers' step", "over ours"]
-    text = f"Milliseconds per decode step, contexts of {options.prompt} tokens and more.\n\n" + table(head, rows)
+    text = (
+        f"Milliseconds per decode step, contexts of {options.prompt} tokens and more; runner {label(runner, options)}."
+        "\n\n" + table(head, rows)
+    )
+    if runner.name == "native":
+        text += "".join(f"\n\n{sentence}" for sentence in _floors(levels, runner, folder, options))
     largest = max(batches)
     for level in levels:
         if level["batch"] == largest:
@@ -188,9 +277,15 @@ def main() -> int:
                 f"with index {level['own_ms'] + level['index']:.2f} ms; reading the logits {floor_ms:.2f} ms."
             )
     print(text, file=sys.stderr)
-    result = {"benchmark": "engine", "levels": levels, "logits_floor_ms": floor_ms, "machine": describe()}
+    result = {
+        "benchmark": "engine",
+        "runner": label(runner, options),
+        "levels": levels,
+        "logits_floor_ms": floor_ms,
+        "machine": describe(),
+    }
     if options.save:
-        save("engine", "A step of the engine", text, result)
+        save(f"engine{variant(options)}", "A step of the engine", text, result)
     print(json.dumps(result))
     return 0
 

@@ -21,9 +21,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench_engine import prompts_of
 from bench_serving import percentile
-from engine_rig import Rig, Stream, add_model_options, load_runner, model_folder
+from engine_rig import Rig, Stream, add_model_options, load_runner, model_folder, random_prompts
 from machine import describe
 from saving import save, table
 
@@ -55,7 +54,7 @@ def gaps_ms(streams: list[Stream], start_ns: int, end_ns: int) -> list[float]:
 
 def measure(runner: ModelRunner, engine: Engine, options: argparse.Namespace, seed: int) -> dict[str, float]:
     """One arrival of the long prompt beside the streams."""
-    long_prompt, *short = prompts_of(1 + options.streams, options.prompt, runner.vocab_size, seed)
+    long_prompt, *short = random_prompts(1 + options.streams, options.prompt, runner.vocab_size, seed)
     with contextlib.ExitStack() as stack:
         rig = Rig(
             stack,
@@ -91,7 +90,7 @@ def measure_alone(runner: ModelRunner, options: argparse.Namespace) -> float:
     """Seconds to the first token of the long prompt with nothing beside it."""
     with contextlib.ExitStack() as stack:
         rig = Rig(stack, runner, prefix_caching=False)
-        (prompt,) = prompts_of(1, options.prompt, runner.vocab_size, seed=0)
+        (prompt,) = random_prompts(1, options.prompt, runner.vocab_size, seed=0)
         stream = rig.submit(prompt, time.monotonic_ns(), max_tokens=1)
         rig.run()
         return stream.ttft_ms / 1e3
@@ -107,7 +106,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--save", action="store_true", help="write results/fair_share.md and .json")
     options = parser.parse_args()
-    runner = load_runner(model_folder(options.model), threads=options.threads)
+    runner = load_runner(model_folder(options.model), options)
     engines = {
         "rbee": Engine(512, 2.0),
         "fixed chunks of 512": Engine(512, _UNBOUNDED),

@@ -4,9 +4,10 @@
 
 Runs `bench_serving.py` (closed loop, 40-word prompts, 48 tokens out, greedy) against `rbee serve` and against
 `transformers serve --continuous-batching`, which lives in a virtual environment of its own; one server at a time, in
-turn in every round, each started anew. Both load the same converted folder; rbee takes its torch runner. The figures of
-vLLM's CPU build (no wheel of it is published) are of another day and only cited: `--cited` lists tok/s by concurrency.
-A table on stderr, one JSON line on stdout; --save writes both to results/.
+turn in every round, each started anew. Both load the same converted folder; rbee takes its torch runner, unless
+--runner says otherwise. The figures of vLLM's CPU build (no wheel of it is published) are of another day and only
+cited: `--cited` lists tok/s by concurrency. A table on stderr, one JSON line on stdout; --save writes
+both to results/.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ _START_TIMEOUT = 300.0
 
 
 @contextlib.contextmanager
-def rbee_server(folder: Path) -> Iterator[str]:
+def rbee_server(folder: Path, runner: str) -> Iterator[str]:
     """`rbee serve`, ready, at the yielded URL."""
-    server = OwnServer("--model", str(folder), "--runner", "torch")
+    server = OwnServer("--model", str(folder), "--runner", runner)
     try:
         yield server.url
     finally:
@@ -95,6 +96,7 @@ def main() -> int:
     parser.add_argument("--transformers", required=True, metavar="PATH", help="the other environment's `transformers`")
     parser.add_argument("--concurrency", default="1,8,32", help="comma-separated levels (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--runner", default="torch", help="of rbee (default torch, for the same arithmetic)")
     parser.add_argument(
         "--cited", default="1:14.4,8:56.2,32:74.7", help="vLLM CPU's tok/s by concurrency (default %(default)s)"
     )
@@ -105,7 +107,7 @@ def main() -> int:
 
     rounds: dict[str, list[list[dict[str, Any]]]] = {"rbee": [], "transformers serve": []}
     for _ in range(options.rounds):
-        with rbee_server(folder) as url:
+        with rbee_server(folder, options.runner) as url:
             rounds["rbee"].append(measure(url, "", options))
         with transformers_server(folder, options.transformers) as url:
             rounds["transformers serve"].append(measure(url, str(folder), options))
@@ -131,7 +133,7 @@ def main() -> int:
             f"(target 2), {figure['over_vllm_cited']} times the cited figure of vLLM's CPU build (target 1.3)."
         )
     print(text, file=sys.stderr)
-    result = {"benchmark": "peers", "levels": figures, "machine": describe()}
+    result = {"benchmark": "peers", "runner": options.runner, "levels": figures, "machine": describe()}
     if options.save:
         save("peers", "rbee beside transformers serve", text, result)
     print(json.dumps(result))

@@ -20,8 +20,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from bench_engine import prompts_of
-from engine_rig import Rig, add_model_options, load_runner, model_folder
+from engine_rig import Rig, add_model_options, load_runner, model_folder, random_prompts
 from machine import describe
 from saving import save, table
 
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
 
 def measure(runner: ModelRunner, options: argparse.Namespace, seed: int, *, cached: bool) -> dict[str, list[float]]:
     """TTFT in ms of each request, in the order of their submission, by workload, and the first tokens."""
-    (shared,) = prompts_of(1, options.shared, runner.vocab_size, seed)
-    prompts = [shared + own for own in prompts_of(options.requests, options.own, runner.vocab_size, seed + 1)]
+    (shared,) = random_prompts(1, options.shared, runner.vocab_size, seed)
+    prompts = [shared + own for own in random_prompts(options.requests, options.own, runner.vocab_size, seed + 1)]
     figures = {}
     for workload in ("one by one", "at once"):
         with contextlib.ExitStack() as stack:
@@ -58,7 +57,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--save", action="store_true", help="write results/prefix_cache.md and .json")
     options = parser.parse_args()
-    runner = load_runner(model_folder(options.model), threads=options.threads)
+    runner = load_runner(model_folder(options.model), options)
 
     rounds: dict[bool, list[dict[str, list[float]]]] = {True: [], False: []}
     for number in range(options.rounds):

@@ -1,6 +1,10 @@
 """TTFT, ITL and throughput of any OpenAI-compatible server, at several concurrencies.
 
     python benchmarks/bench_serving.py http://127.0.0.1:8000 --concurrency 1,8,32
+    python benchmarks/bench_serving.py --save
+
+Without a URL it starts an `rbee serve` of its own (--serve: its options), shows what is to be reached with the default
+model and what other servers were measured to reach, on another machine and day, and --save writes results/serving.*.
 
 Closed loop: at concurrency c, c clients each send their next request when the last one ended. Definitions (all on the
 client's CLOCK_MONOTONIC, read when the bytes were):
@@ -8,7 +12,8 @@ client's CLOCK_MONOTONIC, read when the bytes were):
   ITL   gap between successive frames with text of one stream
   TPOT  (last frame with text - first) / (tokens - 1), per request
   tok/s completion tokens of all requests / wall time of the level
-Tokens are the server's own `usage` when it sends one, otherwise frames with text. Output: a table, then one JSON line.
+Tokens are the server's own `usage` when it sends one, otherwise frames with text. A table on stderr, one JSON line on
+stdout.
 """
 
 from __future__ import annotations
@@ -18,6 +23,8 @@ import asyncio
 import itertools
 import json
 import random
+import re
+import shlex
 import statistics
 import sys
 import time
@@ -27,6 +34,9 @@ from urllib.request import Request, urlopen
 
 import uvloop
 from machine import describe
+from own_server import OwnServer
+from saving import save, table
+from serving_targets import compared
 from sse_client import Stream, http_request, run_stream
 
 _WORDS = (
@@ -145,7 +155,8 @@ def _served_model(options: argparse.Namespace) -> str:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url", help="base URL of the server, without /v1")
+    parser.add_argument("url", nargs="?", default="", help="base URL of the server, without /v1; none: start rbee")
+    parser.add_argument("--serve", default="", metavar="OPTIONS", help="for that rbee, such as '--runner torch'")
     parser.add_argument("--concurrency", default="1,8,32", help="comma-separated levels (default %(default)s)")
     parser.add_argument("--requests", type=int, default=0, help="requests per level; 0: 3 per client, at least 8")
     parser.add_argument("--rounds", type=int, default=3, help="the levels are run this often, in turn (default 3)")
@@ -156,12 +167,15 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--model", default="", help="model name; by default the first of /v1/models")
     parser.add_argument("--api-key", default="", help="sent as a Bearer token")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds one stream may take (default 300)")
-    return parser.parse_args()
+    parser.add_argument("--save", action="store_true", help="without a URL: write results/serving.md and .json")
+    options = parser.parse_args()
+    if options.url and (options.save or options.serve):
+        parser.error("--serve and --save are for the server that is started when no URL is given")
+    return options
 
 
-def main() -> int:
+def measure_levels(options: argparse.Namespace) -> dict[str, Any]:
     """Run warm-up, then every level in every round; the median round by tok/s stands for its level."""
-    options = _parse()
     model = options.model or _served_model(options)
     levels = [int(level) for level in options.concurrency.split(",")]
     uvloop.run(run_level(options, model, 1, 1, seed=-1))
@@ -172,25 +186,54 @@ def main() -> int:
             result = uvloop.run(run_level(options, model, level, requests, seed=1_000_000 * number + 10_000 * level))
             rounds[level].append(result)
             print(f"round {number + 1}/{options.rounds}  c={level}: {result['tok_s']} tok/s", file=sys.stderr)
-    medians = [sorted(rounds[level], key=lambda result: result["tok_s"])[(options.rounds - 1) // 2] for level in levels]
-    print(
-        f"{'c':>4} {'tok/s':>9} {'TTFT p50':>9} {'p99':>9} {'ITL p50':>9} {'p99':>9} {'TPOT p50':>9} {'client CPU':>10}"
-    )
-    for row in medians:
-        print(
-            f"{row['concurrency']:>4} {row['tok_s']:>9} {row['ttft_ms_p50']:>9} {row['ttft_ms_p99']:>9} "
-            f"{row['itl_ms_p50']:>9} {row['itl_ms_p99']:>9} {row['tpot_ms_p50']:>9} {row['client_cpu_percent']:>9}%"
-        )
-    failed = sum(result["failed"] for results in rounds.values() for result in results)
-    spread = {
-        level: round(statistics.pstdev([result["tok_s"] for result in results]), 1) for level, results in rounds.items()
+    return {
+        "benchmark": "serving",
+        "model": model,
+        "levels": [
+            sorted(results, key=lambda result: result["tok_s"])[(len(results) - 1) // 2] for results in rounds.values()
+        ],
+        "tok_s_stdev": {
+            level: round(statistics.pstdev([result["tok_s"] for result in results]), 1)
+            for level, results in rounds.items()
+        },
+        "failed": sum(result["failed"] for results in rounds.values() for result in results),
+        "machine": describe(),
     }
-    print(
-        json.dumps(
-            {"benchmark": "serving", "model": model, "levels": medians, "tok_s_stdev": spread, "machine": describe()}
-        )
-    )
-    return 1 if failed else 0
+
+
+def report(levels: list[dict[str, Any]]) -> str:
+    """A table."""
+    keys = ("tok_s", "ttft_ms_p50", "ttft_ms_p99", "itl_ms_p50", "itl_ms_p99", "tpot_ms_p50")
+    rows = [
+        [str(level["concurrency"]), *(f"{level[key]:g}" for key in keys), f"{level['client_cpu_percent']:g} %"]
+        for level in levels
+    ]
+    head = ["c", "tok/s", "TTFT p50, ms", "p99", "ITL p50, ms", "p99", "TPOT p50, ms", "client CPU"]
+    return table(head, rows)
+
+
+def main() -> int:
+    """Measure the server that is named, or one of our own, and report."""
+    options = _parse()
+    own = None if options.url else OwnServer(*shlex.split(options.serve))
+    try:
+        if own:
+            options.url = own.url
+        result = measure_levels(options)
+    finally:
+        if own:
+            own.stop()
+    text = report(result["levels"])
+    if own:
+        result["serve"] = options.serve
+        text = f"`rbee serve {options.serve}".rstrip() + f"`, medians of {options.rounds} rounds.\n\n{text}"
+        if (options.words, options.tokens) == (40, 48) and "--model" not in options.serve:
+            text += "\n\n" + compared(result["levels"])
+    print(text, file=sys.stderr)
+    if options.save:
+        save("serving" + re.sub(r"\W+", "_", options.serve), "rbee over HTTP", text, result)
+    print(json.dumps(result))
+    return 1 if result["failed"] else 0
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 Runs `bench_serving.py` (closed loop, 40-word prompts, 64 tokens out, client on the same cores) against three servers of
 its own, in turn in every round:
-  tiny      the model of `make_tiny_model.py` with the torch runner: 2 layers, 64 wide, 49,152 tokens; one thread,
-            because on two cores a second one takes the server's
+  tiny      the model of `make_tiny_model.py` with the runner that --runner names: 2 layers, 64 wide, 49,152 tokens; one
+            thread, because on two cores a second one takes the server's
   no model  the synthetic model with steps of 0 ms: scheduler, sampler, rings, drain, HTTP and client, and no forward
   paced     the synthetic model with steps of 1 ms: what a native runner would leave to the path if its step took that
 The difference of the first two is what the model costs. The engine's own step time (p50, from its arena) stands beside.
@@ -26,9 +26,9 @@ from typing import Any
 from machine import describe
 from own_server import OwnServer
 from saving import save, table
+from serving_targets import TINY_TARGETS, tiny_verdict
 
 _HERE = Path(__file__).parent
-_TARGETS = {1: 1500, 16: 6000, 64: 10000}
 
 
 def _measure(server: OwnServer, concurrency: int, requests: int) -> dict[str, Any]:
@@ -55,7 +55,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concurrency", default="1,16,64", help="comma-separated levels (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds over everything (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="torch's threads for the tiny model (default 1)")
+    parser.add_argument("--threads", type=int, default=1, help="that compute the tiny model (default 1)")
+    parser.add_argument("--runner", default="auto", help="of the tiny model, as `rbee serve` takes it (default auto)")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/serving_path.{json,md}")
     options = parser.parse_args()
     levels = [int(level) for level in options.concurrency.split(",")]
@@ -63,7 +64,7 @@ def main() -> None:
         subprocess.run([sys.executable, str(_HERE / "make_tiny_model.py"), folder], check=True, stdout=sys.stderr)
         synthetic = ["--model", "synthetic", "--synthetic-step-ms"]
         servers = {
-            "tiny": OwnServer("--model", folder, "--threads", str(options.threads)),
+            "tiny": OwnServer("--model", folder, "--threads", str(options.threads), "--runner", options.runner),
             "no model": OwnServer(*synthetic, "0"),
             "paced": OwnServer(*synthetic, "1"),
         }
@@ -86,7 +87,7 @@ def main() -> None:
             row["server"],
             str(row["concurrency"]),
             f"{row['tok_s']:,.0f}",
-            f"{_TARGETS.get(row['concurrency'], 0):,}",
+            f"{TINY_TARGETS.get(row['concurrency'], 0):,}",
             f"{row['ttft_ms_p50']:.2f}",
             f"{row['itl_ms_p50']:.3f}",
             f"{row['step_ms_p50']:.2f}",
@@ -96,8 +97,12 @@ def main() -> None:
     ]
     head = ["server", "c", "tok/s", "to reach", "TTFT p50, ms", "ITL p50, ms", "engine step p50, ms", "client CPU"]
     report = f"Medians of {options.rounds} rounds.\n\n{table(head, rows_of_table)}"
+    for row in medians:
+        if row["server"] == "tiny" and (verdict := tiny_verdict(row["concurrency"], row["tok_s"])):
+            report += f"\n\n{verdict}"
     result: dict[str, Any] = {
         "benchmark": "serving_path",
+        "runner": options.runner,
         "rounds": options.rounds,
         "threads": options.threads,
         "levels": medians,

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import array
+import dataclasses
+import json
 import os
+import random
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rbee import messages
+from rbee.config import DEFAULT_MODEL, EngineConfig
+from rbee.engine import model_runner
 from rbee.engine.block_manager import BlockManager
 from rbee.engine.engine_core import EngineCore
+from rbee.engine.input_batch import InputBatch
+from rbee.engine.native_spec import read_spec
 from rbee.engine.publisher import Publisher
-from rbee.engine.scheduler import Scheduler
+from rbee.engine.scheduler import Scheduled, Scheduler
+from rbee.engine.sequence import Sequence
 from rbee.engine.step_cost import StepCost
-from rbee.models import ConsoleProgress, prepare
+from rbee.models import ConsoleProgress, gguf_of, prepare
 from rbee.sampling_params import SamplingParams
 from rbee.transport import Arena, Consumer, Producer, create_doorbell
 
 if TYPE_CHECKING:
     import argparse
     import contextlib
-    from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from rbee.engine.model_runner import ModelRunner
+
+_BLOCK_SIZE = 16
 
 
 class Stream:
@@ -49,7 +64,7 @@ class Rig:
         max_num_batched_tokens: int = 512,
         max_decode_slowdown: float = 2.0,
         prefix_caching: bool = True,
-        block_size: int = 16,
+        block_size: int = _BLOCK_SIZE,
     ) -> None:
         arena = Arena.create(num_rings=64, ring_capacity=8192, epoch=1)
         stack.callback(arena.close)
@@ -113,9 +128,62 @@ class Rig:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say what runs: --model and --threads."""
-    parser.add_argument("--model", default="smollm2-135m-instruct", help="as `rbee serve` takes it")
-    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: one per core")
+    """The options that say what runs: the model, its runner and how that computes."""
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="as `rbee serve` takes it")
+    parser.add_argument(
+        "--runner", choices=["auto", "native", "torch"], default="auto", help="as `rbee serve` takes it"
+    )
+    parser.add_argument("--exact", action="store_true", help="native: activations in fp32")
+    parser.add_argument(
+        "--quantize", choices=["none", "q4", "q8"], default="none", help="native: of weights stored as floats"
+    )
+    parser.add_argument(
+        "--instruction-set",
+        choices=["auto", "avx512", "avx2", "portable"],
+        default="auto",
+        help="native: the kernels to take (default: the best that the processor has)",
+    )
+    parser.add_argument("--threads", type=int, default=0, help="that compute; 0: one per core")
+
+
+def variant(options: argparse.Namespace) -> str:
+    """What of `add_model_options` is not the default, as an end for a result's name: "", "_torch", "_exact_avx2"."""
+    chosen = [options.runner, "exact" if options.exact else "auto", options.quantize, options.instruction_set]
+    return "".join(f"_{choice}" for choice in chosen if choice not in {"auto", "native", "none"})
+
+
+def label(runner: ModelRunner, options: argparse.Namespace) -> str:
+    """What computes, for people: "native, q4 weights, int8 activations, avx2, 2 threads"."""
+    kernels = getattr(runner, "instruction_set", "")
+    return ", ".join(filter(None, [runner.name, runner.dtype, kernels, f"{num_threads(options)} threads"]))
+
+
+def num_threads(options: argparse.Namespace) -> int:
+    """How many compute."""
+    return options.threads or len(os.sched_getaffinity(0))
+
+
+def add_gguf_option(parser: argparse.ArgumentParser) -> None:
+    """The option that says where the model's GGUF file is, --gguf."""
+    parser.add_argument(
+        "--gguf",
+        type=Path,
+        metavar="FILE",
+        help="the same model for llama.cpp; by default the one that --model was converted from",
+    )
+
+
+def gguf_file(folder: Path, options: argparse.Namespace) -> Path | None:
+    """The GGUF file of the model in `folder`: --gguf, or the one that the folder was converted from; None: neither."""
+    given: Path | None = options.gguf
+    return given or gguf_of(folder)
+
+
+def gguf_for_peers(folder: Path, options: argparse.Namespace) -> Path:
+    """The same; ends the program if there is none."""
+    if gguf := gguf_file(folder, options):
+        return gguf
+    raise SystemExit(f"{folder} was not converted from a GGUF file, and llama.cpp needs one: give --gguf FILE.")
 
 
 def model_folder(name: str) -> Path:
@@ -124,18 +192,59 @@ def model_folder(name: str) -> Path:
         return prepare(name, progress=progress).path
 
 
-def load_runner(folder: Path, *, threads: int, kv_cache_mib: int = 1024, max_model_len: int = 0) -> ModelRunner:
-    """The torch runner on a ready folder, in fp32."""
-    from rbee.engine.torch_runner import TorchRunner  # noqa: PLC0415 - takes seconds: `--help` stays instant
-
-    return TorchRunner(
-        folder,
-        device="cpu",
-        dtype="float32",
-        threads=threads,
-        max_model_len=max_model_len,
+def load_runner(folder: Path, options: argparse.Namespace, *, kv_cache_mib: int = 1024) -> ModelRunner:
+    """The runner that `add_model_options` asks for, on a ready folder; torch computes in fp32."""
+    config = EngineConfig(
+        model=str(folder),
+        runner=options.runner,
+        exact=options.exact,
+        quantize=options.quantize,
+        threads=options.threads,
         max_num_seqs=64,
-        block_size=16,
+        block_size=_BLOCK_SIZE,
         kv_cache_mib=kv_cache_mib,
-        progress=lambda _stage, _done, _total: None,
     )
+    if options.instruction_set == "auto":
+        return model_runner.load(config, _no_progress)
+    if options.runner == "torch":
+        raise SystemExit("--instruction-set is the native runner's: leave --runner torch out.")
+    # `rbee serve` has no option for the kernels to take.
+    from rbee.engine.native_runner import NativeRunner  # noqa: PLC0415 - `--help` stays instant
+
+    return NativeRunner(
+        folder,
+        read_spec(json.loads((folder / "config.json").read_text())),
+        quantize=config.quantize,
+        exact=config.exact,
+        threads=config.threads,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        block_size=config.block_size,
+        kv_cache_mib=config.kv_cache_mib,
+        progress=_no_progress,
+        instruction_set=options.instruction_set,
+    )
+
+
+def _no_progress(_stage: str, _done: int, _total: int) -> None:
+    pass
+
+
+def random_prompts(count: int, tokens: int, vocab_size: int, seed: int) -> list[list[int]]:
+    """Prompts of so many random tokens."""
+    pick = random.Random(seed)
+    return [[pick.randrange(vocab_size) for _ in range(tokens)] for _ in range(count)]
+
+
+def logits_of(runner: ModelRunner, token_ids: list[int], chunks: list[int]) -> NDArray[np.float32]:
+    """Every token's logits, [tokens, vocabulary], computed in chunks of these sizes as steps of one sequence."""
+    blocks = BlockManager(runner.num_blocks, _BLOCK_SIZE, prefix_caching=False)
+    sequence = Sequence("", 0, (0, 0), array.array("I", token_ids), SamplingParams(max_tokens=1))
+    admitted = blocks.admit(sequence, blocks.find(sequence))
+    assert admitted, "the KV cache is too small"
+    rows = []
+    for size in chunks:
+        batch = InputBatch.build([Scheduled(sequence, size)], _BLOCK_SIZE)
+        rows.append(runner.execute(dataclasses.replace(batch, logits_rows=np.arange(size))).copy())
+        blocks.advance(sequence, size)
+    return np.concatenate(rows)

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from rbee.transport.observer import Sample
 
 
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process so far, all threads; the kernel's own clock for it, in ns."""
+    clock = ctypes.c_int()
+    if error := ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)):
+        raise OSError(error, "clock_getcpuclockid failed")
+    return time.clock_gettime(clock.value)
+
+
 class OwnServer:
     """Running and ready once it is made.
 
@@ -39,11 +47,8 @@ class OwnServer:
         raise SystemExit("rbee serve ended before it was ready; its error is above.")
 
     def cpu_seconds(self) -> float:
-        """CPU time of the server process so far, without the engine's; the kernel's own clock for it, in ns."""
-        clock = ctypes.c_int()
-        if error := ctypes.CDLL(None).clock_getcpuclockid(self.pid, ctypes.byref(clock)):
-            raise OSError(error, "clock_getcpuclockid failed")
-        return time.clock_gettime(clock.value)
+        """CPU time of the server process so far, without the engine's."""
+        return cpu_seconds(self.pid)
 
     def sample(self) -> Sample:
         """What its arena says now."""

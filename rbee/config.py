@@ -27,8 +27,21 @@ class EngineConfig:
         "A catalogue name (see `rbee pull --list`), a folder with safetensors, a .gguf file, a Hub id, or 'synthetic'.",
         metavar="NAME|FOLDER|FILE.gguf|synthetic",
     )
-    runner: Literal["auto", "torch", "synthetic"] = option(
-        "auto", "What computes the logits; 'auto' takes synthetic for the synthetic model and torch for all others."
+    runner: Literal["auto", "native", "torch", "synthetic"] = option(
+        "auto",
+        "What computes the logits: native is the fast one on a CPU, for models of the Llama family; torch runs every "
+        "decoder that transformers does. 'auto' takes native if it can, and says why if it cannot.",
+    )
+    exact: bool = option(
+        False,
+        "Compute with float32 activations and KV cache: the native runner then gives the torch runner's tokens, but is "
+        "slower.",
+    )
+    quantize: Literal["none", "q4", "q8"] = option(
+        "none",
+        "How the native runner holds weights that are stored as floats: as they are; in 8 bits, which loses next to "
+        "nothing; or in 4 bits, with the loss of a Q4_1 GGUF (embedding and head keep 8). Weights that are quantized "
+        "already stay as they are.",
     )
     device: str = option("cpu", "The torch device of weights and KV cache. Only 'cpu' has been tested.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(

@@ -5,17 +5,23 @@
 #include "check.h"
 
 // One array per test file.
+extern const Test kAttentionTests[];
 extern const Test kDeliveryTests[];
+extern const Test kElementwiseTests[];
 extern const Test kFuzzTests[];
 extern const Test kLayoutTests[];
+extern const Test kLinearTests[];
+extern const Test kPackTests[];
 extern const Test kRolesTests[];
 extern const Test kSamplingTests[];
-extern const Test kWakeupTests[];
+extern const Test kThreadPoolTests[];
 extern const Test kThreadsTests[];
+extern const Test kWakeupTests[];
 
 int main(int argc, char** argv) {
     int failures = 0;
-    for (const Test* tests : {kLayoutTests, kRolesTests, kDeliveryTests, kFuzzTests, kSamplingTests, kWakeupTests,
+    for (const Test* tests : {kLayoutTests, kRolesTests, kDeliveryTests, kFuzzTests, kSamplingTests, kPackTests,
+                              kElementwiseTests, kLinearTests, kAttentionTests, kThreadPoolTests, kWakeupTests,
                               kThreadsTests}) {
         for (const Test* test = tests; test->name != nullptr; ++test) {
             if (argc > 1 && std::strstr(test->name, argv[1]) == nullptr) {

@@ -120,6 +120,7 @@ class EngineCore:
             logits[:num_sampling],
             [self._rows[sequence.ring] for sequence in batch.sampling],
             most_logprobs=max(self._num_notes.values(), default=0),
+            pool=self._runner.pool,
         )
         self._score_prompts(batch, logits[num_sampling:])
         drawn = time.monotonic_ns()
@@ -250,7 +251,8 @@ class EngineCore:
             rows = logits[first : first + end - start]
             first += end - start
             token_ids = np.array(sequence.token_ids[start:end], np.uint32)
-            scored = sampler.score(rows, token_ids, sequence.sampling.num_prompt_logprobs or 0)
+            num_logprobs = sequence.sampling.num_prompt_logprobs or 0
+            scored = sampler.score(rows, token_ids, num_logprobs, pool=self._runner.pool)
             if np.isnan(scored.logprobs).any():
                 self._fail(sequence)
                 continue

@@ -5,7 +5,7 @@ Does not know sequences, models or rings.
 
 A row's result depends on that row alone, bit for bit, whatever runs beside it, on whatever machine, and after a
 preemption: its draw is a hash of (seed, position), there is no generator whose state others could move; and every
-sum is made in an order that depends on nothing but the row.
+sum is made in an order that depends on nothing but the row. So it does not matter which thread samples it, either.
 
 Filters are thresholds. So tokens that are equally likely (or equally typical) stay or go together, also where that is
 one more than top_k asks for; transformers' top-k and typical do the same, while its top-p cuts between equal tokens
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from rbee.engine import _sampling
+from rbee.engine import _kernels
 
 if TYPE_CHECKING:
     import array
@@ -29,11 +29,14 @@ if TYPE_CHECKING:
 
     from rbee.sampling_params import SamplingParams
 
+ThreadPool = _kernels.ThreadPool
+"""Threads to share rows among."""
+
 _LARGEST_SEED = 0xFFFF_FFFF_FFFF_FFFF
 _LARGEST_COUNT = 0xFFFF_FFFF
 
 
-class RowSampler(_sampling.RowParams):
+class RowSampler(_kernels.RowParams):
     """What the sampler keeps of a sequence from step to step: its parameters, ready for use.
 
     Attributes:
@@ -110,7 +113,12 @@ class Scored(NamedTuple):
 
 
 def sample(
-    logits: NDArray[np.float32], rows: Sequence[Row], *, most_logprobs: int | None = None, portable: bool = False
+    logits: NDArray[np.float32],
+    rows: Sequence[Row],
+    *,
+    most_logprobs: int | None = None,
+    pool: ThreadPool | None = None,
+    portable: bool = False,
 ) -> Sampled:
     """Choose a token per row.
 
@@ -119,6 +127,7 @@ def sample(
         rows: what the n rows belong to. The token is drawn for position len(token_ids).
         most_logprobs: the most that any row asks for, if the caller knows; after a forward pass nothing is in the
             processor's cache any more, and looking at every row for it costs as much as a tenth of all sampling.
+        pool: threads to share the rows among; None for this one alone.
         portable: without this machine's vector instructions; the result is the same.
     """
     n = len(rows)
@@ -132,7 +141,7 @@ def sample(
         top_ids=np.zeros((n, k), np.uint32),
         top_logprobs=np.full((n, k), np.nan, np.float32),
     )
-    _sampling.sample(
+    _kernels.sample(
         logits,
         rows,
         token_ids=result.token_ids,
@@ -140,28 +149,38 @@ def sample(
         valid=result.valid,
         top_ids=result.top_ids,
         top_logprobs=result.top_logprobs,
+        pool=pool,
         portable=portable,
     )
     return result
 
 
-def score(logits: NDArray[np.float32], token_ids: NDArray[np.uint32], k: int, *, portable: bool = False) -> Scored:
+def score(
+    logits: NDArray[np.float32],
+    token_ids: NDArray[np.uint32],
+    k: int,
+    *,
+    pool: ThreadPool | None = None,
+    portable: bool = False,
+) -> Scored:
     """The logprobs of given tokens, and of the k most likely ones in their place.
 
     Args:
         logits: float32 [m, vocab_size], C-contiguous. Not changed.
         token_ids: uint32 [m], C-contiguous; one below vocab_size per row.
         k: at most vocab_size.
+        pool: threads to share the rows among; None for this one alone.
         portable: without this machine's vector instructions; the result is the same.
     """
     m = len(token_ids)
     result = Scored(np.empty(m, np.float32), np.empty((m, k), np.uint32), np.empty((m, k), np.float32))
-    _sampling.score(
+    _kernels.score(
         logits,
         token_ids,
         logprobs=result.logprobs,
         top_ids=result.top_ids,
         top_logprobs=result.top_logprobs,
+        pool=pool,
         portable=portable,
     )
     return result
@@ -179,7 +198,7 @@ def distribution(logits: NDArray[np.float32], row: Row, *, portable: bool = Fals
         ValueError: the row is not valid, see Sampled.
     """
     probabilities = np.empty(len(logits), np.float64)
-    if not _sampling.distribution(logits[None], row, probabilities=probabilities, portable=portable):
+    if not _kernels.distribution(logits[None], row, probabilities=probabilities, portable=portable):
         raise ValueError("The logits hold NaN or infinity, or leave no token that could be.")
     return probabilities
 
@@ -189,7 +208,7 @@ def uniform(seed: int, position: int) -> float:
 
     The drawn token is the first whose probability, together with those of all lower ids, is beyond it.
     """
-    return _sampling.uniform(seed & _LARGEST_SEED, position)
+    return _kernels.uniform(seed & _LARGEST_SEED, position)
 
 
 def invalid(params: SamplingParams, vocab_size: int) -> str | None:

@@ -41,6 +41,7 @@ class SyntheticRunner:
     device = "cpu"
     dtype = "float32"
     vocab_size = synthetic.VOCAB_SIZE
+    pool = None
 
     def __init__(
         self,

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rbee.engine import torch_model
+from rbee.engine.context_length import max_model_len as choose_max_model_len
 from rbee.engine.kv_cache import KVCache
 from rbee.engine.torch_probe import probe
-from rbee.errors import ConfigError, ModelError
+from rbee.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +51,7 @@ class TorchRunner:
     """
 
     name = "torch"
+    pool = None
 
     def __init__(
         self,
@@ -80,7 +82,7 @@ class TorchRunner:
         self.vocab_size = self._model.vocab_size
         block_bytes = KVCache.bytes_per_block(layers, block_size, self._model.dtype)
         affordable = (kv_cache_mib << 20) // block_bytes
-        self.max_model_len = _max_model_len(
+        self.max_model_len = choose_max_model_len(
             self._model.position_limit, path, max_model_len, affordable * block_size, kv_cache_mib
         )
         self.num_blocks = min(affordable, max_num_seqs * -(-self.max_model_len // block_size))
@@ -126,28 +128,3 @@ def _check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         reason = torch_model.first_line(error).partition(". ")[0]
         raise ConfigError(f"--device {device} cannot be used: {reason}.") from error
-
-
-def _max_model_len(limit: int | None, path: Path, asked: int, cache_tokens: int, kv_cache_mib: int) -> int:
-    """What was asked for, or else as much as both the model and the cache allow."""
-    if not asked and limit is None:
-        raise ConfigError(f"The model in {path} does not say how long a sequence may be: give --max-model-len.")
-    if asked and limit is not None and asked > limit:
-        raise ConfigError(f"--max-model-len {asked} is more than the {limit} tokens that the model in {path} can take.")
-    if asked > cache_tokens:
-        raise ConfigError(
-            f"--max-model-len {asked} does not fit --kv-cache-mib {kv_cache_mib}, which holds {cache_tokens} tokens of "
-            "this model: raise the latter or lower the former."
-        )
-    if cache_tokens < 2:
-        raise ModelError(f"--kv-cache-mib {kv_cache_mib} is too little for a single block of the model in {path}.")
-    if asked or limit is None:
-        return asked
-    if limit > cache_tokens:
-        logger.warning(
-            "max_model_len is %d instead of the model's own %d: --kv-cache-mib %d holds no more.",
-            cache_tokens,
-            limit,
-            kv_cache_mib,
-        )
-    return min(limit, cache_tokens)

@@ -6,7 +6,7 @@ model without weights, and is imported by name.
 """
 
 from rbee.models.catalogue import CatalogueModel, list_catalogue
-from rbee.models.prepare import ModelFolder, prepare
+from rbee.models.prepare import ModelFolder, gguf_of, prepare
 from rbee.models.progress import ConsoleProgress, Progress
 
-__all__ = ["CatalogueModel", "ConsoleProgress", "ModelFolder", "Progress", "list_catalogue", "prepare"]
+__all__ = ["CatalogueModel", "ConsoleProgress", "ModelFolder", "Progress", "gguf_of", "list_catalogue", "prepare"]

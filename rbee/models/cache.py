@@ -32,6 +32,10 @@ MANIFEST = "rbee.json"
 NO_SPACE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
+class CacheError(ModelError):
+    """The cache cannot be used, or is full."""
+
+
 def cache_folder() -> Path:
     """$RBEE_CACHE, or rbee/models in $XDG_CACHE_HOME, or that in ~/.cache; it need not exist yet."""
     if own := os.environ.get("RBEE_CACHE"):
@@ -54,48 +58,56 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     (folder / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=2) + "\n", encoding="utf-8")
 
 
-def ensure(entry: Path, build: Callable[[Path, int], None], *, progress: Progress) -> None:
-    """Return when `entry` is there and whole; if it is not, call `build(folder, lock_fd)` to make it.
+def ensure(
+    entry: Path,
+    build: Callable[[Path, int], None],
+    *,
+    progress: Progress,
+    is_good: Callable[[Path], bool] = is_whole,
+) -> None:
+    """Return when `entry` is there and good; if it is not, call `build(folder, lock_fd)` to make it.
 
     `build` fills `folder` and writes its manifest last; it passes `lock_fd` to the child processes that write there.
-    Only one process builds an entry at a time; the others wait for it, and build only if it failed.
+    Only one process builds an entry at a time; the others wait for it, and build only if it failed. `is_good` may ask
+    for more than that the entry is whole.
 
     Raises:
-        ModelError: the cache cannot be written, or what `build` raises.
+        CacheError: the cache cannot be written.
+        Exception: what `build` raises.
     """
-    if is_whole(entry):
+    if is_good(entry):
         return
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(entry.parent)
         with _locked(entry, progress) as lock_fd:
-            if not is_whole(entry):  # otherwise somebody else built it while this process waited
+            if not is_good(entry):  # otherwise somebody else built it while this process waited
                 _build(entry, build, lock_fd)
     except OSError as error:
         if error.errno in NO_SPACE_ERRNOS:
             raise no_space(entry.parent) from error
-        raise ModelError(
+        raise CacheError(
             f"The model cache {entry.parent} cannot be used: {error.strerror or error}. "
             "Set RBEE_CACHE to a folder that can be written."
         ) from error
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raise a ModelError unless `needed` bytes are free where `folder` is."""
+    """Raise a CacheError unless `needed` bytes are free where `folder` is."""
     if shutil.disk_usage(folder).free < needed:
         raise no_space(folder, needed)
 
 
-def no_space(folder: Path, needed: int = 0) -> ModelError:
+def no_space(folder: Path, needed: int = 0) -> CacheError:
     """The error of a disk that is full or would be: `needed` is in bytes, 0 if nobody knows."""
     with contextlib.suppress(FileNotFoundError):
         free = shutil.disk_usage(folder).free
         wanted = f"{needed} bytes are needed" if needed else "a file could not be written"
-        return ModelError(
+        return CacheError(
             f"There is not enough space in {folder}: {wanted} and {free} are free. "
             "Free some, or set RBEE_CACHE to a folder on another disk."
         )
-    return ModelError(f"There is not enough space in {folder}. Free some, or set RBEE_CACHE to another folder.")
+    return CacheError(f"There is not enough space in {folder}. Free some, or set RBEE_CACHE to another folder.")
 
 
 def _build(entry: Path, build: Callable[[Path, int], None], lock_fd: int) -> None:

@@ -10,6 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from rbee.errors import ModelError
+from rbee.models.safetensors_header import read_safetensors_header
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,12 +32,16 @@ def check_folder(folder: Path) -> None:
             f"The model folder {folder} has no tokenizer.json. Make it with transformers: "
             f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})."
         )
-    for shard in _shards(folder):
-        _check_safetensors(shard)
+    for shard in weights_files(folder):
+        read_safetensors_header(shard)
 
 
-def _shards(folder: Path) -> list[Path]:
-    """The weights files, all of them present."""
+def weights_files(folder: Path) -> list[Path]:
+    """The *.safetensors files that hold the model's weights, all of them present.
+
+    Raises:
+        ModelError: there are none, or some of them are missing.
+    """
     index = folder / _INDEX
     if not index.is_file():
         if found := sorted(folder.glob("*.safetensors")):
@@ -55,31 +60,6 @@ def _shards(folder: Path) -> list[Path]:
             f"{missing[0]} among them. Copy the model's folder again."
         )
     return shards
-
-
-def _check_safetensors(path: Path) -> None:
-    """Check a weights file's header against its size.
-
-    Layout (safetensors' own README): uint64 little-endian length of the header, the header in JSON with each
-    tensor's [begin, end) in the data, the data.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if length <= size - 8 else b""
-    try:
-        tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
-        data = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"The weights file {path} is cut short or no safetensors file: it has {size} bytes and no whole header. "
-            "Copy or download it again."
-        ) from error
-    if 8 + length + data != size:
-        raise ModelError(
-            f"The weights file {path} is damaged: its header asks for {8 + length + data} bytes and it has {size}. "
-            "Copy or download it again."
-        )
 
 
 def _read_json(path: Path) -> Any:

@@ -11,12 +11,14 @@ uint32 type, uint64 offset; padding; data. A string is a uint64 length and UTF-8
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rbee.errors import ModelError
+from rbee.models.stored_tensor import StoredTensor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +28,45 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _STRING, _ARRAY = 8, 9
 _MAX_RANK = 4
 
+# ggml's types (ggml.h, enum ggml_type): name, weights in a block, bytes of a block. A table of our own, because
+# importing gguf's takes longer than reading a header should.
+_TYPES = {
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    9: ("Q8_1", 32, 40),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1),
+    25: ("I16", 1, 2),
+    26: ("I32", 1, 4),
+    27: ("I64", 1, 8),
+    28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56),
+    30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
+    41: ("Q1_0", 128, 18),
+}
+
 
 @dataclass(frozen=True)
 class GGUFHeader:
@@ -33,11 +74,16 @@ class GGUFHeader:
 
     Attributes:
         metadata: key to value; a string or number as it is, an array as its number of elements.
-        num_weights: elements of all tensors together.
+        tensors: by name.
     """
 
     metadata: dict[str, Any]
-    num_weights: int
+    tensors: dict[str, StoredTensor]
+
+    @property
+    def num_weights(self) -> int:
+        """Elements of all tensors together."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
 
 class _Malformed(Exception):  # noqa: N818 - a reason on its way to the ModelError that names the file
@@ -87,33 +133,29 @@ def _parse(cursor: _Cursor) -> GGUFHeader:
     if not isinstance(alignment, int) or alignment <= 0:
         raise _Malformed(f"its alignment is {alignment!r}, which is not a positive number")
     start = (cursor.position + alignment - 1) // alignment * alignment
-    last, end = max(((name, start + offset + size) for name, offset, size, _ in tensors), key=lambda pair: pair[1])
-    if end > cursor.size:
-        raise _Malformed(f"its tensor {last!r} ends at byte {end}, but the file has only {cursor.size} bytes")
-    return GGUFHeader(metadata, sum(weights for *_, weights in tensors))
+    placed = {name: replace(tensor, offset=start + tensor.offset) for name, tensor in tensors}
+    for name, tensor in placed.items():
+        end = tensor.offset + tensor.size
+        if end > cursor.size:
+            raise _Malformed(f"its tensor {name!r} ends at byte {end}, but the file has only {cursor.size} bytes")
+    return GGUFHeader(metadata, placed)
 
 
-def _tensor(cursor: _Cursor) -> tuple[str, int, int, int]:
-    """Name, offset in the data, size in bytes, number of weights."""
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType  # noqa: PLC0415 - only whoever reads a GGUF pays
-
+def _tensor(cursor: _Cursor) -> tuple[str, StoredTensor]:
+    """Name, and the tensor with its offset in the data."""
     name = cursor.string()
     rank = cursor.unpack("<I")
     if rank > _MAX_RANK:
         raise _Malformed(f"its tensor {name!r} has {rank} dimensions, and {_MAX_RANK} is the limit")
-    weights = 1
-    for _ in range(rank):
-        weights *= cursor.unpack("<Q")
+    shape = tuple(cursor.unpack("<Q") for _ in range(rank))[::-1]  # a row's length comes first in the file
     code, offset = cursor.unpack("<I"), cursor.unpack("<Q")
-    try:
-        block_weights, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(code)]
-    except ValueError as error:
-        raise _Malformed(
-            f"its tensor {name!r} has type {code}, which the installed gguf package does not know"
-        ) from error
-    if weights % block_weights:
-        raise _Malformed(f"its tensor {name!r} has {weights} weights, which is no multiple of {block_weights}")
-    return name, offset, weights // block_weights * block_bytes, weights
+    if code not in _TYPES:
+        raise _Malformed(f"its tensor {name!r} has type {code}, which is none of the types known here")
+    kind, block_weights, block_bytes = _TYPES[code]
+    row = shape[-1] if shape else 1
+    if row % block_weights:
+        raise _Malformed(f"its tensor {name!r} has rows of {row} weights, which is no multiple of {block_weights}")
+    return name, StoredTensor(kind, shape, offset, math.prod(shape) // block_weights * block_bytes)
 
 
 class _Cursor:

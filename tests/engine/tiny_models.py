@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pytest
 import torch
 import transformers
 
+from rbee.engine.native_runner import NativeRunner
+from rbee.engine.native_spec import read_spec
 from rbee.engine.torch_runner import TorchRunner
 
 if TYPE_CHECKING:
@@ -174,6 +178,60 @@ ARCHITECTURES = {
     ),
 }
 
+# What the native runner serves too; with sizes that are no multiple of a panel's 16 rows, or of a group's 32 columns.
+SIXTEEN = {**SMALL, "hidden_size": 64, "intermediate_size": 72}  # heads of 16
+NATIVE_ARCHITECTURES = {
+    "llama": Architecture(lambda: transformers.LlamaConfig(**SIXTEEN), scale=0.3),
+    "llama, tied and biased": Architecture(
+        lambda: transformers.LlamaConfig(
+            **{**SIXTEEN, "tie_word_embeddings": True}, attention_bias=True, mlp_bias=True, head_dim=32
+        )
+    ),
+    "llama, a kv head for each head": Architecture(
+        lambda: transformers.LlamaConfig(**{**SIXTEEN, "num_key_value_heads": 4}), scale=0.3
+    ),
+    "llama, linear rope": Architecture(lambda: transformers.LlamaConfig(**SIXTEEN, **rope("linear", factor=3.0))),
+    "llama, llama3 rope": Architecture(
+        lambda: transformers.LlamaConfig(
+            **SIXTEEN,
+            **rope(
+                "llama3",
+                factor=4.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=32,
+            ),
+        )
+    ),
+    "llama, longrope": Architecture(
+        lambda: transformers.LlamaConfig(
+            **{**SIXTEEN, "max_position_embeddings": 1024},
+            **rope(
+                "longrope",
+                short_factor=[1.5] * 8,
+                long_factor=[4.0] * 8,
+                factor=8.0,
+                original_max_position_embeddings=128,
+            ),
+        )
+    ),
+    "mistral": Architecture(lambda: transformers.MistralConfig(**SIXTEEN, sliding_window=WINDOW)),
+    "qwen2": Architecture(lambda: transformers.Qwen2Config(**SIXTEEN)),
+    "qwen2, yarn": Architecture(
+        lambda: transformers.Qwen2Config(**SIXTEEN, **rope("yarn", factor=4.0, original_max_position_embeddings=64))
+    ),
+    "qwen2, upper layers with windows": Architecture(
+        lambda: transformers.Qwen2Config(**SIXTEEN, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1)
+    ),
+    "qwen3": Architecture(lambda: transformers.Qwen3Config(**SIXTEEN, head_dim=48)),
+    "gemma3": Architecture(
+        lambda: transformers.Gemma3TextConfig(
+            **SIXTEEN, head_dim=16, sliding_window=WINDOW, query_pre_attn_scalar=3, layer_types=ALTERNATING
+        ),
+        scale=0.3,
+    ),
+}
+
 
 def make_model(
     folder: Path, architecture: Architecture, *, kind: type = transformers.AutoModelForCausalLM
@@ -210,6 +268,17 @@ def answer(model: transformers.PreTrainedModel, prompt: list[int], num_tokens: i
     )
     best = torch.cat(generated.logits).float().topk(2).values
     return Answer(generated.sequences[0, len(prompt) :].tolist(), float((best[:, 0] - best[:, 1]).min()))
+
+
+def load_native(folder: Path, **options: Any) -> NativeRunner:
+    """A native runner for the folder, exact unless asked for otherwise, with two threads: it must bear them."""
+    defaults = {"quantize": "none", "exact": True, "threads": 2, "max_model_len": 0, "max_num_seqs": 64}
+    spec = read_spec(json.loads((folder / "config.json").read_bytes()))
+    with pytest.MonkeyPatch.context() as patch:  # the packed weights go where the test's files are
+        patch.setenv("RBEE_CACHE", str(folder.parent / "cache"))
+        return NativeRunner(
+            folder, spec, block_size=16, progress=lambda *_: None, **{**defaults, "kv_cache_mib": 4, **options}
+        )
 
 
 def load(folder: Path, **options: Any) -> TorchRunner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from models_parts import PREPARE, RecordingProgress
 from tokenizers import Tokenizer
 
 from rbee.config import DEFAULT_MODEL
-from rbee.models import list_catalogue
+from rbee.models import gguf_of, list_catalogue
 from rbee.models.fetch import fetch_gguf
 
 SYSTEM = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182, 2]
@@ -84,6 +85,16 @@ def test_the_default_model_that_is_ready_needs_no_heavy_import(default_model):
     program = PREPARE + f"\nprint(sorted({names} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program, DEFAULT_MODEL], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == (f"{default_model.path}\n[]\n", "")
+
+
+def test_the_gguf_is_kept_and_the_catalogue_knows_the_folder_s_size(default_model):
+    """The native runner packs the blocks of the file itself; the space needed was promised and is not exceeded."""
+    (known,) = [model for model in list_catalogue() if model.name == DEFAULT_MODEL]
+    path = gguf_of(default_model.path)
+    assert path == default_model.path / "model.gguf"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == known.sha256
+    size = sum(file.stat().st_size for file in default_model.path.iterdir())
+    assert 0.99 * known.converted_size < size <= known.converted_size
 
 
 def test_the_weights_are_those_that_transformers_reads_from_the_gguf(default_model, tmp_path):

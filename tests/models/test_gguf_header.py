@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 
 import gguf
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rbee.errors import ModelError
-from rbee.models.gguf_header import read_header
+from rbee.models.gguf_header import _TYPES, read_header
+from rbee.models.stored_tensor import StoredTensor
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,35 @@ def test_a_whole_file_gives_its_metadata_and_number_of_weights(tiny_gguf):
     assert header.metadata["tokenizer.ggml.tokens"] == len(reader.fields["tokenizer.ggml.tokens"].data)
     assert header.metadata["llama.rope.freq_base"] == 10000.0
     assert set(header.metadata) == {name for name in reader.fields if not name.startswith("GGUF.")}
+    assert header.tensors == {
+        tensor.name: StoredTensor(
+            tensor.tensor_type.name, tuple(tensor.shape.tolist()[::-1]), int(tensor.data_offset), int(tensor.n_bytes)
+        )
+        for tensor in reader.tensors
+    }
+
+
+def test_types_are_those_of_the_gguf_package():
+    """Our own table has all types that the package knows, with the same blocks."""
+    theirs = {int(kind): (kind.name, *size) for kind, size in gguf.GGML_QUANT_SIZES.items()}
+    assert theirs == _TYPES
+
+
+def test_rows_that_are_not_whole_blocks_are_refused(tmp_path):
+    """Blocks run along a row; a tensor of whole blocks whose rows are not is none that ggml can use."""
+    path = tmp_path / "rows.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("some.weight", np.zeros((4, 34), np.uint8), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert read_header(path).tensors["some.weight"].shape == (4, 32)
+    content = path.read_bytes()
+    shape = content.index(b"some.weight") + len(b"some.weight") + 4
+    path.write_bytes(content[:shape] + struct.pack("<QQ", 16, 8) + content[shape + 16 :])
+    with pytest.raises(ModelError, match=r"'some\.weight' has rows of 16 weights, which is no multiple of 32"):
+        read_header(path)
 
 
 def test_a_file_cut_anywhere_is_refused(layout, scratch):
@@ -96,7 +127,7 @@ def test_what_is_no_gguf_is_refused_with_the_reason(content, reason, scratch):
 
 
 def test_a_tensor_of_a_type_from_the_future_is_refused(tmp_path):
-    """A type that the installed gguf package does not know is named."""
+    """A type that is not known here is named."""
     path = tmp_path / "future.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tensor("some.weight", np.zeros(32, np.float32))

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from rbee.errors import ModelError
 from rbee.models import cache as cache_module
-from rbee.models import prepare
+from rbee.models import gguf_of, prepare
 from rbee.models.convert_gguf import Reporter, mend_pre_tokenizer, run
 
 
@@ -79,11 +79,58 @@ def test_the_manifest_says_where_the_folder_comes_from(converted_tiny, tiny_gguf
     folder, _ = converted_tiny
     manifest = json.loads((folder.path / "rbee.json").read_text())
     assert manifest["source"] == str(tiny_gguf)
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert set(manifest["files"]) == {path.name for path in folder.path.iterdir()} - {"rbee.json"}
     digest = subprocess.run(["sha256sum", tiny_gguf], capture_output=True, text=True, check=True).stdout.split()[0]
     assert manifest["sha256"] == digest
     assert len({path.stat().st_mode for path in folder.path.iterdir()}) == 1
+
+
+def test_the_file_that_a_folder_was_converted_from_is_known(converted_tiny, tiny_gguf, tmp_path):
+    """As long as it is there as it was; a folder that was not converted has none."""
+    folder, _ = converted_tiny
+    assert gguf_of(folder.path) == tiny_gguf
+    moved = tmp_path / "moved"
+    shutil.copytree(folder.path, moved)
+    assert gguf_of(moved) == tiny_gguf
+    copy = shutil.copy(tiny_gguf, tmp_path / "tiny.gguf")
+    manifest = json.loads((moved / "rbee.json").read_text())
+    (moved / "rbee.json").write_text(json.dumps({**manifest, "gguf": str(copy)}))
+    assert gguf_of(moved) is None
+    (moved / "rbee.json").write_text(json.dumps({**manifest, "gguf": str(tmp_path / "gone.gguf")}))
+    assert gguf_of(moved) is None
+    (moved / "rbee.json").write_text("[]")
+    assert gguf_of(moved) is None
+    (moved / "rbee.json").unlink()
+    assert gguf_of(moved) is None
+
+
+def test_a_file_kept_in_the_folder_is_found_wherever_the_folder_is(tmp_path):
+    """As the catalogue's models have it: the manifest names it without a path."""
+    (tmp_path / "rbee.json").write_text('{"gguf": "model.gguf"}')
+    assert gguf_of(tmp_path) is None
+    (tmp_path / "model.gguf").touch()
+    assert gguf_of(tmp_path) == tmp_path / "model.gguf"
+
+
+def test_folders_of_older_formats_are_removed_by_the_first_conversion_in_the_new_one(tiny_gguf, cache, progress):
+    """Those of this model only; a folder of today's format, of another model or of nobody's stays."""
+    key = "0123456789abcdef"
+    cache.mkdir()
+    for name, manifest in {
+        f"tiny-{key}": {"format": 1, "name": "tiny"},
+        f"tiny-{key[::-1]}": {"format": 2, "name": "tiny"},
+        f"tiny-er-{key}": {"format": 1, "name": "tiny-er"},
+        f"tiny-{key[1:]}9": {"format": 1, "name": "tiny!"},
+        f"tiny-{key[2:]}99": None,
+    }.items():
+        (cache / name).mkdir()
+        if manifest is not None:
+            (cache / name / "rbee.json").write_text(json.dumps(manifest))
+    before = {path.name for path in cache.iterdir()}
+    folder = prepare(str(tiny_gguf), progress=progress).path
+    after = {path.name for path in cache.iterdir() if path.is_dir()}
+    assert after == before - {f"tiny-{key}"} | {folder.name}
 
 
 def test_each_stage_of_a_conversion_is_told(converted_tiny, tiny_gguf):

@@ -1,9 +1,11 @@
-// The Python face of the sampling kernels: rbee.engine._sampling. Its documentation is rbee/engine/_sampling.pyi.
+// The Python face of the sampling kernels, in rbee.engine._kernels. Its documentation is rbee/engine/_kernels.pyi.
 //
-// Owns conversions, and the memory that rows are sampled in: one per thread, which stays as large as its largest row.
-// The GIL is released while rows are sampled; their arrays are held, and nothing of Python is touched.
+// Owns conversions, the memory that rows are sampled in (one per thread, which stays as large as its largest row), and
+// their distribution among threads. The GIL is released while rows are sampled; their arrays are held, and nothing of
+// Python is touched.
 
 #include <deque>
+#include <exception>
 #include <limits>
 #include <optional>
 #include <stdexcept>
@@ -17,7 +19,9 @@
 #include <nanobind/stl/vector.h>
 
 #include "rbee_kernels/sampling.h"
+#include "rbee_kernels/thread_pool.h"
 
+#include "kernels_module.h"
 #include "python_memory.h"
 
 using namespace nb::literals;
@@ -36,6 +40,31 @@ kernels::Sampler& sampler(bool portable) {
     static thread_local kernels::Sampler best(kernels::best_kernels());
     static thread_local kernels::Sampler plain(kernels::kPortable);
     return portable ? plain : best;
+}
+
+/// row(i, memory) for each of n rows, on the pool's threads if there are several of both.
+template <typename Row>
+void for_rows(std::size_t n, kernels::ThreadPool* pool, bool portable, Row row) {
+    if (n < 2 || pool == nullptr || pool->threads() == 1) {
+        kernels::Sampler& memory = sampler(portable);
+        for (std::size_t i = 0; i < n; ++i) {
+            row(i, memory);
+        }
+        return;
+    }
+    std::vector<std::exception_ptr> failures(pool->threads());  // a thread may run out of memory
+    pool->for_each(n, [&](std::size_t i, std::size_t thread) {
+        try {
+            row(i, sampler(portable));
+        } catch (...) {
+            failures[thread] = std::current_exception();
+        }
+    });
+    for (const std::exception_ptr& failure : failures) {
+        if (failure) {
+            std::rethrow_exception(failure);
+        }
+    }
 }
 
 std::vector<std::uint8_t> bits_of(const std::vector<std::uint32_t>& ids) {
@@ -83,7 +112,7 @@ void check_sizes(const Logits& logits) {
 
 void sample(const Logits& logits, const nb::sequence& rows, const Array<std::uint32_t>& token_ids,
             const Array<float>& logprobs, const Array<bool>& valid, const Table<std::uint32_t>& top_ids,
-            const Table<float>& top_logprobs, bool portable) {
+            const Table<float>& top_logprobs, kernels::ThreadPool* pool, bool portable) {
     const std::size_t n = logits.shape(0), size = logits.shape(1), width = top_ids.shape(1);
     check_sizes(logits);
     check(token_ids.shape(0) == n && logprobs.shape(0) == n && valid.shape(0) == n && top_ids.shape(0) == n &&
@@ -95,8 +124,7 @@ void sample(const Logits& logits, const nb::sequence& rows, const Array<std::uin
         check(held.back().params->num_logprobs.value_or(0) <= width, "top_ids has less columns than logprobs are due.");
     }
     const nb::gil_scoped_release release;
-    kernels::Sampler& memory = sampler(portable);
-    for (std::size_t i = 0; i < n; ++i) {
+    for_rows(n, pool, portable, [&](std::size_t i, kernels::Sampler& memory) {
         const kernels::RowParams& params = *held[i].params;
         const float* row = logits.data() + i * size;
         const kernels::Choice choice = memory.sample(row, size, params, held[i].context());
@@ -107,11 +135,12 @@ void sample(const Logits& logits, const nb::sequence& rows, const Array<std::uin
             logprobs.data()[i] = memory.score(row, size, choice.token_id, *params.num_logprobs,
                                               top_ids.data() + i * width, top_logprobs.data() + i * width);
         }
-    }
+    });
 }
 
 void score(const Logits& logits, const Array<const std::uint32_t>& token_ids, const Array<float>& logprobs,
-           const Table<std::uint32_t>& top_ids, const Table<float>& top_logprobs, bool portable) {
+           const Table<std::uint32_t>& top_ids, const Table<float>& top_logprobs, kernels::ThreadPool* pool,
+           bool portable) {
     const std::size_t n = logits.shape(0), size = logits.shape(1), width = top_ids.shape(1);
     check_sizes(logits);
     check(token_ids.shape(0) == n && logprobs.shape(0) == n && top_ids.shape(0) == n && top_logprobs.shape(0) == n &&
@@ -119,11 +148,10 @@ void score(const Logits& logits, const Array<const std::uint32_t>& token_ids, co
           "token_ids and all results must have an entry per row of the logits.");
     check(width <= size, "There are not as many tokens as logprobs are due.");
     const nb::gil_scoped_release release;
-    kernels::Sampler& memory = sampler(portable);
-    for (std::size_t i = 0; i < n; ++i) {
+    for_rows(n, pool, portable, [&](std::size_t i, kernels::Sampler& memory) {
         logprobs.data()[i] = memory.score(logits.data() + i * size, size, token_ids.data()[i], width,
                                           top_ids.data() + i * width, top_logprobs.data() + i * width);
-    }
+    });
 }
 
 bool distribution(const Logits& logits, nb::handle row, const Array<double>& probabilities, bool portable) {
@@ -137,9 +165,7 @@ bool distribution(const Logits& logits, nb::handle row, const Array<double>& pro
 
 }  // namespace
 
-NB_MODULE(_sampling, m) {
-    m.doc() = "The sampling kernels of rbee.engine, in C++; see native/kernels.";
-
+void bind_sampling(nb::module_& m) {
     nb::class_<kernels::RowParams>(m, "RowParams")
         .def(
             "__init__",
@@ -168,9 +194,9 @@ NB_MODULE(_sampling, m) {
     // A conversion would be a copy, and results would be written to it.
     const auto array = [](const char* name) { return nb::arg(name).noconvert(); };
     m.def("sample", &sample, array("logits"), "rows"_a, nb::kw_only(), array("token_ids"), array("logprobs"),
-          array("valid"), array("top_ids"), array("top_logprobs"), "portable"_a = false);
+          array("valid"), array("top_ids"), array("top_logprobs"), "pool"_a = nb::none(), "portable"_a = false);
     m.def("score", &score, array("logits"), array("token_ids"), nb::kw_only(), array("logprobs"), array("top_ids"),
-          array("top_logprobs"), "portable"_a = false);
+          array("top_logprobs"), "pool"_a = nb::none(), "portable"_a = false);
     m.def("distribution", &distribution, array("logits"), "row"_a, nb::kw_only(), array("probabilities"),
           "portable"_a = false);
     m.def("uniform", &kernels::uniform, "seed"_a, "position"_a);

@@ -1,0 +1,78 @@
+"""What a step of the native runner cannot beat on this machine: its bytes over the bandwidth, its MACs over the peak.
+
+Owns the arithmetic of both, from the model's GGUF file and config. The two rates are measured by the native module,
+with as many threads as the step has.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gguf import GGUFReader
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_KV_BYTES = 2  # fp16
+_BANDWIDTH_MIB = 512  # far more than any cache holds
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step must do.
+
+    Attributes:
+        weight_bytes: of all matrices, as the file holds them; read once, whatever the batch.
+        weights: in these matrices: multiplications per token.
+        kv_bytes: that a token reads for each token before it, keys and values in all layers.
+        attention_macs: likewise multiplications.
+    """
+
+    weight_bytes: int
+    weights: int
+    kv_bytes: int
+    attention_macs: int
+
+    @classmethod
+    def of(cls, folder: Path, gguf: Path) -> Work:
+        """Of a model of the Llama family; of embeddings counts only what is the head too."""
+        matrices = {tensor.name: tensor for tensor in GGUFReader(gguf).tensors if len(tensor.shape) == 2}
+        if "output.weight" in matrices:
+            del matrices["token_embd.weight"]
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
+        head_dim = config.get("head_dim") or config["hidden_size"] // heads
+        return cls(
+            weight_bytes=sum(int(tensor.n_bytes) for tensor in matrices.values()),
+            weights=sum(int(tensor.n_elements) for tensor in matrices.values()),
+            kv_bytes=2 * layers * config.get("num_key_value_heads", heads) * head_dim * _KV_BYTES,
+            attention_macs=2 * layers * heads * head_dim,
+        )
+
+    def bytes_of(self, batch: int, context: int) -> int:
+        """Read by a step that decodes `batch` sequences of so many tokens."""
+        return self.weight_bytes + batch * context * self.kv_bytes
+
+    def macs_of(self, batch: int, context: int) -> int:
+        """Multiplied by it."""
+        return batch * (self.weights + context * self.attention_macs)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Measured: bytes per second read from memory, and int8 multiply-accumulates per second."""
+
+    bandwidth: float
+    peak_macs: float
+
+    @classmethod
+    def measure(cls, instruction_set: str, threads: int) -> Machine | None:
+        """None if the native module does not offer it."""
+        from rbee.engine import _kernels  # noqa: PLC0415, TID251 - a stopwatch inside
+
+        kernels: Any = _kernels
+        if not hasattr(kernels, "read_bandwidth") or not hasattr(kernels, "peak_macs"):
+            return None
+        return cls(kernels.read_bandwidth(_BANDWIDTH_MIB, threads), kernels.peak_macs(instruction_set, threads))

@@ -1,0 +1,287 @@
+"""The part of `bench_engine.py` that compares the engine with llama.cpp.
+
+For every shape, and in every round anew, first one of them is measured and then the other, never two at once: each
+peer is a process that sleeps until it is told to measure a round. All get the same prompts, as token ids, the same GGUF
+file and as many threads.
+  decode   a step of B sequences that each have the prompt's tokens before it: llama_decode of one batch of B tokens, up
+           to having all logits, beside our `runner.execute`; greedy, so that the next step's tokens are known. In a
+           round the median of `--steps` steps.
+  prefill  a lone prompt of so many tokens until its last token's logits are there: one llama_decode, beside our
+           `runner.execute` of all its chunks, as the scheduler cuts them.
+Medians of the rounds. Our whole step stands beside: scheduling, sampling and publishing included, which a peer's figure
+is without. What the processes that wait use of a core meanwhile is measured too, for their threads must not spin, and
+what anybody else uses: distrust a run in which that is more than a few percent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from engine_rig import Rig, gguf_for_peers, label, load_runner, model_folder, num_threads, random_prompts, variant
+from llama_cpp_process import LlamaCpp
+from machine import describe
+from saving import save, table
+
+from rbee.engine.engine_core import PhaseTimes
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from rbee.engine.model_runner import ModelRunner
+
+_TARGETS = {("decode", 1): 2.0, ("decode", 8): 3.0, ("decode", 16): 3.5, ("decode", 32): 3.5,
+            ("prefill", 128): 3.5, ("prefill", 1024): 3.5}  # fmt: skip
+"""How many times llama.cpp's tokens per second are to be reached."""
+
+_ANYBODY = "anybody else"
+
+
+class Shape(NamedTuple):
+    """What is measured: "decode" of so many sequences, or "prefill" of so many tokens."""
+
+    kind: str
+    size: int
+
+
+class Taken(NamedTuple):
+    """Milliseconds that a shape takes: the model's part, and with all that the engine does beside it."""
+
+    forward: float
+    whole: float
+
+
+class Contender(Protocol):
+    """The engine or a peer."""
+
+    name: str
+
+    def cpu_seconds(self) -> float:
+        """What its process has used so far."""
+        ...
+
+    def measure(self, shape: Shape, prompt: list[int], steps: int) -> Taken:
+        """One round: the median of so many steps, or the prefill of a prompt that nobody has seen."""
+        ...
+
+
+class Ours:
+    """The engine, with the prompts of the sequences that will decode in its prefix cache."""
+
+    name = "rbee"
+
+    def __init__(self, stack: contextlib.ExitStack, runner: ModelRunner, prompts: list[list[int]]) -> None:
+        # What the prefix cache leaves of a prompt, a block at most, must fit one step for all of them.
+        self._rig = Rig(stack, runner, max_num_batched_tokens=max(512, 16 * len(prompts)))
+        self._prompts = prompts
+        for prompt in prompts:
+            self._rig.submit(prompt, time.monotonic_ns(), max_tokens=1)
+            self._rig.run()
+
+    def cpu_seconds(self) -> float:
+        """Of this process."""
+        return time.process_time()
+
+    def measure(self, shape: Shape, prompt: list[int], steps: int) -> Taken:
+        """See `Contender`."""
+        return self._decode(shape.size, steps) if shape.kind == "decode" else self._prefill(prompt)
+
+    def _decode(self, batch: int, steps: int) -> Taken:
+        streams = [
+            self._rig.submit(prompt, time.monotonic_ns(), max_tokens=steps + 3) for prompt in self._prompts[:batch]
+        ]
+        self._rig.step()
+        assert all(len(stream.token_ids) == 1 for stream in streams), "not all prompts ended in one step"
+        self._step()  # for warmth
+        taken = [self._step() for _ in range(steps)]
+        assert all(len(stream.token_ids) == steps + 2 for stream in streams), "a sequence missed a step"
+        self._rig.run()
+        return Taken(*(statistics.median(column) for column in zip(*taken, strict=True)))
+
+    def _prefill(self, prompt: list[int]) -> Taken:
+        stream = self._rig.submit(prompt, time.monotonic_ns(), max_tokens=1)
+        taken = []
+        while not stream.token_ids:
+            taken.append(self._step())
+        self._rig.run()
+        return Taken(*(sum(column) for column in zip(*taken, strict=True)))
+
+    def _step(self) -> Taken:
+        before = self._rig.core.times
+        self._rig.step()
+        steps, *phases = (now - then for now, then in zip(self._rig.core.times, before, strict=True))
+        assert steps == 1
+        return Taken(phases[PhaseTimes._fields.index("forward") - 1] / 1e6, sum(phases) / 1e6)
+
+
+class Theirs:
+    """A peer that holds the same prompts."""
+
+    def __init__(self, process: LlamaCpp, prompts: list[list[int]], steps: int) -> None:
+        self.name = process.name
+        self.facts = process.facts
+        self.cpu_seconds = process.cpu_seconds
+        self._process = process
+        process.ask("hold", prompts=prompts, num_tokens=max(map(len, prompts)) + steps + 2)
+
+    def measure(self, shape: Shape, prompt: list[int], steps: int) -> Taken:
+        """See `Contender`."""
+        if shape.kind == "decode":
+            ms = statistics.median(self._process.ask("decode", batch=shape.size, steps=steps)["ms"])
+        else:
+            ms = self._process.ask("prefill", prompt=prompt)["ms"]
+        return Taken(ms, ms)
+
+
+class Watch:
+    """Has contenders measured, one at a time, and knows what share of a core each used while it was not.
+
+    "anybody else" is all that is no contender, the hypervisor's other guests included.
+    """
+
+    def __init__(
+        self,
+        contenders: list[Contender],
+        *,
+        now: Callable[[], float] = time.monotonic,
+        busy: Callable[[], float] | None = None,
+    ) -> None:
+        """Watch `contenders` by these clocks: the time, and what all cores together have been busy."""
+        self._now = now
+        self._busy = busy or _busy_seconds
+        self._contenders = contenders
+        names = [*(contender.name for contender in contenders), _ANYBODY]
+        self._used = dict.fromkeys(names, 0.0)
+        self._seconds = dict.fromkeys(names, 0.0)
+
+    def measure(self, contender: Contender, shape: Shape, prompt: list[int], steps: int) -> Taken:
+        """What `contender` takes."""
+        before, busy, started = self._clocks(), self._busy(), self._now()
+        taken = contender.measure(shape, prompt, steps)
+        seconds, busy = self._now() - started, self._busy() - busy
+        used = {name: clock - before[name] for name, clock in self._clocks().items()}
+        used[_ANYBODY] = max(0.0, busy - sum(used.values()))
+        del used[contender.name]
+        for name, its_seconds in used.items():
+            self._used[name] += its_seconds
+            self._seconds[name] += seconds
+        return taken
+
+    def _clocks(self) -> dict[str, float]:
+        return {contender.name: contender.cpu_seconds() for contender in self._contenders}
+
+    def idle_shares(self) -> dict[str, float]:
+        """By contender."""
+        return {name: round(used / max(self._seconds[name], 1e-9), 4) for name, used in self._used.items()}
+
+
+def _busy_seconds() -> float:
+    """What all cores together have not been idle since the machine started, in ticks of 10 ms as a rule."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal, *_guests = map(
+        int, Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    )
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Measure all in turns, and report."""
+    folder = model_folder(options.model)
+    gguf = gguf_for_peers(folder, options)
+    model = Path(options.model).name
+    sizes = [int(size) for size in options.batch.split(",")]
+    shapes = [Shape("decode", size) for size in sizes]
+    shapes += [Shape("prefill", int(size)) for size in options.prefill.split(",")]
+    with contextlib.ExitStack() as stack:
+        runner = load_runner(folder, options)
+        prompts = random_prompts(max(sizes), options.prompt, runner.vocab_size, options.seed)
+        print("computing the prompts", file=sys.stderr)
+        ours = Ours(stack, runner, prompts)
+        peers = []
+        for python in options.vs_llama_cpp:
+            process = LlamaCpp(python, gguf, threads=num_threads(options))
+            stack.callback(process.close)
+            peers.append(Theirs(process, prompts, options.steps))
+        rounds, idle = _measure([ours, *peers], shapes, options, runner.vocab_size)
+
+    text, levels = _report(rounds, [peer.name for peer in peers])
+    text = (
+        f"Tokens per second of {model}; contexts of {options.prompt} tokens and more; our runner: "
+        f"{label(runner, options)}. Medians of {options.rounds} rounds.\n\n{text}\n\nUsed of a core while another one "
+        "was measured: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in idle.items()) + "."
+    )
+    print(text, file=sys.stderr)
+    result = {
+        "benchmark": "engine_vs_llama_cpp",
+        "model": model,
+        "runner": label(runner, options),
+        "context": options.prompt,
+        "steps": options.steps,
+        "threads": num_threads(options),
+        "peers": {peer.name: peer.facts for peer in peers},
+        "levels": levels,
+        "idle_cpu_share": idle,
+        "machine": describe(),
+    }
+    if options.save:
+        save(f"engine_vs_llama_cpp{variant(options)}", "The engine beside llama.cpp", text, result)
+    print(json.dumps(result))
+    return 0
+
+
+def _measure(
+    contenders: list[Contender], shapes: list[Shape], options: argparse.Namespace, vocab_size: int
+) -> tuple[dict[Shape, dict[str, list[Taken]]], dict[str, float]]:
+    """By shape and name, what each round took; and what those that waited used of a core."""
+    watch = Watch(contenders)
+    rounds: dict[Shape, dict[str, list[Taken]]] = {
+        shape: {contender.name: [] for contender in contenders} for shape in shapes
+    }
+    for number in range(options.rounds):
+        first = number % len(contenders)  # whoever begins finds the machine in another state: all take their turn
+        for shape in shapes:
+            prompt = random_prompts(1, shape.size, vocab_size, options.seed + 1000 + number)[0]
+            for contender in [*contenders[first:], *contenders[:first]]:
+                rounds[shape][contender.name].append(watch.measure(contender, shape, prompt, options.steps))
+        print(f"round {number + 1}/{options.rounds}", file=sys.stderr)
+    return rounds, watch.idle_shares()
+
+
+def _report(rounds: dict[Shape, dict[str, list[Taken]]], peers: list[str]) -> tuple[str, list[dict[str, Any]]]:
+    """A table, and the same for programs."""
+    rows, levels = [], []
+    for shape, taken in rounds.items():
+        rates = {
+            name: 1e3 * shape.size / statistics.median(each.forward for each in turns) for name, turns in taken.items()
+        }
+        whole = 1e3 * shape.size / statistics.median(each.whole for each in taken["rbee"])
+        target = _TARGETS.get((shape.kind, shape.size))
+        ratios = {peer: rates["rbee"] / rates[peer] for peer in peers}
+        levels.append(
+            {
+                "shape": shape.kind,
+                "size": shape.size,
+                "tok_s": {name: round(rate, 1) for name, rate in rates.items()},
+                "whole_step_tok_s": round(whole, 1),
+                "ratio": {peer: round(ratio, 3) for peer, ratio in ratios.items()},
+                "target": target,
+                "met": {peer: ratio >= target for peer, ratio in ratios.items()} if target else None,
+                "rounds_ms": {name: [round(each.forward, 3) for each in turns] for name, turns in taken.items()},
+                "rounds_whole_ms": [round(each.whole, 3) for each in taken["rbee"]],
+            }
+        )
+        verdicts = ["" if target is None else ": met" if ratio >= target else ": MISSED" for ratio in ratios.values()]
+        rows.append(
+            [f"{shape.kind} {shape.size}", f"{rates['rbee']:.1f}", f"{whole:.1f}",
+             *(f"{rates[peer]:.1f}" for peer in peers),
+             *(f"{ratio:.2f}{verdict}" for ratio, verdict in zip(ratios.values(), verdicts, strict=True)),
+             f"{target:.1f}" if target else ""]
+        )  # fmt: skip
+    head = ["tok/s", "rbee", "rbee, whole step", *peers, *(f"rbee over {peer}" for peer in peers), "to reach"]
+    return table(head, rows), levels

@@ -1,0 +1,12 @@
+// The kernels for AVX-512 with VNNI.
+
+#include "rbee_kernels/attention.h"
+#include "rbee_kernels/elementwise.h"
+#include "rbee_kernels/instruction_sets.h"
+#include "rbee_kernels/linear.h"
+
+namespace rbee::kernels {
+
+const InstructionSet kAvx512Set{"avx512", kLinearFunctions, kElementwiseFunctions, kAttentionFunctions};
+
+}  // namespace rbee::kernels

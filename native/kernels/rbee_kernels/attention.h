@@ -1,0 +1,565 @@
+// Attention of consecutive tokens of one sequence over the paged cache.
+//
+// Owns the computation. Does not know models or threads: attention_task.h says what is computed and where keys and
+// values lie. Only files that are compiled for one instruction set include it (vector16.h).
+//
+// A row is one query head of one token. Rows are taken in bands of up to kRows, so that a key or value that is in a
+// register serves all of them; positions in chunks, so that the scratch memory does not grow with the context. Of each
+// chunk a band computes the scores, their weights e^(score - greatest so far), and the sum of the weighted values,
+// which is scaled down whenever a greater score turns up (Milakov and Gimelshein, 2018; FlashAttention: Dao et al.,
+// 2022). Several bands go through the chunks together, so that each chunk is read from memory once for all of them.
+//
+// What a row must not see gets a score of -infinity and with it a weight of exactly 0. NaN never is the greatest score,
+// but its weight is NaN, and then so are the sums. A value that is not finite may spread to rows of the same sequence
+// that are before it.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <utility>
+
+#include "rbee_kernels/attention_task.h"
+#include "rbee_kernels/vector16.h"
+
+namespace rbee::kernels {
+namespace {
+
+// Rows of a band, the vectors that fit into the registers besides a broadcast, and the tiles of a chunk, whose keys or
+// values should fit into the first-level cache.
+#if defined(__AVX512F__)
+constexpr std::size_t kRows = 12;
+constexpr std::size_t kVectors = 30;
+constexpr std::size_t kChunkTiles = 16;
+#elif defined(__AVX2__)
+constexpr std::size_t kRows = 6;
+constexpr std::size_t kVectors = 7;
+constexpr std::size_t kChunkTiles = 8;
+#else
+constexpr std::size_t kRows = 4;
+constexpr std::size_t kVectors = 5;
+constexpr std::size_t kChunkTiles = 8;
+#endif
+constexpr std::size_t kChunk = kChunkTiles * kLanes16;
+constexpr std::size_t kBands = 8;
+constexpr float kNothing = -std::numeric_limits<float>::infinity();
+constexpr float kLowest = std::numeric_limits<float>::lowest();
+
+static_assert(kRows <= kLanes16, "the state of the rows is a vector");
+
+inline std::size_t smaller(std::size_t a, std::size_t b) { return a < b ? a : b; }
+inline std::size_t larger(std::size_t a, std::size_t b) { return a > b ? a : b; }
+
+/// How many vectors of keys or values are held at once, so that with an accumulator for each and every row they fit. A
+/// power of two, of which most head sizes and chunks are multiples.
+constexpr std::size_t vectors_for(std::size_t rows) {
+    const std::size_t fit = kVectors / (rows + 1);
+    return fit >= 4 || rows == 1 ? 4 : fit >= 2 ? 2 : 1;
+}
+
+/// Positions [from, to); none if to <= from.
+struct Range {
+    std::size_t from;
+    std::size_t to;
+};
+
+inline Range seen_by(const AttentionTask& task, std::size_t query) {
+    const std::size_t to = task.first_position + query + 1;
+    const std::size_t from = task.window != 0 && task.window < to ? to - task.window : 0;
+    if (task.partial == nullptr) {
+        return {from, to};
+    }
+    return {larger(from, task.begin), smaller(to, task.end)};
+}
+
+/// A tile of keys and the values that belong to it.
+template <typename Element>
+struct Tile {
+    const Element* keys;    // [head_dim][16]
+    const Element* values;  // [16][head_dim], of which there are those from lanes.from to lanes.to
+    std::size_t position;   // of lane 0
+    Range lanes;            // that are positions which some row sees
+};
+
+/// Goes through the tiles of a sequence's positions.
+template <typename Element>
+class Walk {
+public:
+    Walk(const AttentionTask& task, Range positions)
+        : layout_(task.cache->layout),
+          keys_(static_cast<const Element*>(task.cache->keys) + task.kv_head * layout_.key_place()),
+          values_(static_cast<const Element*>(task.cache->values) + task.kv_head * layout_.value_place()),
+          block_table_(task.block_table),
+          next_(positions.from),
+          end_(positions.to) {}
+
+    /// The next tiles, at most kChunkTiles; 0 at the end. Where a chunk ends depends on positions alone, not on where
+    /// the walk began: so the rows that are computed together with a row do not change its sums.
+    std::size_t take(Tile<Element>* tiles) {
+        const std::size_t tile_of_block = next_ % layout_.block_size / kLanes16;
+        const std::size_t limit =
+            kChunkTiles - (next_ / layout_.block_size * layout_.tiles() + tile_of_block) % kChunkTiles;
+        std::size_t count = 0;
+        for (; count < limit && next_ < end_; ++count) {
+            const std::size_t offset = next_ % layout_.block_size;
+            const auto block = static_cast<std::size_t>(block_table_[next_ / layout_.block_size]);
+            const std::size_t lane = offset % kLanes16;
+            const std::size_t first = offset - lane;
+            const std::size_t left = smaller(layout_.block_size - offset, end_ - next_);
+            const std::size_t to = smaller(kLanes16, lane + left);
+            tiles[count] = {keys_ + block * layout_.key_block() + first * layout_.head_dim,
+                            values_ + block * layout_.value_block() + first * layout_.head_dim,
+                            next_ - lane,
+                            {lane, to}};
+            next_ += to - lane;
+        }
+        return count;
+    }
+
+private:
+    CacheLayout layout_;
+    const Element* keys_;
+    const Element* values_;
+    const std::int64_t* block_table_;
+    std::size_t next_;
+    std::size_t end_;
+};
+
+/// A cache line or two per 32 elements, from memory that is read soon.
+template <typename Element>
+inline void prefetch_32(const Element* p) {
+    __builtin_prefetch(p);
+    if constexpr (sizeof(Element) == 4) {
+        __builtin_prefetch(p + kLanes16);
+    }
+}
+
+// The two hot loops. Not inline: with what their callers keep, the sums would not fit into the registers.
+
+/// The scores of `At` tiles, [Rows] kChunk apart; `next` are as many tiles of keys or values to come.
+template <std::size_t Rows, std::size_t At, typename Element>
+[[gnu::noinline]] void score(const Element* const* keys, const Element* const* next, const float* queries,
+                             std::size_t head_dim, float* scores) {
+    Vec sums[Rows][At];
+#pragma GCC unroll 16
+    for (std::size_t r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+        for (std::size_t t = 0; t < At; ++t) {
+            sums[r][t] = broadcast(0);
+        }
+    }
+    for (std::size_t d = 0; d < head_dim; d += 2) {
+#pragma GCC unroll 4
+        for (std::size_t t = 0; t < At; ++t) {
+            prefetch_32(next[t] + d * kLanes16);
+        }
+#pragma GCC unroll 2
+        for (std::size_t i = 0; i < 2; ++i) {
+            Vec key[At];
+#pragma GCC unroll 4
+            for (std::size_t t = 0; t < At; ++t) {
+                key[t] = load(keys[t] + (d + i) * kLanes16);
+            }
+#pragma GCC unroll 16
+            for (std::size_t r = 0; r < Rows; ++r) {
+                const Vec query = broadcast(queries[(d + i) * Rows + r]);
+#pragma GCC unroll 4
+                for (std::size_t t = 0; t < At; ++t) {
+                    sums[r][t] = fma(query, key[t], sums[r][t]);
+                }
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (std::size_t r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+        for (std::size_t t = 0; t < At; ++t) {
+            store(scores + r * kChunk + t * kLanes16, sums[r][t]);
+        }
+    }
+}
+
+/// Adds weighted values to `At` vectors of the rows' sums, [At][Rows][16], having multiplied these with the factors.
+template <std::size_t Rows, std::size_t At, typename Element>
+[[gnu::noinline]] void add_values(const Tile<Element>* tiles, std::size_t count, const float* weights,
+                                  const float* factors, std::size_t head_dim, std::size_t first_dim, float* out) {
+    Vec sums[Rows][At];
+#pragma GCC unroll 16
+    for (std::size_t r = 0; r < Rows; ++r) {
+        const Vec factor = broadcast(factors[r]);
+#pragma GCC unroll 4
+        for (std::size_t v = 0; v < At; ++v) {
+            sums[r][v] = load(out + (v * Rows + r) * kLanes16) * factor;
+        }
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+        const Range lanes = tiles[i].lanes;
+        const std::size_t first = lanes.from * head_dim + first_dim;
+        const Element* values = tiles[i].values + first;
+        const Element* next = tiles[i + 1 < count ? i + 1 : i].values + first;
+        const float* weight = weights + i * kLanes16 + lanes.from;
+        for (std::size_t lane = lanes.from; lane < lanes.to; ++lane) {
+            Vec value[At];
+#pragma GCC unroll 4
+            for (std::size_t v = 0; v < At; ++v) {
+                value[v] = load(values + v * kLanes16);
+            }
+#pragma GCC unroll 4
+            for (std::size_t v = 0; v < At; v += 2) {
+                prefetch_32(next + v * kLanes16);
+            }
+#pragma GCC unroll 16
+            for (std::size_t r = 0; r < Rows; ++r) {
+                const Vec each = broadcast(weight[r * kChunk]);
+#pragma GCC unroll 4
+                for (std::size_t v = 0; v < At; ++v) {
+                    sums[r][v] = fma(each, value[v], sums[r][v]);
+                }
+            }
+            values += head_dim;
+            next += head_dim;
+            ++weight;
+        }
+    }
+#pragma GCC unroll 16
+    for (std::size_t r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+        for (std::size_t v = 0; v < At; ++v) {
+            store(out + (v * Rows + r) * kLanes16, sums[r][v]);
+        }
+    }
+}
+
+/// Rows that are computed together, and what is kept of them from chunk to chunk. Row i of a task is head
+/// i % heads_per_kv of query i / heads_per_kv.
+struct Band {
+    std::size_t first;
+    std::size_t size;
+    float* queries;  // [head_dim][size], scaled
+    float* sums;     // [head_dim / 16][size][16], of weighted values, of the current part of the context
+    float* folded;   // the same, of all parts before it
+    Range seen[kRows];
+    float greatest[kLanes16];
+    float totals[kLanes16];
+    float folded_greatest[kLanes16];
+    float folded_totals[kLanes16];
+
+    Range positions() const { return {seen[0].from, seen[size - 1].to}; }
+};
+
+/// What sums relative to two different scores are multiplied with, to be put together. From -infinity, which is that of a
+/// part in which a row has seen nothing, nothing could be subtracted.
+struct Fold {
+    Vec greatest;
+    Vec before;
+    Vec after;
+};
+
+inline Fold fold_of(Vec before, Vec after) {
+    const Vec greatest = max(max(before, after), broadcast(kLowest));
+    return {max(before, after), exp_or_zero(before - greatest), exp_or_zero(after - greatest)};
+}
+
+inline Vec put_together(Vec before, Vec factor_before, Vec after, Vec factor_after) {
+    return fma(after, factor_after, before * factor_before);
+}
+
+inline void begin_part(Band& band, std::size_t head_dim) {
+    for (std::size_t i = 0; i < band.size * head_dim; i += kLanes16) {
+        store(band.sums + i, broadcast(0));
+    }
+    store(band.greatest, broadcast(kNothing));
+    store(band.totals, broadcast(0));
+}
+
+/// Ends a part of the context; the first one is taken as it is.
+inline void fold_part(Band& band, std::size_t head_dim, bool is_first) {
+    if (is_first) {
+        for (std::size_t i = 0; i < band.size * head_dim; i += kLanes16) {
+            store(band.folded + i, load(band.sums + i));
+        }
+        store(band.folded_greatest, load(band.greatest));
+        store(band.folded_totals, load(band.totals));
+        return;
+    }
+    const Fold fold = fold_of(load(band.folded_greatest), load(band.greatest));
+    store(band.folded_greatest, fold.greatest);
+    store(band.folded_totals,
+          put_together(load(band.folded_totals), fold.before, load(band.totals), fold.after));
+    float before[kLanes16], after[kLanes16];
+    store(before, fold.before);
+    store(after, fold.after);
+    for (std::size_t d = 0; d < head_dim; d += kLanes16) {
+        for (std::size_t r = 0; r < band.size; ++r) {
+            float* folded = band.folded + d * band.size + r * kLanes16;
+            store(folded, put_together(load(folded), broadcast(before[r]),
+                                       load(band.sums + d * band.size + r * kLanes16), broadcast(after[r])));
+        }
+    }
+}
+
+/// Where a row is in the queries, or in the output.
+inline std::size_t place_of(const AttentionTask& task, std::size_t row, std::size_t stride) {
+    return row / task.heads_per_kv * stride + row % task.heads_per_kv * task.cache->layout.head_dim;
+}
+
+inline void prepare(const AttentionTask& task, Band& band) {
+    const std::size_t head_dim = task.cache->layout.head_dim;
+    for (std::size_t r = 0; r < band.size; ++r) {
+        const float* query = task.queries + place_of(task, band.first + r, task.query_stride);
+        for (std::size_t d = 0; d < head_dim; ++d) {
+            band.queries[d * band.size + r] = query[d] * task.scale;
+        }
+        band.seen[r] = seen_by(task, (band.first + r) / task.heads_per_kv);
+    }
+    begin_part(band, head_dim);
+}
+
+inline void finish(const AttentionTask& task, const Band& band, bool folded) {
+    const std::size_t head_dim = task.cache->layout.head_dim;
+    const float* sums = folded ? band.folded : band.sums;
+    const float* greatest = folded ? band.folded_greatest : band.greatest;
+    const float* totals = folded ? band.folded_totals : band.totals;
+    for (std::size_t r = 0; r < band.size; ++r) {
+        float factor = 1;
+        if (task.partial == nullptr) {
+            factor /= totals[r];
+        } else {
+            task.partial[band.first + r] = {greatest[r], totals[r]};
+        }
+        float* out = task.out + place_of(task, band.first + r, task.out_stride);
+        for (std::size_t d = 0; d < head_dim; d += kLanes16) {
+            store(out + d, load(sums + d * band.size + r * kLanes16) * broadcast(factor));
+        }
+    }
+}
+
+template <std::size_t Rows, std::size_t At, typename Element>
+inline void score_some(const Band& band, const Tile<Element>* tiles, std::size_t count, std::size_t index,
+                       std::size_t head_dim, float* scores) {
+    const Element* keys[At];
+    const Element* next[At];
+    for (std::size_t t = 0; t < At; ++t) {
+        const std::size_t ahead = index + t + At;
+        keys[t] = tiles[index + t].keys;
+        next[t] = ahead < count ? tiles[ahead].keys : tiles[ahead % count].values;
+    }
+    score<Rows, At>(keys, next, band.queries, head_dim, scores + index * kLanes16);
+}
+
+/// Replaces the scores that rows must not see.
+template <std::size_t Rows>
+inline void hide(const Band& band, Range lanes, std::size_t position, float* scores) {
+    const bool whole = lanes.from == 0 && lanes.to == kLanes16;
+    if (whole && band.seen[Rows - 1].from <= position && position + kLanes16 <= band.seen[0].to) {
+        return;
+    }
+    const Vec nothing = broadcast(kNothing);
+    for (std::size_t r = 0; r < Rows; ++r) {
+        const std::size_t from = larger(band.seen[r].from, position) - position;
+        const std::size_t to = larger(band.seen[r].to, position) - position;
+        const Vec below = first(smaller(to, lanes.to), load(scores + r * kChunk), nothing);
+        store(scores + r * kChunk, first(smaller(from, kLanes16), nothing, below));
+    }
+}
+
+/// Turns scores into weights, in place; `factors` [16] is by what the sums so far are to be multiplied.
+template <std::size_t Rows>
+inline void weigh(float* scores, std::size_t count, Band& band, float* factors) {
+    const Vec before = load(band.greatest);
+    for (std::size_t r = 0; r < Rows; ++r) {
+        const float* row = scores + r * kChunk;
+        Vec greatest = broadcast(band.greatest[r]);
+        for (std::size_t i = 0; i < count; ++i) {
+            greatest = max(load(row + i * kLanes16), greatest);  // the second one, if the score is NaN
+        }
+        band.greatest[r] = max(greatest);
+    }
+    // As long as a row has seen nothing, the greatest is -infinity, from which it could not be subtracted.
+    float subtracted[kLanes16];
+    const Vec greatest = max(load(band.greatest), broadcast(kLowest));
+    store(subtracted, greatest);
+    store(factors, exp_or_zero(before - greatest));
+    for (std::size_t r = 0; r < Rows; ++r) {
+        float* row = scores + r * kChunk;
+        const Vec less = broadcast(subtracted[r]);
+        Vec total = broadcast(0);
+        for (std::size_t i = 0; i < count; ++i) {
+            const Vec weight = exp_or_zero(load(row + i * kLanes16) - less);
+            store(row + i * kLanes16, weight);
+            total = total + weight;
+        }
+        band.totals[r] = band.totals[r] * factors[r] + sum(total);
+    }
+}
+
+/// Takes a chunk into account; `scores` is scratch memory, [Rows][kChunk].
+template <std::size_t Rows, typename Element>
+void attend_chunk(Band& band, const Tile<Element>* tiles, std::size_t count, std::size_t head_dim, float* scores) {
+    constexpr std::size_t kAt = vectors_for(Rows);
+    const Range positions = band.positions();
+    for (; count > 0 && tiles[0].position + kLanes16 <= positions.from; --count) {
+        ++tiles;
+    }
+    while (count > 0 && tiles[count - 1].position >= positions.to) {
+        --count;
+    }
+    if (count == 0) {
+        return;
+    }
+    std::size_t i = 0;
+    for (; i + kAt <= count; i += kAt) {
+        score_some<Rows, kAt>(band, tiles, count, i, head_dim, scores);
+    }
+    for (; i < count; ++i) {
+        score_some<Rows, 1>(band, tiles, count, i, head_dim, scores);
+    }
+    for (i = 0; i < count; ++i) {
+        hide<Rows>(band, tiles[i].lanes, tiles[i].position, scores + i * kLanes16);
+    }
+    float factors[kLanes16];
+    weigh<Rows>(scores, count, band, factors);
+    std::size_t d = 0;
+    for (; d + kAt * kLanes16 <= head_dim; d += kAt * kLanes16) {
+        add_values<Rows, kAt>(tiles, count, scores, factors, head_dim, d, band.sums + d * Rows);
+    }
+    for (; d < head_dim; d += kLanes16) {
+        add_values<Rows, 1>(tiles, count, scores, factors, head_dim, d, band.sums + d * Rows);
+    }
+}
+
+template <typename Element>
+using AttendChunk = void (*)(Band&, const Tile<Element>*, std::size_t, std::size_t, float*);
+
+template <typename Element, std::size_t... Indices>
+inline AttendChunk<Element> attend_chunk_of(std::size_t rows, std::index_sequence<Indices...>) {
+    constexpr AttendChunk<Element> kByRows[] = {attend_chunk<Indices + 1, Element>...};
+    return kByRows[rows - 1];
+}
+
+inline void end_part(Band* bands, std::size_t num_bands, std::size_t head_dim, bool is_first) {
+    for (std::size_t i = 0; i < num_bands; ++i) {
+        fold_part(bands[i], head_dim, is_first);
+    }
+}
+
+template <typename Element>
+inline void attend_bands(const AttentionTask& task, Band* bands, std::size_t num_bands, float* scores) {
+    for (std::size_t i = 0; i < num_bands; ++i) {
+        prepare(task, bands[i]);
+    }
+    Walk<Element> walk(task, {bands[0].positions().from, bands[num_bands - 1].positions().to});
+    Tile<Element> tiles[kChunkTiles];
+    const CacheLayout& layout = task.cache->layout;
+    std::size_t parts = 0, part = 0;
+    while (const std::size_t count = walk.take(tiles)) {
+        const std::size_t its_part = layout.tile_of(tiles[0].position) / kPartTiles;
+        if (parts > 0 && its_part != part) {
+            end_part(bands, num_bands, layout.head_dim, parts == 1);
+            for (std::size_t i = 0; i < num_bands; ++i) {
+                begin_part(bands[i], layout.head_dim);
+            }
+        }
+        parts += parts == 0 || its_part != part ? 1 : 0;
+        part = its_part;
+        for (std::size_t i = 0; i < num_bands; ++i) {
+            attend_chunk_of<Element>(bands[i].size, std::make_index_sequence<kRows>())(
+                bands[i], tiles, count, layout.head_dim, scores);
+        }
+    }
+    if (parts > 1) {
+        end_part(bands, num_bands, layout.head_dim, false);
+    }
+    for (std::size_t i = 0; i < num_bands; ++i) {
+        finish(task, bands[i], parts > 1);
+    }
+}
+
+inline std::size_t attention_scratch_bytes(const CacheLayout& layout, std::size_t) {
+    return kRows * (kChunk + kBands * 3 * layout.head_dim) * sizeof(float);  // scores, then queries and both sums
+}
+
+inline void attend(const AttentionTask& task, void* scratch) {
+    const std::size_t head_dim = task.cache->layout.head_dim;
+    auto* scores = static_cast<float*>(scratch);
+    const std::size_t rows = task.num_queries * task.heads_per_kv;
+    // Evenly: in a narrow band, loading takes longer than computing.
+    std::size_t bands_left = (rows + kRows - 1) / kRows;
+    for (std::size_t done = 0; done < rows;) {
+        Band bands[kBands];
+        std::size_t num_bands = 0;
+        for (float* own = scores + kRows * kChunk; num_bands < kBands && bands_left > 0; ++num_bands, --bands_left) {
+            Band& band = bands[num_bands];
+            band.first = done;
+            band.size = (rows - done + bands_left - 1) / bands_left;
+            band.queries = own;
+            band.sums = own + kRows * head_dim;
+            band.folded = own + 2 * kRows * head_dim;
+            own += 3 * kRows * head_dim;
+            done += band.size;
+        }
+        if (task.cache->exact) {
+            attend_bands<float>(task, bands, num_bands, scores);
+        } else {
+            attend_bands<Half>(task, bands, num_bands, scores);
+        }
+    }
+}
+
+/// Keys go into a lane of a tile, values as they come.
+template <typename Element>
+inline void store_token(const LayerCache& cache, std::int64_t slot, const float* key, const float* value) {
+    const CacheLayout& layout = cache.layout;
+    const std::size_t block = static_cast<std::size_t>(slot) / layout.block_size;
+    const std::size_t offset = static_cast<std::size_t>(slot) % layout.block_size;
+    const std::size_t lane = offset % kLanes16;
+    Element* keys = static_cast<Element*>(cache.keys) + block * layout.key_block() + (offset - lane) * layout.head_dim;
+    Element* values = static_cast<Element*>(cache.values) + block * layout.value_block() + offset * layout.head_dim;
+    for (std::size_t head = 0; head < layout.num_kv_heads; ++head) {
+        for (std::size_t d = 0; d < layout.head_dim; d += kLanes16) {
+            Element converted[kLanes16];
+            store(converted, load(key + d));
+            for (std::size_t i = 0; i < kLanes16; ++i) {
+                keys[(d + i) * kLanes16 + lane] = converted[i];
+            }
+            store(values + d, load(value + d));
+        }
+        key += layout.head_dim;
+        value += layout.head_dim;
+        keys += layout.key_place();
+        values += layout.value_place();
+    }
+}
+
+inline void store_key_and_value(const LayerCache& cache, std::int64_t slot, const float* key, const float* value) {
+    if (cache.exact) {
+        store_token<float>(cache, slot, key, value);
+    } else {
+        store_token<Half>(cache, slot, key, value);
+    }
+}
+
+inline void merge(const float* const* partial_outs, const Partial* const* partials, std::size_t parts,
+                  std::size_t head_dim, float* out) {
+    Vec greatest = broadcast(partials[0]->greatest), total = broadcast(partials[0]->sum);
+    for (std::size_t d = 0; d < head_dim; d += kLanes16) {
+        store(out + d, load(partial_outs[0] + d));
+    }
+    for (std::size_t part = 1; part < parts; ++part) {
+        const Fold fold = fold_of(greatest, broadcast(partials[part]->greatest));
+        greatest = fold.greatest;
+        total = put_together(total, fold.before, broadcast(partials[part]->sum), fold.after);
+        for (std::size_t d = 0; d < head_dim; d += kLanes16) {
+            store(out + d, put_together(load(out + d), fold.before, load(partial_outs[part] + d), fold.after));
+        }
+    }
+    for (std::size_t d = 0; d < head_dim; d += kLanes16) {
+        store(out + d, load(out + d) * (broadcast(1) / total));
+    }
+}
+
+constexpr AttentionFunctions kAttentionFunctions{attention_scratch_bytes, store_key_and_value, attend, merge};
+
+}  // namespace
+}  // namespace rbee::kernels

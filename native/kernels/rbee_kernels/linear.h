@@ -1,0 +1,271 @@
+// Matrix products with packed weights: what is the same on every instruction set.
+//
+// Owns how a product is divided into tiles, floating-point tiles, and exact products with quantized weights. Integer dot
+// products, on which everything else rests, are in the one of `linear_avx512.h`, `linear_avx2.h` and `linear_portable.h`
+// that fits what this is compiled for.
+//
+// A tile is some rows of activations times the 16 rows of a panel, its sums in registers. With quantized weights and
+// activations (both in groups of 32), group by group,
+//
+//   sum += activation_scale * weight_scale * (integer dot product) + activation_sum * weight_minimum
+//
+// where the integer product is exact and activation_sum is the activation's scale times the sum of its quants.
+
+#pragma once
+
+#include <type_traits>
+
+#include "rbee_kernels/linear_task.h"
+#include "rbee_kernels/vector16.h"
+
+namespace rbee::kernels {
+namespace {
+
+/// Where a group's quants, scales and minimums are.
+template <WeightFormat F>
+struct Group {
+    static constexpr bool kFourBits = F == WeightFormat::kQ4 || F == WeightFormat::kQ4Wide;
+    static constexpr bool kHalves = F == WeightFormat::kQ4 || F == WeightFormat::kQ8;
+    static constexpr bool kFine = F == WeightFormat::kQ8Fine;
+    static constexpr bool kMinimum = kFourBits || F == WeightFormat::kQ8Min;
+    static constexpr std::size_t kQuants = kFourBits ? 256 : 512;
+    static constexpr std::size_t kScaleBytes = kHalves ? 32 : 64;
+
+    /// `index` 0: the scales (in kQ8Fine: of the first 16 columns), 1: the minimums (the scales of the others).
+    static Vec factors(const std::uint8_t* group, std::size_t index) {
+        const std::uint8_t* at = group + kQuants + index * kScaleBytes;
+        if constexpr (kHalves) {
+            return load(reinterpret_cast<const Half*>(at));
+        } else {
+            return load(reinterpret_cast<const float*>(at));
+        }
+    }
+};
+
+/// One tile's activations, and what to ask the memory for meanwhile: `ahead_step` bytes from `ahead` on in each group.
+struct TileInput {
+    const std::int8_t* quants;
+    const float* scales;
+    const float* sums;
+    const std::int32_t* biases;
+    std::size_t cols;
+    std::size_t groups;
+    const std::uint8_t* ahead;
+    std::size_t ahead_step;
+};
+
+constexpr std::size_t kLineBytes = 64;
+// A panel that is used once takes as long as it takes from memory, and is asked for this far ahead.
+constexpr std::size_t kStreamAhead = 1536;
+
+/// Tiles of `left` rows, none above `most` and none much smaller than another.
+inline std::size_t tile_rows(std::size_t left, std::size_t most) {
+    const std::size_t tiles = (left + most - 1) / most;
+    return (left + tiles - 1) / tiles;
+}
+
+/// Calls `function` with `rows`, from 1 to Most, as a constant.
+template <std::size_t Most, typename Function>
+inline void with_rows(std::size_t rows, Function&& function) {
+    if constexpr (Most > 1) {
+        if (rows < Most) {
+            with_rows<Most - 1>(rows, function);
+            return;
+        }
+    }
+    function(std::integral_constant<std::size_t, Most>());
+}
+
+/// Calls `function(rows as a constant, input, first row)` for each tile of a product with a panel of quantized weights.
+template <std::size_t Most, typename Function>
+inline void for_each_tile(const std::uint8_t* panel, std::size_t bytes, std::size_t cols, const Activations& all,
+                          const std::uint8_t* next, Function&& function) {
+    const std::size_t groups = cols / kGroup;
+    const bool stream = all.rows <= Most;
+    // Several tiles read this panel from the cache, and share the work of asking for the next one.
+    const std::size_t steps = (all.rows + Most - 1) / Most * groups;
+    const std::size_t share = next == nullptr ? 0 : (bytes / steps + kLineBytes - 1) / kLineBytes * kLineBytes;
+    const std::uint8_t* ahead = stream ? panel + kStreamAhead : next;
+    for (std::size_t row = 0; row < all.rows;) {
+        const std::size_t rows = tile_rows(all.rows - row, Most);
+        const TileInput input{all.quants + row * cols, all.scales + row * groups, all.sums + row * groups,
+                              all.biases + row * groups, cols, groups, ahead, stream ? bytes / groups : share};
+        with_rows<Most>(rows, [&](auto constant) { function(constant, input, row); });
+        ahead += stream ? 0 : share * groups;
+        row += rows;
+    }
+}
+
+}  // namespace
+}  // namespace rbee::kernels
+
+#if defined(__AVX512VNNI__)
+#include "rbee_kernels/linear_avx512.h"
+#elif defined(__AVX2__)
+#include "rbee_kernels/linear_avx2.h"
+#else
+#include "rbee_kernels/linear_portable.h"
+#endif
+
+namespace rbee::kernels {
+namespace {
+
+// Columns whose floats are in the first-level cache at a time: 16 KiB.
+constexpr std::size_t kExactCols = 256;
+
+/// out[M][16] (+)= x[M][cols] * weights[cols][16].
+template <std::size_t M, typename T>
+inline void float_tile(const T* weights, const float* x, std::size_t x_stride, std::size_t cols, bool add, float* out,
+                       std::size_t stride) {
+    Vec sums[M];
+#pragma GCC unroll 16
+    for (std::size_t m = 0; m < M; ++m) {
+        sums[m] = add ? load(out + m * stride) : broadcast(0.0F);
+    }
+    for (std::size_t k = 0; k < cols; ++k) {
+        const Vec w = load(weights + k * kPanelRows);
+#pragma GCC unroll 16
+        for (std::size_t m = 0; m < M; ++m) {
+            sums[m] = fma(broadcast(x[m * x_stride + k]), w, sums[m]);
+        }
+    }
+#pragma GCC unroll 16
+    for (std::size_t m = 0; m < M; ++m) {
+        store(out + m * stride, sums[m]);
+    }
+}
+
+template <typename T>
+void multiply_floats(const T* weights, std::size_t cols, const Activations& activations, std::size_t first, bool add,
+                     float* out, std::size_t stride) {
+    for (std::size_t row = 0; row < activations.rows;) {
+        const std::size_t rows = tile_rows(activations.rows - row, kFloatTileRows);
+        const float* x = activations.values + row * activations.values_stride + first;
+        with_rows<kFloatTileRows>(rows, [&](auto m) {
+            float_tile<decltype(m)::value>(weights, x, activations.values_stride, cols, add, out + row * stride, stride);
+        });
+        row += rows;
+    }
+}
+
+/// Column k of all 16 rows of a group, as floats.
+template <WeightFormat F>
+inline void unpack_group(const std::uint8_t* group, float* out) {
+    const Vec scale = Group<F>::factors(group, 0);
+    const Vec other = Group<F>::kMinimum || Group<F>::kFine ? Group<F>::factors(group, 1) : broadcast(0.0F);
+    for (std::size_t k = 0; k < kGroup; ++k) {
+        if constexpr (Group<F>::kFourBits) {
+            const Vec quant = four_bits(group + k % 16 / 4 * 64, 8 * (k % 4) + (k < 16 ? 0 : 4));
+            store(out + k * kPanelRows, fma(quant, scale, other));
+        } else {
+            const Vec quant = signed_byte(group + k / 4 * 64, k % 4);
+            if constexpr (Group<F>::kMinimum) {
+                store(out + k * kPanelRows, fma(quant, scale, other));
+            } else {
+                store(out + k * kPanelRows, quant * (Group<F>::kFine && k >= 16 ? other : scale));
+            }
+        }
+    }
+}
+
+template <WeightFormat F>
+void multiply_exactly(const std::uint8_t* panel, std::size_t cols, const Activations& activations, float* scratch,
+                      float* out, std::size_t stride) {
+    for (std::size_t first = 0; first < cols; first += kExactCols) {
+        const std::size_t some = cols - first < kExactCols ? cols - first : kExactCols;
+        for (std::size_t k = 0; k < some; k += kGroup) {
+            unpack_group<F>(panel + (first + k) / kGroup * group_bytes(F), scratch + k * kPanelRows);
+        }
+        multiply_floats(scratch, some, activations, first, first != 0, out, stride);
+    }
+}
+
+template <WeightFormat F>
+void multiply_format(const Matrix& matrix, const std::uint8_t* panel, const Activations& activations,
+                     const std::uint8_t* next, void* scratch, float* out, std::size_t stride) {
+    if constexpr (F == WeightFormat::kF32) {
+        multiply_floats(reinterpret_cast<const float*>(panel), matrix.cols, activations, 0, false, out, stride);
+    } else if constexpr (F == WeightFormat::kF16) {
+        multiply_floats(reinterpret_cast<const Half*>(panel), matrix.cols, activations, 0, false, out, stride);
+    } else if constexpr (F == WeightFormat::kBF16) {
+        multiply_floats(reinterpret_cast<const BFloat*>(panel), matrix.cols, activations, 0, false, out, stride);
+    } else if (activations.quants == nullptr) {
+        multiply_exactly<F>(panel, matrix.cols, activations, static_cast<float*>(scratch), out, stride);
+    } else {
+        multiply_quantized<F>(panel, matrix.cols, activations, next, scratch, out, stride);
+    }
+}
+
+/// Calls `function` with the format as a constant.
+template <typename Function>
+inline void with_format(WeightFormat format, Function&& function) {
+    switch (format) {
+        case WeightFormat::kF32:
+            return function(std::integral_constant<WeightFormat, WeightFormat::kF32>());
+        case WeightFormat::kF16:
+            return function(std::integral_constant<WeightFormat, WeightFormat::kF16>());
+        case WeightFormat::kBF16:
+            return function(std::integral_constant<WeightFormat, WeightFormat::kBF16>());
+        case WeightFormat::kQ4:
+            return function(std::integral_constant<WeightFormat, WeightFormat::kQ4>());
+        case WeightFormat::kQ4Wide:
+            return function(std::integral_constant<WeightFormat, WeightFormat::kQ4Wide>());
+        case WeightFormat::kQ8:
+            return function(std::integral_constant<WeightFormat, WeightFormat::kQ8>());
+        case WeightFormat::kQ8Min:
+            return function(std::integral_constant<WeightFormat, WeightFormat::kQ8Min>());
+        case WeightFormat::kQ8Fine:
+            return function(std::integral_constant<WeightFormat, WeightFormat::kQ8Fine>());
+    }
+}
+
+void multiply(const Matrix& matrix, std::size_t panel, const Activations& activations, const std::uint8_t* next,
+              void* scratch, float* out, std::size_t stride) {
+    with_format(matrix.format, [&](auto format) {
+        multiply_format<decltype(format)::value>(matrix, matrix.panel(panel), activations, next, scratch, out, stride);
+    });
+}
+
+/// The floats of an exact product's columns, or a panel of four bits unpacked (linear_avx2.h).
+std::size_t linear_scratch_bytes(std::size_t cols) {
+    const std::size_t exact = kExactCols * kPanelRows * sizeof(float);
+    const std::size_t unpacked = cols / kGroup * (512 + 2 * 64);
+    return exact > unpacked ? exact : unpacked;
+}
+
+template <typename T>
+void unpack_floats(const std::uint8_t* panel, std::size_t row, std::size_t cols, float* out) {
+    float lanes[kPanelRows];
+    for (std::size_t k = 0; k < cols; ++k) {
+        store(lanes, load(reinterpret_cast<const T*>(panel) + k * kPanelRows));
+        out[k] = lanes[row];
+    }
+}
+
+void unpack_row(const Matrix& matrix, std::size_t row, float* out) {
+    const std::uint8_t* panel = matrix.panel(row / kPanelRows);
+    row %= kPanelRows;
+    with_format(matrix.format, [&](auto constant) {
+        constexpr WeightFormat F = decltype(constant)::value;
+        if constexpr (F == WeightFormat::kF32) {
+            unpack_floats<float>(panel, row, matrix.cols, out);
+        } else if constexpr (F == WeightFormat::kF16) {
+            unpack_floats<Half>(panel, row, matrix.cols, out);
+        } else if constexpr (F == WeightFormat::kBF16) {
+            unpack_floats<BFloat>(panel, row, matrix.cols, out);
+        } else {
+            float columns[kGroup * kPanelRows];
+            for (std::size_t k = 0; k < matrix.cols; k += kGroup, panel += group_bytes(F)) {
+                unpack_group<F>(panel, columns);
+                for (std::size_t i = 0; i < kGroup; ++i) {
+                    out[k + i] = columns[i * kPanelRows + row];
+                }
+            }
+        }
+    });
+}
+
+constexpr LinearFunctions kLinearFunctions{linear_scratch_bytes, multiply, unpack_row};
+
+}  // namespace
+}  // namespace rbee::kernels

@@ -1,0 +1,61 @@
+// Weight matrices from the layouts of files into those of weights.h, and back to floats.
+//
+// Owns what can be packed into what, and what quantizing floats does to them. Does not know files or threads: several
+// may pack rows of the same matrix at once. Errors are std::invalid_argument with a sentence. No alignment is needed.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "rbee_kernels/weights.h"
+
+namespace rbee::kernels {
+
+/// With the numbers that ggml gives them.
+enum class SourceType : std::uint32_t {
+    kF32 = 0,
+    kF16 = 1,
+    kQ4_0 = 2,
+    kQ4_1 = 3,
+    kQ8_0 = 8,
+    kQ4_K = 12,
+    kQ5_K = 13,
+    kQ6_K = 14,
+    kBF16 = 30,
+};
+
+/// A matrix as it is in a file: rows of `cols` numbers, or of their blocks, without anything between them.
+struct SourceMatrix {
+    SourceType type;
+    const std::uint8_t* data;
+    std::size_t bytes;
+    std::size_t rows;
+    std::size_t cols;
+    const std::uint32_t* row_order = nullptr;  // if not null, [rows]: which row of the source the packed row i is
+};
+
+/// The format that holds whole blocks of this type without loss; for Q4_0 it depends on the scales.
+WeightFormat held_by(SourceType type, const std::uint8_t* source, std::size_t bytes);
+
+/// Bytes of a packed matrix. Refuses what the format cannot have: quantized rows that are not groups of 32 columns.
+std::size_t packed_bytes(WeightFormat format, std::size_t rows, std::size_t cols);
+
+/// A matrix in so many bytes, which must be exactly its own.
+Matrix packed_matrix(WeightFormat format, std::size_t rows, std::size_t cols, const std::uint8_t* packed,
+                     std::size_t bytes);
+
+/// Packs rows `first` (a multiple of 16) to `end` (another one, or `rows`) to their place in `packed`, which is the
+/// whole matrix, its `bytes` those of `packed_bytes`. They then have exactly the weights of the source, except that
+/// * floats in kQ4 or kQ8 are quantized in groups of 32: kQ4 has their least as minimum and 1/15 of their range as
+///   scale, kQ8 1/127 of their greatest magnitude as scale. These are rounded to binary16, then quants to the nearest.
+///   A group that has NaN or infinity, or a factor beyond binary16, is NaN throughout: it shows in what is computed;
+/// * zeros of quantized blocks may have another sign, and what a scale makes infinite may be NaN.
+/// Refuses formats that would lose anything else. Only kF32 holds floats other than its own without quantizing them.
+void pack(const SourceMatrix& source, WeightFormat format, std::size_t first, std::size_t end, std::uint8_t* packed,
+          std::size_t bytes);
+
+/// The weights as floats, [rows][cols]; scale * quant + minimum is rounded once at most.
+void unpack(const Matrix& matrix, float* out);
+
+}  // namespace rbee::kernels

@@ -1,0 +1,92 @@
+// How weight matrices lie in memory for the kernels.
+//
+// Owns the formats and their sizes. Does not know files, models, or how a matrix got here (`pack.h`) and what is computed
+// with it (`linear.h`).
+//
+// A matrix has `rows` outputs and `cols` inputs. Sixteen rows make a panel; the last one is filled up with rows of zeros.
+// A panel is one linear stream, so that a processor reads nothing but what comes next. In a quantized format it is a block
+// per group of 32 columns: the quants, then 16 scales (32 in kQ8Fine: first those of columns 0 to 15, then those of 16 to
+// 31), then 16 minimums if the format has any; entry r of those belongs to row r.
+//
+//   weight = scale * quant + minimum
+//
+//   8 bits, signed:   byte 64 j + 4 r + i is column 4 j + i of row r, for j < 8
+//   4 bits, unsigned: byte 64 j + 4 r + i has in its low half column 4 j + i, in its high half column 16 + 4 j + i, j < 4
+//
+// So that four columns of a row are the 32-bit lane r of a vector, which integer dot products take against four
+// activations broadcast to all lanes. In a floating-point format a panel is [cols][16 rows].
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace rbee::kernels {
+
+constexpr std::size_t kPanelRows = 16;
+constexpr std::size_t kGroup = 32;
+
+/// IEEE binary16 and bfloat16, as bits.
+struct Half {
+    std::uint16_t bits;
+};
+struct BFloat {
+    std::uint16_t bits;
+};
+
+/// What each can hold without loss is in the comment.
+enum class WeightFormat : std::uint32_t {
+    kF32 = 0,
+    kF16 = 1,
+    kBF16 = 2,
+    kQ4 = 3,      // 4 bits, scale and minimum in binary16: GGUF Q4_0 and Q4_1
+    kQ4Wide = 4,  // 4 bits, scale and minimum in float: GGUF Q4_K
+    kQ8 = 5,      // 8 bits, scale in binary16: GGUF Q8_0
+    kQ8Min = 6,   // 8 bits, scale and minimum in float: GGUF Q5_K
+    kQ8Fine = 7,  // 8 bits, two scales in float, for 16 columns each: GGUF Q6_K
+};
+
+constexpr bool is_quantized(WeightFormat format) { return format >= WeightFormat::kQ4; }
+
+/// Bytes of a panel's group of 32 columns in a quantized format.
+constexpr std::size_t group_bytes(WeightFormat format) {
+    switch (format) {
+        case WeightFormat::kQ4:
+            return 256 + 2 * 32;
+        case WeightFormat::kQ4Wide:
+            return 256 + 2 * 64;
+        case WeightFormat::kQ8:
+            return 512 + 32;
+        case WeightFormat::kQ8Min:
+        case WeightFormat::kQ8Fine:
+            return 512 + 2 * 64;
+        default:
+            return 0;
+    }
+}
+
+/// Bytes of a panel. `cols` is a multiple of 32 if the format is quantized.
+constexpr std::size_t panel_bytes(WeightFormat format, std::size_t cols) {
+    if (is_quantized(format)) {
+        return cols / kGroup * group_bytes(format);
+    }
+    return cols * kPanelRows * (format == WeightFormat::kF32 ? 4 : 2);
+}
+
+/// A packed matrix; the memory is somebody else's, 64-byte aligned. Panels follow each other, or lie `stride` bytes apart:
+/// between those of two matrices that are read together are the other one's.
+struct Matrix {
+    WeightFormat format = WeightFormat::kF32;
+    std::size_t rows = 0;
+    std::size_t cols = 0;
+    const std::uint8_t* data = nullptr;
+    std::size_t stride = 0;
+
+    std::size_t num_panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
+    std::size_t bytes() const { return num_panels() * panel_bytes(format, cols); }
+    const std::uint8_t* panel(std::size_t index) const {
+        return data + index * (stride != 0 ? stride : panel_bytes(format, cols));
+    }
+};
+
+}  // namespace rbee::kernels

@@ -1,0 +1,313 @@
+"""Packed weights in memory and on the disk: packed by several threads, kept in the model cache, mapped when there.
+
+Owns the layout of the cache's file, when an entry may be used and when it is of no use any more. Does not know what
+the weights are for, nor what decides their formats (`native_weights`).
+
+An entry of the cache holds `weights.bin` and a manifest that says what is where in it. It is known by the files that
+the weights came from, their sizes and times of change, as a converted model is. Matrices come first, in the order of
+the plan, then the vectors; each begins at a multiple of 64 bytes, the first at the beginning of a page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import mmap
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rbee.engine import _kernels
+from rbee.errors import ModelError
+from rbee.models import cache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Bytes = NDArray[np.uint8]
+    Progress = Callable[[str, int, int], None]
+
+logger = logging.getLogger(__name__)
+
+# What an entry holds. Counted up when that changes, or the layout of a packed matrix does.
+PACK_FORMAT = 1
+
+_FILE = "weights.bin"
+_INFIX = ".packed-"
+_ALIGNMENT = 64
+_STAGE = "packing the weights"
+_SECONDS_BETWEEN_REPORTS = 1.0  # each is a line of the log
+_ROWS_AT_ONCE = 4096  # of a matrix, for a thread; a multiple of a panel's 16
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A packed matrix.
+
+    Attributes:
+        format: how it is packed; see native/kernels/rbee_kernels/weights.h.
+        rows: outputs.
+        cols: inputs.
+        data: uint8, 64-byte aligned.
+    """
+
+    format: int
+    rows: int
+    cols: int
+    data: Bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """All of a model's weights.
+
+    Attributes:
+        matrices: "embedding", "head" (absent if that is the embedding) and "layers.N." with query, key, value, output,
+            gate, up, down.
+        vectors: float32; "final_norm" and "layers.N." with attention_norm, mlp_norm, and where the model has them
+            query_norm, key_norm, post_attention_norm, post_mlp_norm, and each matrix' name with _bias. Norms are ready
+            to multiply with.
+        memory: where they all lie, matrices first, in the order in which a step reads them.
+    """
+
+    matrices: dict[str, Packed]
+    vectors: dict[str, NDArray[np.float32]]
+    memory: Bytes
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixPlan:
+    """What becomes of a matrix: see `_kernels.pack`."""
+
+    format: int
+    rows: int
+    cols: int
+    source: Bytes
+    source_type: int
+    row_order: NDArray[np.uint32] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What to pack, and vectors as they shall be."""
+
+    matrices: dict[str, MatrixPlan]
+    vectors: dict[str, NDArray[np.float32]]
+
+
+def load_or_pack(
+    name: str,
+    sources: list[Path],
+    *,
+    facts: str,
+    make_plan: Callable[[], Plan],
+    progress: Progress,
+    threads: int,
+) -> Weights:
+    """The cache's weights, packed now if they are not there or no good.
+
+    Where the cache cannot be used the weights are packed into memory, and a warning says so.
+
+    Args:
+        name: of the model, for people.
+        sources: the files they come from.
+        facts: whatever else packing depends on.
+        make_plan: called if weights are packed.
+        progress: told (stage, parts done, parts in all).
+        threads: that pack; 0 takes one per core this process may use.
+
+    Raises:
+        ModelError: the files changed meanwhile.
+        Exception: what `make_plan` raises.
+    """
+    identities = _identities(sources)
+    key = hashlib.sha256(json.dumps([PACK_FORMAT, facts, identities]).encode()).hexdigest()[:16]
+    entry = cache.cache_folder() / f"{name[:64]}{_INFIX}{key}"
+
+    def build(folder: Path, lock_fd: int) -> None:  # noqa: ARG001 - no child process needs the lock
+        plan = make_plan()
+        layout = _Layout.of(plan)
+        _fill(_new_file(folder / _FILE, layout.size), plan, layout, progress, threads)
+        if _identities(sources) != identities:
+            raise ModelError(f"The weights of the model {name} were changed while they were being packed. Start again.")
+        table = {"matrices": layout.matrices, "vectors": layout.vectors}
+        cache.write_manifest(folder, {"format": PACK_FORMAT, "name": name, "sources": identities, **table})
+        _remove_useless(entry.parent)
+
+    try:
+        cache.ensure(entry, build, progress=_Stages(progress), is_good=_is_good)
+        if weights := _map(entry):
+            return weights
+        logger.warning("The packed weights in %s were removed while they were being opened.", entry)
+    except cache.CacheError as error:
+        logger.warning("Packed weights are not kept, and packed at every start: %s", error)
+    plan = make_plan()
+    layout = _Layout.of(plan)
+    memory = _fill(mmap.mmap(-1, layout.size), plan, layout, progress, threads)
+    return layout.weights(memory)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What is where: for a matrix its format, rows, cols and offset, for a vector its offset and length.
+
+    Raises:
+        LookupError, TypeError, ValueError: it is not that, or (of `weights`) does not fit the memory.
+    """
+
+    matrices: dict[str, list[int]]
+    vectors: dict[str, list[int]]
+    size: int
+
+    @classmethod
+    def of(cls, plan: Plan) -> _Layout:
+        matrices, vectors, end = {}, {}, 0
+        for name, matrix in plan.matrices.items():
+            matrices[name] = [matrix.format, matrix.rows, matrix.cols, end]
+            end = _aligned(end + _kernels.packed_bytes(matrix.format, matrix.rows, matrix.cols))
+        for name, vector in plan.vectors.items():
+            vectors[name] = [end, len(vector)]
+            end = _aligned(end + vector.nbytes)
+        return cls(matrices, vectors, end)
+
+    def weights(self, memory: Bytes) -> Weights:
+        """Views of `memory`."""
+        matrices, vectors = {}, {}
+        for name, (form, rows, cols, offset) in self.matrices.items():
+            data = _span(memory, offset, _kernels.packed_bytes(form, rows, cols))
+            matrices[name] = Packed(form, rows, cols, data)
+        for name, (offset, length) in self.vectors.items():
+            vectors[name] = _span(memory, offset, 4 * length).view(np.float32)
+        return Weights(matrices, vectors, memory)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _span(memory: Bytes, offset: int, size: int) -> Bytes:
+    if offset % _ALIGNMENT or not 0 <= offset <= offset + size <= len(memory):
+        raise ValueError(offset)
+    return memory[offset : offset + size]
+
+
+def _map(entry: Path) -> Weights | None:
+    """The weights of an entry, read-only; None if it is not there or not as `load_or_pack` leaves it."""
+    try:
+        manifest = json.loads((entry / cache.MANIFEST).read_bytes())
+        memory = map_file(entry / _FILE)
+        return _Layout(manifest["matrices"], manifest["vectors"], len(memory)).weights(memory)
+    except (OSError, LookupError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _is_good(entry: Path) -> bool:
+    return cache.is_whole(entry) and _map(entry) is not None
+
+
+def map_file(path: Path) -> Bytes:
+    """The bytes of a file, read-only and read when they are used.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is empty.
+    """
+    with path.open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def _new_file(path: Path, size: int) -> mmap.mmap:
+    """A file of `size` bytes, mapped. Its blocks are reserved: a full disk is an OSError now, and no signal later."""
+    with path.open("xb+") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+        return mmap.mmap(file.fileno(), size)
+
+
+def _fill(target: mmap.mmap, plan: Plan, layout: _Layout, progress: Progress, threads: int) -> Bytes:
+    """Pack the plan into `target`; returns its bytes."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - rare, and a start is short
+
+    memory = np.frombuffer(target, np.uint8)
+    packed = layout.weights(memory)
+    for name, vector in plan.vectors.items():
+        packed.vectors[name][:] = vector
+
+    def pack(name: str, first_row: int) -> None:
+        matrix = plan.matrices[name]
+        _kernels.pack(
+            matrix.source,
+            matrix.source_type,
+            matrix.rows,
+            matrix.cols,
+            format=matrix.format,
+            row_order=matrix.row_order,
+            packed=packed.matrices[name].data,
+            first_row=first_row,
+            end_row=min(first_row + _ROWS_AT_ONCE, matrix.rows),
+        )
+
+    pieces = [(name, row) for name, matrix in plan.matrices.items() for row in range(0, matrix.rows, _ROWS_AT_ONCE)]
+    progress(_STAGE, 0, len(pieces))
+    told = time.monotonic()
+    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+        for done, _ in enumerate(pool.map(lambda piece: pack(*piece), pieces), 1):
+            if time.monotonic() - told > _SECONDS_BETWEEN_REPORTS:
+                told = time.monotonic()
+                progress(_STAGE, done, len(pieces))
+    return memory
+
+
+def _remove_useless(folder: Path) -> None:
+    """Remove packed weights that nobody will ask for any more. Who has them mapped keeps them."""
+    for entry in folder.glob(f"*{_INFIX}*"):
+        if _is_useless(entry):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _is_useless(entry: Path) -> bool:
+    """Whether it is of an older format, or a file that it was made from is gone or has changed."""
+    try:
+        manifest = json.loads((entry / cache.MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return False  # a lock file, or somebody builds it now
+    try:
+        changed = any(_identity(Path(path)) != known for path, known in manifest["sources"].items())
+        return changed or manifest["format"] < PACK_FORMAT
+    except FileNotFoundError:
+        return True
+    except (OSError, LookupError, TypeError, AttributeError):
+        return False
+
+
+def _identities(paths: list[Path]) -> dict[str, list[int]]:
+    return {str(path): _identity(path) for path in map(Path.resolve, paths)}
+
+
+def _identity(path: Path) -> list[int]:
+    """Size and time of change, as make knows files."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+class _Stages:
+    """A `rbee.models.Progress` for the cache, which tells the engine's."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def stage(self, name: str, total: int = 0) -> None:  # noqa: ARG002 - of bytes; the engine counts parts
+        self._progress(name, 0, 1)
+
+    def done(self, amount: int) -> None:
+        """Nothing here is counted in bytes."""
+
+    def note(self, text: str) -> None:
+        logger.info("%s", text)

@@ -1,0 +1,22 @@
+"""A tensor as it lies in a file, whichever format the file has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor is and how it is written; the file has all of its bytes.
+
+    Attributes:
+        type: "F32", "F16", "BF16" ...: what safetensors calls its dtype, and ggml its type (among them "Q4_1").
+        shape: outermost dimension first.
+        offset: of its first byte in the file.
+        size: in bytes.
+    """
+
+    type: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
