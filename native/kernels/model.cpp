@@ -19,7 +19,7 @@ constexpr std::size_t kTokensPerChunk = 8;
 // Rows (queries times heads) of an attention piece.
 constexpr std::size_t kPieceRows = 96;
 // A chunk should take some microseconds: a claim costs a tenth of one, and a thread that is late at the end is waited for.
-constexpr double kChunkNs = 4000;
+constexpr double kChunkNs = 8000;
 constexpr std::size_t kStartBytes = 2048;
 // What a thread reads and computes in a nanosecond, for estimates.
 constexpr double kBytesPerNs = 24;
