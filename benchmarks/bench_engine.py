@@ -176,7 +176,8 @@ def _floors(levels: list[dict[str, Any]], runner: Any, folder: Path, options: ar
     """A sentence per greedy level on what forward consists of and what its floors are; fills both into the level."""
     gguf = gguf_file(folder, options)
     work = Work.of(folder, gguf) if gguf and not options.exact else None  # exact is not in int8, its cache not in fp16
-    machine = Machine.measure(getattr(runner, "instruction_set", options.instruction_set), num_threads(options))
+    native = getattr(runner, "instruction_set", None)
+    machine = Machine.measure(native, num_threads(options), work.weight_bytes) if native and work else None
     context = options.prompt + options.steps // 2
     sentences = []
     for level in levels:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from gguf import GGUFReader
 
+from rbee.engine import _kernels  # noqa: TID251 - it measures what the kernels are held against
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 _KV_BYTES = 2  # fp16
-_BANDWIDTH_MIB = 512  # far more than any cache holds
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,8 @@ class Machine:
     peak_macs: float
 
     @classmethod
-    def measure(cls, instruction_set: str, threads: int) -> Machine | None:
-        """None if the native module does not offer it."""
-        from rbee.engine import _kernels  # noqa: PLC0415, TID251 - a stopwatch inside
-
-        kernels: Any = _kernels
-        if not hasattr(kernels, "read_bandwidth") or not hasattr(kernels, "peak_macs"):
-            return None
-        return cls(kernels.read_bandwidth(_BANDWIDTH_MIB, threads), kernels.peak_macs(instruction_set, threads))
+    def measure(cls, instruction_set: str, threads: int, num_bytes: int) -> Machine:
+        """Reading as many bytes as the weights have: a server's last cache may hold a small model whole."""
+        return cls(
+            _kernels.read_bandwidth(max(num_bytes >> 20, 1), threads), _kernels.peak_macs(instruction_set, threads)
+        )

@@ -10,4 +10,5 @@ NB_MODULE(_kernels, m) {
     bind_packing(m);
     bind_sampling(m);
     bind_runner(m);
+    bind_floors(m);
 }

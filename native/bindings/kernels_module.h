@@ -4,6 +4,7 @@
 
 #include <nanobind/nanobind.h>
 
+void bind_floors(nanobind::module_& m);
 void bind_packing(nanobind::module_& m);
 void bind_runner(nanobind::module_& m);
 void bind_sampling(nanobind::module_& m);

@@ -252,3 +252,13 @@ def distribution(
 
 def uniform(seed: int, position: int) -> float:
     """The number in [0, 1) that decides what is drawn at this position."""
+
+def read_bandwidth(mib: int, threads: int) -> float:
+    """Bytes per second at which `threads` threads together read `mib` MiB, each its share; the best of some passes."""
+
+def peak_macs(instruction_set: str, threads: int) -> float:
+    """Products of 4-bit weights and 8-bit activations per second, of all threads together, in registers alone.
+
+    Raises:
+        ValueError: this processor does not have the instruction set.
+    """

@@ -265,7 +265,7 @@ void unpack_row(const Matrix& matrix, std::size_t row, float* out) {
     });
 }
 
-constexpr LinearFunctions kLinearFunctions{linear_scratch_bytes, multiply, unpack_row};
+constexpr LinearFunctions kLinearFunctions{linear_scratch_bytes, multiply, unpack_row, peak};
 
 }  // namespace
 }  // namespace rbee::kernels

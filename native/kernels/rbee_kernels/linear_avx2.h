@@ -212,5 +212,25 @@ void multiply_quantized(const std::uint8_t* panel, std::size_t cols, const Activ
     multiply_rows<F, Source::kStored>(panel, cols, activations, next, out, stride);
 }
 
+std::size_t peak(std::size_t rounds) {
+    constexpr std::size_t kSums = 8;
+    __m256i sums[kSums];
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < kSums; ++i) {
+        sums[i] = _mm256_setzero_si256();
+    }
+    const __m256i weights = _mm256_set1_epi8(7), x = _mm256_set1_epi8(-3);
+    for (std::size_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 8
+        for (std::size_t i = 0; i < kSums; ++i) {
+            asm volatile("vpmaddubsw %2, %1, %%ymm15\n\tvpaddw %%ymm15, %0, %0"
+                         : "+x"(sums[i])
+                         : "x"(weights), "x"(x)
+                         : "xmm15");
+        }
+    }
+    return rounds * kSums * 32;
+}
+
 }  // namespace
 }  // namespace rbee::kernels

@@ -122,5 +122,23 @@ void multiply_quantized(const std::uint8_t* panel, std::size_t cols, const Activ
                         });
 }
 
+std::size_t peak(std::size_t rounds) {
+    constexpr std::size_t kSums = 16;  // more than the latency of an instruction times how many begin at once
+    __m512i sums[kSums];
+#pragma GCC unroll 16
+    for (std::size_t i = 0; i < kSums; ++i) {
+        sums[i] = _mm512_setzero_si512();
+    }
+    __m512i weights = _mm512_set1_epi8(7), x = _mm512_set1_epi8(-3);
+    for (std::size_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 16
+        for (std::size_t i = 0; i < kSums; ++i) {
+            sums[i] = _mm512_dpbusd_epi32(sums[i], weights, x);
+            asm volatile("" : "+v"(sums[i]));  // or the compiler leaves out what nobody reads
+        }
+    }
+    return rounds * kSums * 64;
+}
+
 }  // namespace
 }  // namespace rbee::kernels

@@ -32,6 +32,9 @@ struct LinearFunctions {
                      void* scratch, float* out, std::size_t stride);
     /// Row `row` of a matrix as floats, [cols].
     void (*unpack_row)(const Matrix& matrix, std::size_t row, float* out);
+    /// Four-bit weights times activations in registers, as fast as it goes, without memory, unpacking or scales: what no
+    /// product can be faster than. Returns how many products and sums that were in `rounds` rounds.
+    std::size_t (*peak)(std::size_t rounds);
 };
 
 }  // namespace rbee::kernels
