@@ -4,8 +4,7 @@
 
 Runs `bench_serving.py` (closed loop, 40-word prompts, 64 tokens out, client on the same cores) against three servers of
 its own, in turn in every round:
-  tiny      the model of `make_tiny_model.py` with the runner that --runner names: 2 layers, 64 wide, 49,152 tokens; one
-            thread, because on two cores a second one takes the server's
+  tiny      the model of `make_tiny_model.py` with the runner that --runner names: 2 layers, 64 wide, 49,152 tokens
   no model  the synthetic model with steps of 0 ms: scheduler, sampler, rings, drain, HTTP and client, and no forward
   paced     the synthetic model with steps of 1 ms: what a native runner would leave to the path if its step took that
 The difference of the first two is what the model costs. The engine's own step time (p50, from its arena) stands beside.
@@ -55,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concurrency", default="1,16,64", help="comma-separated levels (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds over everything (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="that compute the tiny model (default 1)")
+    parser.add_argument("--threads", type=int, default=2, help="that compute the tiny model (default 2)")
     parser.add_argument("--runner", default="auto", help="of the tiny model, as `rbee serve` takes it (default auto)")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/serving_path.{json,md}")
     options = parser.parse_args()

@@ -16,6 +16,5 @@ void bind_thread_pool(nb::module_& m) {
     using rbee::kernels::ThreadPool;
     nb::class_<ThreadPool>(m, "ThreadPool")
         .def(nb::init<std::size_t>(), "threads"_a)
-        .def_prop_ro("threads", &ThreadPool::threads)
-        .def("wake", &ThreadPool::wake);
+        .def_prop_ro("threads", &ThreadPool::threads);
 }

@@ -80,12 +80,6 @@ void ThreadPool::run(const Work& work) noexcept {
     }
 }
 
-void ThreadPool::wake() noexcept {
-    if ((bell_.load(std::memory_order_relaxed) & kAsleep) != 0) {
-        ring();
-    }
-}
-
 /// What a worker does all its life.
 void ThreadPool::work(std::size_t thread) {
     pthread_setname_np(pthread_self(), "rbee-compute");

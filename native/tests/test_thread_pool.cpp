@@ -293,14 +293,14 @@ void test_nobody_waits_for_a_thread() {
         Handler::held = true;
         pthread_kill(worker.handle, SIGUSR1);  // while it looks for work, or sleeps
         CHECK(comes_true([&] {
-            pool.wake();  // ThreadSanitizer has no signal handled in a sleep that it does not know
+            run_plans(pool, random, 1);  // ThreadSanitizer has no signal handled in a sleep that it does not know
             return Handler::is_held.load();
         }));
         run_plans(pool, random, 500);
         Handler::held = false;  // late by many runs
         run_plans(pool, random, 500);
         CHECK(comes_true([&] {
-            pool.wake();
+            run_plans(pool, random, 1);
             return !Handler::is_held;
         }));
     }
@@ -313,17 +313,6 @@ void test_sleep() {
     for (int i = 0; i < 10; ++i) {
         CHECK(comes_true([&] { return worker.asleep(); }));
         on_every_thread(pool, [](std::size_t) {});
-    }
-}
-
-void test_wake() {
-    ThreadPool pool(2);
-    const Worker worker(pool);
-    for (int i = 0; i < 10; ++i) {
-        CHECK(comes_true([&] { return worker.asleep(); }));
-        const long before = worker.sleeps();
-        pool.wake();
-        CHECK(comes_true([&] { return worker.sleeps() > before; }));  // it was awake, and has found nothing to do
     }
 }
 
@@ -378,7 +367,6 @@ const Test kThreadPoolTests[] = {
     {"threads that are held up anywhere do every chunk once", test_held_up_anywhere},
     {"a thread without a chunk is not waited for", test_nobody_waits_for_a_thread},
     {"a run wakes workers that sleep", test_sleep},
-    {"a hint wakes workers that sleep", test_wake},
     {"a run beside the falling asleep is never missed", test_runs_about_to_sleep},
     {"a pool ends at any time", test_end},
     {"several callers run one after the other", test_several_callers},

@@ -8,6 +8,12 @@
 * step_cost        how many tokens of prompts a step can take beside running streams
 * input_batch      the arrays of one step
 * model_runner     what a runner is; how one is chosen and built
+* context_length   how long a sequence may be
+* native_runner    models of the Llama family on our own CPU kernels
+* native_spec      what config.json says of such a model, or why it is none
+* rope             the frequencies of its rotary embedding
+* native_weights   which tensors it has, and the formats that hold them
+* packed_weights   packed once, mapped afterwards
 * torch_runner     any decoder-only transformers model over kv_cache
 * torch_model      loading such a model
 * torch_probe      refusing what kv_cache cannot do

@@ -32,9 +32,6 @@ class ThreadPool:
     def threads(self) -> int:
         """How many, the calling one among them."""
 
-    def wake(self) -> None:
-        """Have the threads ready for what comes next; saves it the time that they take to wake up."""
-
 def pack(
     source: NDArray[np.uint8],
     source_type: int,

@@ -1,4 +1,4 @@
-"""What the native runner's tests share: steps put together by hand, a minimal model, and transformers with its weights."""
+"""What the native runner's tests share: steps put together by hand, a minimal model, transformers with its weights."""
 
 from __future__ import annotations
 

@@ -116,15 +116,6 @@ class Worker:
             time.sleep(0)
 
 
-def test_a_hint_wakes_the_threads():
-    """After wake() they look for something to do, and sleep again when nothing comes."""
-    worker = Worker()
-    for _ in range(10):
-        sleeps = worker.wait_until_asleep()
-        worker.pool.wake()
-        worker.wait_until_woken(sleeps)
-
-
 @pytest.mark.parametrize(
     ("requests", "options"), [(2, {}), (1, {"num_prompt_logprobs": 2})], ids=["sampled rows", "scored rows"]
 )

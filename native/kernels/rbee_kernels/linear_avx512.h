@@ -6,7 +6,7 @@
 namespace rbee::kernels {
 namespace {
 
-constexpr std::size_t kFloatTileRows = 14;
+constexpr std::size_t kFloatTileRows = 8;
 constexpr std::size_t kQuantTileRows = 12;  // 12 sums and 12 dot products of 32 registers
 
 inline Vec four_bits(const std::uint8_t* lanes, std::size_t shift) {

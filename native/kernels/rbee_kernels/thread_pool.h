@@ -90,10 +90,6 @@ public:
         run(phase);
     }
 
-    /// A hint that a run will come soon: wakes the workers that sleep, so that they are there when it begins. Costs a
-    /// system call if one sleeps, and nothing otherwise. From any thread.
-    void wake() noexcept;
-
 private:
     /// A plan without its type.
     struct Work {
