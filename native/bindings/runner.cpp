@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <memory>
+#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -197,9 +199,15 @@ public:
             kernels::ThreadPool& pool)
         : shape_(shape), num_blocks_(num_blocks), block_size_(block_size), set_(instruction_set(set)) {
         check(!layers.empty() && num_blocks > 0 && block_size > 0, "A model needs layers, and a cache with blocks.");
+        check(shape.vocab_size > 0 && shape.hidden_size > 0 && shape.intermediate_size > 0 && shape.num_heads > 0,
+              "Every size of a model must be positive.");
         check(shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0,
               "The number of heads must be a multiple of that of kv heads.");
         check(shape.head_dim > 0 && shape.head_dim % 16 == 0, "head_dim must be a multiple of 16.");
+        const std::size_t block_bytes = kernels::Model::block_bytes(shape, layers.size(), block_size, exact);
+        if (num_blocks > (std::size_t{1} << 47) / block_bytes) {  // more than there are addresses
+            throw std::bad_alloc();
+        }
         Collector collector(matrices, vectors);
         kernels::Weights weights = collect(collector, layers, rotaries);
         const nb::gil_scoped_release release;
@@ -207,7 +215,7 @@ public:
         model_.emplace(shape, std::move(weights), exact, num_blocks, block_size, set_, pool);
     }
 
-    nb::ndarray<nb::numpy, float, nb::ndim<2>> execute(nb::handle self, const Array<std::int64_t>& token_ids,
+    nb::ndarray<nb::numpy, float, nb::ndim<2>> execute(const Array<std::int64_t>& token_ids,
                                                       const Array<std::int64_t>& positions,
                                                       const Array<std::int64_t>& slot_mapping,
                                                       const Array<std::int64_t>& query_start,
@@ -233,12 +241,16 @@ public:
                                  block_tables.shape(1),
                                  logits_rows.size(),
                                  logits_rows.data()};
-        const float* logits = nullptr;
+        using Logits = std::shared_ptr<kernels::Buffer<float>>;
+        auto logits = std::make_unique<Logits>();
         {
             const nb::gil_scoped_release release;
-            logits = model_->execute(step);
+            *logits = model_->execute(step);
         }
-        return {const_cast<float*>(logits), {logits_rows.size(), shape_.vocab_size}, self};
+        float* data = (*logits)->data();
+        nb::capsule owner(logits.get(), [](void* held) noexcept { delete static_cast<Logits*>(held); });
+        (void)logits.release();
+        return {data, {logits_rows.size(), shape_.vocab_size}, owner};
     }
 
     std::map<std::string, double> profile() const {
@@ -309,7 +321,8 @@ private:
         }
         for (std::size_t s = 0; s < context_lens.size(); ++s) {
             const std::int64_t rows = query_start(s + 1) - query_start(s), context = context_lens(s);
-            check(rows > 0 && context >= rows &&
+            check(query_start(s + 1) > query_start(s) && below(query_start(s + 1) - 1, token_ids.size()) &&
+                      context >= rows &&
                       static_cast<std::size_t>(context) <= block_tables.shape(1) * block_size_,
                   "A sequence's context must hold its tokens, and fit its block table.");
             for (std::int64_t i = 0; i < rows; ++i) {
@@ -364,14 +377,7 @@ void bind_runner(nb::module_& m) {
              nb::keep_alive<1, 11>(), "shape"_a, nb::kw_only(), "layers"_a, "rotaries"_a, "matrices"_a, "vectors"_a,
              "exact"_a, "num_blocks"_a, "block_size"_a, "instruction_set"_a, "pool"_a)
         .def(
-            "execute",
-            [](nb::handle self, const Array<std::int64_t>& token_ids, const Array<std::int64_t>& positions,
-               const Array<std::int64_t>& slot_mapping, const Array<std::int64_t>& query_start,
-               const Array<std::int64_t>& context_lens, const Table<std::int64_t>& block_tables,
-               const Array<std::int64_t>& logits_rows) {
-                return nb::cast<PyModel&>(self).execute(self, token_ids, positions, slot_mapping, query_start,
-                                                        context_lens, block_tables, logits_rows);
-            },
+            "execute", &PyModel::execute,
             nb::arg("token_ids").noconvert(), nb::arg("positions").noconvert(), nb::arg("slot_mapping").noconvert(),
             nb::arg("query_start").noconvert(), nb::arg("context_lens").noconvert(),
             nb::arg("block_tables").noconvert(), nb::arg("logits_rows").noconvert())

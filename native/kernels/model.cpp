@@ -93,7 +93,7 @@ Model::Model(const ModelShape& shape, Weights weights, bool exact, std::size_t n
     phases_.push_back({Part::kHead, 0});
 }
 
-const float* Model::execute(const Step& step) {
+const std::shared_ptr<Buffer<float>>& Model::execute(const Step& step) {
     const auto started = std::chrono::steady_clock::now();
     step_ = &step;
     ++serial_;
@@ -103,7 +103,7 @@ const float* Model::execute(const Step& step) {
     pool_.run(*this);
     step_ = nullptr;
     seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
-    return logits_.data();
+    return logits_;
 }
 
 Profile Model::profile() const {
@@ -129,7 +129,11 @@ void Model::reserve(const Step& step) {
     attended_.reserve(tokens * wide);
     gated_.reserve(tokens * shape_.intermediate_size);
     up_.reserve(tokens * shape_.intermediate_size);
-    logits_.reserve(step.num_logits * shape_.vocab_size);
+    if (step.num_logits * shape_.vocab_size > logits_->size()) {
+        auto larger = std::make_shared<Buffer<float>>();
+        larger->reserve(step.num_logits * shape_.vocab_size);
+        logits_ = std::move(larger);
+    }
     cosines_.reserve(angles);
     sines_.reserve(angles);
     inputs_.reserve(std::max(tokens, step.num_logits), most_cols);
@@ -190,7 +194,7 @@ void Model::plan_attention(const Step& step) {
     whole_.pieces.clear();
     split_.pieces.clear();
     merges_.clear();
-    num_parts_ = 1;
+    std::size_t places = 0;
     for (std::size_t s = 0; s < step.num_sequences; ++s) {
         const auto start = static_cast<std::size_t>(step.query_start[s]);
         const auto end = static_cast<std::size_t>(step.query_start[s + 1]);
@@ -200,9 +204,8 @@ void Model::plan_attention(const Step& step) {
         if (end - start == 1 && threads > 1 && num_pieces < 2 * threads) {
             parts = divide_up(layout.tile_of(context - 1) + 1, kPartTiles);
         }
-        num_parts_ = std::max(num_parts_, parts);
         if (parts > 1) {
-            merges_.push_back({start, parts});
+            merges_.push_back({start, places, parts});
         }
         for (std::size_t head = 0; head < shape_.num_kv_heads; ++head) {
             for (std::size_t row = start; row < end; row += most_rows) {
@@ -213,12 +216,13 @@ void Model::plan_attention(const Step& step) {
                     if (parts > 1) {
                         some.begin = layout.first_position_of(part * kPartTiles);
                         some.end = std::min(layout.first_position_of((part + 1) * kPartTiles), context);
-                        some.part = part;
+                        some.place = places + part;
                     }
                     split_.pieces.push_back(some);
                 }
             }
         }
+        places += parts > 1 ? parts : 0;
     }
     const auto cost = [&](const Piece& piece) {
         const double macs = static_cast<double>((piece.end - piece.begin) * shape_.head_dim * 2);
@@ -240,15 +244,17 @@ void Model::plan_attention(const Step& step) {
             }
         }
     }
-    if (num_parts_ > 1) {
-        part_outs_.reserve(num_parts_ * step.num_tokens * shape_.num_heads * shape_.head_dim);
-        partials_.reserve(num_parts_ * step.num_tokens * shape_.num_heads);
+    part_outs_.reserve(places * shape_.num_heads * shape_.head_dim);
+    partials_.reserve(places * shape_.num_heads);
+    for (Thread& thread : threads_) {
+        thread.outs.resize(places);
+        thread.partials.resize(places);
     }
 }
 
 std::size_t Model::num_chunks(std::size_t phase) const {
     const auto [part, layer] = phases_[phase];
-    const bool splits = num_parts_ > 1 && weights_.layers[layer].window == 0;
+    const bool splits = !merges_.empty() && weights_.layers[layer].window == 0;
     switch (part) {
         case Part::kAttention:
             return (splits ? split_ : whole_).starts.size() - 1;
@@ -534,12 +540,12 @@ void Model::attend(std::size_t layer_index, std::size_t chunk, Thread& thread) {
     const LayerCache layer_cache = cache(layer_index);
     const std::size_t dim = shape_.head_dim, heads = shape_.num_heads, heads_per_kv = heads / shape_.num_kv_heads;
     const std::size_t stride = (heads + 2 * shape_.num_kv_heads) * dim;
-    const Pieces& pieces = num_parts_ > 1 && layer.window == 0 ? split_ : whole_;
+    const Pieces& pieces = !merges_.empty() && layer.window == 0 ? split_ : whole_;
     for (std::size_t i = pieces.starts[chunk]; i < pieces.starts[chunk + 1]; ++i) {
         const Piece& piece = pieces.pieces[i];
         const std::size_t first_head = piece.kv_head * heads_per_kv;
-        const bool partial = piece.part != kWhole;
-        const std::size_t place = (partial ? piece.part * step_->num_tokens : 0) + piece.first_row;
+        const bool partial = piece.place != kWhole;
+        const std::size_t place = partial ? piece.place : piece.first_row;
         const AttentionTask task{
             &layer_cache,
             step_->block_tables + piece.sequence * step_->block_table_stride,
@@ -563,13 +569,11 @@ void Model::attend(std::size_t layer_index, std::size_t chunk, Thread& thread) {
 
 /// A chunk is a row and its heads.
 void Model::merge(std::size_t chunk, Thread& thread) {
-    const std::size_t dim = shape_.head_dim, heads = shape_.num_heads, tokens = step_->num_tokens;
-    const auto [row, parts] = merges_[chunk];
-    thread.outs.resize(parts);
-    thread.partials.resize(parts);
+    const std::size_t dim = shape_.head_dim, heads = shape_.num_heads;
+    const auto [row, first_place, parts] = merges_[chunk];
     for (std::size_t head = 0; head < heads; ++head) {
         for (std::size_t part = 0; part < parts; ++part) {
-            const std::size_t place = (part * tokens + row) * heads + head;
+            const std::size_t place = (first_place + part) * heads + head;
             thread.outs[part] = part_outs_.data() + place * dim;
             thread.partials[part] = partials_.data() + place;
         }
@@ -624,7 +628,7 @@ void Model::head(std::size_t chunk, std::uint64_t serial, Thread& thread) {
     const auto [begin, end] = share(weights_.head.num_panels(), chunk % head_.shares, head_.shares);
     prefetch(weights_.head.panel(begin));
     const Activations input = activations(Part::kHead, 0, first_row, end_row - first_row, serial, thread);
-    multiply({weights_.head}, begin, end, input, thread, logits_.data() + first_row * shape_.vocab_size,
+    multiply({weights_.head}, begin, end, input, thread, logits_->data() + first_row * shape_.vocab_size,
              shape_.vocab_size);
 }
 

@@ -11,6 +11,7 @@ extern const Test kElementwiseTests[];
 extern const Test kFuzzTests[];
 extern const Test kLayoutTests[];
 extern const Test kLinearTests[];
+extern const Test kModelTests[];
 extern const Test kPackTests[];
 extern const Test kRolesTests[];
 extern const Test kSamplingTests[];
@@ -21,7 +22,7 @@ extern const Test kWakeupTests[];
 int main(int argc, char** argv) {
     int failures = 0;
     for (const Test* tests : {kLayoutTests, kRolesTests, kDeliveryTests, kFuzzTests, kSamplingTests, kPackTests,
-                              kElementwiseTests, kLinearTests, kAttentionTests, kThreadPoolTests, kWakeupTests,
+                              kElementwiseTests, kLinearTests, kAttentionTests, kThreadPoolTests, kModelTests, kWakeupTests,
                               kThreadsTests}) {
         for (const Test* test = tests; test->name != nullptr; ++test) {
             if (argc > 1 && std::strstr(test->name, argv[1]) == nullptr) {

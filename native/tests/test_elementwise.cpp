@@ -103,7 +103,7 @@ void norms_are_accurate() {
 
 void norms_of_zeros_and_nan() {
     with_each_set([](const ElementwiseFunctions& functions) {
-        for (const std::size_t n : {1, 16, 31, 100}) {
+        for (const std::size_t n : std::vector<std::size_t>{1, 16, 31, 100}) {
             Floats x(n), weight(n), out(n);
             std::fill(x.begin(), x.end(), 0.0F);
             std::fill(weight.begin(), weight.end(), 2.0F);

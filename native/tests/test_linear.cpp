@@ -223,9 +223,9 @@ void compare(const InstructionSet& set, const TestMatrix& weights, const TestAct
 void products_are_right() {
     Random random{2026};
     for (const WeightFormat format : kFormats) {
-        for (const std::size_t cols : {32, 64, 96, 288, 576, 1536}) {
+        for (const std::size_t cols : std::vector<std::size_t>{32, 64, 96, 288, 576, 1536}) {
             const TestMatrix weights(format, 2 * kPanelRows + 3, cols, random);
-            for (const std::size_t rows : {1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 16, 17, 25, 33}) {
+            for (const std::size_t rows : std::vector<std::size_t>{1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 16, 17, 25, 33}) {
                 if (rows > 13 && cols > 300) {
                     continue;
                 }
@@ -242,7 +242,7 @@ void products_are_right() {
 void floats_may_have_any_number_of_columns() {
     Random random{7};
     for (const WeightFormat format : {WeightFormat::kF32, WeightFormat::kF16, WeightFormat::kBF16}) {
-        for (const std::size_t cols : {1, 7, 33, 250, 257}) {
+        for (const std::size_t cols : std::vector<std::size_t>{1, 7, 33, 250, 257}) {
             const TestMatrix weights(format, 16, cols, random);
             const TestActivations activations(6, cols, random);
             for (const InstructionSet* set : instruction_sets()) {

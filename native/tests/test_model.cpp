@@ -416,9 +416,10 @@ public:
     std::size_t num_tokens() const { return token_ids_.size(); }
 
     const float* execute(Model& model, const std::vector<std::int64_t>& logits_rows) const {
-        return model.execute({token_ids_.size(), context_lens_.size(), query_start_.data(), context_lens_.data(),
-                              token_ids_.data(), positions_.data(), slots_.data(), block_tables_.data(), table_size_,
-                              logits_rows.size(), logits_rows.data()});
+        const Step step{token_ids_.size(),  context_lens_.size(), query_start_.data(), context_lens_.data(),
+                        token_ids_.data(),  positions_.data(),    slots_.data(),       block_tables_.data(), table_size_,
+                        logits_rows.size(), logits_rows.data()};
+        return model.execute(step)->data();
     }
 
 private:

@@ -156,7 +156,7 @@ class Model:
         """Compute a step, whose arrays are as in `rbee.engine.input_batch`.
 
         Returns:
-            Logits [len(logits_rows), vocab_size], which the next step overwrites.
+            Logits [len(logits_rows), vocab_size], which the next step overwrites. One thread at a time may compute.
 
         Raises:
             ValueError: arrays that contradict each other, or lead outside the vocabulary or the cache.

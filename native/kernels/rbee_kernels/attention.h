@@ -28,7 +28,7 @@ namespace {
 
 // Rows of a band, the vectors that fit into the registers besides a broadcast, and the tiles of a chunk, whose keys or
 // values should fit into the first-level cache.
-#if defined(__AVX512F__)
+#if defined(__AVX512VNNI__)
 constexpr std::size_t kRows = 12;
 constexpr std::size_t kVectors = 30;
 constexpr std::size_t kChunkTiles = 16;

@@ -1,7 +1,8 @@
 // Memory of the kernels: aligned, uninitialized, on huge pages where it is large.
 //
 // A step reads all weights once, in order: on pages of 4 KiB the processor would look up tens of thousands of addresses
-// and stop reading ahead at each page's end.
+// and stop reading ahead at each page's end. That is a ninth of a step of one stream, seen on a 2-core machine; weights are
+// copied from their mapped file for it.
 
 #pragma once
 
@@ -20,7 +21,7 @@ class Region {
 public:
     Region() = default;
     explicit Region(std::size_t bytes) : bytes_(bytes + kHugePage) {
-        void* map = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void* map = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (map == MAP_FAILED) {
             throw std::bad_alloc();
         }
@@ -79,6 +80,7 @@ public:
         size_ = size;
     }
     T* data() const { return data_; }
+    std::size_t size() const { return size_; }
     T& operator[](std::size_t index) const { return data_[index]; }
 
 private:

@@ -15,6 +15,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "rbee_kernels/instruction_sets.h"
@@ -105,8 +106,9 @@ public:
     /// Memory that a block of the cache takes.
     static std::size_t block_bytes(const ModelShape& shape, std::size_t num_layers, std::size_t block_size, bool exact);
 
-    /// Computes a step; the logits [num_logits][vocab_size] stay until the next one.
-    const float* execute(const Step& step);
+    /// Computes a step. The logits [num_logits][vocab_size] stay until the next one, and their memory as long as somebody
+    /// holds it: a step that needs more takes another.
+    const std::shared_ptr<Buffer<float>>& execute(const Step& step);
 
     Profile profile() const;
 
@@ -152,7 +154,7 @@ private:
         Buffer<unsigned char> linear_scratch;
         Buffer<unsigned char> attention_scratch;
         Buffer<float> tile;
-        std::vector<const float*> outs;  // of a row's parts
+        std::vector<const float*> outs;  // of a row's parts; as long as any step needs, because a chunk must not throw
         std::vector<const Partial*> partials;
         Profile profile;
     };
@@ -164,11 +166,12 @@ private:
         std::size_t num_rows;
         std::size_t begin;
         std::size_t end;
-        std::size_t part;  // or kWhole
+        std::size_t place;  // of its part among those of all rows, or kWhole
     };
     /// A row whose parts are to be put together.
     struct Merge {
         std::size_t row;
+        std::size_t first_place;
         std::size_t parts;
     };
     static constexpr std::size_t kWhole = ~std::size_t{0};
@@ -226,12 +229,12 @@ private:
     Division projections_, output_, gate_, down_, head_;
     Pieces whole_, split_;  // split_ is for layers that see everything, if that is long; else empty
     std::vector<Merge> merges_;
-    std::size_t num_parts_ = 1;
     bool every_thread_prepares_ = false;
 
     // What is between the parts; rows of tokens.
-    Buffer<float> x_, sum_, projected_, attended_, gated_, up_, logits_, cosines_, sines_, part_outs_;
+    Buffer<float> x_, sum_, projected_, attended_, gated_, up_, cosines_, sines_, part_outs_;
     Buffer<Partial> partials_;
+    std::shared_ptr<Buffer<float>> logits_ = std::make_shared<Buffer<float>>();
     Inputs inputs_;
     std::vector<Thread> threads_;
     double seconds_ = 0;

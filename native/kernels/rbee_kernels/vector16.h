@@ -14,13 +14,16 @@
 
 #include "rbee_kernels/weights.h"
 
-#if defined(__AVX512F__) || defined(__AVX2__)
-// GCC 12 warns of the undefined vectors that its own header makes (its bug 105593).
+#if defined(__AVX512VNNI__) || defined(__AVX2__)
+#if defined(__clang__)
+#include <immintrin.h>
+#else  // GCC 12 warns of the undefined vectors that its own header makes (its bug 105593).
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
+#endif
 #endif
 
 namespace rbee::kernels {
@@ -29,7 +32,7 @@ namespace {
 constexpr std::size_t kLanes16 = 16;
 constexpr float kShift = 0x1.8p23F;  // adding it to a small number leaves that, rounded, in the lowest bits
 
-#if defined(__AVX512F__)
+#if defined(__AVX512VNNI__)  // AVX-512 without it is served as AVX2
 
 struct Vec {
     __m512 v;
