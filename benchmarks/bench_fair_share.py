@@ -2,7 +2,7 @@
 
     python benchmarks/bench_fair_share.py --save
 
-Streams of the default model (torch, fp32) decode; then a prompt of `--prompt` tokens comes. ITL is the gap between the
+Streams of the default model decode; then a prompt of `--prompt` tokens comes. ITL is the gap between the
 commits of successive tokens of one stream, in one process without a server: before the prompt comes, and from its
 coming to its first token. Three engines take turns: as rbee is by default (chunks sized by what they cost, see
 rbee/engine/step_cost.py), with chunks of a fixed 512 tokens, and with the whole prompt in one step, which is what an
