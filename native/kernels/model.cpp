@@ -16,15 +16,12 @@ constexpr std::size_t kBlockRows = 128;
 constexpr std::size_t kOwnRows = 2;
 // Tokens in a chunk of what is done token by token.
 constexpr std::size_t kTokensPerChunk = 8;
-// Rows (queries times heads) of an attention piece.
-constexpr std::size_t kPieceRows = 96;
 // A chunk should take some microseconds: a claim costs a tenth of one, and a thread that is late at the end is waited for.
 constexpr double kChunkNs = 8000;
 constexpr std::size_t kStartBytes = 2048;
 // What a thread reads and computes in a nanosecond, for estimates.
 constexpr double kBytesPerNs = 24;
 constexpr double kMacsPerNs = 150;
-constexpr double kFloatMacsPerNs = 40;
 
 std::size_t divide_up(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
@@ -69,6 +66,7 @@ Model::Model(const ModelShape& shape, Weights weights, bool exact, std::size_t n
       block_size_(block_size),
       set_(set),
       pool_(pool),
+      attention_({block_size, shape.num_kv_heads, shape.head_dim}, shape.num_heads / shape.num_kv_heads, pool.threads()),
       cache_(num_blocks * block_bytes(shape, weights_.layers.size(), block_size, exact)),
       threads_(pool.threads()) {
     const std::size_t wide = shape.num_heads * shape.head_dim;
@@ -98,7 +96,8 @@ const std::shared_ptr<Buffer<float>>& Model::execute(const Step& step) {
     step_ = &step;
     ++serial_;
     reserve(step);
-    plan_attention(step);
+    attention_.make(step);
+    reserve_parts();
     divide(step);
     pool_.run(*this);
     step_ = nullptr;
@@ -137,6 +136,17 @@ void Model::reserve(const Step& step) {
     cosines_.reserve(angles);
     sines_.reserve(angles);
     inputs_.reserve(std::max(tokens, step.num_logits), most_cols);
+}
+
+/// Before the run, in which nothing may fail.
+void Model::reserve_parts() {
+    const std::size_t places = attention_.num_places();
+    part_outs_.reserve(places * shape_.num_heads * shape_.head_dim);
+    partials_.reserve(places * shape_.num_heads);
+    for (Thread& thread : threads_) {
+        thread.outs.resize(places);
+        thread.partials.resize(places);
+    }
 }
 
 void Model::divide(const Step& step) {
@@ -181,85 +191,13 @@ Model::Division Model::division(std::size_t rows, std::size_t panels, std::size_
     return {blocks, std::clamp(divide_up(chunks, blocks), std::size_t{1}, panels)};
 }
 
-void Model::plan_attention(const Step& step) {
-    const CacheLayout layout{block_size_, shape_.num_kv_heads, shape_.head_dim};
-    const std::size_t heads_per_kv = shape_.num_heads / shape_.num_kv_heads;
-    const std::size_t most_rows = std::max<std::size_t>(kPieceRows / heads_per_kv, 1);
-    const std::size_t threads = threads_.size();
-    std::size_t num_pieces = 0;
-    for (std::size_t s = 0; s < step.num_sequences; ++s) {
-        const auto rows = static_cast<std::size_t>(step.query_start[s + 1] - step.query_start[s]);
-        num_pieces += divide_up(rows, most_rows) * shape_.num_kv_heads;
-    }
-    whole_.pieces.clear();
-    split_.pieces.clear();
-    merges_.clear();
-    std::size_t places = 0;
-    for (std::size_t s = 0; s < step.num_sequences; ++s) {
-        const auto start = static_cast<std::size_t>(step.query_start[s]);
-        const auto end = static_cast<std::size_t>(step.query_start[s + 1]);
-        const auto context = static_cast<std::size_t>(step.context_lens[s]);
-        // Where there are few sequences, threads share the parts of a long context.
-        std::size_t parts = 1;
-        if (end - start == 1 && threads > 1 && num_pieces < 2 * threads) {
-            parts = divide_up(layout.tile_of(context - 1) + 1, kPartTiles);
-        }
-        if (parts > 1) {
-            merges_.push_back({start, places, parts});
-        }
-        for (std::size_t head = 0; head < shape_.num_kv_heads; ++head) {
-            for (std::size_t row = start; row < end; row += most_rows) {
-                const Piece piece{s, head, row, std::min(most_rows, end - row), 0, context, kWhole};
-                whole_.pieces.push_back(piece);
-                for (std::size_t part = 0; part < parts; ++part) {
-                    Piece some = piece;
-                    if (parts > 1) {
-                        some.begin = layout.first_position_of(part * kPartTiles);
-                        some.end = std::min(layout.first_position_of((part + 1) * kPartTiles), context);
-                        some.place = places + part;
-                    }
-                    split_.pieces.push_back(some);
-                }
-            }
-        }
-        places += parts > 1 ? parts : 0;
-    }
-    const auto cost = [&](const Piece& piece) {
-        const double macs = static_cast<double>((piece.end - piece.begin) * shape_.head_dim * 2);
-        return 100 + macs * (static_cast<double>(piece.num_rows * heads_per_kv) / kFloatMacsPerNs + 2 / kBytesPerNs);
-    };
-    for (Pieces* pieces : {&whole_, &split_}) {
-        double total = 0;
-        for (const Piece& piece : pieces->pieces) {
-            total += cost(piece);
-        }
-        const double chunk = std::max(total / static_cast<double>(4 * threads), kChunkNs / 4);
-        pieces->starts.assign(1, 0);
-        double sum = 0;
-        for (std::size_t i = 0; i < pieces->pieces.size(); ++i) {
-            sum += cost(pieces->pieces[i]);
-            if (sum >= chunk || i + 1 == pieces->pieces.size()) {
-                pieces->starts.push_back(i + 1);
-                sum = 0;
-            }
-        }
-    }
-    part_outs_.reserve(places * shape_.num_heads * shape_.head_dim);
-    partials_.reserve(places * shape_.num_heads);
-    for (Thread& thread : threads_) {
-        thread.outs.resize(places);
-        thread.partials.resize(places);
-    }
-}
-
 std::size_t Model::num_chunks(std::size_t phase) const {
     const auto [part, layer] = phases_[phase];
-    const bool splits = !merges_.empty() && weights_.layers[layer].window == 0;
     switch (part) {
         case Part::kAttention:
-            return (splits ? split_ : whole_).starts.size() - 1;
+            return attention_.num_chunks(weights_.layers[layer]);
         case Part::kMerge:
-            return splits ? merges_.size() : 0;
+            return attention_.splits(weights_.layers[layer]) ? attention_.merges().size() : 0;
         default:
             return chunks_[static_cast<std::size_t>(part)];
     }
@@ -540,11 +478,9 @@ void Model::attend(std::size_t layer_index, std::size_t chunk, Thread& thread) {
     const LayerCache layer_cache = cache(layer_index);
     const std::size_t dim = shape_.head_dim, heads = shape_.num_heads, heads_per_kv = heads / shape_.num_kv_heads;
     const std::size_t stride = (heads + 2 * shape_.num_kv_heads) * dim;
-    const Pieces& pieces = !merges_.empty() && layer.window == 0 ? split_ : whole_;
-    for (std::size_t i = pieces.starts[chunk]; i < pieces.starts[chunk + 1]; ++i) {
-        const Piece& piece = pieces.pieces[i];
+    attention_.for_each_piece(layer, chunk, [&](const AttentionPiece& piece) {
         const std::size_t first_head = piece.kv_head * heads_per_kv;
-        const bool partial = piece.place != kWhole;
+        const bool partial = piece.place != AttentionPiece::kWhole;
         const std::size_t place = partial ? piece.place : piece.first_row;
         const AttentionTask task{
             &layer_cache,
@@ -564,13 +500,13 @@ void Model::attend(std::size_t layer_index, std::size_t chunk, Thread& thread) {
             piece.end,
         };
         set_.attention.attend(task, thread.attention_scratch.data());
-    }
+    });
 }
 
 /// A chunk is a row and its heads.
 void Model::merge(std::size_t chunk, Thread& thread) {
     const std::size_t dim = shape_.head_dim, heads = shape_.num_heads;
-    const auto [row, first_place, parts] = merges_[chunk];
+    const auto [row, first_place, parts] = attention_.merges()[chunk];
     for (std::size_t head = 0; head < heads; ++head) {
         for (std::size_t part = 0; part < parts; ++part) {
             const std::size_t place = (first_place + part) * heads + head;

@@ -1,15 +1,8 @@
 // A decoder of the Llama family: one step for a mixed batch of decoding sequences and chunks of prompts.
 //
 // Owns the order of what a step computes, how each part is divided into chunks, the memory for what is between the parts,
-// and the paged cache. Does not know where weights come from, why a sequence runs now, or what becomes of the logits.
-//
-// One description fits all members: what differs is which norms and biases exist, the activation, the angles of the rotary
-// embedding and how far each layer looks back. A layer is
-//
-//   x += [norm] output(attention(rotate([norm] query(n)), rotate([norm] key(n)), value(n))),  n = norm(x)
-//   x += [norm] down(activation(gate(n)) * up(n)),                                            n = norm(x)
-//
-// (Llama: Touvron et al., 2023. Grouped heads: Ainslie et al., 2023. Rotary: Su et al., 2021.)
+// and the paged cache. Does not know where weights come from, why a sequence runs now, or what becomes of the logits. What
+// a decoder is, is in `decoder.h`; who attends to what, in `attention_plan.h`.
 
 #pragma once
 
@@ -18,74 +11,13 @@
 #include <memory>
 #include <vector>
 
+#include "rbee_kernels/attention_plan.h"
+#include "rbee_kernels/decoder.h"
 #include "rbee_kernels/instruction_sets.h"
 #include "rbee_kernels/memory.h"
 #include "rbee_kernels/thread_pool.h"
 
 namespace rbee::kernels {
-
-struct ModelShape {
-    std::size_t vocab_size;
-    std::size_t hidden_size;
-    std::size_t intermediate_size;
-    std::size_t num_heads;
-    std::size_t num_kv_heads;
-    std::size_t head_dim;
-    float epsilon;  // of the norms
-    Activation activation;
-    float attention_scale;
-    float embedding_scale;
-};
-
-/// A matrix and what is added to its results, or null.
-struct Linear {
-    Matrix matrix;
-    const float* bias = nullptr;
-};
-
-/// Angles per position of the pairs of a head: position * inverse_frequencies[i]; both results are multiplied by `factor`.
-struct Rotary {
-    std::vector<float> inverse_frequencies;
-    float factor;
-};
-
-/// Norms that a model does not have are null. A step reads gate and up panel by panel in turn.
-struct Layer {
-    const float* attention_norm = nullptr;
-    Linear query, key, value;
-    const float* query_norm = nullptr;
-    const float* key_norm = nullptr;
-    Linear output;
-    const float* post_attention_norm = nullptr;
-    const float* mlp_norm = nullptr;
-    Linear gate, up, down;
-    const float* post_mlp_norm = nullptr;
-    std::size_t window = 0;  // positions that a token sees, itself included; 0: all
-    std::size_t rotary = 0;  // which of the model's
-};
-
-struct Weights {
-    Matrix embedding;
-    Matrix head;
-    const float* final_norm;
-    std::vector<Layer> layers;
-    std::vector<Rotary> rotaries;
-};
-
-/// T tokens of S sequences; the arrays are as in rbee.engine.input_batch, and checked.
-struct Step {
-    std::size_t num_tokens;
-    std::size_t num_sequences;
-    const std::int64_t* query_start;
-    const std::int64_t* context_lens;
-    const std::int64_t* token_ids;
-    const std::int64_t* positions;
-    const std::int64_t* slot_mapping;
-    const std::int64_t* block_tables;
-    std::size_t block_table_stride;
-    std::size_t num_logits;
-    const std::int64_t* logits_rows;
-};
 
 /// Seconds that threads have worked on each part since the start, together, and that steps have taken.
 struct Profile {
@@ -158,37 +90,14 @@ private:
         std::vector<const Partial*> partials;
         Profile profile;
     };
-    /// One piece of attention; queries are rows of the step.
-    struct Piece {
-        std::size_t sequence;
-        std::size_t kv_head;
-        std::size_t first_row;
-        std::size_t num_rows;
-        std::size_t begin;
-        std::size_t end;
-        std::size_t place;  // of its part among those of all rows, or kWhole
-    };
-    /// A row whose parts are to be put together.
-    struct Merge {
-        std::size_t row;
-        std::size_t first_place;
-        std::size_t parts;
-    };
-    static constexpr std::size_t kWhole = ~std::size_t{0};
-    /// Pieces in chunks of about the same cost; chunk i is [starts[i], starts[i + 1]).
-    struct Pieces {
-        std::vector<Piece> pieces;
-        std::vector<std::size_t> starts;
-    };
-
     friend class ThreadPool;
     std::size_t num_phases() const { return phases_.size(); }
     std::size_t num_chunks(std::size_t phase) const;
     void run(std::size_t phase, std::size_t chunk, std::size_t thread);
 
     void reserve(const Step& step);
+    void reserve_parts();
     void divide(const Step& step);
-    void plan_attention(const Step& step);
     Division division(std::size_t rows, std::size_t panels, std::size_t panel_bytes, std::size_t cols) const;
     bool needs_quants(const Matrix& matrix) const { return is_quantized(matrix.format) && !exact_; }
 
@@ -220,6 +129,7 @@ private:
     const InstructionSet& set_;
     ThreadPool& pool_;
     std::vector<Phase> phases_;
+    AttentionPlan attention_;
     Region cache_;
 
     // What a step is about.
@@ -227,8 +137,6 @@ private:
     std::uint64_t serial_ = 0;
     std::size_t chunks_[kParts] = {};
     Division projections_, output_, gate_, down_, head_;
-    Pieces whole_, split_;  // split_ is for layers that see everything, if that is long; else empty
-    std::vector<Merge> merges_;
     bool every_thread_prepares_ = false;
 
     // What is between the parts; rows of tokens.
