@@ -64,7 +64,12 @@ def test_mistakes_of_a_contender_end_the_run(fault, message):
 def test_interrupt_leaves_nothing_behind(tmp_path):
     """Ctrl-C in the middle of a run ends both processes and removes the folder of the sockets."""
     options = ["--streams=1", "--step-ms=10", "--steps=100000", "--contenders=mp_pipe"]
-    program = subprocess.Popen(command(*options), env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE)
+    program = subprocess.Popen(
+        # A test run in the background ignores SIGINT, and would hand that down.
+        ["env", "--default-signal=INT", *command(*options)],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+    )
     deadline = time.monotonic() + PATIENCE
     try:
         while len(children := psutil.Process(program.pid).children()) < 2:
