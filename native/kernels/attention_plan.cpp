@@ -22,31 +22,42 @@ void AttentionPlan::make(const Step& step) {
     split_.pieces.clear();
     merges_.clear();
     num_places_ = 0;
-    std::size_t num_pieces = 0;
+    const auto piece_of = [&](std::size_t sequence, std::size_t head, std::size_t row) {
+        const auto end = static_cast<std::size_t>(step.query_start[sequence + 1]);
+        const auto context = static_cast<std::size_t>(step.context_lens[sequence]);
+        return AttentionPiece{sequence, head, row, std::min(most_rows, end - row), 0, context, AttentionPiece::kWhole};
+    };
+    double total_ns = 0;
     for (std::size_t s = 0; s < step.num_sequences; ++s) {
-        const auto rows = static_cast<std::size_t>(step.query_start[s + 1] - step.query_start[s]);
-        num_pieces += (rows + most_rows - 1) / most_rows * layout_.num_kv_heads;
+        for (auto row = static_cast<std::size_t>(step.query_start[s]);
+             row < static_cast<std::size_t>(step.query_start[s + 1]); row += most_rows) {
+            total_ns += cost_ns(piece_of(s, 0, row)) * static_cast<double>(layout_.num_kv_heads);
+        }
     }
     for (std::size_t s = 0; s < step.num_sequences; ++s) {
         const auto start = static_cast<std::size_t>(step.query_start[s]);
         const auto end = static_cast<std::size_t>(step.query_start[s + 1]);
-        const auto context = static_cast<std::size_t>(step.context_lens[s]);
-        std::size_t parts = 1;
-        if (end - start == 1 && threads_ > 1 && num_pieces < 2 * threads_) {
-            parts = layout_.tile_of(context - 1) / kPartTiles + 1;
-        }
+        const std::size_t parts = end - start <= most_rows ? parts_of(piece_of(s, 0, start), total_ns) : 1;
         for (std::size_t head = 0; head < layout_.num_kv_heads; ++head) {
             for (std::size_t row = start; row < end; row += most_rows) {
-                add({s, head, row, std::min(most_rows, end - row), 0, context, AttentionPiece::kWhole}, parts);
+                add(piece_of(s, head, row), parts);
             }
         }
         if (parts > 1) {
-            merges_.push_back({start, num_places_, parts});
-            num_places_ += parts;
+            merges_.push_back({start, end - start, num_places_, parts});
+            num_places_ += parts * (end - start);
         }
     }
     divide(whole_);
     divide(split_);
+}
+
+/// In how many parts a piece is computed: all that it has, if it is more than half of a thread's share of the work.
+std::size_t AttentionPlan::parts_of(const AttentionPiece& piece, double total_ns) const {
+    if (threads_ == 1 || cost_ns(piece) * static_cast<double>(2 * threads_) <= total_ns) {
+        return 1;
+    }
+    return layout_.tile_of(piece.end - 1) / kPartTiles + 1;
 }
 
 void AttentionPlan::add(const AttentionPiece& piece, std::size_t parts) {
@@ -59,7 +70,7 @@ void AttentionPlan::add(const AttentionPiece& piece, std::size_t parts) {
         AttentionPiece some = piece;
         some.begin = layout_.first_position_of(part * kPartTiles);
         some.end = std::min(layout_.first_position_of((part + 1) * kPartTiles), piece.end);
-        some.place = num_places_ + part;
+        some.place = num_places_ + part * piece.num_rows;
         split_.pieces.push_back(some);
     }
 }

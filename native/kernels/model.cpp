@@ -495,7 +495,7 @@ void Model::attend(std::size_t layer_index, std::size_t chunk, Thread& thread) {
             stride,
             (partial ? part_outs_.data() : attended_.data()) + (place * heads + first_head) * dim,
             heads * dim,
-            partial ? partials_.data() + place * heads + first_head : nullptr,
+            partial ? partials_.data() + place * heads + first_head * piece.num_rows : nullptr,
             piece.begin,
             piece.end,
         };
@@ -503,18 +503,21 @@ void Model::attend(std::size_t layer_index, std::size_t chunk, Thread& thread) {
     });
 }
 
-/// A chunk is a row and its heads.
+/// A part's partial results are [kv head][row][head of that kv head], its sums [row][head].
 void Model::merge(std::size_t chunk, Thread& thread) {
-    const std::size_t dim = shape_.head_dim, heads = shape_.num_heads;
-    const auto [row, first_place, parts] = attention_.merges()[chunk];
-    for (std::size_t head = 0; head < heads; ++head) {
-        for (std::size_t part = 0; part < parts; ++part) {
-            const std::size_t place = (first_place + part) * heads + head;
-            thread.outs[part] = part_outs_.data() + place * dim;
-            thread.partials[part] = partials_.data() + place;
+    const std::size_t dim = shape_.head_dim, heads = shape_.num_heads, heads_per_kv = heads / shape_.num_kv_heads;
+    const auto [first_row, num_rows, first_place, parts] = attention_.merges()[chunk];
+    for (std::size_t row = 0; row < num_rows; ++row) {
+        for (std::size_t head = 0; head < heads; ++head) {
+            for (std::size_t part = 0; part < parts; ++part) {
+                const std::size_t place = first_place + part * num_rows;
+                thread.outs[part] = part_outs_.data() + ((place + row) * heads + head) * dim;
+                thread.partials[part] = partials_.data() + place * heads +
+                                        (head / heads_per_kv * num_rows + row) * heads_per_kv + head % heads_per_kv;
+            }
+            set_.attention.merge(thread.outs.data(), thread.partials.data(), parts, dim,
+                                 attended_.data() + ((first_row + row) * heads + head) * dim);
         }
-        set_.attention.merge(thread.outs.data(), thread.partials.data(), parts, dim,
-                             attended_.data() + (row * heads + head) * dim);
     }
 }
 

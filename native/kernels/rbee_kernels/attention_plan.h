@@ -23,12 +23,13 @@ struct AttentionPiece {
     std::size_t num_rows;
     std::size_t begin;  // of the positions, and their end
     std::size_t end;
-    std::size_t place;  // of its part among all parts that are put together, or kWhole
+    std::size_t place;  // of its first row in its part, among all rows that are put together, or kWhole
 };
 
-/// A row whose parts have the places from first_place on.
+/// Rows whose parts are put together: row first_row + i has the place first_place + part * num_rows + i in each.
 struct AttentionMerge {
-    std::size_t row;
+    std::size_t first_row;
+    std::size_t num_rows;
     std::size_t first_place;
     std::size_t parts;
 };
@@ -41,11 +42,12 @@ public:
     /// Makes the plan of a step, in place of the one before.
     void make(const Step& step);
 
-    /// Where there are few sequences, threads share the parts of a long context, in layers that see all of it.
+    /// Threads share the parts of a context that would keep one of them busy while others have nothing left to do; in
+    /// layers that see all of it.
     bool splits(const Layer& layer) const { return !merges_.empty() && layer.window == 0; }
     std::size_t num_chunks(const Layer& layer) const { return chunks(layer).starts.size() - 1; }
     const std::vector<AttentionMerge>& merges() const { return merges_; }
-    /// How many parts are put together in all.
+    /// How many places there are.
     std::size_t num_places() const { return num_places_; }
 
     template <typename Function>
@@ -64,6 +66,7 @@ private:
     };
 
     const Chunks& chunks(const Layer& layer) const { return splits(layer) ? split_ : whole_; }
+    std::size_t parts_of(const AttentionPiece& piece, double total_ns) const;
     void add(const AttentionPiece& piece, std::size_t parts);
     void divide(Chunks& chunks) const;
     double cost_ns(const AttentionPiece& piece) const;
