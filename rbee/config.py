@@ -58,7 +58,8 @@ class EngineConfig:
     max_decode_slowdown: float = option(
         2.0,
         "While streams are running, a step takes at most about this many times as long because of prompts that are "
-        "computed beside them. Higher: prompts start sooner, streams are less steady.",
+        "computed beside them, but has 4 of their tokens at least. Higher: prompts start sooner, streams are less "
+        "steady.",
         metavar="X",
         minimum=1.05,
     )
