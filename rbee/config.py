@@ -40,7 +40,7 @@ class EngineConfig:
     quantize: Literal["none", "q4", "q8"] = option(
         "none",
         "How the native runner holds weights that are stored as floats: as they are; in 8 bits (the default model's "
-        "logits move by 0.002 nats of KL); or in 4 bits, with the loss of a Q4_1 GGUF (embedding and head keep 8). "
+        "logits move by 0.0015 nats of KL); or in 4 bits, with the loss of a Q4_1 GGUF (embedding and head keep 8). "
         "Weights that are quantized already stay as they are.",
     )
     device: str = option("cpu", "The torch device of weights and KV cache. Only 'cpu' has been tested.")

@@ -36,7 +36,7 @@ inline __m256i four(const std::int8_t* quants) {
     return _mm256_set1_epi32(bits);
 }
 // One after the other, and in assembly because g++ would compute all products of a tile before it adds the first one up,
-// and spill most of them (53 stores to the stack in a group of four rows; a third of the time).
+// and spill most of them (53 stores to the stack in a group of four rows, counted in its assembly).
 
 /// sum += pairs of weights (unsigned) times x, in 16 bits.
 inline void add_pairs(__m256i& sum, __m256i weights, __m256i x) {
