@@ -26,7 +26,7 @@ from delivery_floor import summary_us
 from machine import describe
 from saving import save, table
 
-from rbee.server import sse
+from rbee.server.protocols.openai import frames as sse
 from rbee.transport import Arena, Consumer, Outlet, Producer, Vocabulary, create_doorbell
 
 if TYPE_CHECKING:

@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from rbee.engine.model_runner import ModelRunner
-    from rbee.engine.torch_runner import TorchRunner
+    from rbee.engine.runners.choice import ModelRunner
+    from rbee.engine.runners.torch.runner import TorchRunner
 
 _PHASES = ("schedule", "prepare", "index", "forward", "sample", "publish")
 _SAMPLING = {"greedy": {}, "sampled": {"temperature": 0.8, "top_p": 0.95, "top_k": 50, "seed": 1}}

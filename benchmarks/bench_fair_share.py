@@ -5,9 +5,9 @@
 Streams of the default model decode; then a prompt of `--prompt` tokens comes. ITL is the gap between the
 commits of successive tokens of one stream, in one process without a server: before the prompt comes, and from its
 coming to its first token. Three engines take turns: as rbee is by default (chunks sized by what they cost, see
-rbee/engine/step_cost.py), with chunks of a fixed 512 tokens, and with the whole prompt in one step, which is what an
-engine without chunked prefill does. Also how long the prompt took to its first token, there and alone. A table on
-stderr, one JSON line on stdout; --save writes both to results/.
+rbee/engine/scheduling/step_cost.py), with chunks of a fixed 512 tokens, and with the whole prompt in one step, which is
+what an engine without chunked prefill does. Also how long the prompt took to its first token, there and alone. A table
+on stderr, one JSON line on stdout; --save writes both to results/.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from saving import save, table
 from rbee.messages import FinishReason
 
 if TYPE_CHECKING:
-    from rbee.engine.model_runner import ModelRunner
+    from rbee.engine.runners.choice import ModelRunner
 
 _UNBOUNDED = 1e9
 _WARM_STEPS = 12  # after which the batch size is settled and its cost known

@@ -7,7 +7,7 @@ The ways, and what each one is:
 
 * `streaming_response`: Starlette's StreamingResponse over an async generator that an asyncio.Queue per stream feeds.
 * `asgi_send`: an endpoint that awaits such a queue and calls ASGI's `send()` for what it gets.
-* `protocol`: `rbee.server.http_protocol.StreamProtocol`; the drain callback writes to uvicorn's transport.
+* `protocol`: `rbee.server.http.protocol.StreamProtocol`; the drain callback writes to uvicorn's transport.
 * `native`: an `rbee.transport.Outlet` on the ring; the drain itself renders and sends, without Python per token.
 * `floor`: a bare non-blocking send(2) per socket of frames that were rendered before, by a Python loop in a process of
   its own that one eventfd per step wakes. No drain, no detokenizing, no HTTP server. A Python loop: each send costs a
@@ -15,9 +15,9 @@ The ways, and what each one is:
 
 The first four have a real server: uvicorn with uvloop and httptools, without middleware (which would cost the first two
 ways a coroutine more per frame, and the others nothing), `rbee.transport.Consumer` drained by
-`rbee.server.engine_client.EngineClient` from `loop.add_reader`. The first three render with the same code, in the drain
-callback, and differ in what becomes of the bytes; `native` renders the same bytes in C++. Tokens are the synthetic
-model's, one byte of text each, through the detokenizer that the server uses for it.
+`rbee.server.link.engine_client.EngineClient` from `loop.add_reader`. The first three render with the same code, in the
+drain callback, and differ in what becomes of the bytes; `native` renders the same bytes in C++. Tokens are the
+synthetic model's, one byte of text each, through the detokenizer that the server uses for it.
 
 Three processes: the engine publishes one token per stream on an absolute cadence, whatever the others do (open loop);
 the server; the client (this one) reads all sockets from one epoll loop. Unless `--cpus any`, the server has a core of

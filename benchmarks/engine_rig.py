@@ -14,15 +14,15 @@ import numpy as np
 
 from rbee import messages
 from rbee.config import DEFAULT_MODEL, EngineConfig
-from rbee.engine import model_runner
-from rbee.engine.block_manager import BlockManager
 from rbee.engine.engine_core import EngineCore
 from rbee.engine.input_batch import InputBatch
-from rbee.engine.native_spec import read_spec
 from rbee.engine.publisher import Publisher
-from rbee.engine.scheduler import Scheduled, Scheduler
-from rbee.engine.sequence import Sequence
-from rbee.engine.step_cost import StepCost
+from rbee.engine.runners import choice as model_runner
+from rbee.engine.runners.native.spec import read_spec
+from rbee.engine.scheduling.block_manager import BlockManager
+from rbee.engine.scheduling.scheduler import Scheduled, Scheduler
+from rbee.engine.scheduling.sequence import Sequence
+from rbee.engine.scheduling.step_cost import StepCost
 from rbee.models import ConsoleProgress, gguf_of, prepare
 from rbee.sampling_params import SamplingParams
 from rbee.transport import Arena, Consumer, Producer, create_doorbell
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from rbee.engine.model_runner import ModelRunner
+    from rbee.engine.runners.choice import ModelRunner
 
 _BLOCK_SIZE = 16
 
@@ -209,7 +209,7 @@ def load_runner(folder: Path, options: argparse.Namespace, *, kv_cache_mib: int 
     if options.runner == "torch":
         raise SystemExit("--instruction-set is the native runner's: leave --runner torch out.")
     # `rbee serve` has no option for the kernels to take.
-    from rbee.engine.native_runner import NativeRunner  # noqa: PLC0415 - `--help` stays instant
+    from rbee.engine.runners.native.runner import NativeRunner  # noqa: PLC0415 - `--help` stays instant
 
     return NativeRunner(
         folder,

@@ -35,16 +35,16 @@ from starlette.responses import StreamingResponse
 from rbee.messages import FinishReason, Submit, ToEngine
 from rbee.models import synthetic
 from rbee.sampling_params import SamplingParams
-from rbee.server import sse
-from rbee.server.choices import ChoiceSink, TokenText
-from rbee.server.direct_reply import DirectReply, make_outlet
-from rbee.server.engine_client import EngineClient
-from rbee.server.exchange import write_stream
-from rbee.server.http_protocol import EXTENSION, StreamProtocol, StreamWriter
+from rbee.server.http.protocol import EXTENSION, StreamProtocol, StreamWriter
+from rbee.server.link.engine_client import EngineClient
 from rbee.server.process import listen
-from rbee.server.replies import StreamedReply, StreamWatch
-from rbee.server.schemas import StreamOptions
-from rbee.server.tokenizer import TextCodec
+from rbee.server.protocols.openai import frames as sse
+from rbee.server.protocols.openai.schemas import StreamOptions
+from rbee.server.streams.choices import ChoiceSink, TokenText
+from rbee.server.streams.direct_reply import DirectReply, make_outlet
+from rbee.server.streams.exchange import write_stream
+from rbee.server.streams.replies import StreamedReply, StreamWatch
+from rbee.server.text.tokenizer import TextCodec
 from rbee.transport import Arena, Consumer, Producer
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from rbee.server.engine_client import TokenStream
+    from rbee.server.link.engine_client import TokenStream
 
 WAYS = ("streaming_response", "asgi_send", "protocol", "native", "floor")
 WARMUP_STEPS = 50

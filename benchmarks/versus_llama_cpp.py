@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from rbee.engine.model_runner import ModelRunner
+    from rbee.engine.runners.choice import ModelRunner
 
 _TARGETS = {("decode", 1): 2.0, ("decode", 8): 3.0, ("decode", 16): 3.5, ("decode", 32): 3.5,
             ("prefill", 128): 3.5, ("prefill", 1024): 3.5}  # fmt: skip

@@ -55,7 +55,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     Attributes:
         received_ns: when the server had the whole request; CLOCK_MONOTONIC.
-        priority: smaller runs earlier; see `rbee.engine.sequence`.
+        priority: smaller runs earlier; see `rbee.engine.scheduling.sequence`.
         deadline_ns: when it ends at the latest, CLOCK_MONOTONIC; 0 is never.
         cache_salt: only requests with the same salt share cached prefixes.
         tell_cached: say how many of the prompt's tokens were cached as soon as that is known, not only with the finish.

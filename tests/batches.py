@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from rbee.messages import NOTE
-from rbee.server.sinks import TokenBatch
+from rbee.server.link.sinks import TokenBatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

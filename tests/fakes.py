@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from rbee.messages import NOTE, FinishReason, Submit, decode_to_engine, encode
-from rbee.server.engine_client import EngineClient
+from rbee.server.link.engine_client import EngineClient
 from rbee.transport import Arena, Consumer, Producer, create_doorbell
 
 if TYPE_CHECKING:
     from rbee.messages import Ready, ToEngine
-    from rbee.server.sinks import TokenBatch
+    from rbee.server.link.sinks import TokenBatch
 
 
 class RecordingWriter:

@@ -18,7 +18,7 @@ import numpy as np
 
 from rbee.engine import sampler
 from rbee.engine.input_batch import InputBatch
-from rbee.engine.sequence import PRIORITY_NS, Sequence
+from rbee.engine.scheduling.sequence import PRIORITY_NS, Sequence
 from rbee.messages import FinishReason, Stats
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from rbee.engine.model_runner import ModelRunner
     from rbee.engine.publisher import Publisher
-    from rbee.engine.scheduler import Scheduler
-    from rbee.engine.step_cost import StepCost
+    from rbee.engine.runners.choice import ModelRunner
+    from rbee.engine.scheduling.scheduler import Scheduler
+    from rbee.engine.scheduling.step_cost import StepCost
     from rbee.messages import Submit
     from rbee.transport import Producer
 

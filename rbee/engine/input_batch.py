@@ -14,8 +14,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from rbee.engine.scheduler import Scheduled
-    from rbee.engine.sequence import Sequence
+    from rbee.engine.scheduling.scheduler import Scheduled
+    from rbee.engine.scheduling.sequence import Sequence
 
 
 class Scoring(NamedTuple):

@@ -24,12 +24,12 @@ import warnings
 from typing import TYPE_CHECKING
 
 from rbee import logs, messages
-from rbee.engine import model_runner
-from rbee.engine.block_manager import BlockManager
 from rbee.engine.engine_core import EngineCore
 from rbee.engine.publisher import Publisher
-from rbee.engine.scheduler import Scheduler
-from rbee.engine.step_cost import StepCost
+from rbee.engine.runners import choice as model_runner
+from rbee.engine.scheduling.block_manager import BlockManager
+from rbee.engine.scheduling.scheduler import Scheduler
+from rbee.engine.scheduling.step_cost import StepCost
 from rbee.errors import ConfigError, RbeeError
 from rbee.messages import FinishReason
 from rbee.transport import Arena, Producer

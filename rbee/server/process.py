@@ -21,15 +21,15 @@ import uvicorn
 import uvloop
 
 from rbee.errors import ConfigError, EngineUnavailableError
-from rbee.server import served_model
-from rbee.server.app import build_app
 from rbee.server.errors import ApiError
-from rbee.server.http_protocol import StreamProtocol
-from rbee.server.openai_api import OpenAiApi
-from rbee.server.operations_api import OperationsApi
-from rbee.server.replies import StreamWatch
-from rbee.server.resumption import ResumableStreams
-from rbee.server.supervisor import Supervisor
+from rbee.server.http.app import build_app
+from rbee.server.http.protocol import StreamProtocol
+from rbee.server.link.supervisor import Supervisor
+from rbee.server.protocols.openai.routes import OpenAiApi
+from rbee.server.protocols.operations import OperationsApi
+from rbee.server.streams.replies import StreamWatch
+from rbee.server.streams.resumption import ResumableStreams
+from rbee.server.text import served_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from rbee.config import Config, ServerConfig
     from rbee.models import ModelFolder
-    from rbee.server.served_model import ServedModel
+    from rbee.server.text.served_model import ServedModel
 
 _log = logging.getLogger(__name__)
 

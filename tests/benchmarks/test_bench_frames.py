@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from rbee.models import synthetic
-from rbee.server import sse
+from rbee.server.protocols.openai import frames as sse
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 WAYS = ["streaming_response", "asgi_send", "protocol", "native", "floor"]

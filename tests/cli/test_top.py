@@ -20,14 +20,14 @@ import time
 
 import psutil
 import pytest
-from observed import observed_server
-from raw_client import COMPLETIONS, Client
 from rich.console import Console
 
 from rbee.errors import ConfigError
 from rbee.top import choose_server, view
 from rbee.top.interval import EVENTS, Interval
 from rbee.transport import FoundServer, Observer
+from tests.observed import observed_server
+from tests.raw_client import COMPLETIONS, Client
 
 TOP = [sys.executable, "-m", "rbee.cli", "top"]
 # A test run in the background ignores SIGINT, and would hand that down.

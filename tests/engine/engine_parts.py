@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from rbee import messages
-from rbee.engine.block_manager import BlockManager
 from rbee.engine.engine_core import EngineCore
 from rbee.engine.publisher import Publisher
-from rbee.engine.scheduler import Scheduler
-from rbee.engine.step_cost import StepCost
+from rbee.engine.scheduling.block_manager import BlockManager
+from rbee.engine.scheduling.scheduler import Scheduler
+from rbee.engine.scheduling.step_cost import StepCost
 from rbee.messages import FinishReason
 from rbee.sampling_params import SamplingParams
 from rbee.transport import Arena, Consumer, Producer, create_doorbell
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from rbee.config import EngineConfig
     from rbee.engine.input_batch import InputBatch
-    from rbee.engine.model_runner import ModelRunner
+    from rbee.engine.runners.choice import ModelRunner
 
 _SUBMIT_OPTIONS = frozenset({"received_ns", "priority", "deadline_ns", "cache_salt", "tell_cached"})
 

@@ -8,14 +8,14 @@ import time
 
 import numpy as np
 import pytest
-from engine_parts import InProcessEngine, Request, ScriptedRunner
 
 from rbee.engine.process import _Loop
-from rbee.engine.step_cost import StepCost
-from rbee.engine.synthetic_runner import SyntheticRunner
+from rbee.engine.runners.synthetic import SyntheticRunner
+from rbee.engine.scheduling.step_cost import StepCost
 from rbee.messages import NOTE, FinishReason
 from rbee.models.synthetic import expected_tokens
 from rbee.transport.control import ControlChannel
+from tests.engine.engine_parts import InProcessEngine, Request, ScriptedRunner
 
 
 def synthetic() -> SyntheticRunner:

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from engine_parts import PATIENCE, engine_command, engine_process
 
 from rbee import messages
 from rbee.config import EngineConfig
@@ -20,6 +19,7 @@ from rbee.messages import FinishReason
 from rbee.models.synthetic import expected_tokens
 from rbee.transport import Arena, create_doorbell
 from rbee.transport.control import FrameDecoder, frame
+from tests.engine.engine_parts import PATIENCE, engine_command, engine_process
 
 SYNTHETIC = EngineConfig(model="synthetic", synthetic_step_ms=1.0, kv_cache_mib=1)
 

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from sampling_reference import row
 
 from rbee.engine.sampler import Row, RowSampler, distribution, invalid, sample, score, uniform
 from rbee.sampling_params import SamplingParams
+from tests.engine.sampling_reference import row
 
 
 def test_greedy_takes_the_lowest_id_of_equal_maxima():

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from sampling_reference import count_draws, row, transformers_distribution
 
 from rbee.engine.sampler import distribution, sample, uniform
+from tests.engine.sampling_reference import count_draws, row, transformers_distribution
 
 DRAWS = 20_000
 LOGITS = np.array([2.1, 0.3, 1.7, -0.5, 2.0, 1.1, 0.2, 1.4, -1.0, 0.9, 1.9, 0.4], np.float32)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from engine_parts import PATIENCE, InProcessEngine, ScriptedRunner
-from sampling_reference import row
 
 from rbee.engine.sampler import Row, Sampled, Scored, ThreadPool, sample, score
+from tests.engine.engine_parts import PATIENCE, InProcessEngine, ScriptedRunner
+from tests.engine.sampling_reference import row
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sampling_reference import row, transformers_distribution
 
 from rbee.engine.sampler import distribution
+from tests.engine.sampling_reference import row, transformers_distribution
 
 VOCAB_SIZE = 1003  # not a whole number of blocks
 IMPOSSIBLE = 1e-30  # where the kernels may begin to see 0

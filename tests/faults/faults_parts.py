@@ -11,7 +11,7 @@ import psutil
 from rbee.models import synthetic
 
 if TYPE_CHECKING:
-    from conftest import Server
+    from tests.conftest import Server
 
 PATIENCE = 60.0  # seconds after which something that never comes fails a test
 

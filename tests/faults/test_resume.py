@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import httpx
 import pytest
-from faults_parts import PATIENCE, expected, held, until_held, until_rings
-from raw_client import CHAT, COMPLETIONS, Client, request_bytes
+
+from tests.faults.faults_parts import PATIENCE, expected, held, until_held, until_rings
+from tests.raw_client import CHAT, COMPLETIONS, Client, request_bytes
 
 EVENTS = "Accept: text/event-stream"
 CLOSE = "Connection: close"

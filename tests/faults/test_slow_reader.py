@@ -3,8 +3,8 @@
 import asyncio
 import socket
 
-from faults_parts import expected, held, resident_bytes, until_held, until_rings
-from raw_client import CHAT, COMPLETIONS, Client, text_of
+from tests.faults.faults_parts import expected, held, resident_bytes, until_held, until_rings
+from tests.raw_client import CHAT, COMPLETIONS, Client, text_of
 
 SYNTHETIC = ["--model", "synthetic", "--synthetic-step-ms", "1", "--ring-capacity", "128"]
 # More frames than sockets, buffers and ring take together: they hold some 300 kB, a frame has 180 bytes.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from models_parts import RecordingProgress, write_tiny_gguf
 
 from rbee.config import DEFAULT_MODEL
 from rbee.models import ModelFolder, prepare
+from tests.models.models_parts import RecordingProgress, write_tiny_gguf
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import sys
 
 import jinja2
 import pytest
-from models_parts import PREPARE, RecordingProgress
 from tokenizers import Tokenizer
 
 from rbee.config import DEFAULT_MODEL
 from rbee.models import gguf_of, list_catalogue
 from rbee.models.fetch import fetch_gguf
+from tests.models.models_parts import PREPARE, RecordingProgress
 
 SYSTEM = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182, 2]
 

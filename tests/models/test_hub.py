@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models_parts import PREPARE
 from safetensors.numpy import save
+
+from tests.models.models_parts import PREPARE
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

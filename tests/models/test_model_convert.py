@@ -15,7 +15,6 @@ import gguf
 import numpy as np
 import psutil
 import pytest
-from models_parts import FFN, HIDDEN, PREPARE, RecordingProgress, start_prepare, tiny_weights, write_tiny_gguf
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -23,6 +22,15 @@ from rbee.errors import ModelError
 from rbee.models import cache as cache_module
 from rbee.models import gguf_of, prepare
 from rbee.models.convert_gguf import Reporter, mend_pre_tokenizer, run
+from tests.models.models_parts import (
+    FFN,
+    HIDDEN,
+    PREPARE,
+    RecordingProgress,
+    start_prepare,
+    tiny_weights,
+    write_tiny_gguf,
+)
 
 
 def expected_weights():

@@ -14,13 +14,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from models_parts import RecordingProgress
 
 import rbee
 from rbee.config import DEFAULT_MODEL
 from rbee.errors import ModelError
 from rbee.models import CatalogueModel, list_catalogue, prepare
 from rbee.models.fetch import fetch_gguf
+from tests.models.models_parts import RecordingProgress
 
 CONTENT = bytes(range(256)) * 5000
 

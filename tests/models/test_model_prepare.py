@@ -9,11 +9,11 @@ import sys
 
 import numpy as np
 import pytest
-from models_parts import PREPARE
 from safetensors.numpy import save_file
 
 from rbee.errors import ModelError
 from rbee.models import ConsoleProgress, prepare
+from tests.models.models_parts import PREPARE
 
 WEIGHTS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(4, np.float16)}
 

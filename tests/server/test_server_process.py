@@ -7,11 +7,11 @@ import sys
 
 import httpx
 import pytest
-from raw_client import COMPLETIONS, Client
 
 from rbee.config import ServerConfig
 from rbee.errors import ConfigError
 from rbee.server.process import check_options, listen
+from tests.raw_client import COMPLETIONS, Client
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])
@@ -106,5 +106,5 @@ def test_never_imports_torch(launch):
         server.process.terminate()
         code, *modules = json.loads(server.wait_for("modules").removeprefix("rbee: modules "))
         assert code == 0
-        assert "rbee.server.openai_api" in modules
+        assert "rbee.server.protocols.openai.routes" in modules
         assert {"torch", "transformers"}.isdisjoint(modules)

@@ -10,8 +10,9 @@ import re
 import shutil
 import subprocess
 
-import mutations
 import pytest
+
+from tests.transport import mutations
 
 SOURCES = [mutations.NATIVE / "tests" / "model" / f"{kind}.cpp" for kind in ("litmus", "controls", "scenarios")]
 CASES = [name for source in SOURCES for name in re.findall(r'\{"((?:litmus|control|core): .+?)"', source.read_text())]

@@ -6,7 +6,8 @@ import json
 import subprocess
 
 import pytest
-from mutations import ADDRESS, CMAKE, NATIVE, THREAD, without_address_randomisation
+
+from tests.transport.mutations import ADDRESS, CMAKE, NATIVE, THREAD, without_address_randomisation
 
 
 @pytest.mark.parametrize("check", [ADDRESS, THREAD], ids=lambda check: check.name)

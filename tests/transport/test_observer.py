@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from observed import observed_server
 
 from rbee.errors import TransportError
 from rbee.transport import Arena, Histogram, Observer, find_servers
+from tests.observed import observed_server
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import pytest
-from conftest import Sides
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from rbee.errors import TransportError
+from tests.transport.conftest import Sides
 
 CAPACITY = 4
 

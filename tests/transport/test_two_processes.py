@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-from ring_engine import ABORT, LENGTH, SUBMIT, token
 
 from rbee.transport import Arena, Consumer, create_doorbell
 from rbee.transport.control import FrameDecoder, frame
+from tests.transport.ring_engine import ABORT, LENGTH, SUBMIT, token
 
 PATIENCE = 30.0
 WAIT_WORD = 256  # where the engine announces its sleep, see native/include/rbee/layout.h

@@ -1,8 +1,8 @@
 // The SSE frames of one OpenAI stream: token records in, bytes for the socket out.
 //
-// Owns when a frame is written and what varies in it. What is constant comes rendered from rbee/server/sse.py, the one
-// place that knows the chunks' JSON; the server's other path (rbee/server/replies.py) writes the same bytes. Knows no
-// sockets.
+// Owns when a frame is written and what varies in it. What is constant comes rendered from
+// rbee/server/protocols/openai/frames.py, the one place that knows the chunks' JSON; the server's other path
+// (rbee/server/streams/replies.py) writes the same bytes. Knows no sockets.
 
 #pragma once
 

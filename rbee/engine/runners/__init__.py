@@ -1,0 +1,1 @@
+"""What computes logits: the interface, the choice of a runner for a model, and the runners."""

@@ -1,0 +1,1 @@
+"""Models of the Llama family on our own CPU kernels."""

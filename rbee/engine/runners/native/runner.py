@@ -1,0 +1,142 @@
+"""Runs a model of the Llama family on the CPU with our own kernels: one native call for a step's whole mixed batch.
+
+Owns the loaded model, how large its cache is, and the compute threads. What a model must be like is in `native_spec`,
+where its weights come from in `native_weights`, and what is computed in `native/kernels`. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from rbee.engine import _kernels
+from rbee.engine.runners.context_length import max_model_len as choose_max_model_len
+from rbee.engine.runners.native.weights import FORMAT_NAMES, load_weights
+from rbee.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rbee.engine.input_batch import InputBatch
+    from rbee.engine.runners.choice import Progress
+    from rbee.engine.runners.native.spec import ModelSpec
+    from rbee.engine.runners.native.weights import Weights
+
+
+class NativeRunner:
+    """A `ModelRunner` on the kernels of `native/kernels`; loads in its constructor.
+
+    Attributes:
+        pool: the compute threads, which wait in between for whoever else has something for them.
+
+    Args:
+        path: a ready folder.
+        spec: what its config.json says.
+        quantize: for matrices that are stored as floats: "none", "q8" or "q4".
+        exact: float32 activations and KV cache, for the torch runner's tokens; otherwise activations in 8 bits wherever
+            weights are quantized, and a KV cache in binary16.
+        threads: compute threads; 0 takes one per core this process may use.
+        max_model_len: tokens of one sequence; 0 takes what the model and the KV cache allow.
+        max_num_seqs: sequences that can ever need the cache at once; more than fits them all is not reserved.
+        block_size: tokens in a block.
+        kv_cache_mib: memory for the cache.
+        progress: told what happens.
+        instruction_set: "auto", or one of "avx512", "avx2" and "portable" that the processor has.
+
+    Raises:
+        ModelError: the weights cannot be read.
+        ConfigError: `max_model_len` is more than the model or the cache allows, or the cache does not fit in memory.
+        Unsupported: the weights are of a kind that the kernels do not know.
+    """
+
+    name = "native"
+    device = "cpu"
+
+    def __init__(
+        self,
+        path: Path,
+        spec: ModelSpec,
+        *,
+        quantize: str,
+        exact: bool,
+        threads: int,
+        max_model_len: int,
+        max_num_seqs: int,
+        block_size: int,
+        kv_cache_mib: int,
+        progress: Progress,
+        instruction_set: str = "auto",
+    ) -> None:
+        threads = threads or len(os.sched_getaffinity(0))
+        weights = load_weights(spec, path, quantize=quantize, progress=progress, threads=threads)
+        shape = _kernels.ModelShape(
+            vocab_size=spec.vocab_size,
+            hidden_size=spec.hidden_size,
+            intermediate_size=spec.intermediate_size,
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            epsilon=spec.rms_norm_eps,
+            activation=spec.activation,
+            attention_scale=spec.attention_scale,
+            embedding_scale=spec.embedding_scale,
+        )
+        self.vocab_size = spec.vocab_size
+        block_bytes = shape.block_bytes(num_layers=len(spec.layers), block_size=block_size, exact=exact)
+        affordable = (kv_cache_mib << 20) // block_bytes
+        self.max_model_len = choose_max_model_len(
+            spec.position_limit, path, max_model_len, affordable * block_size, kv_cache_mib
+        )
+        self.num_blocks = min(affordable, max_num_seqs * -(-self.max_model_len // block_size))
+        self.pool = _kernels.ThreadPool(threads)
+        progress("copying the weights", 3, 4)
+        try:
+            self._model = _kernels.Model(
+                shape,
+                layers=[(layer.window, layer.rope) for layer in spec.layers],
+                rotaries=[(rope.inverse_frequencies.tolist(), rope.attention_factor) for rope in spec.ropes],
+                matrices={name: (m.format, m.rows, m.cols, m.data) for name, m in weights.matrices.items()},
+                vectors=weights.vectors,
+                exact=exact,
+                num_blocks=self.num_blocks,
+                block_size=block_size,
+                instruction_set=instruction_set,
+                pool=self.pool,
+            )
+        except MemoryError as error:
+            raise ConfigError(
+                f"There is not enough memory for the model in {path} and --kv-cache-mib {kv_cache_mib}. Give less to "
+                "the cache, or serve a smaller model."
+            ) from error
+        self.dtype = _describe(weights, exact=exact)
+        self.instruction_set = self._model.instruction_set
+        progress("ready", 4, 4)
+
+    def execute(self, batch: InputBatch) -> NDArray[np.float32]:
+        """One step; see `ModelRunner.execute`. The logits are overwritten by the next one."""
+        return self._model.execute(
+            batch.token_ids,
+            batch.positions,
+            batch.slot_mapping,
+            batch.query_start,
+            batch.context_lens,
+            batch.block_tables,
+            batch.logits_rows,
+        )
+
+    def profile(self) -> dict[str, float]:
+        """Seconds since the start: threads' work on "linear", "head", "attention" and "other"; "steps" by the clock."""
+        return self._model.profile()
+
+
+def _describe(weights: Weights, *, exact: bool) -> str:
+    """The format that most weights are in, and what is computed with."""
+    sizes: Counter[int] = Counter()
+    for matrix in weights.matrices.values():
+        sizes[matrix.format] += matrix.rows * matrix.cols
+    most = FORMAT_NAMES[sizes.most_common(1)[0][0]]
+    return f"{most} weights, {'int8' if most.startswith('q') and not exact else 'float32'} activations"

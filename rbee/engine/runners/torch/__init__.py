@@ -1,0 +1,1 @@
+"""Any decoder-only transformers model on torch. Nothing else imports torch."""

@@ -1,0 +1,130 @@
+"""Runs any decoder-only transformers model over a paged KV cache, all sequences of a step in one packed forward pass.
+
+Owns the loaded model and its cache, and how large that is. What is particular about transformers is in `torch_model`,
+what a model does is found out by `torch_probe`, attention is in `kv_cache`. Does not know why a sequence runs now or
+what becomes of its logits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rbee.engine.runners.context_length import max_model_len as choose_max_model_len
+from rbee.engine.runners.torch import model as torch_model
+from rbee.engine.runners.torch.kv_cache import KVCache
+from rbee.engine.runners.torch.probe import probe
+from rbee.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rbee.engine.input_batch import InputBatch
+    from rbee.engine.runners.choice import Progress
+
+logger = logging.getLogger(__name__)
+
+
+class TorchRunner:
+    """A `ModelRunner` on torch; loads in its constructor.
+
+    Args:
+        path: a ready folder: config.json and *.safetensors.
+        device: where weights and cache live.
+        dtype: "float32", "bfloat16", "float16" or "auto" (float32 on a CPU, the model's own elsewhere).
+        threads: compute threads; 0 takes one per core this process may use. Set for the whole process.
+        max_model_len: tokens of one sequence; 0 takes what the model and the KV cache allow.
+        max_num_seqs: sequences that can ever need the cache at once; more than fits them all is not reserved.
+        block_size: tokens in a block.
+        kv_cache_mib: memory for the cache.
+        progress: told what happens.
+
+    Raises:
+        ModelError: the folder cannot be served.
+        ConfigError: `max_model_len` is more than the model or the cache allows, or there is no such device.
+    """
+
+    name = "torch"
+    pool = None
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str,
+        dtype: str,
+        threads: int,
+        max_model_len: int,
+        max_num_seqs: int,
+        block_size: int,
+        kv_cache_mib: int,
+        progress: Progress,
+    ) -> None:
+        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        if not logger.isEnabledFor(logging.DEBUG):
+            torch_model.be_quiet()
+        _check_device(device)
+        progress("loading weights", 1, 4)
+        own = dtype == "auto" and torch.device(device).type != "cpu"
+        wanted = None if own else getattr(torch, "float32" if dtype == "auto" else dtype)
+        self._model = torch_model.load_model(path, dtype=wanted, device=device)
+        progress("trying the model", 2, 4)
+        layers = probe(path, self._model)
+        progress("reserving the KV cache", 3, 4)
+        self.device = device
+        self.dtype = str(self._model.dtype).removeprefix("torch.")
+        self.vocab_size = self._model.vocab_size
+        block_bytes = KVCache.bytes_per_block(layers, block_size, self._model.dtype)
+        affordable = (kv_cache_mib << 20) // block_bytes
+        self.max_model_len = choose_max_model_len(
+            self._model.position_limit, path, max_model_len, affordable * block_size, kv_cache_mib
+        )
+        self.num_blocks = min(affordable, max_num_seqs * -(-self.max_model_len // block_size))
+        self._cache = KVCache(
+            layers, num_blocks=self.num_blocks, block_size=block_size, dtype=self._model.dtype, device=device
+        )
+        self._model.use_attention(self._attend)
+        progress("ready", 4, 4)
+
+    def execute(self, batch: InputBatch) -> NDArray[np.float32]:
+        """One forward pass; see `ModelRunner.execute`."""
+        self._cache.begin_step(batch)
+        token_ids, positions, rows = (
+            torch.from_numpy(array).to(self.device) for array in (batch.token_ids, batch.positions, batch.logits_rows)
+        )
+        logits = self._model.forward(token_ids, positions, rows)
+        result: NDArray[np.float32] = logits.float().contiguous().cpu().numpy()
+        return result
+
+    def _attend(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,  # noqa: ARG002 - None: the cache knows who sees what
+        *,
+        scaling: float | None = None,
+        softcap: float | None = None,
+        s_aux: torch.Tensor | None = None,
+        **others: Any,  # noqa: ARG002 - `torch_probe` has seen that they change nothing
+    ) -> torch.Tensor:
+        """A layer's attention; see `torch_model.Attend`."""
+        layer: Any = module.layer_idx
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return self._cache.attend(layer, query, key, value, scaling=scale, softcap=softcap, sinks=s_aux)
+
+
+def _check_device(device: str) -> None:
+    """Use it for a moment, before the weights are loaded: a device may be known to torch and yet not be there."""
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        reason = torch_model.first_line(error).partition(". ")[0]
+        raise ConfigError(f"--device {device} cannot be used: {reason}.") from error

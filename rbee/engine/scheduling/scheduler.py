@@ -1,0 +1,213 @@
+"""Decides which sequences run in the next step, and for how many tokens each.
+
+Continuous batching by token budget, in the manner of vLLM's V1 scheduler: a sequence has no phase, it catches up with
+its own tokens. A prompt longer than its share of the budget is computed in chunks; that needs no code of its own.
+
+Owns the two queues and all calls to the block manager. Does not know models, tensors, samplers, rings or time.
+"""
+
+from __future__ import annotations
+
+import bisect
+from operator import attrgetter
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rbee.engine.scheduling.block_manager import BlockManager, Prefix
+    from rbee.engine.scheduling.sequence import Sequence
+
+
+class Scheduled(NamedTuple):
+    """`num_tokens` of `sequence`, from its first uncomputed one on, run in the next step."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the sequence has then caught up, so that its last row yields a new token."""
+        return self.num_tokens == self.sequence.num_uncomputed_tokens
+
+
+_rank = attrgetter("rank")
+_uncomputed = attrgetter("num_uncomputed_tokens")
+
+
+def _most(sequence: Sequence) -> int:
+    """Tokens that one step can compute of it at most."""
+    return min(sequence.num_uncomputed_tokens, sequence.max_chunk or sequence.num_uncomputed_tokens)
+
+
+class Scheduler:
+    """Two queues, both always in order of rank: `running` holds blocks, `waiting` holds none.
+
+    Who runs:
+    * Running sequences come first, in order of rank; then waiting ones are admitted, in order of rank.
+    * A waiting sequence is admitted only when blocks for all of its present tokens are free, and gets them at once.
+    * When a running sequence needs a block and none is free, another one is preempted: a paused one if there is one,
+      else the last in rank. It keeps its tokens and its rank, and loses its blocks; those that nobody takes meanwhile
+      it finds again.
+    * A paused sequence (its reader is slow) keeps its blocks as long as nobody else needs them.
+    * A waiting sequence is held back while one that runs, unpaused and earlier in rank, computes its next block: it
+      finds that block in the cache when it is done, and many requests with one prompt compute it once. Those behind it
+      may be admitted meanwhile, but not with the blocks or the seat that it will need itself.
+
+    For how many tokens:
+    * Whoever has one token to go (it decodes) gets it, in every step.
+    * What is left of the budget, bounded by `max_prompt_tokens` if anybody decodes, is shared by those that are further
+      behind. Half goes to the first in rank; the other half to whoever has the fewest tokens to go, so that a short
+      prompt does not wait behind a long one.
+
+    Nothing starves. The first in rank of those that run unpaused gets further in each step and is never preempted, so
+    all that run come to their end. The first in rank of those that wait unpaused can be held back only by one that
+    runs and is earlier in rank; of these there are finitely many, because ranks follow the clock. After them nobody
+    overtakes it, and the blocks that become free are its.
+    """
+
+    def __init__(
+        self, block_manager: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int
+    ) -> None:
+        assert max_num_seqs >= 1
+        assert max_num_batched_tokens >= 1
+        assert block_manager.num_blocks * block_manager.block_size >= max_model_len, "one sequence alone must fit"
+        self.block_manager = block_manager
+        self.max_num_batched_tokens = max_num_batched_tokens
+        # With no more sequences than tokens in a step, there is a token for each, whatever the others take.
+        self.max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+
+    def __iter__(self) -> Iterator[Sequence]:
+        yield from self.running
+        yield from self.waiting
+
+    @property
+    def num_decodes(self) -> int:
+        """How many sequences will decode in the next step, as far as can be said before it."""
+        ready = sum(not sequence.paused and sequence.num_uncomputed_tokens == 1 for sequence in self.running)
+        return min(ready, self.max_num_seqs)
+
+    @property
+    def num_prompts(self) -> int:
+        """How many sequences are further behind than that, and have a seat in the next step or could have one."""
+        unpaused = [sequence for sequence in self.running if not sequence.paused]
+        behind = sum(sequence.num_uncomputed_tokens > 1 for sequence in unpaused)
+        return behind + min(len(self.waiting), max(0, self.max_num_seqs - len(unpaused)))
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new sequence. It must have a prompt, and prompt plus one token must fit max_model_len."""
+        bisect.insort(self.waiting, sequence, key=_rank)
+
+    def remove(self, sequence: Sequence, *, poisoned: bool = False) -> None:
+        """Forget a sequence that ended, for whatever reason, and take its blocks back.
+
+        `poisoned` says that its logits were no finite numbers: nobody may find what it computed.
+        """
+        (self.running if sequence.block_table else self.waiting).remove(sequence)
+        self.block_manager.release(sequence, poisoned=poisoned)
+
+    def schedule(self, max_prompt_tokens: int) -> list[Scheduled]:
+        """What runs in the next step, in order of rank; empty when nothing can. Blocks for it are already allocated.
+
+        Args:
+            max_prompt_tokens: while any sequence decodes, all that are more than one token behind get so many tokens
+                at most, together; 1 at least.
+        """
+        chosen = self._continue_running()
+        if len(chosen) < self.max_num_seqs and self.waiting:
+            self._admit_waiting(chosen)
+        return self._share_tokens(chosen, max_prompt_tokens)
+
+    def update(self, scheduled: list[Scheduled]) -> None:
+        """Note that what `schedule()` returned has been computed. Sequences removed since then are passed over."""
+        for sequence, num_tokens in scheduled:
+            if sequence.block_table:
+                self.block_manager.advance(sequence, num_tokens)
+
+    def _continue_running(self) -> list[Sequence]:
+        """Running sequences for the next step, with blocks for all of their tokens."""
+        chosen: list[Sequence] = []
+        for sequence in list(self.running):
+            if len(chosen) == self.max_num_seqs:
+                break
+            if sequence.paused or not sequence.block_table:  # preempted by an earlier one a moment ago
+                continue
+            if not self._make_room(sequence):
+                break
+            chosen.append(sequence)
+        return chosen
+
+    def _admit_waiting(self, chosen: list[Sequence]) -> None:
+        """Fill up `chosen` with waiting sequences, and put it in order of rank again."""
+        num_held_back = num_reserved = 0
+        for sequence in list(self.waiting):
+            if len(chosen) + num_held_back == self.max_num_seqs:
+                break
+            if sequence.paused:
+                continue
+            prefix = self.block_manager.find(sequence)
+            if prefix.producer is not None and not prefix.producer.paused and prefix.producer.rank < sequence.rank:
+                num_held_back += 1
+                num_reserved += self.block_manager.num_needed(sequence, prefix) - prefix.num_coming
+                continue
+            if not self._admit(sequence, prefix, num_reserved, may_preempt=not chosen):
+                break
+            chosen.append(sequence)
+        chosen.sort(key=_rank)
+
+    def _admit(self, sequence: Sequence, prefix: Prefix, num_reserved: int, *, may_preempt: bool) -> bool:
+        """Let a waiting sequence run if there are blocks for it; if nothing else can run, paused ones give theirs."""
+        while not self.block_manager.admit(sequence, prefix, keep_free=num_reserved):
+            victim = self._last_paused() if may_preempt else None
+            if victim is None:
+                return False
+            self._preempt(victim)
+        self.waiting.remove(sequence)
+        bisect.insort(self.running, sequence, key=_rank)
+        return True
+
+    def _share_tokens(self, chosen: list[Sequence], max_prompt_tokens: int) -> list[Scheduled]:
+        behind = [sequence for sequence in chosen if sequence.num_uncomputed_tokens > 1]
+        if not behind:
+            return [Scheduled(sequence, 1) for sequence in chosen]
+        num_decodes = len(chosen) - len(behind)
+        budget = self.max_num_batched_tokens - num_decodes
+        if num_decodes:
+            budget = min(budget, max(1, max_prompt_tokens))
+
+        first = behind[0]
+        shares = {first: min(_most(first), (budget + 1) // 2)}
+        budget -= shares[first]
+        for sequence in sorted(behind, key=_uncomputed):
+            if budget == 0:
+                break
+            has = shares.get(sequence, 0)
+            shares[sequence] = min(_most(sequence), has + budget)
+            budget -= shares[sequence] - has
+        return [
+            Scheduled(sequence, shares.get(sequence, 1))
+            for sequence in chosen
+            if sequence in shares or sequence.num_uncomputed_tokens == 1
+        ]
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Get the running `sequence` its missing blocks, from others if need be. False: it was preempted itself."""
+        while not self.block_manager.grow(sequence):
+            victim = self._last_paused() or self.running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _last_paused(self) -> Sequence | None:
+        return next((sequence for sequence in reversed(self.running) if sequence.paused), None)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.block_manager.release(sequence)
+        bisect.insort(self.waiting, sequence, key=_rank)
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1

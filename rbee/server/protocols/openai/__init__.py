@@ -1,0 +1,1 @@
+"""OpenAI's protocol: routes, request schemas, and the JSON of answers and frames."""

@@ -1,0 +1,170 @@
+"""The shapes of requests: which fields each route knows, their types, and which values of the others mean nothing.
+
+Owns names and types, nothing that depends on a model. A field that is not here and not neutral is refused by
+`rbee.server.protocols.fields`: nothing that a client sent is silently ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a message's content; only text can be read."""
+
+    type: str
+    text: str = ""
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One message of a conversation."""
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+
+
+class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What else a stream carries.
+
+    Attributes:
+        include_usage: a last chunk with the token counts and no choices.
+        continuous_usage_stats: the token counts so far in every chunk.
+        include_timing: in every chunk `timing.committed_ns`, when the engine committed its token (CLOCK_MONOTONIC).
+        resumable: events have ids, and a client that lost its connection gets the rest by the last one. By default so
+            for requests that accept text/event-stream; clients that know no ids would take one for data.
+    """
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+    include_timing: bool = False
+    resumable: bool | None = None
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What chat and plain completions have in common. `user` and `metadata` are labels and change nothing.
+
+    Names are OpenAI's; where it has none, vLLM's. Most values go to `rbee.sampling_params` as they are.
+
+    Attributes:
+        best_of: how many completions to choose the best n of; only n itself.
+        priority: smaller runs earlier.
+        deadline: ISO 8601 with a time zone; also the header X-Request-Deadline.
+        cache_salt: only requests with the same salt share cached prefixes.
+    """
+
+    model: str | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[str, float] = {}
+    allowed_token_ids: list[int] | None = None
+    seed: int | None = None
+    stop: str | list[str] = []
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+    n: int = 1
+    best_of: int | None = None
+    priority: int = 0
+    deadline: str | None = None
+    cache_salt: str = ""
+    stream: bool = False
+    stream_options: dict[str, Any] | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
+    """The body of POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool = False
+    top_logprobs: int = 0
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+
+class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
+    """The body of POST /v1/completions.
+
+    Attributes:
+        prompt: text, token ids, or a list with one of these.
+        logprobs: how many of the most likely tokens each token comes with; None: not even its own logprob.
+        echo: the prompt comes before the completion, with its logprobs if these are asked for.
+    """
+
+    prompt: str | list[Any]
+    logprobs: int | None = None
+    echo: bool = False
+
+
+class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of POST /tokenize: a prompt or messages."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+
+
+class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+# Fields that clients know and rbee does not support yet, each with the values that ask for nothing: those are accepted
+# (besides null), any other value is refused by name.
+_NEUTRAL_EVERYWHERE: dict[str, tuple[Any, ...]] = {
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "prompt_logprobs": (),
+    "response_format": ({"type": "text"},),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "use_beam_search": (False,),
+}
+NEUTRAL_CHAT = _NEUTRAL_EVERYWHERE | {
+    "audio": (),
+    "echo": (False,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "prompt_cache_key": (),
+    "reasoning_effort": (),
+    "safety_identifier": (),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "verbosity": (),
+    "web_search_options": (),
+}
+NEUTRAL_COMPLETION = _NEUTRAL_EVERYWHERE | {
+    "add_special_tokens": (True,),
+    "suffix": ("",),
+}
+NEUTRAL_MESSAGE: dict[str, tuple[Any, ...]] = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "reasoning_content": ("",),
+    "refusal": (),
+    "tool_call_id": (),
+    "tool_calls": ([],),
+}

@@ -1,0 +1,69 @@
+"""Routes for whoever runs the server: /health, /ready, /version.
+
+Owns their answers. They never wait for anything, so that they are true under any load.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.routing import Route
+
+from rbee import __version__
+from rbee.server.errors import ApiError
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from rbee.server.link.supervisor import Supervisor
+
+
+class OperationsApi:
+    """The operations routes of one server."""
+
+    def __init__(self, supervisor: Supervisor, model: str) -> None:
+        self._supervisor = supervisor
+        self._model = model
+
+    def routes(self) -> list[Route]:
+        """For the application's router."""
+        return [
+            Route("/health", self.health, methods=["GET"]),
+            Route("/ready", self.ready, methods=["GET"]),
+            Route("/version", self.version, methods=["GET"]),
+        ]
+
+    async def health(self, request: Request) -> Response:  # noqa: ARG002 - starlette's signature
+        """The process answers."""
+        return _json({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:  # noqa: ARG002 - starlette's signature
+        """Whether a request sent now would be taken: 200, or 503 with the state and how far loading has come."""
+        supervisor = self._supervisor
+        try:
+            engine = supervisor.check_ready()
+        except ApiError as refusal:
+            answer: dict[str, Any] = {"ready": False, "state": supervisor.state, "model": self._model}
+            if supervisor.state == "loading" and supervisor.progress is not None:
+                progress = supervisor.progress
+                answer["progress"] = {"stage": progress.stage, "done": progress.done, "total": progress.total}
+            return _json(answer, 503, refusal.headers)
+        return _json(
+            {
+                "ready": True,
+                "state": supervisor.state,
+                "model": self._model,
+                "engine": msgspec.structs.asdict(engine),
+                "rings_in_use": supervisor.client.rings_in_use,
+            }
+        )
+
+    async def version(self, request: Request) -> Response:  # noqa: ARG002 - starlette's signature
+        """What is running."""
+        return _json({"version": __version__})
+
+
+def _json(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")

@@ -1,0 +1,262 @@
+"""What a request asks of the engine besides its prompt: the range of each parameter, and what it means there.
+
+Owns the protocol's limits for them, and every refusal that depends on the model or on how the server was started. Pure
+functions; a refusal names its field. How a parameter works is `rbee.sampling_params`' to say.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rbee.sampling_params import SamplingParams
+from rbee.server.errors import ApiError, deadline_passed, invalid
+from rbee.server.protocols.openai.schemas import ChatRequest, CompletionRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from rbee.server.protocols.openai.schemas import GenerationRequest
+
+DEADLINE_HEADER = "X-Request-Deadline"
+MAX_CHOICES = 128
+MAX_LOGIT_BIASES = 1024  # OpenAI has 300
+MAX_STOP_TOKEN_IDS = 256
+
+_MOST_TOKENS = 2**31 - 1
+_RANGES: dict[str, tuple[float, float]] = {
+    "max_tokens": (0, _MOST_TOKENS),
+    "max_completion_tokens": (1, _MOST_TOKENS),
+    "min_tokens": (0, _MOST_TOKENS),
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "top_k": (-1, _MOST_TOKENS),
+    "min_p": (0, 1),
+    "typical_p": (0, 1),
+    "frequency_penalty": (-2, 2),
+    "presence_penalty": (-2, 2),
+    "repetition_penalty": (0.01, 10),  # logits are divided by it: 0 has no meaning, and a tiny one no finite result
+    "seed": (0, 2**63 - 1),
+    "n": (1, MAX_CHOICES),
+    "logprobs": (0, 20),  # vLLM's limit; OpenAI has 5. A chat's are true or false, which Python takes for 1 and 0
+    "top_logprobs": (0, 20),
+    "priority": (-100, 100),
+}
+_MAX_BIAS = 100
+_MAX_SALT_CHARACTERS = 256
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,17}")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LONGEST_NS = 10 * 366 * 24 * 3600 * 10**9  # of a deadline: ten years are for ever, and fit 64 bits
+
+
+class Limits(NamedTuple):
+    """What the model and the server allow.
+
+    Attributes:
+        max_model_len: prompt plus output, in tokens.
+        vocab_size: token ids are below it.
+        num_rings: sequences that there can be at once.
+        ring_capacity: records that a sequence's ring holds.
+    """
+
+    max_model_len: int
+    vocab_size: int
+    num_rings: int
+    ring_capacity: int
+
+
+def check_parameters(request: GenerationRequest) -> None:
+    """Raise ApiError for a value that no model and no server could take."""
+    for name, (low, high) in _RANGES.items():
+        value = getattr(request, name, None)  # None: absent, or not on this route
+        if value is not None and not low <= value <= high:
+            raise invalid(name, f"{name} must be from {low} to {high}, not {_shown(value)}.")
+    if request.top_p == 0:
+        raise invalid("top_p", "top_p must be above 0; for the most likely token set temperature to 0.")
+    if request.typical_p == 0:
+        raise invalid("typical_p", "typical_p must be above 0; 1 keeps all tokens.")
+    if request.max_tokens == 0 and not (isinstance(request, CompletionRequest) and request.echo):
+        raise invalid("max_tokens", "max_tokens must be at least 1; 0 is for completions with echo.")
+    if request.best_of is not None and request.best_of != request.n:
+        raise invalid(
+            "best_of",
+            f"best_of is {_shown(request.best_of)}, but n is {request.n}: all choices are returned, none are chosen "
+            "among. Leave best_of out.",
+        )
+    if isinstance(request, ChatRequest) and request.top_logprobs and not request.logprobs:
+        raise invalid("top_logprobs", "top_logprobs may only be set when logprobs is true.")
+    if len(request.cache_salt) > _MAX_SALT_CHARACTERS:
+        raise invalid("cache_salt", f"cache_salt may have at most {_MAX_SALT_CHARACTERS} characters.")
+
+
+def check_token_ids(token_ids: Collection[int], param: str, vocab_size: int) -> None:
+    """Raise ApiError unless every id exists."""
+    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+        raise invalid(param, f"{param} holds a token id outside 0..{vocab_size - 1}.")
+
+
+def sampling_params(
+    request: GenerationRequest,
+    *,
+    max_tokens: int | None,
+    prompt_tokens: int,
+    limits: Limits,
+    end_token_ids: Iterable[int],
+) -> SamplingParams:
+    """What the engine is asked for, for the first choice.
+
+    Args:
+        request: one that `check_parameters` has let pass.
+        max_tokens: as asked for; None takes what the model's length leaves. With 0 there is one token all the same,
+            because the engine has no other end: nobody is to see it.
+        prompt_tokens: length of the prompt, in tokens.
+        limits: of model and server.
+        end_token_ids: stop there, unless the request ignores them.
+
+    Raises:
+        ApiError: prompt and output do not fit the model, the prompt is empty, a token id does not exist, no token is
+            left to draw, or the server was started with too little for so many choices or logprobs.
+    """
+    if prompt_tokens == 0:
+        raise invalid("prompt", "The prompt has no tokens; send at least one.")
+    room = limits.max_model_len - prompt_tokens
+    wanted = max_tokens or 1
+    if room < wanted:
+        raise ApiError(
+            400,
+            f"This model's maximum context length is {limits.max_model_len} tokens, but {prompt_tokens + wanted} were "
+            f"requested ({prompt_tokens} in the prompt, {wanted} in the output). "
+            "Shorten the prompt or lower max_tokens.",
+            param="messages" if isinstance(request, ChatRequest) else "prompt",
+            code="context_length_exceeded",
+        )
+    longest = room if max_tokens is None else max_tokens
+    if request.min_tokens > longest:
+        raise invalid("min_tokens", f"min_tokens is {request.min_tokens}, but there are at most {longest} tokens.")
+    if request.n > limits.num_rings:
+        raise invalid("n", f"n is {request.n}, but this server holds {limits.num_rings} choices (--max-requests).")
+    num_logprobs = _num_logprobs(request, limits)
+    stop_token_ids = _stop_token_ids(request, limits.vocab_size, () if request.ignore_eos else end_token_ids)
+    allowed_token_ids = _allowed_token_ids(request, limits.vocab_size)
+    if request.min_tokens and stop_token_ids.issuperset(allowed_token_ids or range(limits.vocab_size)):
+        raise invalid("min_tokens", "min_tokens cannot be reached: every token that may be drawn ends the output.")
+    return SamplingParams(
+        max_tokens=room if max_tokens is None else wanted,
+        min_tokens=request.min_tokens,
+        temperature=request.temperature,
+        top_k=max(request.top_k, 0),
+        top_p=request.top_p,
+        min_p=request.min_p,
+        typical_p=request.typical_p,
+        frequency_penalty=request.frequency_penalty,
+        presence_penalty=request.presence_penalty,
+        repetition_penalty=request.repetition_penalty,
+        logit_bias=_logit_bias(request.logit_bias, limits.vocab_size),
+        allowed_token_ids=allowed_token_ids,
+        seed=random.getrandbits(63) if request.seed is None else request.seed,
+        stop_token_ids=tuple(sorted(stop_token_ids)),
+        num_logprobs=num_logprobs,
+        num_prompt_logprobs=num_logprobs if isinstance(request, CompletionRequest) and request.echo else None,
+    )
+
+
+def read_deadline(field: str | None, headers: Sequence[str], *, wall_ns: int, monotonic_ns: int) -> int:
+    """When a request ends at the latest, CLOCK_MONOTONIC in ns; 0 is never.
+
+    It is converted once, when the request is read: a wall clock that is set afterwards moves no deadline.
+
+    Args:
+        field: `deadline` of the request.
+        headers: the values of its X-Request-Deadline headers.
+        wall_ns: UNIX time now, in ns.
+        monotonic_ns: CLOCK_MONOTONIC now, in ns.
+
+    Raises:
+        ApiError: 400 if one of them is not a time, or they differ; 408 if it has passed.
+    """
+    given = [] if field is None else [("deadline", field)]
+    given += [(DEADLINE_HEADER, value) for value in headers]
+    if not given:
+        return 0
+    instants = {_unix_ns(value, param) for param, value in given}
+    if len(instants) > 1:
+        raise invalid("deadline", f"deadline and {DEADLINE_HEADER} give different times; send one of them.")
+    left = instants.pop() - wall_ns
+    if left <= 0:
+        raise deadline_passed()
+    return monotonic_ns + left if left < _LONGEST_NS else 0
+
+
+def _unix_ns(value: str, param: str) -> int:
+    """UNIX time in ns of an ISO 8601 time that says its zone."""
+    try:
+        when = datetime.fromisoformat(value)
+    except ValueError:
+        when = None
+    if when is None or when.tzinfo is None:
+        raise invalid(
+            param,
+            f"{param} must be a time in ISO 8601 with its time zone, such as 2030-01-31T12:00:00Z, not {value[:64]!r}.",
+        )
+    return (when - _EPOCH) // timedelta(microseconds=1) * 1000
+
+
+def _num_logprobs(request: GenerationRequest, limits: Limits) -> int | None:
+    """As SamplingParams has it; a token and its notes are published together, so that they have to fit a ring."""
+    if isinstance(request, ChatRequest):
+        name, number = "top_logprobs", request.top_logprobs if request.logprobs else None
+    else:
+        assert isinstance(request, CompletionRequest)
+        name, number = "logprobs", request.logprobs
+    if number is None:
+        return None
+    # As the engine counts them: a token of the output, one of an echoed prompt, and the number of cached tokens.
+    lists = 2 if getattr(request, "echo", False) else 1
+    others = 1 + bool(request.stop)
+    if others + lists * number > limits.ring_capacity:
+        raise invalid(
+            name,
+            f"{name} is {number}, and so many need {others + lists * number} entries of a ring, which has "
+            f"{limits.ring_capacity} (--ring-capacity). "
+            f"At most {(limits.ring_capacity - others) // lists} is possible.",
+        )
+    return min(number, limits.vocab_size)
+
+
+def _stop_token_ids(request: GenerationRequest, vocab_size: int, end_token_ids: Iterable[int]) -> set[int]:
+    check_token_ids(request.stop_token_ids, "stop_token_ids", vocab_size)
+    if len(request.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+        raise invalid("stop_token_ids", f"stop_token_ids may hold at most {MAX_STOP_TOKEN_IDS} ids.")
+    return {*request.stop_token_ids, *end_token_ids}
+
+
+def _allowed_token_ids(request: GenerationRequest, vocab_size: int) -> tuple[int, ...] | None:
+    if request.allowed_token_ids is None:
+        return None
+    if not request.allowed_token_ids:
+        raise invalid("allowed_token_ids", "allowed_token_ids must hold at least one id; leave it out to allow all.")
+    check_token_ids(request.allowed_token_ids, "allowed_token_ids", vocab_size)
+    return tuple(sorted(set(request.allowed_token_ids)))
+
+
+def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
+    """The keys are strings, as in any JSON object."""
+    if len(given) > MAX_LOGIT_BIASES:
+        raise invalid("logit_bias", f"logit_bias has {len(given)} entries; at most {MAX_LOGIT_BIASES} are possible.")
+    biases: dict[int, float] = {}
+    for token_id, bias in given.items():
+        if not _TOKEN_ID.fullmatch(token_id):
+            raise invalid("logit_bias", f"logit_bias has the key {token_id[:64]!r}; its keys must be token ids.")
+        if not -_MAX_BIAS <= bias <= _MAX_BIAS:
+            raise invalid("logit_bias", f"logit_bias[{token_id}] must be from -{_MAX_BIAS} to {_MAX_BIAS}, not {bias}.")
+        biases[int(token_id)] = bias
+    check_token_ids(biases, "logit_bias", vocab_size)
+    return biases
+
+
+def _shown(value: Any) -> str:
+    """A number in a message. Integers of a request can have thousands of digits."""
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,61 @@
+"""Text to token ids.
+
+Owns the tokenizer and where it runs. Does not know what a chat or a model is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
+
+from rbee.errors import ModelError
+from rbee.server.text.detokenizer import Detokenizer, detokenizers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class TextCodec:
+    """A model's tokenizer, both ways. Safe to use from several threads.
+
+    Attributes:
+        size: ids of the vocabulary, added tokens included.
+        table: the vocabulary for the native drain; None if its tokens cannot be looked up one by one.
+        token_bytes: a token as it is on its own, see `rbee.server.text.detokenizer.Detokenizers`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._detokenizers = detokenizers(tokenizer)
+        self.table = self._detokenizers.table
+        self.token_bytes = self._detokenizers.token_bytes
+        self.size = tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> TextCodec:
+        """Read `folder`/tokenizer.json, or raise ModelError."""
+        path = folder / "tokenizer.json"
+        try:
+            return cls(Tokenizer.from_file(str(path)))
+        except Exception as error:  # tokenizers raises bare Exception for everything
+            raise ModelError(
+                f"{path} cannot be read as a tokenizer: {error}. Fetch or convert the model again."
+            ) from error
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """The token ids of `text`. Other threads run meanwhile: only the batch call gives up Python's lock."""
+        [encoding] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return encoding.ids
+
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of `token_ids`, special tokens left out."""
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of the token written `token`, if there is one."""
+        return self._tokenizer.token_to_id(token)
+
+    def detokenizer(self) -> Detokenizer:
+        """A detokenizer for one new sequence."""
+        return self._detokenizers()

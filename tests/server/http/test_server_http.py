@@ -1,0 +1,297 @@
+"""The HTTP surface of a running server: statuses, envelopes, keys, limits."""
+
+import asyncio
+import contextlib
+import functools
+import http.client
+import socket
+
+import httpx
+import pytest
+
+from rbee import __version__
+from tests.raw_client import CHAT, COMPLETIONS, Client, read_stream, request_bytes
+
+HI = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+def _get(server, path):
+    return httpx.get(server.url + path)
+
+
+@pytest.fixture(scope="module")
+def strict_server(start_server):
+    """A server with keys, small limits, and unknown fields ignored."""
+    options = ["--api-key", "first", "--api-key", "second", "--max-body-mib", "1", "--max-requests", "64", "--lenient"]
+    return start_server("--model", "synthetic", "--served-model-name", "bee", "--synthetic-step-ms", "1", *options)
+
+
+def test_operations_routes(synthetic_server):
+    """/health, /ready and /version say what is true."""
+    get = functools.partial(_get, synthetic_server)
+    assert get("/health").json() == {"status": "ok"}
+    ready = get("/ready").json()
+    assert (ready["ready"], ready["state"], ready["model"]) == (True, "ready", "synthetic")
+    assert ready["engine"]["max_model_len"] == 8192
+    assert get("/version").json() == {"version": __version__}
+
+
+def test_models(synthetic_server):
+    """The list has the one model, which can be asked for by name."""
+    get = functools.partial(_get, synthetic_server)
+    [card] = get("/v1/models").json()["data"]
+    assert (card["id"], card["object"], card["max_model_len"]) == ("synthetic", "model", 8192)
+    assert get("/v1/models/synthetic").json() == card
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status", "code"),
+    [
+        ("GET", "/nothing", "", 404, "not_found"),
+        ("GET", "/v1/models/", "", 404, "model_not_found"),
+        ("POST", CHAT + "/", "{}", 404, "not_found"),
+        ("GET", CHAT, "", 405, "method_not_allowed"),
+        ("GET", "/v1/models/gpt-9", "", 404, "model_not_found"),
+        ("POST", CHAT, '{"model": "gpt-9", "messages": [{"role": "user", "content": "x"}]}', 404, "model_not_found"),
+        ("POST", CHAT, '{"messages": ', 400, "invalid_json"),
+        ("POST", CHAT, "", 400, "invalid_json"),
+        ("POST", CHAT, '{"messages": [], "n": 1}', 400, "invalid_value"),
+        ("POST", CHAT, '{"messagez": []}', 400, "unknown_parameter"),
+        ("POST", COMPLETIONS, '{"prompt": ""}', 400, "invalid_value"),
+        ("POST", COMPLETIONS, '{"prompt": [256]}', 400, "invalid_value"),
+        ("POST", COMPLETIONS, '{"prompt": "hi", "max_tokens": 8191}', 400, "context_length_exceeded"),
+        ("POST", COMPLETIONS, '{"prompt": "%s"}' % ("x" * 8192), 400, "context_length_exceeded"),
+        ("POST", COMPLETIONS, '{"prompt": "hi", "suffix": "x"}', 400, "unsupported_parameter"),
+        ("POST", "/tokenize", "{}", 400, "invalid_value"),
+        ("POST", "/detokenize", '{"tokens": [256]}', 400, "invalid_value"),
+    ],
+)  # fmt: skip
+def test_errors_have_a_status_and_the_envelope(synthetic_server, method, path, content, status, code):  # noqa: PLR0917
+    """Whatever is wrong with a request, OpenAI's envelope says what, and the response has a request id."""
+    headers = {"Content-Type": "application/json"}
+    response = httpx.request(method, synthetic_server.url + path, content=content, headers=headers)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["code"]) == ("invalid_request_error", code)
+    assert response.headers["x-request-id"]
+
+
+def test_405_says_what_is_allowed(synthetic_server):
+    """As HTTP demands."""
+    assert httpx.get(synthetic_server.url + CHAT).headers["allow"] == "POST"
+
+
+def test_other_media_types_are_refused(synthetic_server):
+    """What curl -d sends unless told otherwise is 415; parameters of the type do not matter."""
+    content = '{"prompt": "hi", "max_tokens": 1}'
+    url = synthetic_server.url + COMPLETIONS
+    form = httpx.post(url, content=content, headers={"Content-Type": "application/x-www-form-urlencoded"})
+    assert (form.status_code, form.json()["error"]["code"]) == (415, "unsupported_media_type")
+    typed = httpx.post(url, content=content, headers={"Content-Type": "application/JSON; charset=utf-8"})
+    assert typed.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("my-id:1", True), ("a b", False), ("x" * 129, False), ("é".encode(), False)]
+)
+def test_request_id_is_the_clients_if_it_is_sane(synthetic_server, given, kept):
+    """It comes back in the response; otherwise the server makes one."""
+    answered = httpx.get(synthetic_server.url + "/health", headers={"X-Request-Id": given}).headers["x-request-id"]
+    assert (answered == given) is kept
+    assert answered
+
+
+def test_tokenize_and_back(synthetic_server):
+    """A prompt, or messages through the chat template, as token ids; and ids as text."""
+    url = synthetic_server.url
+    answer = httpx.post(url + "/tokenize", json={"prompt": "hé"}).json()
+    assert answer == {"count": 3, "max_model_len": 8192, "tokens": list("hé".encode())}
+    chat = httpx.post(url + "/tokenize", json=HI).json()["tokens"]
+    assert httpx.post(url + "/detokenize", json={"tokens": chat}).json() == {"prompt": "user: hi\nassistant: "}
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (None, 401),
+        ("Bearer wrong", 401),
+        ("Bearer", 401),
+        ("Basic first", 401),
+        ("Bearer first", 200),
+        ("bearer second", 200),
+        ("Bearer firstsecond", 401),
+        ("Bearer é".encode(), 401),
+    ],
+)
+def test_keys(strict_server, header, status):
+    """Every route needs one of the keys."""
+    headers = {} if header is None else {"Authorization": header}
+    response = httpx.get(strict_server.url + "/v1/models", headers=headers)
+    assert response.status_code == status
+    if status == 401:
+        assert response.json()["error"]["code"] == "invalid_api_key"
+        assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/health", 200), ("/ready", 200), ("/version", 401), ("/nothing", 401), (CHAT, 401)]
+)
+def test_only_probes_need_no_key(strict_server, path, status):
+    """A load balancer may ask how the server is; nobody else learns anything."""
+    assert httpx.get(strict_server.url + path).status_code == status
+
+
+KEY = {"Authorization": "Bearer first"}
+
+
+def test_large_bodies_are_refused(strict_server):
+    """By their declared length before a byte is read, or when a body of unknown length has grown too large."""
+    url = strict_server.url + COMPLETIONS
+    headers = KEY | {"Content-Type": "application/json"}
+    declared = httpx.post(url, content=b" " * (2**20 + 1), headers=headers)
+    assert (declared.status_code, declared.json()["error"]["code"]) == (413, "request_too_large")
+    head = request_bytes(COMPLETIONS, {}, "Authorization: Bearer first").removesuffix(b"{}")
+    with (
+        socket.create_connection(strict_server.address, timeout=60) as client,
+        client.makefile("rb") as answer,
+    ):
+        client.sendall(head.replace(b"Content-Length: 2", b"Content-Length: 1048577"))
+        assert answer.readline().split()[1] == b"413"
+    fits = httpx.post(url, content=b'{"prompt": "hi", "max_tokens": 1}'.ljust(2**20), headers=headers)
+    assert fits.status_code == 200
+    with socket.create_connection(strict_server.address, timeout=60) as client, client.makefile("rb") as answer:
+        client.sendall(head.replace(b"Content-Length: 2", b"Transfer-Encoding: chunked"))
+        for _ in range(17):
+            client.sendall(b"10000\r\n" + b" " * 2**16 + b"\r\n")
+        assert answer.readline().split()[1] == b"413"
+
+
+def test_lenient_names_what_it_ignored(strict_server):
+    """Unknown fields are named in a Warning header, streamed or not, in a way that no name can break."""
+    body = HI | {"max_tokens": 1, "foo": 1, 'b"\r\n': 2}
+    plain = httpx.post(strict_server.url + CHAT, json=body, headers=KEY)
+    streamed = httpx.post(strict_server.url + CHAT, json=body | {"stream": True}, headers=KEY)
+    assert plain.headers["warning"] == streamed.headers["warning"] == '299 - "ignored: foo, ?"'
+    assert plain.json()["model"] == "bee"
+
+
+def test_no_free_ring_is_429_before_the_stream_starts(strict_server):
+    """With every ring taken the next request is refused with a time to come back, and taken when there is room."""
+
+    async def run():
+        body = {"prompt": "hi", "max_tokens": 4000, "stream": True}
+        key = "Authorization: Bearer first"
+        async with Client(strict_server.address) as client:
+            streams = [await client.open(COMPLETIONS, body, key) for _ in range(64)]
+            assert {stream.status for stream in streams} == {200}
+            refused = await client.open(COMPLETIONS, body, key)
+            assert refused.status == 429
+            assert 1 <= int(refused.headers["retry-after"]) <= 60
+            assert b"queue_full" in await refused.reader.readexactly(int(refused.headers["content-length"]))
+            for stream in streams:
+                stream.abort()
+            async with asyncio.timeout(60):
+                while (await client.open(COMPLETIONS, body | {"max_tokens": 1}, key)).status == 429:
+                    pass
+
+    asyncio.run(run())
+
+
+def test_full_queue_is_429_before_the_stream_starts(start_server):
+    """With one request running and one waiting, as many as may wait, the next one is told to come back later."""
+    options = ["--max-num-seqs", "1", "--max-queued-requests", "1"]
+
+    async def run(server):
+        body = {"prompt": "hi", "max_tokens": 8000, "stream": True}
+        async with Client(server.address) as client:
+            streams = [await client.open(COMPLETIONS, body) for _ in range(2)]
+            assert {stream.status for stream in streams} == {200}
+            refused = await client.open(COMPLETIONS, body)
+            assert refused.status == 429
+            assert 1 <= int(refused.headers["retry-after"]) <= 60
+            answer = await refused.reader.readexactly(int(refused.headers["content-length"]))
+            assert b"--max-queued-requests" in answer
+            streams[0].abort()
+            while (await client.open(COMPLETIONS, body | {"max_tokens": 1})).status == 429:
+                pass
+
+    with start_server("--model", "synthetic", "--synthetic-step-ms", "1", *options) as server:
+        asyncio.run(run(server))
+
+
+def test_pipelined_requests_are_answered_in_order(synthetic_server):
+    """A second request on the same connection waits for the first stream to end, and then is streamed too."""
+    first = request_bytes(COMPLETIONS, {"prompt": "a", "max_tokens": 20, "stream": True})
+    second = request_bytes(COMPLETIONS, {"prompt": "b", "max_tokens": 3, "stream": True}, "Connection: close")
+    with socket.create_connection(synthetic_server.address, timeout=60) as client:
+        client.sendall(first + second)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    one, _, two = answer.partition(b"0\r\n\r\n")
+    assert (one.count(b'"text"'), two.count(b'"text"')) == (20, 3)
+    assert answer.count(b"HTTP/1.1 200 OK") == answer.count(b"[DONE]") == 2
+
+
+@pytest.mark.parametrize("die", [False, True])
+def test_stream_behind_an_answer_that_is_not_read(start_server, die):
+    """A stream that has tokens, or its end, before its head can be sent does not overtake it."""
+    large = request_bytes("/tokenize", {"prompt": "x" * 2**20})
+    stream = request_bytes(COMPLETIONS, {"prompt": "hi", "max_tokens": 300, "stream": True}, "Connection: close")
+
+    async def run(server):
+        async with Client(server.address) as client:
+            reader, _ = await client.send_raw(large + stream, receive_buffer=4096)
+            while not _get(server, "/ready").json()["rings_in_use"]:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0)
+            await client.read(COMPLETIONS, {"prompt": "x", "max_tokens": 400})
+            assert _get(server, "/ready").json()["rings_in_use"] == 1, "its tokens should wait in their ring"
+            if die:
+                server.engine.kill()
+                while _get(server, "/ready").status_code == 200:
+                    pass
+            return await reader.read()
+
+    with start_server("--model", "synthetic", "--synthetic-step-ms", "1", "--ring-capacity", "128") as server:
+        answer = asyncio.run(run(server))
+    _, _, streamed = answer.partition(b"]}")
+    assert streamed.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert streamed.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+    assert streamed.count(b'"text"') == (128 if die else 300)
+
+
+def test_large_prompts_are_handled_beside_others(synthetic_server):
+    """A prompt that is prepared in a thread gives the same answer as any other."""
+    events = read_stream(synthetic_server.address, COMPLETIONS, {"prompt": "x" * 5000, "max_tokens": 2})
+    ids = read_stream(synthetic_server.address, COMPLETIONS, {"prompt": [ord("x")] * 5000, "max_tokens": 2})
+    assert [event["choices"] for event in events[:-1]] == [event["choices"] for event in ids[:-1]]
+
+
+@pytest.mark.parametrize("endless", [b"X-Endless: ", b"X-%d: y\r\n"])
+@pytest.mark.parametrize("first", [True, False])
+def test_endless_head_is_cut_off(synthetic_server, endless, first):
+    """One header without end, or headers without end, are answered with 431 while they still come, in memory bounds."""
+    with socket.create_connection(synthetic_server.address, timeout=60) as client:
+        if not first:  # on a connection that has been used for a request with a body
+            client.sendall(request_bytes(COMPLETIONS, {"prompt": "hi", "max_tokens": 1}))
+            answer = http.client.HTTPResponse(client)
+            answer.begin()
+            assert (answer.status, bool(answer.read())) == (200, True)
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        with contextlib.suppress(ConnectionError):
+            for number in range(20_000):
+                client.sendall(endless % number if b"%d" in endless else endless)
+        received = b""
+        with contextlib.suppress(ConnectionResetError):  # the rest of the head meets a closed socket
+            while piece := client.recv(65536):
+                received += piece
+    assert received == b"" or received.startswith(b"HTTP/1.1 431 ")
+    assert httpx.get(synthetic_server.url + "/health").status_code == 200
+
+
+def test_large_head_within_bounds_and_large_bodies_pass(synthetic_server):
+    """Headers of 60 kB are read, request after request; a body is not counted as a head."""
+    with httpx.Client(base_url=synthetic_server.url) as client:
+        for _ in range(3):
+            assert client.get("/health", headers={"X-Large": "x" * 60_000}).status_code == 200
+        body = {"prompt": "hi", "max_tokens": 1, "metadata": {"label": "x" * 300_000}}
+        assert client.post(COMPLETIONS, json=body).status_code == 200

@@ -1,0 +1,134 @@
+"""Logprobs: which records belong together, and how clients are told."""
+
+import itertools
+import math
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+from openai.types.chat.chat_completion import ChoiceLogprobs
+from openai.types.completion_choice import Logprobs
+from tokenizers import Tokenizer
+
+from rbee.sampling_params import SamplingParams
+from rbee.server.protocols.openai.logprobs import LEAST, TokenLogprob, TokenRecords, chat_logprobs, completion_logprobs
+from rbee.server.text.detokenizer import detokenizers
+from tests.batches import record_batch, scored, scored_prompt
+from tests.server.text.test_detokenizer import SENTENCEPIECE, SYNTHETIC, wordpiece
+
+BYTES = detokenizers(SYNTHETIC).token_bytes
+BEE = "🐝".encode()
+
+
+def taken(records, batches):
+    """What comes of these batches, without the commit times."""
+    return [(token.token_id, token.logprob, token.top, token.of_prompt) for b in batches for token in records.take(b)]
+
+
+def test_token_comes_with_its_notes():
+    """Notes of the prompt before the output, each token of it with its own; none for the first token of a prompt."""
+    sampling = SamplingParams(max_tokens=5, num_logprobs=2, num_prompt_logprobs=1)
+    published = [
+        *scored_prompt(11, -1.0, (12, -0.5)),
+        *scored_prompt(13, -2.0, (13, -2.0)),
+        *scored(14, -3.0, (15, -0.1), (16, -0.2)),
+        *scored(17, -4.0, (17, -4.0), (18, -5.0)),
+    ]
+    assert taken(TokenRecords(sampling, 3), [record_batch(published)]) == [
+        (11, -1.0, [(12, -0.5)], True),
+        (13, -2.0, [(13, -2.0)], True),
+        (14, -3.0, [(15, -0.1), (16, -0.2)], False),
+        (17, -4.0, [(17, -4.0), (18, -5.0)], False),
+    ]
+
+
+def test_logprobs_without_others():
+    """A request may ask for the logprobs of its tokens alone: there are no notes then, but those of the prompt."""
+    sampling = SamplingParams(max_tokens=5, num_logprobs=0, num_prompt_logprobs=0)
+    published = [*scored_prompt(11, -1.0), *scored(12, -2.0)]
+    assert taken(TokenRecords(sampling, 2), [record_batch(published)]) == [(11, -1.0, [], True), (12, -2.0, [], False)]
+
+
+@given(
+    prompt=st.integers(1, 4),
+    outputs=st.integers(0, 4),
+    asked=st.sampled_from([(None, None), (0, None), (3, None), (0, 0), (2, 1), (1, 2)]),
+    cuts=st.lists(st.integers(0, 30), max_size=6),
+)
+def test_batch_may_end_anywhere(prompt, outputs, asked, cuts):
+    """Between a token and its notes too: what comes in the end is the same, each token with its last record."""
+    num_logprobs, num_prompt_logprobs = asked
+    sampling = SamplingParams(max_tokens=5, num_logprobs=num_logprobs, num_prompt_logprobs=num_prompt_logprobs)
+    published, wanted = [], []
+    for n in range(prompt - 1 if num_prompt_logprobs is not None else 0):
+        top = [(40 + k, -0.5 * k) for k in range(num_prompt_logprobs)]
+        published += scored_prompt(n, -1.0 * n, *top)
+        wanted.append((n, -1.0 * n, top, True))
+    for n in range(outputs):
+        top = [(80 + k, -0.25 * k) for k in range(num_logprobs or 0)]
+        published += scored(n, -2.0 * n, *top)
+        wanted.append((n, -2.0 * n, top, False))
+    ends = sorted({0, len(published), *(cut for cut in cuts if cut < len(published))})
+    batches = [record_batch(published[start:end]) for start, end in itertools.pairwise(ends)]
+    assert taken(TokenRecords(sampling, prompt), batches) == wanted
+
+
+def test_chat_logprobs():
+    """Text, logprob and exact bytes of each token and of the others; a part of a character is U+FFFD."""
+    entries = [
+        TokenLogprob(BEE[0], -0.5, [(BEE[0], -0.5), (65, -1.5)], 0),
+        TokenLogprob(66, -math.inf, [], 1),
+    ]
+    shown = chat_logprobs(entries, token_bytes=BYTES)
+    bee = {"token": "\ufffd", "logprob": -0.5, "bytes": [0xF0]}
+    assert shown == {
+        "content": [
+            bee | {"top_logprobs": [bee, {"token": "A", "logprob": -1.5, "bytes": [65]}]},
+            {"token": "B", "logprob": LEAST, "bytes": [66], "top_logprobs": []},
+        ]
+    }
+    ChoiceLogprobs.model_validate(msgspec.json.decode(msgspec.json.encode(shown)), strict=True)
+
+
+def test_completion_logprobs():
+    """Parallel lists; the token itself is among the others; the first token of a prompt follows nothing."""
+    entries = [
+        TokenLogprob(65, None, [], 0),
+        TokenLogprob(66, -3.0, [(67, -0.5), (BEE[1], -1.0)], 1),
+        TokenLogprob(67, -0.5, [(67, -0.5), (68, -math.inf)], 2),
+        TokenLogprob(69, -1.0, [], 3),
+    ]
+    shown = completion_logprobs(entries, token_bytes=BYTES)
+    assert shown == {
+        "tokens": ["A", "B", "C", "E"],
+        "token_logprobs": [None, -3.0, -0.5, -1.0],
+        "top_logprobs": [None, {"C": -0.5, r"bytes:\x9f": -1.0, "B": -3.0}, {"C": -0.5, "D": LEAST}, {"E": -1.0}],
+        "text_offset": [0, 1, 2, 3],
+    }
+    without_prompt = completion_logprobs(entries[1:], token_bytes=BYTES)  # openai-python's types forget the first token
+    Logprobs.model_validate(msgspec.json.decode(msgspec.json.encode(without_prompt)), strict=True)
+
+
+def test_tokens_that_are_written_alike():
+    """An object has each name once: the more likely one counts."""
+    names = {1: b"same", 2: b"same", 3: b"other"}
+    shown = completion_logprobs([TokenLogprob(2, -2.0, [(1, -1.0), (3, -1.5)], 0)], token_bytes=names.__getitem__)
+    assert shown["top_logprobs"] == [{"same": -1.0, "other": -1.5}]
+    assert shown["token_logprobs"] == [-2.0]
+
+
+def test_bytes_of_a_token(default_model):
+    """Whatever the vocabulary: text and bytes as they are, special tokens by their names, nothing for an unknown id."""
+    default = Tokenizer.from_file(str(default_model.path / "tokenizer.json"))
+    of_default, of_words = detokenizers(default).token_bytes, detokenizers(wordpiece()).token_bytes
+    assert of_default(default.token_to_id("<|im_start|>")) == b"<|im_start|>"
+    assert of_default(default.token_to_id("ĠHello")) == b" Hello"
+    assert b"".join(map(of_default, default.encode("🐝é").ids)) == "🐝é".encode()
+    assert of_default(1_000_000) == b""
+    sentencepiece = SENTENCEPIECE[True]
+    of_sentencepiece = detokenizers(sentencepiece).token_bytes
+    assert of_sentencepiece(sentencepiece.token_to_id("▁Hello")) == b" Hello"
+    assert of_sentencepiece(sentencepiece.token_to_id("<0xF0>")) == b"\xf0"
+    assert of_sentencepiece(sentencepiece.token_to_id("é")) == "é".encode()
+    assert of_sentencepiece(sentencepiece.token_to_id("<s>")) == b"<s>"
+    assert (of_words(1), of_words(4)) == (b"hello", b",")

@@ -1,0 +1,167 @@
+"""Requests: what is taken, what is refused, and which field a refusal names."""
+
+import pytest
+
+from rbee.server.errors import ApiError
+from rbee.server.protocols.fields import (
+    FieldReader,
+    decode_object,
+    output_limit,
+    read_chat,
+    read_completion,
+    read_stream_options,
+    stop_strings,
+)
+from rbee.server.protocols.openai import schemas
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+def chat(*, lenient=False, **fields):
+    """Everything that is checked without a model."""
+    reader = FieldReader(lenient=lenient)
+    request, messages = read_chat({"messages": HI, **fields}, reader)
+    return request, messages, stop_strings(request), read_stream_options(request, reader), output_limit(request), reader
+
+
+def completion(**fields):
+    """The same for a plain completion."""
+    return read_completion({"prompt": "hi", **fields}, FieldReader(lenient=False))
+
+
+def refusal(read, **fields):
+    """The error for these fields."""
+    with pytest.raises(ApiError) as caught:
+        read(**fields)
+    assert caught.value.status == 400
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"messages": []}, "messages", "invalid_value"),
+        ({"messages": None}, "messages", "missing_parameter"),
+        ({"messages": "hi"}, "messages", "invalid_type"),
+        ({"messages": [{"content": "hi"}]}, "messages[0].role", "missing_parameter"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "invalid_value"),
+        ({"messages": [*HI, {"role": "user", "content": 3}]}, "messages[1].content", "invalid_type"),
+        ({"messages": [{"role": "boss", "content": "x"}]}, "messages[0].role", "invalid_value"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "unsupported_parameter"),
+        ({"messages": [{"role": "user", "contents": "x"}]}, "messages[0].contents", "unknown_parameter"),
+        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls",
+         "unsupported_parameter"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type",
+         "invalid_value"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "invalid_value"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "invalid_value"),
+        ({"stop": ""}, "stop", "invalid_value"),
+        ({"stop": ["a", "x" * 1001]}, "stop", "invalid_value"),
+        ({"stop": [1]}, "stop[0]", "invalid_type"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
+        ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage", "unknown_parameter"),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage", "invalid_type"),
+        ({"stream": "yes"}, "stream", "invalid_type"),
+        ({"stream": True, "n": 2, "stream_options": {"resumable": True}}, "stream_options.resumable", "invalid_value"),
+        ({"echo": True}, "echo", "unsupported_parameter"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs", "unsupported_parameter"),
+        ({"include_stop_str_in_output": True}, "include_stop_str_in_output", "unsupported_parameter"),
+        ({"include_stop_str_in_output": 0}, "include_stop_str_in_output", "unsupported_parameter"),
+        ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"length_penalty": True}, "length_penalty", "unsupported_parameter"),
+        ({"prompt": "hi"}, "prompt", "unknown_parameter"),
+        ({"continue_final_message": True}, "continue_final_message", "invalid_value"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message", "invalid_value"),
+    ],
+)  # fmt: skip
+def test_chat_refusals_name_the_field(fields, param, code):
+    """Each wrong value is a 400 whose param and message name the field, and whose code says what is wrong."""
+    error = refusal(chat, **fields)
+    assert (error.param, error.code) == (param, code)
+    assert param.rpartition(".")[2] in error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": 5}, "prompt"),
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": [[1], [2]]}, "prompt"),
+        ({"prompt": [1, "a"]}, "prompt"),
+        ({"prompt": ["a", 1]}, "prompt"),
+        ({"prompt": [1.5]}, "prompt"),
+        ({"suffix": "x"}, "suffix"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        ({"messages": HI}, "messages"),
+    ],
+)
+def test_completion_refusals_name_the_field(fields, param):
+    """The same for plain completions."""
+    assert refusal(completion, **fields).param == param
+
+
+@pytest.mark.parametrize(
+    ("prompt", "read"),
+    [("hi", "hi"), (["hi"], "hi"), ([1, 2], [1, 2]), ([[1, 2]], [1, 2]), ([], []), ("", "")],
+)
+def test_prompts(prompt, read):
+    """Text and token ids, alone or in a list with nothing else."""
+    assert completion(prompt=prompt)[1] == read
+
+
+def test_unknown_field_suggests_the_nearest():
+    """A misspelled field is refused with the name that was meant, if there is one."""
+    assert "Did you mean temperature?" in refusal(chat, temprature=1).message
+    assert "Did you mean" not in refusal(chat, zzzzzz=1).message
+
+
+def test_lenient_ignores_unknown_fields_only():
+    """What is unknown is remembered; what is known and unsupported, or wrong, is still refused."""
+    *_, reader = chat(lenient=True, zzz=1, stream=True, stream_options={"yyy": 2})
+    assert reader.ignored == ["zzz", "stream_options.yyy"]
+    assert refusal(chat, lenient=True, store=True).param == "store"
+    assert refusal(chat, lenient=True, temperature="x").param == "temperature"
+
+
+@pytest.mark.parametrize(
+    "neutral", [schemas.NEUTRAL_CHAT, schemas.NEUTRAL_COMPLETION], ids=["chat completions", "completions"]
+)
+def test_unsupported_fields_are_taken_when_they_ask_for_nothing(neutral):
+    """Null and the neutral values are accepted, anything else is refused by name."""
+    read = chat if neutral is schemas.NEUTRAL_CHAT else completion
+    for name, values in neutral.items():
+        for value in (None, *values):
+            read(**{name: value})
+        assert refusal(read, **{name: "something else"}).param == name
+
+
+def test_null_means_absent():
+    """A client that sends every field as null gets the defaults."""
+    assert chat(temperature=None, max_tokens=None, stop=None, stream=None, n=None)[0] == chat()[0]
+
+
+def test_content_parts_become_one_text():
+    """The texts of several parts are joined by line breaks; a name stays."""
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = chat(messages=[{"role": "user", "name": "Ada", "content": parts}])[1]
+    assert messages == [{"role": "user", "content": "a\nb", "name": "Ada"}]
+
+
+def test_a_string_is_one_stop_string():
+    """OpenAI allows a bare string; four are the most, and 1000 bytes."""
+    assert chat(stop="END")[2] == ["END"]
+    assert chat(stop=["a", "b", "c", "x" * 1000])[2] == ["a", "b", "c", "x" * 1000]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"a": 1,}', b"\xff", b"[1]", b"3", b'{"a": "\xff"}', b"[" * 100_000])
+def test_malformed_json(body):
+    """Whatever is not a JSON object is a 400."""
+    assert refusal(lambda: decode_object(body)).code == "invalid_json"
+
+
+def test_malformed_json_says_where():
+    """The position of the first wrong byte is in the message."""
+    assert "byte 6" in refusal(lambda: decode_object(b'{"a": x}')).message

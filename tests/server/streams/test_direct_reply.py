@@ -1,0 +1,222 @@
+"""What the drain writes equals, byte for byte, what the server writes token by token."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from rbee.messages import FinishReason
+from rbee.server.protocols.openai import frames as sse
+from rbee.server.protocols.openai.schemas import StreamOptions
+from rbee.server.streams.choices import ChoiceSink, TokenText
+from rbee.server.streams.direct_reply import DirectReply, make_outlet
+from rbee.server.streams.replies import StreamedReply
+from rbee.server.text.detokenizer import detokenizers
+from rbee.transport import Arena, Consumer, Producer, create_doorbell
+from tests.batches import batch
+from tests.fakes import RecordingStream, RecordingWriter
+from tests.server.text.test_detokenizer import SENTENCEPIECE, SYNTHETIC, wordpiece
+
+
+class Pipe:
+    """An engine's and a server's side of an arena, and a connection; for one stream after the other."""
+
+    def __init__(self, stack):
+        self.arena = Arena.create(num_rings=64, ring_capacity=256, epoch=1)
+        stack.callback(self.arena.close)
+        stack.callback(self.arena.unlink)
+        doorbell = create_doorbell()
+        stack.callback(os.close, doorbell)
+        self.consumer = Consumer(self.arena, doorbell)
+        stack.callback(self.consumer.close)
+        self.producer = Producer(self.arena, doorbell)
+        stack.callback(self.producer.close)
+        self.server, self.client = (stack.enter_context(end) for end in socket.socketpair())
+        self.client.setblocking(False)
+
+    def commit(self, ring, tokens, reason):
+        """One step of one ring; its commit time."""
+        finished = [ring] if reason else []
+        return self.producer.commit(
+            np.full(len(tokens), ring, np.uint32),
+            np.array(tokens, np.uint32),
+            np.zeros(len(tokens), np.float32),
+            np.array(finished, np.uint32),
+            np.array([reason] * len(finished), np.uint32),
+        )
+
+    def received(self):
+        """What the client has got, without the chunks' framing."""
+        data = b""
+        with contextlib.suppress(BlockingIOError):
+            while piece := self.client.recv(65536):
+                data += piece
+        body = b""
+        while data:
+            size, _, data = data.partition(b"\r\n")
+            body += data[: int(size, 16)]
+            assert data[int(size, 16) :].startswith(b"\r\n")
+            data = data[int(size, 16) + 2 :]
+        return body
+
+
+class SocketWriter(RecordingWriter):
+    """Keeps what the event loop would write; the socket itself belongs to the drain."""
+
+    def __init__(self, descriptor):
+        super().__init__()
+        self.descriptor = descriptor
+
+    def write_rest(self, data):
+        """Keep it."""
+        self.written.append(data)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    """One for all examples."""
+    with contextlib.ExitStack() as stack:
+        yield Pipe(stack)
+
+
+@pytest.fixture(scope="session")
+def vocabularies(default_model):
+    """The default model's and some small ones, each with its number of ids."""
+    default = Tokenizer.from_file(str(default_model.path / "tokenizer.json"))
+    return [
+        (detokenizers(tokenizer), tokenizer.get_vocab_size(with_added_tokens=True))
+        for tokenizer in (default, SYNTHETIC, SENTENCEPIECE[False], SENTENCEPIECE[True])
+    ]
+
+
+def make_frames(*, chat, options):
+    """As the routes make them."""
+    return sse.Frames(
+        kind="k",
+        request_id='i"d',
+        created=1,
+        model="mödel",
+        chat=chat,
+        usage=options.include_usage and not options.continuous_usage_stats,
+    )
+
+
+OPTIONS = st.builds(
+    StreamOptions, include_usage=st.booleans(), continuous_usage_stats=st.booleans(), include_timing=st.booleans()
+)
+REASONS = st.sampled_from(FinishReason)
+CACHED_TOKENS = 3
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data(), which=st.integers(0, 3), chat=st.booleans(), options=OPTIONS, reason=REASONS)
+def test_both_ways_write_the_same_bytes(vocabularies, pipe, data, which, chat, options, reason):  # noqa: PLR0917
+    """Any tokens, in any batches, of any vocabulary that can be looked up, with any options and any end.
+
+    A deadline is an ordinary end or an error, as there is a token or none.
+
+    Except for one byte: after 0xED Python's decoder waits for a third byte even if the second has shown that this is no
+    character. Here that byte's two replacement characters come at once.
+    """
+    make_detokenizer, size = vocabularies[which]
+    pieces = make_detokenizer()._pieces
+    ids = st.integers(0, 12) | st.integers(0, size + 2)  # low ones often: in the small vocabularies they are words
+    tokens = st.lists(ids.filter(lambda n: pieces.of(n)[-1:] != b"\xed"), max_size=6)
+    batches = data.draw(st.lists(tokens, min_size=1, max_size=8))
+    all_tokens = list(itertools.chain(*batches))
+    stop_token_ids = data.draw(st.lists(st.sampled_from([*all_tokens, 5]), max_size=2))
+
+    async def run():
+        streamed = RecordingWriter()
+        text = TokenText(make_detokenizer(), None, stop_token_ids)
+        by_token = StreamedReply(streamed, [make_frames(chat=chat, options=options)], options, 7)
+        choice = ChoiceSink(0, by_token, text)
+        writer = SocketWriter(pipe.server.fileno())
+        outlet = make_outlet(
+            writer,
+            make_detokenizer.table,
+            make_frames(chat=chat, options=options),
+            options,
+            prompt_tokens=7,
+            stop_token_ids=stop_token_ids,
+        )
+        direct = DirectReply(writer, outlet)
+        choice.stream = by_token.stream = direct.stream = RecordingStream()
+        ring, generation = pipe.consumer.assign()
+        pipe.producer.open(ring, generation)
+        pipe.consumer.attach(ring, outlet)
+        for number, token_ids in enumerate(batches):
+            end = int(reason) if number == len(batches) - 1 else 0
+            if not token_ids and not end:
+                continue
+            committed_ns = pipe.commit(ring, token_ids, end | CACHED_TOKENS << 8 if end else 0)
+            plain = batch(token_ids, end, CACHED_TOKENS)
+            choice.deliver(plain._replace(commit_ns=[committed_ns] * len(token_ids)))
+            drained = pipe.consumer.drain()
+            assert drained.tokens == []
+            for _, finish in drained.ended:
+                direct.on_finish(finish & 0xFF, finish >> 8)
+        assert by_token.done.done()
+        assert direct.done.done()
+        assert outlet.num_tokens == len(all_tokens)
+        assert pipe.received() + b"".join(writer.written) == b"".join(streamed.written)
+
+    asyncio.run(run())
+
+
+def test_other_vocabularies_have_no_table():
+    """Tokens whose text depends on their neighbours go the other way; so do sockets that are not the response's."""
+    options = StreamOptions()
+    frames = make_frames(chat=True, options=options)
+    writer = SocketWriter(0)
+    other = detokenizers(wordpiece()).table
+    assert make_outlet(writer, other, frames, options, prompt_tokens=1, stop_token_ids=()) is None
+    writer.descriptor = None
+    table = detokenizers(SYNTHETIC).table
+    assert make_outlet(writer, table, frames, options, prompt_tokens=1, stop_token_ids=()) is None
+
+
+def test_rest_is_written_by_the_event_loop():
+    """The ring goes on at once if the event loop got rid of the rest at once, and else when it says so."""
+
+    async def run():
+        writer = SocketWriter(0)
+        reply = DirectReply(writer, outlet=None)
+        reply.stream = RecordingStream()
+        reply.on_blocked(b"rest")
+        assert (writer.written, reply.stream.calls) == ([b"rest"], ["resume"])
+        writer.paused = True
+        reply.on_blocked(b"more")
+        assert (writer.written, reply.stream.calls) == ([b"rest", b"more"], ["resume"])
+        reply.on_broken()
+        assert writer.aborted
+
+    asyncio.run(run())
+
+
+class CountingOutlet:
+    """An outlet that has sent so many tokens."""
+
+    def __init__(self, num_tokens):
+        self.num_tokens = num_tokens
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1])
+def test_deadline(num_tokens):
+    """With a token it is an ordinary end, which the drain has written; without any it is an error."""
+
+    async def run():
+        writer = SocketWriter(0)
+        reply = DirectReply(writer, CountingOutlet(num_tokens))
+        reply.on_finish(FinishReason.DEADLINE, 0)
+        assert reply.done.done()
+        assert [b"REQUEST_TIMEOUT" in frames for frames in writer.written] == [True] * (1 - num_tokens)
+
+    asyncio.run(run())

@@ -1,0 +1,219 @@
+"""What is left, and what clients are told, when a process is stopped or killed."""
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from rbee.config import DEFAULT_MODEL
+from rbee.models import synthetic
+from tests.raw_client import COMPLETIONS, Client, text_of
+
+SYNTHETIC = ["--model", "synthetic", "--synthetic-step-ms", "2"]
+LONG = {"prompt": "long", "max_tokens": 8000, "stream": True}
+
+
+def expected(prompt, count):
+    """What the synthetic model answers to a text."""
+    return bytes(synthetic.expected_tokens(list(prompt.encode()), count)).decode()
+
+
+def leftovers(pid, children):
+    """What a server that had this pid and these children has left behind."""
+    _, alive = psutil.wait_procs(children, timeout=60)
+    return alive, list(Path("/dev/shm").glob(f"rbee-{pid}-*"))
+
+
+async def open_streams(client, number, body=LONG):
+    """Streams that have each shown a token: the rest of their events, and the first."""
+    streams = [(await client.open(COMPLETIONS, body)).events() for _ in range(number)]
+    return [(events, await anext(events)) for events in streams]
+
+
+async def read_rest(first, events):
+    """All events of a stream of which one has been read."""
+    return [first] + [event async for event in events]
+
+
+def test_engine_killed(start_server):
+    """Every open stream gets its tokens and one error event; the server stays, and says that it cannot serve."""
+
+    async def run(server):
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client, Client(server.address) as raw:
+            collected = asyncio.ensure_future(client.post(COMPLETIONS, json=LONG | {"stream": False}))
+            streams = await open_streams(raw, 20)
+            while (await client.get("/ready")).json()["rings_in_use"] < 21:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.01)
+            server.engine.kill()
+            for events, first in streams:
+                *chunks, error, done = await read_rest(first, events)
+                assert text_of(chunks) == expected("long", len(chunks))
+                assert (error["error"]["code"], error["error"]["type"]) == ("engine_died", "server_error")
+                assert done == "[DONE]"
+            answer = await collected
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_died")
+            assert answer.headers["retry-after"]
+            assert (await client.get("/health")).status_code == 200
+            ready = await client.get("/ready")
+            assert (ready.status_code, ready.json()["ready"], ready.json()["state"]) == (503, False, "dead")
+            refused = await client.post(COMPLETIONS, json=LONG)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_dead")
+            assert int(refused.headers["retry-after"]) >= 1
+
+    with start_server(*SYNTHETIC) as server:
+        asyncio.run(run(server))
+        children = psutil.Process(server.pid).children()
+        assert server.stop() == 0
+        assert leftovers(server.pid, children) == ([], [])
+
+
+def test_server_killed(start_server):
+    """Nothing of it is left: no engine, no shared memory."""
+
+    async def run(server):
+        async with Client(server.address) as raw:
+            await open_streams(raw, 3)
+            assert await asyncio.to_thread(server.stop, signal.SIGKILL) == -signal.SIGKILL
+
+    with start_server(*SYNTHETIC) as server:
+        children = psutil.Process(server.pid).children(recursive=True)
+        assert server.engine in children
+        assert leftovers(server.pid, []) == ([], []), "the arena should have no name any more"
+        asyncio.run(run(server))
+        assert leftovers(server.pid, children) == ([], [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_lets_streams_finish(start_server, number):
+    """An open stream goes on to its end while new requests are refused; then the server is gone, with exit code 0."""
+    body = {"prompt": "last words", "max_tokens": 400, "stream": True}
+
+    async def run(server):
+        async with Client(server.address) as raw, httpx.AsyncClient(base_url=server.url) as client:
+            [(events, first)] = await open_streams(raw, 1, body)
+            server.process.send_signal(number)
+            while (ready := await client.get("/ready")).status_code == 200:
+                pass
+            assert (ready.status_code, ready.json()["state"]) == (503, "draining")
+            refused = await client.post(COMPLETIONS, json=body)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_draining")
+            assert refused.headers["retry-after"]
+            assert (await client.get("/health")).status_code == 200
+            rest = await read_rest(first, events)
+            assert text_of(rest) == expected("last words", 400)
+            assert rest[-1] == "[DONE]"
+
+    with start_server(*SYNTHETIC) as server:
+        children = psutil.Process(server.pid).children()
+        asyncio.run(run(server))
+        assert server.wait() == 0
+        assert leftovers(server.pid, children) == ([], [])
+        assert "Traceback" not in server.log.read_text()
+        assert "leaked" not in server.log.read_text(), "the native objects should be freed at the end"
+        assert "killed" not in server.log.read_text(), "the engine should have stopped when it was asked to"
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_engine_that_hangs_cannot_keep_a_stopping_server(start_server, signals):
+    """It is killed after a while, or at the second signal."""
+    with start_server(*SYNTHETIC) as server:
+        children = psutil.Process(server.pid).children()
+        server.engine.suspend()
+        server.process.send_signal(signal.SIGTERM)
+        if signals == 2:
+            server.wait_for_log("stopping")
+            server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert leftovers(server.pid, children) == ([], [])
+        assert ("it is killed" in server.log.read_text()) is (signals == 1)
+
+
+@pytest.mark.parametrize(("timeout", "signals"), [("0.2", 1), ("600", 2)])
+def test_streams_that_do_not_finish_are_ended(start_server, timeout, signals):
+    """After the drain timeout, or at the second signal, each open stream gets an error event, and the server goes."""
+
+    async def run(server):
+        async with Client(server.address) as raw:
+            streams = await open_streams(raw, 3)
+            server.process.send_signal(signal.SIGTERM)
+            if signals == 2:
+                while (await asyncio.to_thread(httpx.get, server.url + "/ready")).status_code == 200:
+                    pass
+                server.process.send_signal(signal.SIGTERM)
+            for events, first in streams:
+                *chunks, error, done = await read_rest(first, events)
+                assert text_of(chunks) == expected("long", len(chunks))
+                assert error["error"]["code"] == "server_shutdown"
+                assert done == "[DONE]"
+
+    with start_server(*SYNTHETIC, "--drain-timeout", timeout) as server:
+        children = psutil.Process(server.pid).children()
+        asyncio.run(run(server))
+        assert server.wait() == 0
+        assert leftovers(server.pid, children) == ([], [])
+
+
+def test_slow_reader_does_not_keep_a_stopping_server(start_server):
+    """A client that does not read its last event is left behind."""
+
+    async def run(server):
+        async with Client(server.address) as raw:
+            body = LONG | {"max_tokens": 4000}
+            await raw.open(COMPLETIONS, body, receive_buffer=4096)
+            await raw.read(COMPLETIONS, body)
+            assert await asyncio.to_thread(server.stop) == 0
+
+    with start_server("--model", "synthetic", "--synthetic-step-ms", "0.2", "--drain-timeout", "3") as server:
+        asyncio.run(run(server))
+
+
+def test_while_loading(start_server):
+    """The port is open at once: /health answers, /ready tells the state, requests are told when to come back."""
+    with start_server("--model", DEFAULT_MODEL, until="listening") as server:
+        with httpx.Client(base_url=server.url) as client:
+            assert client.get("/health").status_code == 200
+            ready = client.get("/ready")
+            assert (ready.status_code, ready.json()["ready"]) == (503, False)
+            assert ready.json()["state"] in {"starting", "loading"}
+            refused = client.post(COMPLETIONS, json={"prompt": "hi"})
+            assert (refused.status_code, refused.json()["error"]["code"]) in {
+                (503, "engine_starting"),
+                (503, "engine_loading"),
+            }
+            assert refused.headers["retry-after"]
+            while ready.json()["state"] == "starting" or "progress" not in ready.json():
+                ready = client.get("/ready")
+            assert ready.json()["progress"]["stage"]
+            children = psutil.Process(server.pid).children()
+        assert server.stop() == 0
+        assert leftovers(server.pid, children) == ([], [])
+        assert "it is killed" not in server.log.read_text(), "there was nothing to wait for"
+
+
+def test_engine_killed_while_loading(start_server):
+    """A server that never was ready ends with exit code 2 and a sentence."""
+    with start_server("--model", DEFAULT_MODEL, until="listening") as server:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                server.engine.kill()
+                break
+            except ValueError:
+                continue
+        assert server.wait() == 2
+        log = server.log.read_text()
+        assert "before it was ready (killed by SIGKILL" in log
+        assert "Traceback" not in log
+
+
+def test_engine_that_cannot_start(start_server):
+    """Its own sentence is in the log, and the exit code is 2."""
+    with start_server("--model", "synthetic", "--max-model-len", "100000000", until=None) as server:
+        assert server.wait() == 2
+        log = server.log.read_text()
+        assert "100000000" in log
+        assert "Traceback" not in log

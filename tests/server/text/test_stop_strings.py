@@ -1,0 +1,58 @@
+"""Stop strings: nothing of them is shown, and nothing else is withheld."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rbee.server.text.stop_strings import StopStrings
+
+ALPHABET = "ab"
+STOPS = st.lists(st.text(ALPHABET, min_size=1, max_size=5), min_size=1, max_size=4)
+
+
+def show(stops, pieces):
+    """The text shown for `pieces`, and whether a stop string ended it."""
+    finder = StopStrings(stops)
+    shown = ""
+    for piece in pieces:
+        text, complete = finder.push(piece)
+        shown += text
+        if complete:
+            return shown, True
+    return shown + finder.flush(), False
+
+
+def by_definition(stops, text):
+    """The same, looking at every prefix of the whole text."""
+    for end in range(1, len(text) + 1):
+        complete = [stop for stop in stops if text[:end].endswith(stop)]
+        if complete:
+            return text[: end - max(map(len, complete))], True
+    return text, False
+
+
+@given(STOPS, st.lists(st.text(ALPHABET, max_size=6), max_size=8))
+def test_cutting_does_not_matter(stops, pieces):
+    """However a text is cut into pieces, what is shown is what the definition says."""
+    assert show(stops, pieces) == by_definition(stops, "".join(pieces))
+
+
+@given(STOPS, st.text(ALPHABET, max_size=20))
+def test_withholds_what_can_still_be_a_stop_string_and_nothing_else(stops, text):
+    """What is withheld is the longest end of the text that begins a stop string."""
+    finder = StopStrings(stops)
+    shown = ""
+    for end, character in enumerate(text, start=1):
+        piece, complete = finder.push(character)
+        if complete:
+            return
+        shown += piece
+        beginnings = {stop[:length] for stop in stops for length in range(len(stop))}
+        withheld = max((text[:end][-length:] for length in range(1, end + 1) if text[:end][-length:] in beginnings),
+                       key=len, default="")  # fmt: skip
+        assert shown == text[: end - len(withheld)]
+
+
+def test_the_longer_of_two_that_are_complete_together_counts():
+    """'ab' began before 'b': showing its 'a' would show a part of a stop string."""
+    for stops in (["b", "ab"], ["ab", "b"]):
+        assert show(stops, ["xa", "b"]) == ("x", True)
