@@ -21,13 +21,15 @@ import uvicorn
 import uvloop
 
 from rbee.errors import ConfigError, EngineUnavailableError
-from rbee.server.errors import ApiError
+from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http.app import build_app
 from rbee.server.http.protocol import StreamProtocol
 from rbee.server.link.supervisor import Supervisor
 from rbee.server.protocols.openai.routes import OpenAiApi
 from rbee.server.protocols.operations import OperationsApi
-from rbee.server.streams.replies import StreamWatch
+from rbee.server.protocols.resume import Resuming
+from rbee.server.streams.exchange import Backend
+from rbee.server.streams.live import ReplyWatch
 from rbee.server.streams.resumption import ResumableStreams
 from rbee.server.text import served_model
 
@@ -89,18 +91,23 @@ async def _serve(config: Config, model: ServedModel, sock: socket.socket, starte
         debug=config.debug,
     )
     slow_reader_timeout = config.engine.slow_reader_timeout
-    watch = StreamWatch(_look_period(min(slow_reader_timeout, options.resume_timeout)), slow_reader_timeout)
-    openai = OpenAiApi(
-        supervisor,
-        model,
-        watch,
+    watch = ReplyWatch(_look_period(min(slow_reader_timeout, options.resume_timeout)), slow_reader_timeout)
+    resuming = Resuming(
         ResumableStreams(watch, resume_timeout=options.resume_timeout, max_ended=options.max_requests),
+        watch,
         replay_window=options.replay_window,
+    )
+    openai = OpenAiApi(
+        Backend(supervisor, model.codec, watch),
+        model,
+        resuming,
         max_body_bytes=options.max_body_mib * 2**20,
         lenient=options.lenient,
     )
     operations = OperationsApi(supervisor, model.name)
-    http = _http_server(build_app([*openai.routes(), *operations.routes()], options.api_key), debug=config.debug)
+    http = _http_server(
+        build_app([*openai.routes(), *resuming.routes(), *operations.routes()], options.api_key), debug=config.debug
+    )
     with _StopRequests() as stop:
         await supervisor.start()
         serving = asyncio.create_task(http.serve(sockets=[sock]))
@@ -109,7 +116,11 @@ async def _serve(config: Config, model: ServedModel, sock: socket.socket, starte
         finally:
             supervisor.refuse_new()
             supervisor.client.fail_all(
-                ApiError(503, "The server is shutting down; this answer is not complete.", code="server_shutdown")
+                Refusal(
+                    RefusalKind.UNAVAILABLE,
+                    "The server is shutting down; this answer is not complete.",
+                    code="server_shutdown",
+                )
             )
             http.should_exit = True
             stop.on_second(http.leave_now)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, ParamSpec, cast
 
 from rbee.errors import QueueFullError, TransportError
 from rbee.messages import Submit, ToEngine, Wake, pack_token_ids
-from rbee.server.errors import ApiError
+from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.link.sinks import TokenBatch
 
 if TYPE_CHECKING:
@@ -79,6 +79,10 @@ class TokenStream:
     def resume(self) -> None:
         """Deliver what the ring holds, soon."""
         self._client.resume(self._ring, self._generation)
+
+    def redirect(self, sink: Sink, outlet: Outlet | None = None) -> None:
+        """From now on the tokens go to `sink`, or past it to its outlet. The ring must be paused, or have ended."""
+        self._client.redirect(self._ring, self._generation, sink, outlet)
 
 
 class EngineClient:
@@ -225,6 +229,13 @@ class EngineClient:
         if self._generations[ring] == generation and self._consumer.resume(ring):
             self._loop.call_soon(self.on_wake)
 
+    def redirect(self, ring: int, generation: int, sink: Sink, outlet: Outlet | None) -> None:
+        """See `TokenStream.redirect`."""
+        if self._generations[ring] == generation:
+            self._sinks[ring] = sink
+            if outlet is not None:
+                self._consumer.attach(ring, outlet)
+
     def on_wake(self) -> None:
         """Deliver what the rings hold. The event loop calls this when the doorbell's eventfd is readable."""
         if self._polling:
@@ -242,14 +253,14 @@ class EngineClient:
             self._polling = False
             self.on_wake()  # which arms the doorbell, and discards what abandoned requests still hold
 
-    def fail_all(self, error: ApiError) -> None:
+    def fail_all(self, error: Refusal) -> None:
         """End every open request with `error`, and cancel it in the engine."""
         for ring, sink in enumerate(self._sinks):
             if sink is not None:
                 self.cancel(ring, self._generations[ring])
                 sink.fail(error)
 
-    def engine_died(self, error: ApiError) -> None:
+    def engine_died(self, error: Refusal) -> None:
         """Deliver all that the dead engine committed, then end what is still open with `error`."""
         self._consumer.expect_all()
         while drained := self._drain():
@@ -367,7 +378,8 @@ class EngineClient:
             _log.exception("delivering tokens failed; the request is ended")
             if self._sinks[ring] is sink:
                 self.cancel(ring, self._generations[ring])
-            sink.fail(ApiError(500, "The server failed while writing this answer.", code="internal_error"))
+            message = "The server failed while writing this answer."
+            sink.fail(Refusal(RefusalKind.FAILED, message, code="internal_error"))
 
     def _forget(self, ring: int) -> None:
         self._sinks[ring] = None

@@ -5,10 +5,10 @@ Owns the two interfaces between the drain loop (`rbee.server.link.engine_client`
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
-from rbee.messages import FinishReason
-from rbee.server.errors import ApiError, deadline_passed
+if TYPE_CHECKING:
+    from rbee.server.errors import Refusal
 
 
 class TokenBatch(NamedTuple):
@@ -39,7 +39,7 @@ class TokenSink(Protocol):
     def deliver(self, batch: TokenBatch) -> None:
         """The next tokens, the end, or both."""
 
-    def fail(self, error: ApiError) -> None:
+    def fail(self, error: Refusal) -> None:
         """No more tokens will come, and this is why."""
 
 
@@ -55,32 +55,8 @@ class DirectSink(Protocol):
     def on_finish(self, reason: int, cached_tokens: int) -> None:
         """Everything has been sent, or is in the `rest` before; a FinishReason, and see `TokenBatch`."""
 
-    def fail(self, error: ApiError) -> None:
+    def fail(self, error: Refusal) -> None:
         """No more tokens will come, and this is why."""
 
 
 Sink: TypeAlias = TokenSink | DirectSink
-
-
-def finish_error(reason: int) -> ApiError | None:
-    """The error behind a finish that is none of the client's doing; None for an ordinary end.
-
-    For a deadline that passed before the first token: after it, the deadline is an ordinary end.
-    """
-    match reason:
-        case FinishReason.ABORT:
-            return ApiError(503, "The engine stopped before this request was finished.", code="aborted")
-        case FinishReason.ERROR:
-            return ApiError(
-                500, "The engine failed on this request; other requests are not affected.", code="engine_error"
-            )
-        case FinishReason.DEADLINE:
-            return deadline_passed()
-        case FinishReason.SLOW_READER:
-            return ApiError(
-                408,
-                "The client read too slowly: its tokens had no room for longer than --slow-reader-timeout.",
-                code="slow_reader",
-            )
-        case _:
-            return None

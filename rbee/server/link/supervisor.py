@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from rbee.errors import EngineUnavailableError, TransportError
 from rbee.messages import Attached, Configure, Failed, Loading, Ready, Shutdown, ToEngine, decode_to_server, encode
-from rbee.server.errors import ApiError
+from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.link.engine_client import EngineClient
 from rbee.server.link.heartbeat import Pulse
 from rbee.transport import Arena, Consumer, create_doorbell
@@ -140,10 +140,10 @@ class Supervisor:
         self._send(Configure(engine=self._engine, arena_name=self._arena.name, epoch=1))
 
     def check_ready(self) -> Ready:
-        """The engine's description, or an ApiError with status 503."""
+        """The engine's description, or the Refusal that is true now."""
         if self.state != "ready" or self.ready is None:
             message, retry_after = _REFUSALS.get(self.state, _REFUSALS["loading"])
-            raise ApiError(503, message, code=f"engine_{self.state}", headers={"Retry-After": str(retry_after)})
+            raise Refusal(RefusalKind.UNAVAILABLE, message, code=f"engine_{self.state}", retry_after=retry_after)
         return self.ready
 
     def refuse_new(self) -> None:
@@ -207,11 +207,11 @@ class Supervisor:
         returncode = self._process.wait()
         stopping = self.state == "draining"
         self.state = "dead"
-        error = ApiError(
-            503,
+        error = Refusal(
+            RefusalKind.UNAVAILABLE,
             "The engine process died before this request was finished.",
             code="engine_died",
-            headers={"Retry-After": str(_REFUSALS["dead"][1])},
+            retry_after=_REFUSALS["dead"][1],
         )
         self.client.engine_died(error)
         self._exited.set()

@@ -8,14 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from starlette.responses import Response
 from starlette.routing import Route
 
 from rbee import __version__
-from rbee.server.errors import ApiError
+from rbee.server.errors import Refusal
+from rbee.server.http.refusals import headers_of
+from rbee.server.http.responses import json_response
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.responses import Response
 
     from rbee.server.link.supervisor import Supervisor
 
@@ -37,20 +39,20 @@ class OperationsApi:
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002 - starlette's signature
         """The process answers."""
-        return _json({"status": "ok"})
+        return json_response({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:  # noqa: ARG002 - starlette's signature
         """Whether a request sent now would be taken: 200, or 503 with the state and how far loading has come."""
         supervisor = self._supervisor
         try:
             engine = supervisor.check_ready()
-        except ApiError as refusal:
+        except Refusal as refusal:
             answer: dict[str, Any] = {"ready": False, "state": supervisor.state, "model": self._model}
             if supervisor.state == "loading" and supervisor.progress is not None:
                 progress = supervisor.progress
                 answer["progress"] = {"stage": progress.stage, "done": progress.done, "total": progress.total}
-            return _json(answer, 503, refusal.headers)
-        return _json(
+            return json_response(answer, 503, headers_of(refusal))
+        return json_response(
             {
                 "ready": True,
                 "state": supervisor.state,
@@ -62,8 +64,4 @@ class OperationsApi:
 
     async def version(self, request: Request) -> Response:  # noqa: ARG002 - starlette's signature
         """What is running."""
-        return _json({"version": __version__})
-
-
-def _json(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
+        return json_response({"version": __version__})
