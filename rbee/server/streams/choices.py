@@ -15,7 +15,7 @@ from bisect import bisect_left
 from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
-from rbee.messages import NOTE, FinishReason
+from rbee.messages import SIDE_RECORD, FinishReason
 from rbee.server.streams.dialect import Piece
 from rbee.server.streams.outcome import ORDINARY_ENDS
 from rbee.server.streams.records import TokenLogprob
@@ -50,7 +50,7 @@ class ChoiceSink:
         index: of the choice in its answer.
         reply: gets the pieces of `text`.
         text: of this sequence.
-        told_cached: the first record is the number of cached tokens (`Submit.tell_cached`): a choice that a stop string
+        report_cached: the first record is the number of cached tokens (`Submit.report_cached`): a choice that a stop string
             ends does not get the engine's finish.
 
     Attributes:
@@ -61,9 +61,9 @@ class ChoiceSink:
 
     stream: TokenStream
 
-    def __init__(self, index: int, reply: PieceSink, text: TokenText, *, told_cached: bool = False) -> None:
+    def __init__(self, index: int, reply: PieceSink, text: TokenText, *, report_cached: bool = False) -> None:
         self.index = index
-        self._told_cached = told_cached
+        self._report_cached = report_cached
         self.cached_tokens: int | None = None
         self._reply = reply
         self._text = text
@@ -76,8 +76,8 @@ class ChoiceSink:
     def deliver(self, batch: TokenBatch) -> None:
         """See `TokenSink`."""
         reason = batch.reason
-        if self._told_cached and self.cached_tokens is None and batch.token_ids:
-            self.cached_tokens = batch.token_ids[0] & ~NOTE
+        if self._report_cached and self.cached_tokens is None and batch.token_ids:
+            self.cached_tokens = batch.token_ids[0] & ~SIDE_RECORD
             batch = batch.without_first()
         if reason:
             self.cached_tokens = batch.cached_tokens
@@ -131,7 +131,7 @@ class LogprobsChoice(ChoiceSink):
         reply: gets the pieces.
         text: of this choice; with an echo it follows that.
         records: of its ring.
-        told_cached: see `ChoiceSink`.
+        report_cached: see `ChoiceSink`.
         logprobs: the pieces have entries.
         echo: comes in front, as a piece of its own.
         show_output: False: the echo is all that the client wants, and no token of the output is shown or counted.
@@ -144,12 +144,12 @@ class LogprobsChoice(ChoiceSink):
         text: TokenText,
         records: TokenRecords,
         *,
-        told_cached: bool = False,
+        report_cached: bool = False,
         logprobs: bool = False,
         echo: Echo | None = None,
         show_output: bool = True,
     ) -> None:
-        super().__init__(index, reply, text, told_cached=told_cached)
+        super().__init__(index, reply, text, report_cached=report_cached)
         self._records = records
         self._logprobs = logprobs
         self._echo = echo

@@ -301,13 +301,13 @@ def _choice(index: int, codec: TextCodec, generation: Generation, reply: PieceSi
         num_echoed=0 if echo is None else len(echo.text),
     )
     if echo is None and not generation.has_logprobs:
-        return ChoiceSink(index, reply, text, told_cached=bool(generation.stops))
+        return ChoiceSink(index, reply, text, report_cached=bool(generation.stops))
     return LogprobsChoice(
         index,
         reply,
         text,
         TokenRecords(sampling, len(generation.prompt)),
-        told_cached=bool(generation.stops),
+        report_cached=bool(generation.stops),
         logprobs=generation.has_logprobs,
         echo=echo,
         show_output=generation.show_output,
@@ -325,7 +325,7 @@ def _submit(
             dialect.answer_id,
             generation.prompt,
             [
-                Choice(_seeded(generation.sampling, index), sink, outlet, tell_cached=bool(generation.stops))
+                Choice(_seeded(generation.sampling, index), sink, outlet, report_cached=bool(generation.stops))
                 for index, sink in enumerate(sinks)
             ],
             priority=generation.priority,

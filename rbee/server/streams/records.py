@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from rbee.messages import NOTE
+from rbee.messages import SIDE_RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,22 +52,22 @@ class TokenLogprob(NamedTuple):
 
 
 class TokenRecords:
-    """Puts the records of one sequence together again: each token with its notes, see `rbee.messages.NOTE`.
+    """Puts the records of one sequence together again: each token with its side records, see `rbee.messages.SIDE_RECORD`.
 
     A batch may end anywhere, also between a token and its notes; the token comes with the batch that completes it.
     """
 
     def __init__(self, sampling: SamplingParams, num_prompt_tokens: int) -> None:
-        prompt_notes = sampling.num_prompt_logprobs
-        self._prompt_left = 0 if prompt_notes is None else num_prompt_tokens - 1  # the first one has no logprob
-        self._prompt_size = 1 + (prompt_notes or 0)
+        prompt_records = sampling.num_prompt_logprobs
+        self._prompt_left = 0 if prompt_records is None else num_prompt_tokens - 1  # the first one has no logprob
+        self._prompt_size = 1 + (prompt_records or 0)
         self._size = 1 + (sampling.num_logprobs or 0)
         self._group: list[tuple[int, float]] = []
 
     def take(self, batch: TokenBatch) -> Iterator[ScoredToken]:
         """The tokens that are complete with this batch, in order."""
         for token_id, logprob, committed_ns in zip(batch.token_ids, batch.logprobs, batch.commit_ns, strict=True):
-            self._group.append((token_id & ~NOTE, logprob))
+            self._group.append((token_id & ~SIDE_RECORD, logprob))
             of_prompt = self._prompt_left > 0
             if len(self._group) == (self._prompt_size if of_prompt else self._size):
                 (own_id, own_logprob), *top = self._group
