@@ -126,12 +126,10 @@ class SocketWriter:
 
     @property
     def closed(self) -> bool:
-        """See `Writer`."""
         return self._connection.transport.is_closing()
 
     @property
     def paused(self) -> bool:
-        """See `Writer`."""
         return self._connection.flow.write_paused
 
     @property
@@ -143,7 +141,6 @@ class SocketWriter:
         return transport.get_extra_info("socket").fileno()  # type: ignore[no-any-return] # untyped in asyncio
 
     async def start(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """See `Writer`."""
         await _send_start(self._send, headers)
 
     def open(self, listener: WriterListener, *, direct: bool = False) -> None:
@@ -163,11 +160,9 @@ class SocketWriter:
             listener.on_closed()
 
     def write(self, frames: bytes) -> None:
-        """See `Writer`."""
         self.write_rest(b"%x\r\n%b\r\n" % (len(frames), frames))
 
     def write_rest(self, data: bytes) -> None:
-        """See `Writer`."""
         transport = self._connection.transport
         if not self._opened:
             self._early += data
@@ -179,13 +174,11 @@ class SocketWriter:
         await _send_end(self._send)
 
     def close(self) -> None:
-        """See `Writer`."""
         self._connection.listener = None
         if not self.closed:
             self._connection.transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH, low=WRITE_BUFFER_LOW)
 
     def abort(self) -> None:
-        """See `Writer`."""
         self._connection.transport.abort()
 
 
@@ -214,11 +207,9 @@ class AsgiWriter:
         return
 
     async def start(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """See `Writer`."""
         await _send_start(self._send, headers)
 
     def open(self, listener: WriterListener, *, direct: bool = False) -> None:
-        """See `Writer`."""
         assert not direct, "there is no descriptor to send to"
         self._opened = True
         self._listener = listener
@@ -230,11 +221,9 @@ class AsgiWriter:
             listener.on_closed()
 
     def write(self, frames: bytes) -> None:
-        """See `Writer`."""
         self.write_rest(frames)
 
     def write_rest(self, data: bytes) -> None:
-        """See `Writer`."""
         if self.closed:
             return
         self._waiting.append(data)
@@ -260,7 +249,6 @@ class AsgiWriter:
             await _send_end(self._send)
 
     def close(self) -> None:
-        """See `Writer`."""
         self._listener = None
         for task in (self._watch, self._pump):
             if task is not None:

@@ -290,7 +290,7 @@ def _unix_ns(value: str, param: str) -> int:
 
 
 def _num_logprobs(request: GenerationRequest, limits: Limits) -> int | None:
-    """As SamplingParams has it; a token and its notes are published together, so that they have to fit a ring."""
+    """As SamplingParams has it. A token and its side records are published together, so that they must fit a ring."""
     name, number = request.asked_logprobs
     if number is None:
         return None

@@ -50,8 +50,8 @@ class ChoiceSink:
         index: of the choice in its answer.
         reply: gets the pieces of `text`.
         text: of this sequence.
-        report_cached: the first record is the number of cached tokens (`Submit.report_cached`): a choice that a stop string
-            ends does not get the engine's finish.
+        report_cached: the first record is the number of cached tokens (`Submit.report_cached`): a choice that a stop
+            string ends does not get the engine's finish.
 
     Attributes:
         index: see above.
@@ -74,7 +74,6 @@ class ChoiceSink:
         return self._text.num_tokens
 
     def deliver(self, batch: TokenBatch) -> None:
-        """See `TokenSink`."""
         reason = batch.reason
         if self._report_cached and self.cached_tokens is None and batch.token_ids:
             self.cached_tokens = batch.token_ids[0] & ~SIDE_RECORD
@@ -92,7 +91,6 @@ class ChoiceSink:
         self._reply.show(self, pieces, reason)
 
     def fail(self, error: Refusal) -> None:
-        """See `TokenSink`."""
         self._reply.fail(error)
 
     def _take(self, batch: TokenBatch, pieces: list[Piece]) -> int | None:

@@ -38,7 +38,6 @@ class DirectReply(LiveReply):
             self.stream.resume()
 
     def on_broken(self) -> None:
-        """See `DirectSink`."""
         self._writer.abort()
 
     def on_finish(self, reason: int, cached_tokens: int) -> None:  # noqa: ARG002 - the drain has written it

@@ -202,11 +202,9 @@ class _ParkedSink:
         self.refusal: Refusal | None = None
 
     def deliver(self, batch: TokenBatch) -> None:
-        """See `TokenSink`."""
         self.batches.append(batch)
 
     def fail(self, error: Refusal) -> None:
-        """See `TokenSink`."""
         self.refusal = error
 
     def pass_on(self, sink: ChoiceSink | DirectReply) -> None:

@@ -39,17 +39,14 @@ class TokenStreams(list["TokenStream"]):
     """The sequences of one request, as if they were one."""
 
     def cancel(self) -> None:
-        """See `TokenStream.cancel`."""
         for stream in self:
             stream.cancel()
 
     def pause(self) -> None:
-        """See `TokenStream.pause`."""
         for stream in self:
             stream.pause()
 
     def resume(self) -> None:
-        """See `TokenStream.resume`."""
         for stream in self:
             stream.resume()
 

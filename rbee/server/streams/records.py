@@ -52,9 +52,10 @@ class TokenLogprob(NamedTuple):
 
 
 class TokenRecords:
-    """Puts the records of one sequence together again: each token with its side records, see `rbee.messages.SIDE_RECORD`.
+    """Puts the records of one sequence together again: each token with its `rbee.messages.SIDE_RECORD`s.
 
-    A batch may end anywhere, also between a token and its notes; the token comes with the batch that completes it.
+    A batch may end anywhere, also between a token and its side records. The token comes with the batch that completes
+    it.
     """
 
     def __init__(self, sampling: SamplingParams, num_prompt_tokens: int) -> None:

@@ -37,7 +37,6 @@ class CollectedReply(Reply):
         self.refusal: Refusal | None = None
 
     def show(self, choice: ChoiceSink, pieces: list[Piece], reason: int) -> None:
-        """See `PieceSink`."""
         collected = self.choices[choice.index]
         collected.pieces.extend(pieces)
         if reason:
@@ -49,7 +48,6 @@ class CollectedReply(Reply):
             self._end()
 
     def fail(self, refusal: Refusal) -> None:
-        """See `PieceSink`."""
         self.refusal = refusal
         self.stream.cancel()
         self._end()

@@ -57,7 +57,6 @@ class NumberedEvents:
         self.finished = False
 
     def piece(self, piece: Piece, number: int) -> bytes:
-        """See `Dialect.piece`."""
         self._num_tokens = piece.num_tokens
         events = self._number(self._dialect.piece(0, piece, number))
         self._window.append((self.last_id, piece))

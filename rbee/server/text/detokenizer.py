@@ -50,15 +50,12 @@ class ByteLevelDetokenizer:
         self._decode = self._decoder.decode
 
     def push(self, token_id: int) -> str:
-        """See `Detokenizer`."""
         return self._decode(self._pieces.of(token_id))
 
     def flush(self) -> str:
-        """See `Detokenizer`."""
         return self._decode(b"", True)
 
     def fork(self) -> ByteLevelDetokenizer:
-        """See `Detokenizer`."""
         other = ByteLevelDetokenizer(self._pieces)
         other._decoder.setstate(self._decoder.getstate())
         return other
@@ -79,7 +76,6 @@ class ByteFallbackDetokenizer:
         self._decode = self._decoder.decode
 
     def push(self, token_id: int) -> str:
-        """See `Detokenizer`."""
         piece = self._pieces.of(token_id)
         text = self._decode(piece) if isinstance(piece, bytes) else self._decode(b"", True) + piece
         if self._strip and text:
@@ -88,11 +84,9 @@ class ByteFallbackDetokenizer:
         return text
 
     def flush(self) -> str:
-        """See `Detokenizer`."""
         return self._decode(b"", True)
 
     def fork(self) -> ByteFallbackDetokenizer:
-        """See `Detokenizer`."""
         other = ByteFallbackDetokenizer(self._pieces, strip=self._strip)
         other._decoder.setstate(self._decoder.getstate())
         return other
@@ -117,7 +111,6 @@ class WindowDetokenizer:
         self._shown_text = ""  # of these tokens alone
 
     def push(self, token_id: int) -> str:
-        """See `Detokenizer`."""
         self._window.append(token_id)
         text = self._decode(self._window)
         new = text[len(self._shown_text) :]
@@ -129,11 +122,9 @@ class WindowDetokenizer:
         return new
 
     def flush(self) -> str:
-        """See `Detokenizer`."""
         return self._decode(self._window)[len(self._shown_text) :]
 
     def fork(self) -> WindowDetokenizer:
-        """See `Detokenizer`."""
         other = WindowDetokenizer(self._tokenizer)
         other._window = self._window.copy()
         other._num_shown = self._num_shown
@@ -224,7 +215,6 @@ class _Pieces(list[Any]):
         return self[token_id] if token_id < len(self) else b""
 
     def token_bytes(self, token_id: int) -> bytes:
-        """See `Detokenizers`."""
         name = self._special.get(token_id)
         if name is not None:
             return name

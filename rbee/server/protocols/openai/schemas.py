@@ -60,7 +60,6 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
 
     @property
     def asked_logprobs(self) -> tuple[str, int | None]:
-        """See `GenerationRequest`."""
         return "top_logprobs", self.top_logprobs if self.logprobs else None
 
 
@@ -79,12 +78,10 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
 
     @property
     def echoes(self) -> bool:
-        """See `GenerationRequest`."""
         return self.echo
 
     @property
     def asked_logprobs(self) -> tuple[str, int | None]:
-        """See `GenerationRequest`."""
         return "logprobs", self.logprobs
 
 
