@@ -21,8 +21,8 @@ from rbee.transport import (
     FrameTemplate,
     LastFrames,
     Outlet,
-    Slot,
     Producer,
+    Slot,
     Vocabulary,
     create_doorbell,
 )
