@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import hypercorn.asyncio
 import hypercorn.config
+from rbee.server.http.listener import HttpServer, listen
 
 from rbee.config import Config, EngineConfig, ServerConfig
-from rbee.server.http.listener import HttpServer, listen
 from rbee.server.text import served_model
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def synthetic_model() -> served_model.ServedModel:
 
 @contextlib.asynccontextmanager
 async def under_our_server(app: ASGIApp) -> AsyncIterator[Address]:
-    """uvicorn with our protocol. The engine of `app` is the caller's to start."""
+    """Uvicorn with our protocol. The engine of `app` is the caller's to start."""
     server = HttpServer(app)
     with listen("127.0.0.1", 0) as sock:
         serving = asyncio.create_task(server.serve(sockets=[sock]))

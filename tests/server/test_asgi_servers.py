@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 import httpx
 import pytest
+from rbee.server.assembly import build
 from starlette.testclient import TestClient
 
-from rbee.server.assembly import build
 from tests.server.asgi_parts import synthetic_config, synthetic_model, under_hypercorn, under_our_server
 
 if TYPE_CHECKING:
     from rbee.server.assembly import Assembly
+
     from tests.server.asgi_parts import Address
 
 pytestmark = pytest.mark.anyio
@@ -47,9 +48,7 @@ def comparable(response: httpx.Response) -> tuple[int, str, bytes]:
 async def answers_over(address: Address) -> dict[str, tuple[int, str, bytes]]:
     """The answer to each of the bodies."""
     async with httpx.AsyncClient(base_url="http://{}:{}".format(*address)) as client:
-        return {
-            name: comparable(await client.post("/v1/chat/completions", json=body)) for name, body in BODIES.items()
-        }
+        return {name: comparable(await client.post("/v1/chat/completions", json=body)) for name, body in BODIES.items()}
 
 
 async def test_the_same_application_under_three_servers(assembly):

@@ -10,13 +10,14 @@ nothing of tokens.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import refusals
-from rbee.server.http.writer import EXTENSION, WRITE_BUFFER_HIGH, WRITE_BUFFER_LOW
+from rbee.server.http.writer import EXTENSION, WRITE_BUFFER_HIGH, WRITE_BUFFER_LOW, SocketWriter
 
 if TYPE_CHECKING:
     import asyncio
@@ -33,7 +34,7 @@ _HEAD_TOO_LARGE = (
 
 
 class StreamProtocol(HttpToolsProtocol):
-    """uvicorn's httptools protocol that gives each request its connection, for a `SocketWriter`."""
+    """uvicorn's httptools protocol that lets each request make a `SocketWriter`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -77,7 +78,7 @@ class StreamProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Called by the parser when a request begins."""
         super().on_message_begin()
-        self.scope["extensions"] = {EXTENSION: self}  # type: ignore[dict-item] # uvicorn types plain data
+        self.scope["extensions"] = {EXTENSION: partial(SocketWriter, self)}  # type: ignore[dict-item] # uvicorn types plain data
 
     def pause_writing(self) -> None:
         """Called by the transport when more than WRITE_BUFFER_HIGH bytes wait."""

@@ -15,11 +15,11 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from starlette.types import Receive, Scope, Send
 
-EXTENSION = "rbee.stream"  # of the ASGI scope: the Connection of the request
+EXTENSION = "rbee.stream"  # of the ASGI scope: makes the Writer of the response from its `send`
 
 # What may wait in user space for a slow client's socket before its ring is paused. One drain can add to it what the
 # ring held (ring_capacity frames of some 200 bytes) and no more, because a paused ring is not drained.
@@ -109,8 +109,8 @@ class Connection(Protocol):
 
 def writer_of(scope: Scope, receive: Receive, send: Send) -> Writer:
     """The writer of a request's response: past ASGI where our own protocol serves it, else over `send`."""
-    connection = scope.get("extensions", {}).get(EXTENSION)
-    return AsgiWriter(receive, send) if connection is None else SocketWriter(connection, send)
+    make: Callable[[Send], Writer] | None = scope.get("extensions", {}).get(EXTENSION)
+    return AsgiWriter(receive, send) if make is None else make(send)
 
 
 class SocketWriter:

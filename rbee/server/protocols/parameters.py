@@ -191,7 +191,7 @@ def read_parameters(
         request, max_tokens=max_tokens, prompt_tokens=prompt_tokens, limits=limits, end_token_ids=end_token_ids
     )
     deadline_ns = read_deadline(request.deadline, deadlines, wall_ns=time.time_ns(), monotonic_ns=time.monotonic_ns())
-    return Parameters(sampling, _stop_strings(request), deadline_ns)
+    return Parameters(sampling, stop_strings(request), deadline_ns)
 
 
 def _sampling_params(
@@ -307,7 +307,8 @@ def _num_logprobs(request: GenerationRequest, limits: Limits) -> int | None:
     return min(number, limits.vocab_size)
 
 
-def _stop_strings(request: GenerationRequest) -> list[str]:
+def stop_strings(request: GenerationRequest) -> list[str]:
+    """The stop strings as a list, or a Refusal."""
     stops = [request.stop] if isinstance(request.stop, str) else request.stop
     if len(stops) > MAX_STOP_STRINGS:
         raise invalid("stop", f"stop holds {len(stops)} strings; at most {MAX_STOP_STRINGS} are possible.")

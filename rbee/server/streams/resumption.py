@@ -130,10 +130,13 @@ class ResumableReply(StreamedReply):
         dialect: renders the frames, whose events are numbered here.
         streams: where it is found.
         window: tokens whose frames can be had again.
+
+    Attributes:
+        events: what has been rendered so far.
     """
 
     def __init__(self, writer: Writer, dialect: Dialect, streams: ResumableStreams, window: int) -> None:
-        self._events = NumberedEvents(dialect, window)
+        self.events = NumberedEvents(dialect, window)
         self._streams = streams
         self._connected = True
         super().__init__(writer, dialect)
@@ -146,14 +149,14 @@ class ResumableReply(StreamedReply):
     @property
     def finished(self) -> bool:
         """Whether all of it has been written, to whichever connection."""
-        return self._events.finished
+        return self.events.finished
 
     def check_replay(self, last_id: int) -> None:
         """Raise Refusal unless the stream can go on after the event with this id.
 
         Either there was no such event yet, or those after it are not remembered any more.
         """
-        events = self._events
+        events = self.events
         if last_id > events.last_id:
             raise Refusal(
                 RefusalKind.INVALID,
@@ -170,7 +173,7 @@ class ResumableReply(StreamedReply):
 
     def has_more(self, last_id: int) -> bool:
         """Whether anything comes after the event with this id."""
-        return last_id < self._events.last_id or not self.finished
+        return last_id < self.events.last_id or not self.finished
 
     def attach(self, writer: Writer, last_id: int) -> None:
         """Go on to `writer`, after the event with this id, which `check_replay` has let pass."""
@@ -181,7 +184,7 @@ class ResumableReply(StreamedReply):
         self._streams.hold(self)
         self._connect(writer)
         self._connected = True
-        replay = self._events.since(last_id)
+        replay = self.events.since(last_id)
         if replay:
             self._write(replay)
         if self.finished:
@@ -200,18 +203,18 @@ class ResumableReply(StreamedReply):
     def _piece(self, choice: int, piece: Piece) -> bytes:
         number = self._num_frames[choice]
         self._num_frames[choice] = number + 1
-        return self._events.piece(piece, number)
+        return self.events.piece(piece, number)
 
     def _last(self, choice: int, piece: Piece, reason: int) -> bytes:
-        return self._events.end(piece, super()._last(choice, piece, reason))
+        return self.events.end(piece, super()._last(choice, piece, reason))
 
     def _finish(self) -> bytes:
-        self._events.finished = True
-        return self._events.keep(super()._finish())
+        self.events.finished = True
+        return self.events.keep(super()._finish())
 
     def _error_frames(self, refusal: Refusal) -> bytes:
-        self._events.finished = True
-        return self._events.keep(super()._error_frames(refusal))
+        self.events.finished = True
+        return self.events.keep(super()._error_frames(refusal))
 
     def _write(self, frames: bytes) -> None:
         if self._connected:
@@ -250,8 +253,8 @@ class ResumableStreams:
         self._keys[reply] = [(owner, name) for name in names]
         self._streams.update(dict.fromkeys(self._keys[reply], reply))
 
-    def find(self, owner: Hashable, name: Hashable, shown: str) -> ResumableReply:
-        """The owner's stream of this name, which a refusal calls `shown`.
+    def find(self, owner: Hashable, name: Hashable, shown: str | None = None) -> ResumableReply:
+        """The owner's stream of this name, which a refusal calls `shown` if that differs.
 
         Raises:
             Refusal: there is none. It gives no more away, because a stream may be another owner's.
@@ -260,7 +263,7 @@ class ResumableStreams:
         if reply is None:
             raise Refusal(
                 RefusalKind.GONE,
-                f"There is no stream {shown!r} to resume: it is unknown here, or was without a connection for more "
+                f"There is no stream {shown or name!r} to resume: it is unknown here, or was without a connection for more "
                 f"than {self._resume_timeout:g} s (--resume-timeout); send the request anew.",
                 code="stream_gone",
             )

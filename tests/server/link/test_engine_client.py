@@ -12,9 +12,10 @@ import pytest
 from rbee.errors import QueueFullError
 from rbee.messages import SIDE_RECORD, FinishReason, Submit, Wake, pack_token_ids
 from rbee.sampling_params import SamplingParams
-from rbee.server.errors import ApiError
+from rbee.server.errors import Refusal, RefusalKind
+from rbee.server.http.refusals import status_of
 from rbee.server.link.engine_client import Choice, EngineClient
-from rbee.server.link.sinks import finish_error
+from rbee.server.streams.outcome import finish_refusal
 from rbee.transport import (
     Arena,
     Consumer,
@@ -30,7 +31,7 @@ from tests.fakes import RecordingDirectSink, RecordingSink
 
 RINGS = 64
 CAPACITY = 128
-DIED = ApiError(503, "Died.", code="engine_died")
+DIED = Refusal(RefusalKind.UNAVAILABLE, "Died.", code="engine_died")
 
 
 class Engine:
@@ -255,9 +256,9 @@ def test_queue_is_bounded_within_a_step():
 )
 def test_ends_that_are_errors(reason, status, code):
     """Each has a status and a word of its own; the client's own ends are no errors."""
-    error = finish_error(reason)
-    assert (error.status, error.code) == (status, code)
-    assert finish_error(FinishReason.STOP) is finish_error(FinishReason.LENGTH) is None
+    error = finish_refusal(reason)
+    assert (status_of(error), error.code) == (status, code)
+    assert finish_refusal(FinishReason.STOP) is finish_refusal(FinishReason.LENGTH) is None
 
 
 def test_full_house_is_refused():

@@ -5,7 +5,6 @@ A token of these replies is a byte.
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import time
@@ -13,18 +12,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rbee.models import synthetic
 from rbee.sampling_params import SamplingParams
-from rbee.server.errors import ApiError
-from rbee.server.protocols.openai import frames as sse
-from rbee.server.protocols.openai.logprobs import TokenRecords, chat_logprobs, completion_logprobs
+from rbee.server.errors import Refusal
+from rbee.server.http.refusals import status_of
+from rbee.server.http.writer import EXTENSION
+from rbee.server.protocols.openai.dialect import ChatDialect, CompletionDialect
 from rbee.server.protocols.openai.schemas import StreamOptions
-from rbee.server.streams.choices import AnnotatedChoiceSink, ChoiceSink, TokenText
+from rbee.server.streams.choices import ChoiceSink, LogprobsChoice
 from rbee.server.streams.direct_reply import DirectReply, make_outlet
-from rbee.server.streams.exchange import Exchange, Generation, Resumption
-from rbee.server.streams.replies import CollectedReply, StreamedReply, TokenStreams
-from rbee.server.streams.resumption import NumberedFrames, ResumableReply, ResumableStreams
+from rbee.server.streams.exchange import Backend, GenerationResponse, Resumption
+from rbee.server.streams.generation import Generation
+from rbee.server.streams.live import TokenStreams
+from rbee.server.streams.records import TokenRecords
+from rbee.server.streams.replies import CollectedReply, StreamedReply
+from rbee.server.streams.resumption import ResumableReply, ResumableStreams
 from rbee.server.text import served_model
 from rbee.server.text.detokenizer import detokenizers
 from rbee.server.text.stop_strings import StopStrings
+from rbee.server.text.token_text import Echo, TokenText
 from tests.batches import batch, record_batch
 from tests.fakes import RecordingStream, RecordingWatch, RecordingWriter
 
@@ -35,17 +39,26 @@ if TYPE_CHECKING:
     from rbee.transport import Outlet
 
 PATIENCE = 60.0  # seconds that a client may read nothing
-OWNER = ("key", "chat")
+OWNER = "key"
 NEW_DETOKENIZER = detokenizers(synthetic.tokenizer())
 
 
-def make_frames(
-    *, chat: bool, usage: bool = False, index: int = 0, request_id: str = "i", created: int = 0, model: str = "m"
-) -> sse.Frames:
-    """The frames of one choice."""
-    return sse.Frames(
-        kind="k", request_id=request_id, created=created, model=model, chat=chat, usage=usage, index=index
-    )
+def make_dialect(
+    *,
+    chat: bool,
+    options: StreamOptions | None = None,
+    n: int = 1,
+    prompt_tokens: int = 3,
+    logprobs: bool = False,
+    model: str = "m",
+) -> ChatDialect | CompletionDialect:
+    """An answer of OpenAI's."""
+    sampling = SamplingParams(max_tokens=99, num_logprobs=0 if logprobs else None)
+    generation = Generation(prompt=[1] * prompt_tokens, sampling=sampling, stops=[], n=n)
+    kind = ChatDialect if chat else CompletionDialect
+    dialect = kind(model, generation, options or StreamOptions(), NEW_DETOKENIZER.token_bytes, created=0)
+    dialect.answer_id = "i"  # the same for all, so that answers can be compared
+    return dialect
 
 
 def make_text(
@@ -61,7 +74,7 @@ def make_choices(reply: Any, texts: Sequence[TokenText], *, logprobs: bool = Fal
     for index, text in enumerate(texts):
         if logprobs:
             records = TokenRecords(SamplingParams(max_tokens=99, num_logprobs=0), 3)
-            sinks.append(AnnotatedChoiceSink(index, reply, text, records, logprobs=True))
+            sinks.append(LogprobsChoice(index, reply, text, records, logprobs=True))
         else:
             sinks.append(ChoiceSink(index, reply, text))
         sinks[-1].stream = RecordingStream()
@@ -75,24 +88,20 @@ def make_collected(number: int, stops: Sequence[str] = ()) -> tuple[CollectedRep
     return reply, make_choices(reply, [make_text(stops) for _ in range(number)])
 
 
-def make_direct(writer: RecordingWriter, outlet: Any) -> DirectReply:
+def make_direct(writer: RecordingWriter, outlet: Any, dialect: Any = None) -> DirectReply:
     """A reply whose tokens are written by the native drain."""
-    reply = DirectReply(writer, outlet)  # type: ignore[arg-type] # a fake
+    reply = DirectReply(writer, dialect or make_dialect(chat=False), outlet)
     reply.stream = RecordingStream()  # type: ignore[assignment] # a fake
     return reply
 
 
 def make_direct_outlet(
-    writer: Any,
-    table: TokenTable | None,
-    frames: sse.Frames,
-    options: StreamOptions,
-    *,
-    prompt_tokens: int = 1,
-    stop_token_ids: Iterable[int] = (),
+    writer: Any, table: TokenTable | None, dialect: Any, *, prompt_tokens: int = 1, stop_token_ids: Iterable[int] = ()
 ) -> Outlet | None:
     """What the native drain writes such a reply with."""
-    return make_outlet(writer, table, frames, options, prompt_tokens=prompt_tokens, stop_token_ids=list(stop_token_ids))
+    sampling = SamplingParams(max_tokens=99, stop_token_ids=tuple(stop_token_ids))
+    generation = Generation(prompt=[1] * prompt_tokens, sampling=sampling, stops=[])
+    return make_outlet(writer, table, dialect, generation)
 
 
 def make_streams(watch: Any, *, resume_timeout: float = 30.0, max_ended: int = 8) -> ResumableStreams:
@@ -100,28 +109,62 @@ def make_streams(watch: Any, *, resume_timeout: float = 30.0, max_ended: int = 8
     return ResumableStreams(watch, resume_timeout=resume_timeout, max_ended=max_ended)
 
 
-def make_resumption(reply: ResumableReply, last_id: int, writer: RecordingWriter, watch: Any) -> Resumption:
-    """The response that goes on with a reply."""
-    return Resumption(reply, last_id, writer, watch)  # type: ignore[arg-type] # a fake
+def writing_to(writer: RecordingWriter) -> dict[str, Any]:
+    """The ASGI scope of a request whose response is written by `writer`."""
+
+    def make(send: Any) -> RecordingWriter:
+        writer.send = send
+        return writer
+
+    return {"type": "http", "extensions": {EXTENSION: make}}
 
 
-def make_exchange(supervisor: Any, generation: Generation, writer: RecordingWriter, watch: Any) -> Exchange:
+def make_resumption(reply: ResumableReply, last_id: int, writer: RecordingWriter, watch: Any) -> Any:
+    """The response that goes on with a reply, as an ASGI application."""
+    response = Resumption(reply, last_id, watch)
+
+    async def run(send: Any) -> None:
+        await response(writing_to(writer), no_receive, send)
+
+    return run
+
+
+async def no_receive() -> Any:
+    """The client sends nothing further."""
+    raise AssertionError("a Writer that is given asks for nothing")
+
+
+def make_exchange(supervisor: Any, generation: Generation, watch: Any, *, stream: bool = False) -> GenerationResponse:
     """A generation of the synthetic model, and its response."""
-    return Exchange(supervisor, served_model.load_synthetic("s"), watch, generation, writer)  # type: ignore[arg-type]
+    model = served_model.load_synthetic("s")
+    dialect = CompletionDialect("s", generation, StreamOptions(), model.codec.token_bytes)
+    return GenerationResponse(Backend(supervisor, model.codec, watch), generation, dialect, stream=stream)
+
+
+async def collected(response: GenerationResponse, writer: RecordingWriter | None = None) -> Any:
+    """The JSON of a response that is not streamed."""
+    bodies: list[bytes] = []
+
+    async def send(message: Any) -> None:
+        bodies.append(message.get("body", b""))
+
+    await response(writing_to(writer or RecordingWriter()), no_receive, send)
+    return json.loads(b"".join(bodies))
+
+
+def make_echo(token_ids: list[int], text: str | None) -> Echo:
+    """A prompt of the synthetic model, in front of its completion."""
+    return Echo.of(token_ids, text, served_model.load_synthetic("s").codec)
 
 
 def make_generation(
     max_tokens: int, *, seed: int = 0, min_tokens: int = 0, stops: Iterable[str] = (), **more: Any
 ) -> Generation:
-    """A streamed completion."""
+    """A completion."""
     return Generation(
-        chat=False,
         prompt=[1],
         sampling=SamplingParams(max_tokens=max_tokens, seed=seed, min_tokens=min_tokens),
         stops=list(stops),
-        stream=True,
-        options=StreamOptions(),
-        ignored=[],
         **more,
     )
 
@@ -142,7 +185,7 @@ class Moment(NamedTuple):
 
 
 def moment_of(action: Callable[[], object]) -> Moment:
-    """Do it; when it was done, by the clock of `LiveReply.look`."""
+    """Do it; when it was done, by the clock of `LiveReply.check`."""
     earliest = time.monotonic()
     action()
     return Moment(earliest, time.monotonic())
@@ -160,19 +203,16 @@ class StreamedCase:
         stop_token_ids: Iterable[int] = (),
         logprobs: bool = False,
         new_detokenizer: Any = NEW_DETOKENIZER,
-        frames: Sequence[sse.Frames] | None = None,
+        dialect: Any = None,
         prompt_tokens: int = 3,
-        options: StreamOptions | None = None,
         **of_stream: bool,
     ) -> None:
         self.writer = RecordingWriter()
-        self.reply = StreamedReply(
-            self.writer,  # type: ignore[arg-type] # a fake
-            frames or [make_frames(chat=chat, index=index) for index in range(n)],
-            options or StreamOptions(**of_stream),
-            prompt_tokens,
-            functools.partial(completion_logprobs, token_bytes=NEW_DETOKENIZER.token_bytes) if logprobs else None,
+        options = StreamOptions(**of_stream)
+        self.dialect = dialect or make_dialect(
+            chat=chat, options=options, n=n, prompt_tokens=prompt_tokens, logprobs=logprobs
         )
+        self.reply = StreamedReply(self.writer, self.dialect, n)
         texts = [make_text(stops, stop_token_ids, new_detokenizer) for _ in range(n)]
         self.choices = make_choices(self.reply, texts, logprobs=logprobs)
 
@@ -224,16 +264,8 @@ class ResumableCase:
         self.watch = RecordingWatch()
         self.streams = streams or make_streams(self.watch, resume_timeout=resume_timeout, max_ended=max_ended)
         self.writer = RecordingWriter()
-        self.frames = NumberedFrames(make_frames(chat=chat, usage=of_stream.get("include_usage", False)), window)
-        shown = functools.partial(chat_logprobs, token_bytes=NEW_DETOKENIZER.token_bytes) if logprobs else None
-        self.reply = ResumableReply(
-            self.writer,  # type: ignore[arg-type] # a fake
-            self.frames,
-            StreamOptions(**of_stream),
-            3,
-            shown,
-            streams=self.streams,
-        )
+        self.dialect = make_dialect(chat=chat, options=StreamOptions(**of_stream), logprobs=logprobs)
+        self.reply = ResumableReply(self.writer, self.dialect, self.streams, window)
         [self.choice] = make_choices(self.reply, [make_text(stops)], logprobs=logprobs)
         self.streams.add(self.reply, OWNER, "i", "request")
 
@@ -262,8 +294,8 @@ def refusal(function: Callable[..., object], *values: object) -> tuple[int, str]
     """Status and code of the error that this call ends with; None if it does not."""
     try:
         function(*values)
-    except ApiError as error:
-        return error.status, error.code
+    except Refusal as error:
+        return status_of(error), error.code
     return None
 
 

@@ -17,7 +17,7 @@ from rbee.server.text.detokenizer import detokenizers
 from rbee.transport import Arena, Consumer, Producer, create_doorbell
 from tests.batches import batch
 from tests.fakes import RecordingWriter
-from tests.server.streams.streams_parts import StreamedCase, make_direct, make_direct_outlet, make_frames
+from tests.server.streams.streams_parts import StreamedCase, make_dialect, make_direct, make_direct_outlet
 from tests.server.text.text_parts import SENTENCEPIECE, SYNTHETIC, wordpiece
 
 pytestmark = pytest.mark.anyio
@@ -72,10 +72,6 @@ class SocketWriter(RecordingWriter):
         super().__init__()
         self.descriptor = descriptor
 
-    def write_rest(self, data):
-        """Keep it."""
-        self.written.append(data)
-
 
 @pytest.fixture(scope="module")
 def pipe():
@@ -92,12 +88,6 @@ def vocabularies(default_model):
         (detokenizers(tokenizer), tokenizer.get_vocab_size(with_added_tokens=True))
         for tokenizer in (default, SYNTHETIC, SENTENCEPIECE[False], SENTENCEPIECE[True])
     ]
-
-
-def frames_of(*, chat, options):
-    """As the routes make them."""
-    usage = options.include_usage and not options.continuous_usage_stats
-    return make_frames(chat=chat, usage=usage, request_id='i"d', created=1, model="mödel")
 
 
 OPTIONS = st.builds(
@@ -124,19 +114,11 @@ async def test_both_ways_write_the_same_bytes(vocabularies, pipe, data, which, c
     all_tokens = list(itertools.chain(*batches))
     stop_token_ids = data.draw(st.lists(st.sampled_from([*all_tokens, 5]), max_size=2))
 
-    by_token = StreamedCase(
-        frames=[frames_of(chat=chat, options=options)],
-        options=options,
-        prompt_tokens=7,
-        new_detokenizer=make_detokenizer,
-        stop_token_ids=stop_token_ids,
-    )
+    dialect = make_dialect(chat=chat, options=options, prompt_tokens=7, model="mödel")
+    by_token = StreamedCase(dialect=dialect, new_detokenizer=make_detokenizer, stop_token_ids=stop_token_ids)
     writer = SocketWriter(pipe.server.fileno())
-    frames = frames_of(chat=chat, options=options)
-    outlet = make_direct_outlet(
-        writer, make_detokenizer.table, frames, options, prompt_tokens=7, stop_token_ids=stop_token_ids
-    )
-    direct = make_direct(writer, outlet)
+    outlet = make_direct_outlet(writer, make_detokenizer.table, dialect, prompt_tokens=7, stop_token_ids=stop_token_ids)
+    direct = make_direct(writer, outlet, dialect)
     ring, generation = pipe.consumer.assign()
     pipe.producer.open(ring, generation)
     pipe.consumer.attach(ring, outlet)
@@ -159,14 +141,13 @@ async def test_both_ways_write_the_same_bytes(vocabularies, pipe, data, which, c
 
 def test_other_vocabularies_have_no_table():
     """Tokens whose text depends on their neighbours go the other way; so do sockets that are not the response's."""
-    options = StreamOptions()
-    frames = frames_of(chat=True, options=options)
+    dialect = make_dialect(chat=True)
     writer = SocketWriter(0)
     other = detokenizers(wordpiece()).table
-    assert make_direct_outlet(writer, other, frames, options) is None
+    assert make_direct_outlet(writer, other, dialect) is None
     writer.descriptor = None
     table = detokenizers(SYNTHETIC).table
-    assert make_direct_outlet(writer, table, frames, options) is None
+    assert make_direct_outlet(writer, table, dialect) is None
 
 
 async def test_rest_is_written_by_the_event_loop():

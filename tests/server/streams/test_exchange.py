@@ -2,18 +2,24 @@
 
 import asyncio
 import contextlib
-import json
 
 import pytest
 
 from rbee.config import EngineConfig
 from rbee.messages import SIDE_RECORD, FinishReason
 from rbee.sampling_params import SamplingParams
-from rbee.server.errors import ApiError
+from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.link.supervisor import Supervisor
 from tests.batches import batch
 from tests.fakes import RecordingStream, RecordingWatch, RecordingWriter
-from tests.server.streams.streams_parts import make_exchange, make_generation
+from tests.server.streams.streams_parts import (
+    collected,
+    make_echo,
+    make_exchange,
+    make_generation,
+    no_receive,
+    writing_to,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -57,15 +63,14 @@ async def test_choices_differ_in_their_seeds_only():
     """That of choice i is i more, and stays a seed; all else that a generation says reaches the engine with each."""
     client = RecordingClient()
     generation = make_generation(5, seed=2**63 - 2, n=3, priority=-1, deadline_ns=7, cache_salt="salt")
-    await make_exchange(client, generation, RecordingWriter(), RecordingWatch()).collect()
+    await collected(make_exchange(client, generation, RecordingWatch()))
     sampling = [SamplingParams(max_tokens=5, seed=seed) for seed in (2**63 - 2, 2**63 - 1, 0)]
     assert client.submitted == [([1], sampling, {"priority": -1, "deadline_ns": 7, "cache_salt": "salt"})]
 
 
 async def answered(answer, generation):
     """The text of the response, when the engine answers so."""
-    exchange = make_exchange(RecordingClient(answer), generation, RecordingWriter(), RecordingWatch())
-    [choice] = json.loads((await exchange.collect()).body)["choices"]
+    [choice] = (await collected(make_exchange(RecordingClient(answer), generation, RecordingWatch())))["choices"]
     return choice["text"]
 
 
@@ -76,8 +81,8 @@ async def test_min_tokens_is_for_stop_strings_too():
 
 async def test_prompt_is_echoed_as_it_was_given():
     """As text, if it was text; its tokens need not say the same."""
-    assert await answered("b", make_generation(1, echo=True, prompt_text="A ")) == "A b"
-    assert await answered("b", make_generation(1, echo=True)) == "\x01b"
+    assert await answered("b", make_generation(1, echo=make_echo([1], "A "))) == "A b"
+    assert await answered("b", make_generation(1, echo=make_echo([1], None))) == "\x01b"
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
@@ -86,12 +91,12 @@ async def test_ended_stream_is_forgotten(cancelled):
     async with asyncio.timeout(60), running_supervisor() as supervisor:
         watch, writer, sent = RecordingWatch(), RecordingWriter(), []
         generation = make_generation(8000 if cancelled else 5)
-        exchange = make_exchange(supervisor, generation, writer, watch)
+        exchange = make_exchange(supervisor, generation, watch, stream=True)
 
         async def send(message):
             sent.append(message["type"])
 
-        task = asyncio.ensure_future(exchange({}, None, send))
+        task = asyncio.ensure_future(exchange(writing_to(writer), no_receive, send))
         while not writer.written:  # noqa: ASYNC110 - written by another process, in effect
             await asyncio.sleep(0)
         assert writer.listener is not None
@@ -111,9 +116,9 @@ async def test_ended_stream_is_forgotten(cancelled):
 async def test_request_that_was_prepared_too_long_is_refused():
     """The engine may have gone while a large prompt was tokenized: the request is not handed to it then."""
     async with asyncio.timeout(60), running_supervisor() as supervisor:
-        exchange = make_exchange(supervisor, make_generation(5), RecordingWriter(), RecordingWatch())
+        exchange = make_exchange(supervisor, make_generation(5), RecordingWatch())
         supervisor.refuse_new()
-        with pytest.raises(ApiError) as caught:
-            await exchange.collect()
-        assert (caught.value.status, caught.value.code) == (503, "engine_draining")
+        with pytest.raises(Refusal) as caught:
+            await collected(exchange)
+        assert (caught.value.kind, caught.value.code) == (RefusalKind.UNAVAILABLE, "engine_draining")
         assert supervisor.client.rings_in_use == 0

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rbee.messages import FinishReason
-from rbee.server.errors import ApiError
+from rbee.server.errors import Refusal, RefusalKind
 from tests.batches import record_batch, scored
 from tests.server.streams.streams_parts import StreamedCase as Case
 
@@ -114,7 +114,7 @@ async def test_failure_ends_the_stream():
     """An error event with the envelope's fields, then [DONE]."""
     case = Case()
     case.deliver("a")
-    case.reply.fail(ApiError(503, "Gone.", code="engine_died"))
+    case.reply.fail(Refusal(RefusalKind.UNAVAILABLE, "Gone.", code="engine_died"))
     assert case.events()[1:] == [
         {"error": {"message": "Gone.", "type": "server_error", "param": None, "code": "engine_died"}},
         "[DONE]",

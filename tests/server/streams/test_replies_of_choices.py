@@ -3,7 +3,7 @@
 import pytest
 
 from rbee.messages import FinishReason
-from rbee.server.errors import ApiError
+from rbee.server.errors import Refusal, RefusalKind
 from tests.server.streams.streams_parts import PATIENCE, moment_of
 from tests.server.streams.streams_parts import StreamedCase as Case
 
@@ -70,7 +70,7 @@ async def test_failure_of_one_choice_ends_all():
     """The engine's death is told once: what the first choice hears ends the others too."""
     case = Case(n=2)
     case.deliver("a", index=1)
-    case.choices[0].fail(ApiError(503, "Gone.", code="engine_died"))
+    case.choices[0].fail(Refusal(RefusalKind.UNAVAILABLE, "Gone.", code="engine_died"))
     assert case.chunks() == [("a", None), "engine_died", "[DONE]"]
     assert case.calls == [["cancel"]] * 2
 
@@ -97,7 +97,7 @@ async def test_slow_socket_pauses_all_choices():
     assert case.calls == [["pause", "resume", "cancel"]] * 2
     other = Case(n=2)
     paused = moment_of(other.reply.on_pause)
-    other.reply.look(paused.after(PATIENCE), PATIENCE)
+    other.reply.check(paused.after(PATIENCE), PATIENCE)
     assert other.chunks() == ["slow_reader", "[DONE]"]
     assert other.calls == [["pause", "cancel"]] * 2
 

@@ -9,15 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rbee.messages import FinishReason
-from rbee.server.errors import ApiError
-from rbee.server.protocols.fields import is_resumable, read_last_event_id
-from rbee.server.protocols.openai import frames as sse
-from rbee.server.protocols.openai.schemas import StreamOptions
+from rbee.server.errors import Refusal, RefusalKind
+from rbee.server.http import sse
+from rbee.server.streams.dialect import Piece
+from rbee.server.streams.resumption import is_resumable, read_last_event_id
 from tests.fakes import RecordingWriter
 from tests.server.streams.streams_parts import (
     OWNER,
     PATIENCE,
-    make_frames,
     make_resumption,
     moment_of,
     numbered_events,
@@ -79,14 +78,14 @@ async def test_window_is_bounded_and_exact(drains, window):
     case = Case(window=window)
     for data in drains:
         case.deliver(data)
-    assert len(numbered_events(case.frames.since(case.frames.forgotten_id))) <= window
-    whole, last = numbered_events(case.written()), case.frames.last_id
+    assert len(numbered_events(case.reply.events.since(case.reply.events.forgotten_id))) <= window
+    whole, last = numbered_events(case.written()), case.reply.events.last_id
     for last_id in range(last + 1):
-        if refusal(case.reply.has_more, last_id):
-            assert refusal(case.reply.has_more, last_id) == (410, "replay_window_passed")
+        if refusal(case.reply.check_replay, last_id):
+            assert refusal(case.reply.check_replay, last_id) == (410, "replay_window_passed")
             assert last_id < last - window + 1
         else:
-            assert numbered_events(case.frames.since(last_id)) == [event for event in whole if event[0] > last_id]
+            assert numbered_events(case.reply.events.since(last_id)) == [event for event in whole if event[0] > last_id]
 
 
 async def test_logprobs_are_written_again():
@@ -111,8 +110,12 @@ async def test_every_frame_is_as_without_ids_but_for_the_id():
     """The id is a line of its own before the data; nothing else changes."""
     case = Case()
     case.deliver(b"ab", FinishReason.LENGTH)
-    plain = make_frames(chat=True)
-    wanted = [plain.text("a"), plain.last("b", "length"), sse.DONE]
+    first, last = Piece("a", 1, 1, []), Piece("b", 2, 2, [])
+    wanted = [
+        case.dialect.piece(0, first, 0),
+        case.dialect.end(0, last, 1, FinishReason.LENGTH),
+        sse.DONE,
+    ]
     assert case.written() == b"".join(b"id: %d\n%b" % (n, frame) for n, frame in enumerate(wanted, start=1))
 
 
@@ -172,7 +175,7 @@ async def test_replay_that_fills_the_socket_leaves_the_stream_paused():
 
     case.deliver(b"ab")
     case.reply.on_closed()
-    task = asyncio.ensure_future(make_resumption(case.reply, 0, writer, case.watch)({}, None, send))
+    task = asyncio.ensure_future(make_resumption(case.reply, 0, writer, case.watch)(send))
     while writer.listener is None:  # noqa: ASYNC110 - nothing but the task has to run
         await asyncio.sleep(0)
     assert case.calls == ["pause", "pause"]
@@ -204,7 +207,7 @@ async def test_client_that_is_gone_when_its_response_begins():
 
     case.deliver(b"ab")
     case.reply.on_closed()
-    await make_resumption(case.reply, 0, GoneWriter(), case.watch)({}, None, send)
+    await make_resumption(case.reply, 0, GoneWriter(), case.watch)(send)
     assert case.calls == ["pause", "pause"]
     assert case.watch.open == {case.streams}
 
@@ -221,7 +224,7 @@ async def test_connection_that_is_taken_over_before_it_began():
 
     case.deliver(b"ab")
     case.reply.on_closed()
-    task = asyncio.ensure_future(make_resumption(case.reply, 0, older, case.watch)({}, None, send))
+    task = asyncio.ensure_future(make_resumption(case.reply, 0, older, case.watch)(send))
     await begun.wait()
     case.reply.attach(newer, 0)
     case.watch.add(case.reply)
@@ -241,7 +244,7 @@ async def test_what_ends_without_a_connection_is_told_later():
     case.deliver(b"a")
     case.reply.on_closed()
     case.deliver(b"b")
-    case.reply.fail(ApiError(503, "Gone.", code="engine_died"))
+    case.reply.fail(Refusal(RefusalKind.UNAVAILABLE, "Gone.", code="engine_died"))
     assert len(case.writer.written) == 1
     token, error, done = [event for _, event in numbered_events(case.resume(1))]
     assert b'"content":"b"' in token
@@ -256,7 +259,7 @@ async def test_id_that_was_never_sent_is_refused():
     case = Case()
     case.deliver(b"ab")
     assert case.reply.has_more(2)
-    assert refusal(case.reply.has_more, 3) == (400, "invalid_last_event_id")
+    assert refusal(case.reply.check_replay, 3) == (400, "invalid_last_event_id")
 
 
 def gone(case, owner, name):
@@ -281,7 +284,7 @@ async def test_name_stands_for_the_newest_stream():
     second = Case(streams=first.streams)
     assert first.streams.find(OWNER, "request") is second.reply
     left = moment_of(first.reply.on_closed)
-    first.streams.look(left.after(5.0), PATIENCE)
+    first.streams.check(left.after(5.0), PATIENCE)
     assert first.calls == ["pause", "cancel"]
     assert first.streams.find(OWNER, "request") is second.reply
 
@@ -291,19 +294,19 @@ async def test_stream_without_a_connection_is_forgotten_in_time(finished):
     """After the resume timeout, not before, and not while it has a connection."""
     case = Case(resume_timeout=30.0)
     delivered = moment_of(lambda: case.deliver(b"a", FinishReason.LENGTH if finished else 0))
-    case.streams.look(delivered.after(100.0), PATIENCE)
+    case.streams.check(delivered.after(100.0), PATIENCE)
     assert not gone(case, OWNER, "i")
     left = moment_of(lambda: case.reply.leave(case.writer))
     assert case.streams in case.watch.open
-    case.streams.look(left.before(30.0), PATIENCE)
+    case.streams.check(left.before(30.0), PATIENCE)
     assert not gone(case, OWNER, "i")
     writer = RecordingWriter()
     attached = moment_of(lambda: case.reply.attach(writer, 0))
     assert case.streams not in case.watch.open
-    case.streams.look(attached.after(100.0), PATIENCE)
+    case.streams.check(attached.after(100.0), PATIENCE)
     assert not gone(case, OWNER, "i")
     left = moment_of(lambda: case.reply.leave(writer))
-    case.streams.look(left.after(30.0), PATIENCE)
+    case.streams.check(left.after(30.0), PATIENCE)
     assert gone(case, OWNER, "i")
     assert gone(case, OWNER, "request")
     assert case.streams not in case.watch.open
@@ -326,7 +329,7 @@ async def test_slow_reader_of_a_resumable_stream():
     case = Case()
     case.deliver(b"a")
     paused = moment_of(case.reply.on_pause)
-    case.reply.look(paused.after(PATIENCE), PATIENCE)
+    case.reply.check(paused.after(PATIENCE), PATIENCE)
     assert case.calls == ["pause", "cancel"]
     case.reply.leave(case.writer)
     error, done = [event for _, event in numbered_events(case.resume(1))]
@@ -349,7 +352,7 @@ async def test_slow_reader_of_a_resumable_stream():
 )
 def test_which_clients_know_ids(accept, option, resumable):
     """Those that say so, and those that accept event streams by name."""
-    assert is_resumable(StreamOptions(resumable=option), accept) is resumable
+    assert is_resumable(option, accept) is resumable
 
 
 @pytest.mark.parametrize("given", ["", "x", "-1", "1.5", " 1", "٣", "9" * 19])
@@ -371,4 +374,4 @@ async def test_ids_of_a_stream_with_every_option_are_ascending():
     whole = numbered_events(case.written())
     ids = [event_id for event_id, _ in whole]
     assert all(a < b for a, b in itertools.pairwise(ids))
-    assert numbered_events(case.frames.since(0)) == whole
+    assert numbered_events(case.reply.events.since(0)) == whole

@@ -6,7 +6,7 @@ import weakref
 import pytest
 
 from rbee.messages import FinishReason
-from rbee.server.streams.replies import KEEP_ALIVE_SILENCE, StreamWatch
+from rbee.server.streams.live import KEEP_ALIVE_SILENCE, ReplyWatch
 from tests.server.streams.streams_parts import PATIENCE, Moment, moment_of
 from tests.server.streams.streams_parts import StreamedCase as Case
 
@@ -34,16 +34,16 @@ async def test_keep_alive_comes_after_silence_only():
     """15 s after the last write, not before, not into a full socket, and not after the end."""
     case = Case()
     written = moment_of(lambda: case.deliver("a"))
-    case.reply.look(written.before(KEEP_ALIVE_SILENCE), PATIENCE)
+    case.reply.check(written.before(KEEP_ALIVE_SILENCE), PATIENCE)
     assert len(case.writer.written) == 1
     case.reply.on_pause()
-    case.reply.look(written.after(KEEP_ALIVE_SILENCE), PATIENCE)
+    case.reply.check(written.after(KEEP_ALIVE_SILENCE), PATIENCE)
     assert len(case.writer.written) == 1
     case.reply.on_resume()
-    case.reply.look(written.after(KEEP_ALIVE_SILENCE), PATIENCE)
+    case.reply.check(written.after(KEEP_ALIVE_SILENCE), PATIENCE)
     assert case.writer.written[1:] == [b": keep-alive\n\n"]
     written = moment_of(lambda: case.deliver("b", FinishReason.LENGTH))
-    case.reply.look(written.after(3 * KEEP_ALIVE_SILENCE), PATIENCE)
+    case.reply.check(written.after(3 * KEEP_ALIVE_SILENCE), PATIENCE)
     assert len(case.writer.written) == 3
 
 
@@ -52,17 +52,17 @@ async def test_client_that_reads_too_slowly_is_told_and_then_dropped():
     case = Case()
     case.deliver("a")
     paused = moment_of(case.reply.on_pause)
-    case.reply.look(paused.before(PATIENCE), PATIENCE)
+    case.reply.check(paused.before(PATIENCE), PATIENCE)
     assert case.chunks() == [("a", None)]
     told = Moment(paused.after(PATIENCE), paused.after(PATIENCE))
-    case.reply.look(told.latest, PATIENCE)
+    case.reply.check(told.latest, PATIENCE)
     assert case.chunks() == [("a", None), "slow_reader", "[DONE]"]
     assert "--slow-reader-timeout" in case.events()[1]["error"]["message"]
     assert case.calls == ["pause", "cancel"]
     assert case.reply.done.done()
-    case.reply.look(told.before(PATIENCE), PATIENCE)
+    case.reply.check(told.before(PATIENCE), PATIENCE)
     assert not case.writer.aborted
-    case.reply.look(told.after(PATIENCE), PATIENCE)
+    case.reply.check(told.after(PATIENCE), PATIENCE)
     assert case.writer.aborted
     assert len(case.writer.written) == 2
 
@@ -72,9 +72,9 @@ async def test_client_that_reads_now_and_then_is_not_given_up():
     case = Case()
     for _ in range(3):
         paused = moment_of(case.reply.on_pause)
-        case.reply.look(paused.before(PATIENCE), PATIENCE)
+        case.reply.check(paused.before(PATIENCE), PATIENCE)
         case.reply.on_resume()
-        case.reply.look(paused.after(PATIENCE), PATIENCE)
+        case.reply.check(paused.after(PATIENCE), PATIENCE)
     assert not case.reply.done.done()
 
 
@@ -83,34 +83,34 @@ async def test_client_that_does_not_take_the_end_is_dropped():
     case = Case()
     case.deliver("a", FinishReason.LENGTH)
     paused = moment_of(case.reply.on_pause)
-    case.reply.look(paused.after(PATIENCE), PATIENCE)
+    case.reply.check(paused.after(PATIENCE), PATIENCE)
     assert case.chunks() == [("a", "length"), "[DONE]"]
     assert case.writer.aborted
 
 
 class Watched:
-    """What a StreamWatch looks at; says when it was looked at."""
+    """What a ReplyWatch looks at; says when it was looked at."""
 
     def __init__(self):
-        self.looked_at = asyncio.Event()
+        self.checked = asyncio.Event()
 
-    def look(self, now, slow_reader_timeout):
+    def check(self, now, slow_reader_timeout):
         """Note it."""
         assert now > 0
         assert slow_reader_timeout == PATIENCE
-        self.looked_at.set()
+        self.checked.set()
 
 
 async def test_watch_looks_at_open_streams_again_and_again():
     """One timer for all; when there is nothing left to look at, none keeps the watch alive."""
-    watch = StreamWatch(0.001, PATIENCE)
+    watch = ReplyWatch(0.001, PATIENCE)
     first, second = Watched(), Watched()
     watch.add(first)
-    await first.looked_at.wait()
+    await first.checked.wait()
     watch.add(second)
-    first.looked_at.clear()
-    await first.looked_at.wait()
-    await second.looked_at.wait()
+    first.checked.clear()
+    await first.checked.wait()
+    await second.checked.wait()
     watch.discard(second)
     watch.discard(first)
     left = weakref.ref(watch)

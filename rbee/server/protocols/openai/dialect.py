@@ -39,6 +39,7 @@ class OpenAiDialect:
         options: what a stream carries besides text.
         token_bytes: a token as it is on its own, for logprobs.
         ignored: names of the fields that are not followed.
+        created: UNIX time of the answer, in seconds; now if None.
     """
 
     _CHAT: ClassVar[bool]
@@ -56,12 +57,14 @@ class OpenAiDialect:
         options: StreamOptions,
         token_bytes: TokenBytes,
         ignored: Sequence[str] = (),
+        *,
+        created: int | None = None,
     ) -> None:
         self.answer_id = self._ID_PREFIX + uuid.uuid4().hex
         warning = _warning(ignored)
         self.stream_headers: Sequence[tuple[bytes, bytes]] = [*sse.HEADERS, *warning]
         self.answer_headers: Sequence[tuple[bytes, bytes]] = [_JSON, *warning]
-        self._created = int(time.time())
+        self._created = int(time.time()) if created is None else created
         self._model = model
         self._options = options
         self._token_bytes = token_bytes
