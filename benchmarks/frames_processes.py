@@ -35,9 +35,9 @@ from starlette.responses import StreamingResponse
 from rbee.messages import FinishReason, Submit, ToEngine
 from rbee.models import synthetic
 from rbee.sampling_params import SamplingParams
+from rbee.server.http.listener import listen
 from rbee.server.http.protocol import EXTENSION, StreamProtocol, StreamWriter
-from rbee.server.link.engine_client import EngineClient
-from rbee.server.process import listen
+from rbee.server.link.engine_client import Choice, DirectChoice, EngineClient
 from rbee.server.protocols.openai import frames as sse
 from rbee.server.protocols.openai.schemas import StreamOptions
 from rbee.server.streams.choices import ChoiceSink, TokenText
@@ -217,9 +217,10 @@ class _App:
         return reply
 
     def _submit(self, stream: int, sink: ChoiceSink | DirectReply) -> TokenStream:
-        outlet = sink.outlet if isinstance(sink, DirectReply) else None
         sampling = SamplingParams(max_tokens=RING_CAPACITY)
-        return self._client.submit(str(stream), [stream], sampling, sink, outlet)
+        choice = DirectChoice(sampling, sink, sink.outlet) if isinstance(sink, DirectReply) else Choice(sampling, sink)
+        [submitted] = self._client.submit_all(str(stream), [stream], [choice])
+        return submitted
 
 
 def run_server(plan: Plan, doorbell: int, control: Connection) -> None:
@@ -266,8 +267,8 @@ async def _serve(plan: Plan, doorbell: int, control: Connection) -> None:
             )
         )
         sock = stack.enter_context(listen("127.0.0.1", 0))
-        loop.add_reader(doorbell, client.on_wake)
-        stack.callback(loop.remove_reader, doorbell)
+        client.start(doorbell)
+        stack.callback(client.stop)
         loop.add_reader(control.fileno(), on_control)
         stack.callback(loop.remove_reader, control.fileno())
         gc.collect()

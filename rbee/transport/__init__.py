@@ -33,17 +33,20 @@ from __future__ import annotations
 from rbee.transport._native import Consumer, Drained, Outlet, Producer, Vocabulary
 from rbee.transport.arena import Arena, create_doorbell
 from rbee.transport.observer import FoundServer, Histogram, Observer, Sample, find_servers
+from rbee.transport.states import EngineState, ServerState
 
 __all__ = [
     "Arena",
     "Consumer",
     "Drained",
+    "EngineState",
     "FoundServer",
     "Histogram",
     "Observer",
     "Outlet",
     "Producer",
     "Sample",
+    "ServerState",
     "Vocabulary",
     "create_doorbell",
     "find_servers",

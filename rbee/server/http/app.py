@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
     from starlette.routing import BaseRoute
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 _log = logging.getLogger(__name__)
 
@@ -34,10 +34,13 @@ _OPEN_PATHS = frozenset({"/health", "/ready"})  # no key needed
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
-def build_app(routes: Sequence[BaseRoute], api_keys: Sequence[str]) -> Starlette:
+def build_app(
+    routes: Sequence[BaseRoute], api_keys: Sequence[str], lifespan: Lifespan[Starlette] | None = None
+) -> Starlette:
     """The application that serves `routes`. With `api_keys`, a request must carry one of them as a Bearer token."""
     app = Starlette(
         routes=routes,
+        lifespan=lifespan,
         middleware=[Middleware(_Entrance, api_keys=api_keys)],
         exception_handlers={
             ApiError: _on_api_error,
@@ -69,14 +72,15 @@ class _Entrance:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope["state"]["request_id"] = request_id
+        state = scope.setdefault("state", {})  # a server without lifespan gives none
+        state["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        caller = scope["state"]["caller"] = self._caller(headers)
+        caller = state["caller"] = self._caller(headers)
         if self._api_keys and scope["path"] not in _OPEN_PATHS and caller is None:
             await _response(_UNAUTHORIZED)(scope, receive, send_with_id)
         else:

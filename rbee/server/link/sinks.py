@@ -1,6 +1,7 @@
-"""Where the tokens of one sequence go: what a drain has for it, who hears of that, and what its end means.
+"""Callbacks of the drain loop: a TokenSink receives batches of tokens, a DirectSink the events of its socket only.
 
-Owns the two interfaces between the drain loop (`rbee.server.link.engine_client`) and the replies. Does not know either.
+Owns the two interfaces between `rbee.server.link.engine_client` and the replies, and which finish is an error. Does not
+know either side. No callback may block.
 """
 
 from __future__ import annotations
@@ -34,38 +35,38 @@ class TokenBatch(NamedTuple):
 
 
 class TokenSink(Protocol):
-    """Where one sequence's tokens go. Called from the drain loop; it must not block."""
+    """Receives one sequence's tokens."""
 
     def deliver(self, batch: TokenBatch) -> None:
         """The next tokens, the end, or both."""
 
     def fail(self, error: ApiError) -> None:
-        """No more tokens will come, and this is why."""
+        """No more tokens will come, because of `error`."""
 
 
 class DirectSink(Protocol):
-    """What hears of a sequence whose tokens the drain sends itself. As a TokenSink, it must not block."""
+    """Receives the events of a sequence whose tokens the native drain writes to its socket."""
 
     def on_blocked(self, rest: bytes) -> None:
         """The socket did not take `rest`; the ring is paused until `resume`, if it has not ended."""
 
     def on_broken(self) -> None:
-        """The socket is of no use any more."""
+        """The socket cannot be written any more."""
 
     def on_finish(self, reason: int, cached_tokens: int) -> None:
-        """Everything has been sent, or is in the `rest` before; a FinishReason, and see `TokenBatch`."""
+        """All tokens were sent or are in an earlier `rest`; the arguments are those of `TokenBatch`."""
 
     def fail(self, error: ApiError) -> None:
-        """No more tokens will come, and this is why."""
+        """No more tokens will come, because of `error`."""
 
 
 Sink: TypeAlias = TokenSink | DirectSink
 
 
 def finish_error(reason: int) -> ApiError | None:
-    """The error behind a finish that is none of the client's doing; None for an ordinary end.
+    """The error that a FinishReason stands for; None for an ordinary end.
 
-    For a deadline that passed before the first token: after it, the deadline is an ordinary end.
+    DEADLINE is an error only before the first token; the caller knows whether there was one.
     """
     match reason:
         case FinishReason.ABORT:

@@ -21,7 +21,7 @@ from starlette.responses import Response
 
 from rbee.errors import QueueFullError
 from rbee.server.errors import ApiError
-from rbee.server.link.engine_client import Choice
+from rbee.server.link.engine_client import Choice, DirectChoice
 from rbee.server.protocols.openai import frames as sse
 from rbee.server.protocols.openai.logprobs import TokenRecords, chat_logprobs, completion_logprobs
 from rbee.server.streams.choices import AnnotatedChoiceSink, ChoiceSink, Echo, TokenText
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from rbee.server.streams.replies import CollectedChoice, LiveReply, StreamWatch
     from rbee.server.streams.resumption import Ticket
     from rbee.server.text.served_model import ServedModel
-    from rbee.transport import Outlet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +165,7 @@ class Exchange(Response):
         if outlet is None:
             return None
         reply = DirectReply(self._writer, outlet)
-        self._submit(reply, [reply], outlet)
+        self._submit(reply, [reply])
         return reply
 
     def _streamed(self) -> StreamedReply:
@@ -232,7 +231,6 @@ class Exchange(Response):
         self,
         reply: StreamedReply | DirectReply | CollectedReply,
         sinks: Sequence[ChoiceSink | DirectReply],
-        outlet: Outlet | None = None,
     ) -> None:
         """Hand the generation to the engine, or refuse it with the status that is true now."""
         self._supervisor.check_ready()
@@ -242,10 +240,7 @@ class Exchange(Response):
             streams = client.submit_all(
                 self._id,
                 generation.prompt,
-                [
-                    Choice(_seeded(generation.sampling, index), sink, outlet, tell_cached=bool(generation.stops))
-                    for index, sink in enumerate(sinks)
-                ],
+                [self._sequence(index, sink) for index, sink in enumerate(sinks)],
                 priority=generation.priority,
                 deadline_ns=generation.deadline_ns,
                 cache_salt=generation.cache_salt,
@@ -256,6 +251,13 @@ class Exchange(Response):
         reply.stream = TokenStreams(streams)
         for sink, stream in zip(sinks, streams, strict=True):
             sink.stream = stream
+
+    def _sequence(self, index: int, sink: ChoiceSink | DirectReply) -> Choice | DirectChoice:
+        """What the engine client needs for a choice."""
+        sampling = _seeded(self._generation.sampling, index)
+        if isinstance(sink, DirectReply):
+            return DirectChoice(sampling, sink, sink.outlet)
+        return Choice(sampling, sink, tell_cached=bool(self._generation.stops))
 
     def _answer(self, reply: CollectedReply) -> bytes:
         generation = self._generation

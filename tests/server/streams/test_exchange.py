@@ -10,6 +10,7 @@ from rbee.config import EngineConfig
 from rbee.messages import NOTE, FinishReason
 from rbee.sampling_params import SamplingParams
 from rbee.server.errors import ApiError
+from rbee.server.link.engine_process import EngineSettings
 from rbee.server.link.supervisor import Supervisor
 from rbee.server.protocols.openai.schemas import StreamOptions
 from rbee.server.streams.exchange import Exchange, Generation
@@ -23,7 +24,8 @@ from tests.fakes import RecordingStream, RecordingWriter
 async def running_supervisor():
     """A supervisor with a synthetic engine that is ready."""
     engine = EngineConfig(model="synthetic", synthetic_step_ms=1)
-    supervisor = Supervisor(engine, max_requests=64, ring_capacity=1024)
+    settings = EngineSettings(config=engine, slow_reader_timeout=60, num_rings=64, ring_capacity=1024)
+    supervisor = Supervisor(settings)
     await supervisor.start()
     try:
         await supervisor.settled
