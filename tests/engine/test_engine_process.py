@@ -193,7 +193,7 @@ def test_engine_of_a_dead_parent_does_not_start(tmp_path):
     [
         ({"runner": "torch"}, "model.safetensors is damaged"),
         ({"model": "synthetic", "max_model_len": 9000}, "--max-model-len 9000"),
-        ({"model": "synthetic", "block_size": 0}, "--block-size 0"),
+        ({"model": "synthetic", "block_size": 0}, "--block-size is 0"),
     ],
     ids=["corrupt weights", "length", "block size"],
 )
