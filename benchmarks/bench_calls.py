@@ -26,7 +26,8 @@ from delivery_floor import summary_us
 from machine import describe
 from saving import save, table
 
-from rbee.server.protocols.openai import frames as sse
+from rbee.server.protocols.openai.frames import Chunks
+from rbee.server.protocols.openai.schemas import StreamOptions
 from rbee.transport import Arena, Consumer, Outlet, Producer, Vocabulary, create_doorbell
 
 if TYPE_CHECKING:
@@ -95,19 +96,19 @@ def measure_sockets(calls: int, rings: int) -> dict[str, dict[str, float]]:
             senders.append(stack.enter_context(listener.accept()[0]))
             senders[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         vocabulary = Vocabulary([bytes([byte]) for byte in range(256)])
-        frames = sse.Frames(
+        chunks = Chunks(
             kind="chat.completion.chunk",
-            request_id="chatcmpl-" + "0" * 32,
+            answer_id="chatcmpl-" + "0" * 32,
             created=0,
             model="m",
             chat=True,
-            usage=False,
+            options=StreamOptions(),
+            prompt_tokens=1,
         )
         for ring, sender in zip(pair.rings, senders, strict=True):
             outlet = Outlet(
-                sender.fileno(), vocabulary, frames.parts(usage=False),
-                strip=False, prompt_tokens=1, stop_token_ids=[], timing=False, usage=False,
-            )  # fmt: skip
+                sender.fileno(), vocabulary, chunks.template(), strip=False, prompt_tokens=1, stop_token_ids=[]
+            )
             pair.consumer.attach(ring, outlet)
         pair.commit()
         pair.consumer.drain()

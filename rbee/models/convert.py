@@ -39,7 +39,7 @@ def convert_gguf(source: Path, folder: Path, *, lock_fd: int, progress: Progress
     command = [
         sys.executable,
         "-m",
-        "rbee.models.convert_gguf",
+        "rbee.engine.runners.torch.convert_gguf",
         "--parent-pid",
         str(os.getpid()),
         str(source),

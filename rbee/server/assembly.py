@@ -15,15 +15,16 @@ from rbee.server.link.engine_process import EngineSettings
 from rbee.server.link.supervisor import Supervisor
 from rbee.server.protocols.openai.routes import OpenAiApi
 from rbee.server.protocols.operations import OperationsApi
-from rbee.server.streams.replies import StreamWatch
+from rbee.server.protocols.resume import Resuming
+from rbee.server.streams.exchange import Backend
+from rbee.server.streams.live import ReplyWatch
 from rbee.server.streams.resumption import ResumableStreams
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from starlette.applications import Starlette
-
     from rbee.config import Config, ServerConfig
+    from rbee.server.http.app import App
     from rbee.server.text.served_model import ServedModel
 
 ENGINE_PATIENCE = 5.0  # seconds the engine may take to stop
@@ -33,7 +34,7 @@ _LONGEST_PERIOD, _SHORTEST_PERIOD = 5.0, 0.05  # seconds between two checks of a
 class Assembly(NamedTuple):
     """The parts of a server that others drive."""
 
-    app: Starlette
+    app: App
     supervisor: Supervisor
 
 
@@ -57,31 +58,34 @@ def engine_settings(config: Config) -> EngineSettings:
     )
 
 
-def assemble(config: ServerConfig, model: ServedModel, supervisor: Supervisor) -> Starlette:
+def assemble(config: ServerConfig, model: ServedModel, supervisor: Supervisor) -> App:
     """The application whose requests go to the engine of `supervisor`."""
-    watch = StreamWatch(
+    watch = ReplyWatch(
         _check_period(min(config.slow_reader_timeout, config.resume_timeout)), config.slow_reader_timeout
     )
-    openai = OpenAiApi(
-        supervisor,
-        model,
-        watch,
+    resuming = Resuming(
         ResumableStreams(watch, resume_timeout=config.resume_timeout, max_ended=config.max_requests),
+        watch,
         replay_window=config.replay_window,
+    )
+    openai = OpenAiApi(
+        Backend(supervisor, model.codec, watch),
+        model,
+        resuming,
         max_body_bytes=config.max_body_mib * 2**20,
         lenient=config.lenient,
     )
     operations = OperationsApi(supervisor, model.name)
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001 - starlette's signature
+    async def lifespan() -> AsyncIterator[None]:
         await supervisor.start()
         try:
             yield
         finally:
             await supervisor.stop(ENGINE_PATIENCE)
 
-    return build_app([*openai.routes(), *operations.routes()], config.api_key, lifespan)
+    return build_app([*openai.routes(), *resuming.routes(), *operations.routes()], config.api_key, lifespan=lifespan)
 
 
 def _check_period(timeout: float) -> float:

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from rbee.errors import ModelError
 from rbee.models import cache as cache_module
 from rbee.models import gguf_of, prepare
-from rbee.models.convert_gguf import Reporter, mend_pre_tokenizer, run
+from rbee.engine.runners.torch.convert_gguf import Reporter, mend_pre_tokenizer, run
 from tests.models.models_parts import (
     FFN,
     HIDDEN,
@@ -169,7 +169,7 @@ def wait_for_stage(process, stage):
 def conversion_child(process):
     """The conversion process of a preparing process."""
     (child,) = psutil.Process(process.pid).children()
-    assert "rbee.models.convert_gguf" in child.cmdline()
+    assert "rbee.engine.runners.torch.convert_gguf" in child.cmdline()
     return child
 
 

@@ -15,5 +15,5 @@ if TYPE_CHECKING:
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """`content` (anything that msgspec encodes) as application/json."""
+    """`content` (anything that msgspec encodes) as JSON."""
     return Response(msgspec.json.encode(content), status, headers, media_type="application/json")

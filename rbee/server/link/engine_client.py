@@ -17,11 +17,11 @@ import math
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec
 
 from rbee.errors import QueueFullError, TransportError
 from rbee.messages import Submit, ToEngine, Wake, pack_token_ids
-from rbee.server.errors import ApiError
+from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.link.sinks import TokenBatch
 
 if TYPE_CHECKING:
@@ -53,35 +53,25 @@ class Admission:
     max_queued_requests: int = 0
 
 
-class Choice(NamedTuple):
-    """A sequence whose tokens go to `sink`.
+class DirectTarget(NamedTuple):
+    """The drain writes the tokens through `outlet`; `sink` receives the events of its socket and the end."""
 
-    Attributes:
-        sampling: its parameters.
-        sink: receives its tokens and its end.
-        tell_cached: see `rbee.messages.Submit`.
-    """
-
-    sampling: SamplingParams
-    sink: TokenSink
-    tell_cached: bool = False
-
-
-class DirectChoice(NamedTuple):
-    """A sequence whose tokens the drain writes through `outlet`.
-
-    Attributes:
-        sampling: its parameters.
-        sink: receives the events of the outlet's socket and the end.
-        outlet: is attached to the sequence's ring.
-    """
-
-    sampling: SamplingParams
     sink: DirectSink
     outlet: Outlet
 
 
-AnyChoice: TypeAlias = Choice | DirectChoice
+class Choice(NamedTuple):
+    """One sequence of a request.
+
+    Attributes:
+        sampling: its parameters.
+        sink: where its tokens go.
+        report_cached: see `rbee.messages.Submit`.
+    """
+
+    sampling: SamplingParams
+    sink: TokenSink | DirectTarget
+    report_cached: bool = False
 
 
 class TokenStream:
@@ -105,6 +95,10 @@ class TokenStream:
     def resume(self) -> None:
         """Deliver what the ring holds, soon."""
         self._client.resume(self._ring, self._generation)
+
+    def redirect(self, sink: TokenSink | DirectTarget) -> None:
+        """Send the tokens to `sink` from now on. The ring must be paused, or have ended."""
+        self._client.redirect(self._ring, self._generation, sink)
 
 
 class EngineClient:
@@ -173,7 +167,7 @@ class EngineClient:
         self,
         request_id: str,
         prompt: list[int],
-        choices: Sequence[AnyChoice],
+        choices: Sequence[Choice],
         *,
         priority: int = 0,
         deadline_ns: int = 0,
@@ -208,7 +202,7 @@ class EngineClient:
                     priority=priority,
                     deadline_ns=deadline_ns,
                     cache_salt=cache_salt,
-                    tell_cached=isinstance(choice, Choice) and choice.tell_cached,
+                    report_cached=choice.report_cached,
                 )
             )
             streams.append(TokenStream(self, ring, generation))
@@ -237,6 +231,11 @@ class EngineClient:
         if self._generations[ring] == generation and self._consumer.resume(ring):
             self._loop.call_soon(self.on_wake)
 
+    def redirect(self, ring: int, generation: int, sink: TokenSink | DirectTarget) -> None:
+        """See `TokenStream.redirect`."""
+        if self._generations[ring] == generation:
+            self._set_sink(ring, sink)
+
     def on_wake(self) -> None:
         """Deliver what the rings hold."""
         if self._polling:
@@ -254,13 +253,13 @@ class EngineClient:
             self._polling = False
             self.on_wake()  # arms the doorbell, and discards what cancelled sequences still hold
 
-    def fail_all(self, error: ApiError) -> None:
+    def fail_all(self, error: Refusal) -> None:
         """End every open sequence with `error`, and cancel it in the engine."""
         for ring, generation, sink in self._open_sequences():
             self.cancel(ring, generation)
             sink.fail(error)
 
-    def engine_died(self, error: ApiError) -> None:
+    def engine_died(self, error: Refusal) -> None:
         """Deliver all that the dead engine committed, then end what is still open with `error`."""
         self._consumer.expect_all()
         while drained := self._drain():
@@ -323,20 +322,23 @@ class EngineClient:
                 f"{max_queued} requests or more wait for the engine already (--max-queued-requests). Try again later."
             )
 
-    def _open(self, choice: AnyChoice) -> tuple[int, int]:
+    def _open(self, choice: Choice) -> tuple[int, int]:
         """Assign a ring to this sequence; the ring and its generation. There must be a free one."""
         assigned = self._consumer.assign()
         assert assigned is not None, "there is room"
         ring, generation = assigned
         self._generations[ring] = generation
-        if isinstance(choice, DirectChoice):
-            self._direct_sinks[ring] = choice.sink
-            self._consumer.attach(ring, choice.outlet)
-        else:
-            self._token_sinks[ring] = choice.sink
+        self._set_sink(ring, choice.sink)
         self._num_open += 1
         self._idle.clear()
         return ring, generation
+
+    def _set_sink(self, ring: int, sink: TokenSink | DirectTarget) -> None:
+        if isinstance(sink, DirectTarget):
+            self._token_sinks[ring], self._direct_sinks[ring] = None, sink.sink
+            self._consumer.attach(ring, sink.outlet)
+        else:
+            self._token_sinks[ring], self._direct_sinks[ring] = sink, None
 
     def _open_sequences(self) -> Iterator[tuple[int, int, Sink]]:
         """(ring, generation, sink) of each sequence that is open when its turn comes."""
@@ -384,7 +386,8 @@ class EngineClient:
             _log.exception("delivering tokens failed; the request is ended")
             if sink in (self._token_sinks[ring], self._direct_sinks[ring]):
                 self.cancel(ring, self._generations[ring])
-            sink.fail(ApiError(500, "The server failed while writing this answer.", code="internal_error"))
+            message = "The server failed while writing this answer."
+            sink.fail(Refusal(RefusalKind.FAILED, message, code="internal_error"))
 
     def _forget(self, ring: int) -> None:
         if not self._generations[ring]:

@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from rbee.errors import EngineUnavailableError
-from rbee.server.errors import ApiError
+from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.link.engine_process import EngineProcess
 from rbee.transport import ServerState
 
@@ -73,11 +73,11 @@ class Supervisor:
         await self._engine.start()
 
     def check_ready(self) -> Ready:
-        """The engine's description, or an ApiError with status 503."""
+        """The engine's description, or the Refusal that is true now."""
         if self.state is ServerState.READY and self.ready is not None:
             return self.ready
         message, retry_after = _REFUSALS[self.state]
-        raise ApiError(503, message, code=f"engine_{self.state.label}", headers={"Retry-After": str(retry_after)})
+        raise Refusal(RefusalKind.UNAVAILABLE, message, code=f"engine_{self.state.label}", retry_after=retry_after)
 
     def refuse_new(self) -> None:
         """Take no further requests; the open ones go on."""
@@ -89,7 +89,11 @@ class Supervisor:
         """Take no further requests, and end the open ones with an error."""
         self.refuse_new()
         self.client.fail_all(
-            ApiError(503, "The server is shutting down; this answer is not complete.", code="server_shutdown")
+            Refusal(
+                RefusalKind.UNAVAILABLE,
+                "The server is shutting down; this answer is not complete.",
+                code="server_shutdown",
+            )
         )
 
     async def stop(self, patience: float) -> None:
@@ -139,11 +143,11 @@ class Supervisor:
         self.state = ServerState.DEAD
         _, retry_after = _REFUSALS[self.state]
         self.client.engine_died(
-            ApiError(
-                503,
+            Refusal(
+                RefusalKind.UNAVAILABLE,
                 "The engine process died before this request was finished.",
                 code="engine_died",
-                headers={"Retry-After": str(retry_after)},
+                retry_after=retry_after,
             )
         )
         if self.ready is not None and not self._stopping:

@@ -12,7 +12,8 @@ import msgspec
 from starlette.routing import Route
 
 from rbee import __version__
-from rbee.server.errors import ApiError
+from rbee.server.errors import Refusal
+from rbee.server.http.refusals import headers_of
 from rbee.server.http.responses import json_response
 from rbee.transport import ServerState
 
@@ -48,12 +49,12 @@ class OperationsApi:
         state = supervisor.state.label
         try:
             engine = supervisor.check_ready()
-        except ApiError as refusal:
+        except Refusal as refusal:
             answer: dict[str, Any] = {"ready": False, "state": state, "model": self._model}
             if supervisor.state is ServerState.LOADING and supervisor.progress is not None:
                 progress = supervisor.progress
                 answer["progress"] = {"stage": progress.stage, "done": progress.done, "total": progress.total}
-            return json_response(answer, 503, refusal.headers)
+            return json_response(answer, 503, headers_of(refusal))
         return json_response(
             {
                 "ready": True,

@@ -1,4 +1,4 @@
-"""`python -m rbee.models.convert_gguf`: turn one GGUF file into a folder that is ready to serve.
+"""`python -m rbee.engine.runners.torch.convert_gguf`: turn one GGUF file into a folder that is ready to serve.
 
 Owns the conversion, in a process of its own so that nobody else imports torch and transformers for it. Speaks to the
 process that started it (`rbee.models.convert`) in lines of JSON on stdout: {"stage", "total"}, {"done"}, {"note"}, and
@@ -200,7 +200,9 @@ def run(source: Path, folder: Path, report: Reporter) -> int:
 
 def main(arguments: list[str]) -> int:
     """Convert as the command line says, telling stdout; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="rbee.models.convert_gguf", description="Convert one GGUF file.")
+    parser = argparse.ArgumentParser(
+        prog="rbee.engine.runners.torch.convert_gguf", description="Convert one GGUF file."
+    )
     parser.add_argument("--parent-pid", type=int, required=True)
     parser.add_argument("source", type=Path)
     parser.add_argument("folder", type=Path)
