@@ -117,6 +117,7 @@ class ServerConfig:
         1024,
         "Requests held at once, running and waiting; further ones get 429. Rounded up to a multiple of 64.",
         minimum=1,
+        maximum=65536,
     )
     max_queued_requests: int = option(
         0,
@@ -128,6 +129,7 @@ class ServerConfig:
         1024,
         "Tokens that wait for a slow reader before its request pauses; a power of two.",
         minimum=2,
+        maximum=2**20,
         power_of_two=True,
     )
     slow_reader_timeout: float = option(

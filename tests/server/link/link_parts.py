@@ -8,11 +8,14 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 
+from rbee.config import EngineConfig
 from rbee.messages import Submit
 from rbee.sampling_params import SamplingParams
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.link.engine_client import Choice, EngineClient
+from rbee.server.link.engine_process import EngineSettings
 from rbee.transport import Arena, Consumer, Producer, create_doorbell
 from tests.fakes import RecordingSink
 
@@ -25,6 +28,14 @@ if TYPE_CHECKING:
 RINGS = 64
 CAPACITY = 128
 DIED = Refusal(RefusalKind.UNAVAILABLE, "Died.", code="engine_died")
+
+SETTINGS = EngineSettings(
+    config=EngineConfig(model="synthetic", synthetic_step_ms=1, kv_cache_mib=1),
+    slow_reader_timeout=60,
+    num_rings=64,
+    ring_capacity=64,
+)
+"""Of an engine process that is ready soon."""
 
 _PATIENCE = 20.0  # seconds after which a test that waits fails
 
@@ -94,3 +105,8 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(_PATIENCE):
         while not condition():  # noqa: ASYNC110 - most conditions are on the shared memory
             await asyncio.sleep(0)
+
+
+def child_engines() -> list[psutil.Process]:
+    """The engine processes that this one has started and not waited for."""
+    return [child for child in psutil.Process().children() if "rbee.engine" in child.cmdline()]
