@@ -67,8 +67,6 @@ def _take(config_class: type, values: dict[str, Any]) -> Any:
 
 
 class _Serve(click.Command):
-    """`rbee serve`, with the options of the config dataclasses."""
-
     def __init__(self) -> None:
         super().__init__(
             "serve",
@@ -83,7 +81,6 @@ class _Serve(click.Command):
         )
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the options by subject."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)

@@ -1,7 +1,6 @@
-"""The listening socket, and uvicorn on it.
+"""The listening socket, uvicorn's configuration on it, and what must hold before others can connect.
 
-Owns the socket's settings, uvicorn's configuration, and what must hold before strangers or many clients can connect.
-Does not know the application, or when it is served.
+Owns these. Does not know the application, or when it is served.
 """
 
 from __future__ import annotations
@@ -49,11 +48,9 @@ class HttpServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
         yield
 
     def leave_now(self) -> None:
-        """Do not wait for connections."""
         self.force_exit = True
 
 

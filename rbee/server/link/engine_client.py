@@ -1,12 +1,8 @@
 """The server's end of the token path: the one drain loop, and what requests ask of the engine.
 
-Owns which ring belongs to which open sequence, and the reader of the doorbell. Tokens arrive by one callback for all
-requests, `on_wake`: no queue and no task lies between a ring and its sink. The native drain sends the tokens of a
-direct sink to its outlet's socket, and only what is out of the ordinary comes back here. Does not know what a sink does
-with tokens, or how the engine process is run.
-
-With `busy_poll` the loop polls the doorbell while a request is open, instead of sleeping: this saves the time of a
-wakeup and takes a processor.
+Owns which ring belongs to which open sequence, and the reader of the doorbell. One callback delivers the tokens of all
+requests, `on_wake`: no queue and no task lies between a ring and its sink. The native drain itself sends the tokens of
+a DirectTarget to its socket. Does not know what a sink does with tokens, or how the engine process is run.
 """
 
 from __future__ import annotations
@@ -42,12 +38,7 @@ _P = ParamSpec("_P")
 
 @dataclass(frozen=True, kw_only=True)
 class Admission:
-    """When a request is refused because others wait.
-
-    Attributes:
-        max_num_seqs: sequences that the engine runs at once.
-        max_queued_requests: sequences that may wait beside them; 0: as many as there are rings.
-    """
+    """How many sequences run at once, and how many may wait beside them; 0: as many as there are rings."""
 
     max_num_seqs: int = 0
     max_queued_requests: int = 0
@@ -61,13 +52,7 @@ class DirectTarget(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """One sequence of a request.
-
-    Attributes:
-        sampling: its parameters.
-        sink: where its tokens go.
-        report_cached: see `rbee.messages.Submit`.
-    """
+    """One sequence of a request; for `report_cached` see `rbee.messages.Submit`."""
 
     sampling: SamplingParams
     sink: TokenSink | DirectTarget
@@ -108,12 +93,11 @@ class EngineClient:
     until then.
 
     Args:
-        consumer: of the arena that the engine writes to.
-        num_rings: of that arena.
+        consumer: of the engine's arena, which has `num_rings`.
         send: writes a record to the control channel.
         give_up: ends an engine whose arena is corrupt; its death then ends the requests.
         admission: None: only the number of rings is a limit.
-        busy_poll: do not sleep while a request is open.
+        busy_poll: poll the doorbell while a request is open; saves the time of a wakeup, and takes a processor.
         clock: in seconds, for the rate of finished requests.
     """
 
@@ -175,13 +159,7 @@ class EngineClient:
     ) -> list[TokenStream]:
         """Submit sequences with the same prompt, all of them or none. Does not wait.
 
-        Args:
-            request_id: for the engine's log.
-            prompt: token ids.
-            choices: one per sequence. With several of them the queue may pass its limit, by all but one.
-            priority: smaller runs earlier.
-            deadline_ns: see `rbee.messages.Submit`.
-            cache_salt: see `rbee.messages.Submit`.
+        With several choices the queue may pass its limit, by all but one. For the options see `rbee.messages.Submit`.
 
         Raises:
             QueueFullError: not enough rings are free, or too many sequences wait.
@@ -212,7 +190,6 @@ class EngineClient:
         return streams
 
     def cancel(self, ring: int, generation: int) -> None:
-        """See `TokenStream.cancel`."""
         if self._generations[ring] != generation:
             return
         self._forget(ring)
@@ -222,29 +199,25 @@ class EngineClient:
             self._loop.call_soon(self.on_wake)
 
     def pause(self, ring: int, generation: int) -> None:
-        """See `TokenStream.pause`."""
         if self._generations[ring] == generation:
             self._consumer.pause(ring)
 
     def resume(self, ring: int, generation: int) -> None:
-        """See `TokenStream.resume`."""
         if self._generations[ring] == generation and self._consumer.resume(ring):
             self._loop.call_soon(self.on_wake)
 
     def redirect(self, ring: int, generation: int, sink: TokenSink | DirectTarget) -> None:
-        """See `TokenStream.redirect`."""
         if self._generations[ring] == generation:
             self._set_sink(ring, sink)
 
     def on_wake(self) -> None:
-        """Deliver what the rings hold."""
         if self._polling:
             self._consumer.silence()
         elif self._turn():
             self._loop.call_soon(self.on_wake)  # accepts, disconnects and cancels come in between
 
     def _poll(self) -> None:
-        """In place of `on_wake`: poll the doorbell in every turn of the event loop while a request is open."""
+        """In place of `on_wake` while a request is open: poll in every turn of the event loop."""
         if self._num_open:
             if self._consumer.poll(_POLL_PATIENCE_NS):
                 self._turn()
@@ -271,7 +244,6 @@ class EngineClient:
             sink.fail(error)
 
     async def wait_idle(self) -> None:
-        """Return when no request is open."""
         await self._idle.wait()
 
     def retry_after(self) -> int:
@@ -303,9 +275,8 @@ class EngineClient:
     def _check_room(self, num_choices: int) -> None:
         """Raise QueueFullError unless so many sequences may be submitted now.
 
-        Every ring counts until its finish has been drained. The engine's count of its queue is up to one step old. The
-        rings in use bound a burst within that step; they include those whose last tokens wait for a slow reader, though
-        these are no work for the engine.
+        The engine's count of its queue is up to one step old; the rings in use bound a burst within that step. They
+        include those whose last tokens wait for a slow reader, though these are no work for the engine.
         """
         in_use = self.rings_in_use
         num_rings = len(self._generations)
@@ -323,7 +294,7 @@ class EngineClient:
             )
 
     def _open(self, choice: Choice) -> tuple[int, int]:
-        """Assign a ring to this sequence; the ring and its generation. There must be a free one."""
+        """The ring, which must be free, and generation of a new sequence."""
         assigned = self._consumer.assign()
         assert assigned is not None, "there is room"
         ring, generation = assigned
@@ -401,5 +372,5 @@ class EngineClient:
 
 
 def _split(code: int) -> tuple[int, int]:
-    """The two parts of a ring's finish: the reason, and the number of cached prompt tokens."""
+    """Reason and number of cached prompt tokens."""
     return code & 0xFF, code >> 8

@@ -37,22 +37,12 @@ _EXIT_GRACE = 1.0  # seconds between the end of the control channel and SIGKILL,
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """What every epoch of the engine has in common.
-
-    Attributes:
-        config: is sent to the engine.
-        slow_reader_timeout: is sent to the engine; seconds that a ring may be full.
-        num_rings: sequences that there can be at once, a multiple of 64.
-        ring_capacity: records that a sequence's ring holds, a power of two.
-        admission: limits the queue.
-        busy_poll: poll for tokens while a request is open, without sleeping.
-        debug: the engine logs at debug level.
-    """
+    """What every epoch of the engine has in common. The engine itself is sent the first two."""
 
     config: EngineConfig
-    slow_reader_timeout: float
-    num_rings: int
-    ring_capacity: int
+    slow_reader_timeout: float  # seconds that a ring may be full
+    num_rings: int  # sequences that there can be at once, a multiple of 64
+    ring_capacity: int  # records that a sequence's ring holds, a power of two
     admission: Admission = field(default_factory=Admission)
     busy_poll: bool = False
     debug: bool = False
@@ -65,14 +55,11 @@ class EngineOwner(Protocol):
     def state(self) -> ServerState:
         """The state that observers of the arena see."""
 
-    def on_attached(self) -> None:
-        """The engine has mapped the arena."""
+    def on_attached(self) -> None: ...
 
-    def on_loading(self, progress: Loading) -> None:
-        """The engine has loaded a part of the model."""
+    def on_loading(self, progress: Loading) -> None: ...
 
-    def on_ready(self, ready: Ready) -> None:
-        """The engine takes submissions."""
+    def on_ready(self, ready: Ready) -> None: ...
 
     def on_died(self, how: str) -> None:
         """The process has ended, for example with "exit code 2". `client` still has the tokens that it committed."""
@@ -82,19 +69,13 @@ class EngineOwner(Protocol):
 
 
 class EngineProcess:
-    """The engine from its start to its end; another start is another object.
+    """The engine from its start to its end; the next start, with the next epoch, is another object."""
 
-    Attributes:
-        epoch: number of this start, from 1.
-        client: submits requests; exists after `start`.
-        exited: set when the process has ended.
-    """
-
-    client: EngineClient
+    client: EngineClient  # from `start` on
 
     def __init__(self, settings: EngineSettings, epoch: int, owner: EngineOwner) -> None:
         self.epoch = epoch
-        self.exited = asyncio.Event()
+        self.exited = asyncio.Event()  # the process has ended
         self._settings = settings
         self._owner = owner
         self._control_ended = False
@@ -165,7 +146,6 @@ class EngineProcess:
         self._send(Shutdown())
 
     def kill(self) -> None:
-        """Send SIGKILL."""
         self._process.kill()
 
     def close(self) -> None:
@@ -187,7 +167,6 @@ class EngineProcess:
                 self._failure = message
 
     def _on_control_end(self) -> None:
-        """The engine has closed its end of the control channel: it is dead or dying."""
         self._control_ended = True
         if self.exited.is_set():
             self._report_failure()
@@ -215,8 +194,6 @@ class EngineProcess:
 
 
 class _ControlProtocol(asyncio.Protocol):
-    """The server's end of the control channel."""
-
     def __init__(self, on_record: Callable[[bytes], None], on_end: Callable[[], None]) -> None:
         self._on_record = on_record
         self._on_end = on_end
@@ -241,7 +218,6 @@ def _spawn(control: int, doorbell: int, *, debug: bool) -> subprocess.Popen[byte
 
 
 def _ending(returncode: int) -> str:
-    """How a process ended, in words."""
     if returncode >= 0:
         return f"exit code {returncode}"
     hint = ", perhaps out of memory" if returncode == -signal.SIGKILL else ""

@@ -1,7 +1,7 @@
 """The server's heartbeat in the arena, with the lag of its event loop and the pauses of its garbage collector.
 
-Owns one timer and the collector's callback. The figures are for observers (`rbee top`, benchmarks); the loop's timers
-tick in milliseconds, so that a lag below one means nothing. Does not know requests.
+Owns one timer, which ticks in milliseconds (a smaller lag means nothing), and the collector's callback. Knows no
+requests.
 """
 
 from __future__ import annotations
@@ -23,13 +23,7 @@ _PERIOD = 0.1  # seconds
 
 
 class Heartbeat:
-    """Beats every 0.1 s from `start` to `stop`.
-
-    Args:
-        consumer: writes it.
-        state: read at each beat.
-        on_stale: called when a beat finds tokens that were published without a wakeup.
-    """
+    """Beats every 0.1 s, with the server's state. `on_stale` is called for tokens that came without a wakeup."""
 
     def __init__(self, consumer: Consumer, state: Callable[[], ServerState], on_stale: Callable[[], None]) -> None:
         self._consumer = consumer
@@ -40,13 +34,11 @@ class Heartbeat:
         self._collection_began_ns = 0
 
     def start(self) -> None:
-        """Beat at once, and then in each period."""
         gc.callbacks.append(self._on_collection)
         self._due = time.monotonic()
         self._beat()
 
     def stop(self) -> None:
-        """End it; the consumer may be closed then."""
         gc.callbacks.remove(self._on_collection)
         if self._timer is not None:
             self._timer.cancel()

@@ -32,14 +32,11 @@ _REFUSALS = {  # message, seconds until a retry
 
 
 class Supervisor:
-    """Runs the engine process, and says whether requests can be submitted to it.
+    """Runs the engine process, and decides whether requests can be submitted to it. The `EngineOwner` of each epoch.
 
     Attributes:
-        state: whether the server takes requests.
-        progress: the last progress record while loading.
+        progress: the last record while loading.
         ready: the engine's own description, once it is ready.
-        num_rings: sequences that there can be at once.
-        ring_capacity: records that a sequence's ring holds.
         settled: from `start` on; the engine's description, or an EngineUnavailableError if it cannot be ready.
     """
 
@@ -58,7 +55,7 @@ class Supervisor:
 
     @property
     def client(self) -> EngineClient:
-        """Submits requests to the present engine. There is one from `start` on, also when its process has ended."""
+        """Of the present engine: from `start` on, also when its process has ended."""
         return self._engine.client
 
     async def start(self) -> None:
@@ -117,21 +114,17 @@ class Supervisor:
         engine.close()
 
     def kill(self) -> None:
-        """End the engine now."""
         self._engine.kill()
 
     def on_attached(self) -> None:
-        """See `EngineOwner`."""
         if not self._stopping:
             self.state = ServerState.LOADING
 
     def on_loading(self, progress: Loading) -> None:
-        """See `EngineOwner`."""
         self.progress = progress
         _log.info("engine: %s (%d of %d)", progress.stage, progress.done, progress.total)
 
     def on_ready(self, ready: Ready) -> None:
-        """See `EngineOwner`."""
         self.ready = ready
         if not self._stopping:
             self.state = ServerState.READY
@@ -139,7 +132,6 @@ class Supervisor:
             self.settled.set_result(ready)
 
     def on_died(self, how: str) -> None:
-        """See `EngineOwner`."""
         self.state = ServerState.DEAD
         _, retry_after = _REFUSALS[self.state]
         self.client.engine_died(
@@ -154,7 +146,6 @@ class Supervisor:
             _log.error("the engine process died (%s); new requests get 503", how)
 
     def on_failed(self, reason: str) -> None:
-        """See `EngineOwner`."""
         if not self._stopping:
             _log.error("%s", reason)
         if not self.settled.done():

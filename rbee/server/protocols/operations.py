@@ -32,7 +32,6 @@ class OperationsApi:
         self._model = model
 
     def routes(self) -> list[Route]:
-        """For the application's router."""
         return [
             Route("/health", self.health, methods=["GET"]),
             Route("/ready", self.ready, methods=["GET"]),
@@ -66,5 +65,4 @@ class OperationsApi:
         )
 
     async def version(self, request: Request) -> Response:  # noqa: ARG002 - starlette's signature
-        """GET /version."""
         return json_response({"version": __version__})
