@@ -68,6 +68,25 @@ class RecordingStream:
         self.calls.append("resume")
 
 
+class RecordingWatch:
+    """A StreamWatch without a timer: keeps what it would look at, for a test that looks itself.
+
+    Attributes:
+        open: what has been added and not discarded.
+    """
+
+    def __init__(self) -> None:
+        self.open: set[object] = set()
+
+    def add(self, stream: object) -> None:
+        """Keep it."""
+        self.open.add(stream)
+
+    def discard(self, stream: object) -> None:
+        """Forget it."""
+        self.open.discard(stream)
+
+
 class RecordingSink:
     """A TokenSink that keeps what it is given, and fails on demand."""
 

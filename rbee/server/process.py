@@ -82,11 +82,14 @@ async def _until_stopped(
 ) -> int:
     """Wait for the engine, then for a signal, then for the open streams; the exit code."""
     first = asyncio.create_task(stop.first.wait())
-    waited_for: set[asyncio.Future[Any]] = {supervisor.settled, first}
+    ready = asyncio.create_task(supervisor.wait_ready())
+    waited_for: set[asyncio.Future[Any]] = {ready, first}
     await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
-    if supervisor.settled.done():
+    if not ready.done():
+        ready.cancel()
+    else:
         try:
-            engine = supervisor.settled.result()
+            engine = ready.result()
         except EngineUnavailableError:
             first.cancel()
             return 2

@@ -136,7 +136,7 @@ CASES = pytest.mark.parametrize(
 
 
 @CASES
-def test_cut_at_every_byte(server, path, body, prompt):
+async def test_cut_at_every_byte(server, path, body, prompt):
     """Wherever a connection breaks, however it breaks and however the client comes back, it gets exactly the rest."""
 
     async def attempt(client, cut):
@@ -158,22 +158,19 @@ def test_cut_at_every_byte(server, path, body, prompt):
         async with Client(server.address) as client:
             return [await attempt(client, cut) for cut in cuts]
 
-    async def run():
-        async with Client(server.address) as client:
-            before = await held(server)
-            whole = await read_rest(client, post(path, body))
-        frames = [len(f"id: {event.id}\ndata: \n\n") + len(json.dumps(event.data)) for event in whole]
-        longest = sum(frames) + 16 * len(frames)  # each in a chunk of its own
-        cuts = iter(range(longest))
-        lengths = await asyncio.gather(*(worker(cuts) for _ in range(WORKERS)))
-        assert max(max(length) for length in lengths) < longest - 1, "the last cuts should have been behind the end"
-        await until_held(server, before)
-
-    asyncio.run(run())
+    async with Client(server.address) as client:
+        before = await held(server)
+        whole = await read_rest(client, post(path, body))
+    frames = [len(f"id: {event.id}\ndata: \n\n") + len(json.dumps(event.data)) for event in whole]
+    longest = sum(frames) + 16 * len(frames)  # each in a chunk of its own
+    cuts = iter(range(longest))
+    lengths = await asyncio.gather(*(worker(cuts) for _ in range(WORKERS)))
+    assert max(max(length) for length in lengths) < longest - 1, "the last cuts should have been behind the end"
+    await until_held(server, before)
 
 
 @CASES
-def test_cut_again_and_again_while_tokens_come(start_server, path, body, prompt):
+async def test_cut_again_and_again_while_tokens_come(start_server, path, body, prompt):
     """A client whose connections break after some bytes each gets there too, each token once."""
     body = body | {"max_tokens": 60}
 
@@ -187,15 +184,12 @@ def test_cut_again_and_again_while_tokens_come(start_server, path, body, prompt)
             events += parse_events(decode_chunked(raw))
         check_whole(events, expected(prompt, 60), "length")
 
-    async def run(server):
+    with start_server("--model", "synthetic", "--synthetic-step-ms", "5") as server:
         async with Client(server.address) as client:
             await asyncio.gather(*(attempt(client, 300 + 97 * number) for number in range(16)))
 
-    with start_server("--model", "synthetic", "--synthetic-step-ms", "5") as server:
-        asyncio.run(run(server))
 
-
-def test_text_that_is_not_ascii(default_server):
+async def test_text_that_is_not_ascii(default_server):
     """A character of several bytes and tokens, cut in the middle or between its tokens, comes whole and once."""
     body = {"prompt": "Bees:" + " 🐝" * 11, "max_tokens": 12, "temperature": 0, "stream": True}
 
@@ -207,20 +201,17 @@ def test_text_that_is_not_ascii(default_server):
         rest = await read_rest(client, post(COMPLETIONS, body, name, f"Last-Event-ID: {last_id(got)}"))
         check_whole(got + rest, " 🐝" * 4, "length")
 
-    async def run():
-        async with Client(default_server.address) as client:
-            raw, _ = await read_cut(client, post(COMPLETIONS, body), 10**6)
-            whole = decode_chunked(raw)
-            events = parse_events(whole)
-            check_whole(events, " 🐝" * 4, "length")
-            path = f"{COMPLETIONS}/{events[0].data['id']}"
-            for cut in range(len(whole) + 1):  # after its end
-                got = parse_events(whole[:cut])
-                assert got + await read_rest(client, get(path, f"Last-Event-ID: {last_id(got)}")) == events
-            bee = raw.index("🐝".encode())
-            await asyncio.gather(*(attempt(client, cut) for cut in (bee, bee + 1, bee + 3, bee + 500)))
-
-    asyncio.run(run())
+    async with Client(default_server.address) as client:
+        raw, _ = await read_cut(client, post(COMPLETIONS, body), 10**6)
+        whole = decode_chunked(raw)
+        events = parse_events(whole)
+        check_whole(events, " 🐝" * 4, "length")
+        path = f"{COMPLETIONS}/{events[0].data['id']}"
+        for cut in range(len(whole) + 1):  # after its end
+            got = parse_events(whole[:cut])
+            assert got + await read_rest(client, get(path, f"Last-Event-ID: {last_id(got)}")) == events
+        bee = raw.index("🐝".encode())
+        await asyncio.gather(*(attempt(client, cut) for cut in (bee, bee + 1, bee + 3, bee + 500)))
 
 
 async def first_events(client, request, number):
@@ -251,97 +242,84 @@ def patient_server(start_server):
     return start_server("--model", "synthetic", "--synthetic-step-ms", "1", *options)
 
 
-def test_stream_waits_for_its_client_and_is_its_own(patient_server):
+async def test_stream_waits_for_its_client_and_is_its_own(patient_server):
     """Without a client its tokens wait in its ring, then its sequence; only the same key gets it, and gets it all."""
     one, two = ("Authorization: Bearer one", "Authorization: Bearer two")
     name = "X-Request-Id: mine"
     body = LONG | {"max_tokens": 3000}
 
-    async def run():
-        async with Client(patient_server.address) as client:
-            _, writer, headers, events = await first_events(client, post(COMPLETIONS, body, one, name), 3)
-            assert headers["x-request-id"] == "mine"
-            hang_up(writer, reset=True)
-            # Another stream takes as many steps as fill the ring of the first one for certain.
-            await read_rest(client, post(COMPLETIONS, body | {"max_tokens": 1000}, two, name))
-            assert (await held(patient_server)).rings == 1
-            chunk_id = events[0].data["id"]
-            path, last = f"{COMPLETIONS}/{chunk_id}", str(last_id(events))
-            ask = {"Last_Event_ID": last}
-            for key, where in (("two", path), ("one", f"{CHAT}/{chunk_id}"), ("one", f"{COMPLETIONS}/cmpl-0")):
-                assert await refusal(patient_server, "GET", where, key=key, **ask) == (410, "stream_gone")
-            assert await refusal(patient_server, "GET", path, **ask) == (401, "invalid_api_key")
-            again = {"X_Request_Id": "mine", "body": body, **ask}
-            assert await refusal(patient_server, "POST", CHAT, key="one", **again) == (410, "stream_gone")
-            events += await read_rest(client, post(COMPLETIONS, body, one, name, f"Last-Event-ID: {last}"))
-            check_whole(events, expected("long", 3000), "length")
-            assert len(events) == 3001
-            await until_rings(patient_server, 0)
-            # It has ended; of its end the last tokens can be had again, the earlier ones cannot.
-            assert await refusal(patient_server, "GET", path, key="one") == (410, "replay_window_passed")
-            assert await refusal(patient_server, "GET", path, key="one", Last_Event_ID="2934") == (
-                410,
-                "replay_window_passed",
-            )
-            assert await read_rest(client, get(path, one, "Last-Event-ID: 2935")) == events[-66:]
-            assert await read_rest(client, get(path, one, "Last-Event-ID: 3001")) == []
-
-    asyncio.run(run())
+    async with Client(patient_server.address) as client:
+        _, writer, headers, events = await first_events(client, post(COMPLETIONS, body, one, name), 3)
+        assert headers["x-request-id"] == "mine"
+        hang_up(writer, reset=True)
+        # Another stream takes as many steps as fill the ring of the first one for certain.
+        await read_rest(client, post(COMPLETIONS, body | {"max_tokens": 1000}, two, name))
+        assert (await held(patient_server)).rings == 1
+        chunk_id = events[0].data["id"]
+        path, last = f"{COMPLETIONS}/{chunk_id}", str(last_id(events))
+        ask = {"Last_Event_ID": last}
+        for key, where in (("two", path), ("one", f"{CHAT}/{chunk_id}"), ("one", f"{COMPLETIONS}/cmpl-0")):
+            assert await refusal(patient_server, "GET", where, key=key, **ask) == (410, "stream_gone")
+        assert await refusal(patient_server, "GET", path, **ask) == (401, "invalid_api_key")
+        again = {"X_Request_Id": "mine", "body": body, **ask}
+        assert await refusal(patient_server, "POST", CHAT, key="one", **again) == (410, "stream_gone")
+        events += await read_rest(client, post(COMPLETIONS, body, one, name, f"Last-Event-ID: {last}"))
+        check_whole(events, expected("long", 3000), "length")
+        assert len(events) == 3001
+        await until_rings(patient_server, 0)
+        # It has ended; of its end the last tokens can be had again, the earlier ones cannot.
+        assert await refusal(patient_server, "GET", path, key="one") == (410, "replay_window_passed")
+        assert await refusal(patient_server, "GET", path, key="one", Last_Event_ID="2934") == (
+            410,
+            "replay_window_passed",
+        )
+        assert await read_rest(client, get(path, one, "Last-Event-ID: 2935")) == events[-66:]
+        assert await read_rest(client, get(path, one, "Last-Event-ID: 3001")) == []
 
 
-def test_requests_that_cannot_resume(server):
+async def test_requests_that_cannot_resume(server):
     """Ids that are none or were never sent, and requests that do not say which stream."""
-
-    async def run():
-        async with Client(server.address) as client:
-            events = await read_rest(client, post(COMPLETIONS, COMPLETION_BODY, "X-Request-Id: r"))
-            assert last_id(events) == 13
-            ask = {"X_Request_Id": "r", "body": COMPLETION_BODY}
-            for given in ("14", "-1", "x", ""):
-                assert await refusal(server, "POST", COMPLETIONS, Last_Event_ID=given, **ask) == (
-                    400,
-                    "invalid_last_event_id",
-                )
-            for name in ({}, {"X_Request_Id": "not a sane one"}):
-                assert await refusal(server, "POST", COMPLETIONS, body=COMPLETION_BODY, Last_Event_ID="1", **name) == (
-                    400,
-                    "missing_request_id",
-                )
-            head = await asyncio.to_thread(httpx.head, f"{server.url}{COMPLETIONS}/{events[0].data['id']}")
-            assert (head.status_code, head.headers["allow"]) == (405, "GET")
-
-    asyncio.run(run())
-
-
-def test_newest_connection_takes_over(patient_server):
-    """A client need not wait for the end of a half-dead connection: it is closed, and the new one goes on."""
-    key = "Authorization: Bearer one"
-
-    async def run():
-        async with Client(patient_server.address) as client:
-            reader, _, _, events = await first_events(client, post(COMPLETIONS, LONG, key), 3)
-            path = f"{COMPLETIONS}/{events[0].data['id']}"
-            newer, writer, _, more = await first_events(
-                client, get(path, key, f"Last-Event-ID: {last_id(events)}"), 200
-            )
-            assert more[0].id == last_id(events) + 1
-            with contextlib.suppress(ConnectionResetError):
-                assert not (await reader.read()).endswith(b"0\r\n\r\n"), "the response must not look complete"
-            assert text_of(events + more) == expected("long", len(events + more))
-            assert not newer.at_eof()
-            writer.transport.abort()
-            assert await refusal(patient_server, "GET", path, key="one", Last_Event_ID="100000") == (
+    async with Client(server.address) as client:
+        events = await read_rest(client, post(COMPLETIONS, COMPLETION_BODY, "X-Request-Id: r"))
+        assert last_id(events) == 13
+        ask = {"X_Request_Id": "r", "body": COMPLETION_BODY}
+        for given in ("14", "-1", "x", ""):
+            assert await refusal(server, "POST", COMPLETIONS, Last_Event_ID=given, **ask) == (
                 400,
                 "invalid_last_event_id",
             )
+        for name in ({}, {"X_Request_Id": "not a sane one"}):
+            assert await refusal(server, "POST", COMPLETIONS, body=COMPLETION_BODY, Last_Event_ID="1", **name) == (
+                400,
+                "missing_request_id",
+            )
+        head = await asyncio.to_thread(httpx.head, f"{server.url}{COMPLETIONS}/{events[0].data['id']}")
+        assert (head.status_code, head.headers["allow"]) == (405, "GET")
 
-    asyncio.run(run())
+
+async def test_newest_connection_takes_over(patient_server):
+    """A client need not wait for the end of a half-dead connection: it is closed, and the new one goes on."""
+    key = "Authorization: Bearer one"
+
+    async with Client(patient_server.address) as client:
+        reader, _, _, events = await first_events(client, post(COMPLETIONS, LONG, key), 3)
+        path = f"{COMPLETIONS}/{events[0].data['id']}"
+        newer, writer, _, more = await first_events(client, get(path, key, f"Last-Event-ID: {last_id(events)}"), 200)
+        assert more[0].id == last_id(events) + 1
+        with contextlib.suppress(ConnectionResetError):
+            assert not (await reader.read()).endswith(b"0\r\n\r\n"), "the response must not look complete"
+        assert text_of(events + more) == expected("long", len(events + more))
+        assert not newer.at_eof()
+        writer.transport.abort()
+        assert await refusal(patient_server, "GET", path, key="one", Last_Event_ID="100000") == (
+            400,
+            "invalid_last_event_id",
+        )
 
 
-def test_client_that_does_not_come_back(start_server):
+async def test_client_that_does_not_come_back(start_server):
     """After the resume timeout the ring is free and the stream forgotten; without ids it is free at once."""
-
-    async def run(server):
+    with start_server("--model", "synthetic", "--synthetic-step-ms", "1", "--resume-timeout", "0.3") as server:
         async with Client(server.address) as client:
             before = await held(server)
             streams = [await first_events(client, post(COMPLETIONS, LONG), 1) for _ in range(8)]
@@ -356,14 +334,11 @@ def test_client_that_does_not_come_back(start_server):
                 path = f"{COMPLETIONS}/{first.data['id']}"
                 assert await refusal(server, "GET", path, Last_Event_ID="1") == (410, "stream_gone")
 
-    with start_server("--model", "synthetic", "--synthetic-step-ms", "1", "--resume-timeout", "0.3") as server:
-        asyncio.run(run(server))
 
-
-def test_ended_streams_are_bounded(start_server):
+async def test_ended_streams_are_bounded(start_server):
     """As many as --max-requests can be had again, the last ones."""
-
-    async def run(server):
+    options = ["--synthetic-step-ms", "0.2", "--max-requests", "64", "--resume-timeout", "600"]
+    with start_server("--model", "synthetic", *options) as server:
         async with Client(server.address) as client:
             ids = []
             for _ in range(70):
@@ -376,15 +351,11 @@ def test_ended_streams_are_bounded(start_server):
                 else:
                     check_whole(await read_rest(client, get(path)), expected("hi", 12), "length")
 
-    options = ["--synthetic-step-ms", "0.2", "--max-requests", "64", "--resume-timeout", "600"]
-    with start_server("--model", "synthetic", *options) as server:
-        asyncio.run(run(server))
 
-
-def test_slow_reader_of_a_resumable_stream(start_server):
+async def test_slow_reader_of_a_resumable_stream(start_server):
     """It is given up as any other; when it comes back it is told why, behind the tokens it has not got."""
-
-    async def run(server):
+    options = ["--synthetic-step-ms", "1", "--slow-reader-timeout", "0.5", "--replay-window", "8000"]
+    with start_server("--model", "synthetic", *options) as server:
         async with Client(server.address) as client:
             before = await held(server)
             reader, _ = await client.send_raw(post(COMPLETIONS, LONG), receive_buffer=4096)
@@ -400,15 +371,10 @@ def test_slow_reader_of_a_resumable_stream(start_server):
             assert (error.data["error"]["code"], done.data) == ("slow_reader", "[DONE]")
             assert error.id == done.id - 1 == len(events + chunks) + 1
 
-    options = ["--synthetic-step-ms", "1", "--slow-reader-timeout", "0.5", "--replay-window", "8000"]
-    with start_server("--model", "synthetic", *options) as server:
-        asyncio.run(run(server))
 
-
-def test_engine_that_dies_while_nobody_listens(start_server):
+async def test_engine_that_dies_while_nobody_listens(start_server):
     """Who comes back gets what the engine had published, and is told that it died."""
-
-    async def run(server):
+    with start_server("--model", "synthetic", "--synthetic-step-ms", "1") as server:
         async with Client(server.address) as client:
             _, writer, _, events = await first_events(client, post(COMPLETIONS, LONG), 2)
             hang_up(writer, reset=True)
@@ -421,16 +387,14 @@ def test_engine_that_dies_while_nobody_listens(start_server):
             assert text_of(events + chunks) == expected("long", len(events + chunks))
             assert (error.data["error"]["code"], done.data) == ("engine_died", "[DONE]")
 
-    with start_server("--model", "synthetic", "--synthetic-step-ms", "1") as server:
-        asyncio.run(run(server))
-
 
 @pytest.mark.parametrize("comes_back", [True, False])
-def test_server_that_stops_while_a_client_is_away(start_server, comes_back):
+async def test_server_that_stops_while_a_client_is_away(start_server, comes_back):
     """A stopping server lets it finish its stream, and waits for it no longer than for any other."""
     body = LONG | {"max_tokens": 400}
 
-    async def run(server):
+    options = ["--synthetic-step-ms", "2", "--drain-timeout", "600" if comes_back else "0.2"]
+    with start_server("--model", "synthetic", *options) as server:
         async with Client(server.address) as client:
             _, writer, _, events = await first_events(client, post(COMPLETIONS, body), 2)
             hang_up(writer, reset=True)
@@ -440,9 +404,5 @@ def test_server_that_stops_while_a_client_is_away(start_server, comes_back):
                 path = f"{COMPLETIONS}/{events[0].data['id']}"
                 rest = await read_rest(client, get(path, f"Last-Event-ID: {last_id(events)}"))
                 check_whole(events + rest, expected("long", 400), "length")
-
-    options = ["--synthetic-step-ms", "2", "--drain-timeout", "600" if comes_back else "0.2"]
-    with start_server("--model", "synthetic", *options) as server:
-        asyncio.run(run(server))
         assert server.wait() == 0
         assert "Traceback" not in server.log.read_text()

@@ -25,10 +25,9 @@ def read_faster(stream):
     stream.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MIB)
 
 
-def test_slow_reader_that_reads_on_in_time_gets_every_token(start_server):
+async def test_slow_reader_that_reads_on_in_time_gets_every_token(start_server):
     """Its tokens wait in its ring, its sequence pauses, its neighbours go on; what waited comes in one write."""
-
-    async def run(server):
+    with start_server(*SYNTHETIC) as server:
         async with Client(server.address) as client:
             before = await held(server)
             slow = await client.open(COMPLETIONS, LONG | {"prompt": "slow"}, receive_buffer=4096)
@@ -47,14 +46,10 @@ def test_slow_reader_that_reads_on_in_time_gets_every_token(start_server):
             slow.abort()
             await until_rings(server, before.rings)
 
-    with start_server(*SYNTHETIC) as server:
-        asyncio.run(run(server))
 
-
-def test_slow_reader_is_given_up_alone(start_server):
+async def test_slow_reader_is_given_up_alone(start_server):
     """It ends with its reason behind the tokens that were on their way; nothing of it is left, its neighbours go on."""
-
-    async def run(server):
+    with start_server(*SYNTHETIC, "--slow-reader-timeout", "3") as server:
         before = await held(server)
         async with Client(server.address) as client:
             await client.read(COMPLETIONS, {"prompt": "what is allocated once is there after this", "max_tokens": 500})
@@ -84,14 +79,10 @@ def test_slow_reader_is_given_up_alone(start_server):
             await until_held(server, before)
             assert resident_bytes(server) < memory + 8 * MIB
 
-    with start_server(*SYNTHETIC, "--slow-reader-timeout", "3") as server:
-        asyncio.run(run(server))
 
-
-def test_client_that_never_reads_again_is_dropped(start_server):
+async def test_client_that_never_reads_again_is_dropped(start_server):
     """Its ring is free after the timeout, its connection is gone after twice the timeout, while it still holds on."""
-
-    async def run(server):
+    with start_server(*SYNTHETIC, "--slow-reader-timeout", "0.3") as server:
         async with Client(server.address) as client:
             before = await held(server)
             streams = [
@@ -101,8 +92,5 @@ def test_client_that_never_reads_again_is_dropped(start_server):
             await until_held(server, before)
             assert not any(stream.writer.is_closing() for stream in streams)
             await client.read(COMPLETIONS, {"prompt": "next", "max_tokens": 5})
-
-    with start_server(*SYNTHETIC, "--slow-reader-timeout", "0.3") as server:
-        asyncio.run(run(server))
         assert server.stop() == 0
         assert "Traceback" not in server.log.read_text()

@@ -18,10 +18,10 @@ import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from rbee.engine.runners.torch.convert_gguf import Reporter, mend_pre_tokenizer, run
 from rbee.errors import ModelError
 from rbee.models import cache as cache_module
 from rbee.models import gguf_of, prepare
-from rbee.engine.runners.torch.convert_gguf import Reporter, mend_pre_tokenizer, run
 from tests.models.models_parts import (
     FFN,
     HIDDEN,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +14,6 @@ from rbee.server.text import served_model
 
 if TYPE_CHECKING:
     from rbee.server.assembly import Assembly
-    from rbee.server.link.supervisor import Supervisor
 
 
 def build(**engine: object) -> Assembly:
@@ -27,18 +25,16 @@ def build(**engine: object) -> Assembly:
     return assembly.build(config, served_model.load_synthetic("s"))
 
 
-async def settle(supervisor: Supervisor) -> None:
-    """Return when the engine is ready, or cannot be."""
-    async with asyncio.timeout(60):
-        await asyncio.wait([supervisor.settled])
-
-
-def test_lifespan_runs_the_engine() -> None:
+@pytest.mark.parametrize("times", [1, 2])
+def test_lifespan_runs_the_engine(times: int) -> None:
     """Within the client's block the engine is started, gets ready and is shown; afterwards it is gone."""
     app, supervisor = build()
+    for _ in range(times - 1):
+        with TestClient(app):
+            pass
     with TestClient(app) as client:
         assert client.get("/health").json() == {"status": "ok"}
-        client.portal.call(settle, supervisor)
+        client.portal.call(supervisor.wait_ready)
         ready = client.get("/ready")
         assert ready.status_code == 200
         assert ready.json()["state"] == "ready"
@@ -51,12 +47,11 @@ def test_engine_that_cannot_start_leaves_the_application_up() -> None:
     """/health answers, /ready says why not, and the reason is where a start waits for the engine."""
     app, supervisor = build(max_model_len=10_000)
     with TestClient(app) as client:
-        client.portal.call(settle, supervisor)
+        with pytest.raises(EngineUnavailableError, match="--max-model-len"):
+            client.portal.call(supervisor.wait_ready)
         assert client.get("/health").status_code == 200
         ready = client.get("/ready")
         assert (ready.status_code, ready.json()["state"], ready.headers["retry-after"]) == (503, "dead", "10")
-        with pytest.raises(EngineUnavailableError, match="--max-model-len"):
-            supervisor.settled.result()
 
 
 def test_every_value_of_the_config_arrives() -> None:

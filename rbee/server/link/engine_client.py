@@ -130,6 +130,10 @@ class EngineClient:
         self._idle.set()
         self._finished_at: deque[float] = deque(maxlen=_RATE_WINDOW)
 
+    def counters(self) -> dict[str, int]:
+        """See `Consumer.counters`."""
+        return self._consumer.counters()
+
     def start(self, doorbell: int) -> None:
         """Drain whenever this eventfd is readable, until `stop`."""
         self._doorbell = doorbell

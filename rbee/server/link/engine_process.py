@@ -149,8 +149,11 @@ class EngineProcess:
         self._process.kill()
 
     def close(self) -> None:
-        """Release everything; a process that still runs is killed. A second call does nothing."""
+        """Release everything; a process that still runs is killed. Afterwards the owner gets no events."""
         self._resources.close()
+        if self.exited.is_set():
+            self._on_control_end()
+        self._control_ended = True
 
     def _on_record(self, payload: bytes) -> None:
         match decode_to_server(payload):
@@ -167,6 +170,8 @@ class EngineProcess:
                 self._failure = message
 
     def _on_control_end(self) -> None:
+        if self._control_ended:
+            return
         self._control_ended = True
         if self.exited.is_set():
             self._report_failure()

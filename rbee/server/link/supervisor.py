@@ -37,20 +37,22 @@ class Supervisor:
     Attributes:
         progress: the last record while loading.
         ready: the engine's own description, once it is ready.
-        settled: from `start` on; the engine's description, or an EngineUnavailableError if it cannot be ready.
     """
 
-    settled: asyncio.Future[Ready]
     _engine: EngineProcess
+    _settled: asyncio.Future[Ready]
 
     def __init__(self, settings: EngineSettings) -> None:
         self.num_rings = settings.num_rings
         self.ring_capacity = settings.ring_capacity
+        self._settings = settings
+        self._epoch = 0
+        self._reset()
+
+    def _reset(self) -> None:
         self.state = ServerState.STARTING
         self.progress: Loading | None = None
         self.ready: Ready | None = None
-        self._settings = settings
-        self._epoch = 0
         self._stopping = False
 
     @property
@@ -59,15 +61,24 @@ class Supervisor:
         return self._engine.client
 
     async def start(self) -> None:
-        """Start the engine process; returns before it is ready.
+        """Start the engine process, again after `stop`; returns before it is ready.
 
         Raises:
             TransportError: no shared memory, file descriptors or processes left.
         """
-        self.settled = asyncio.get_running_loop().create_future()
+        self._reset()
+        self._settled = asyncio.get_running_loop().create_future()
         self._epoch += 1
         self._engine = EngineProcess(self._settings, self._epoch, self)
         await self._engine.start()
+
+    async def wait_ready(self) -> Ready:
+        """The engine's description, when it is ready.
+
+        Raises:
+            EngineUnavailableError: it cannot be ready; the message is the reason.
+        """
+        return await asyncio.shield(self._settled)
 
     def check_ready(self) -> Ready:
         """The engine's description, or the Refusal that is true now."""
@@ -128,8 +139,7 @@ class Supervisor:
         self.ready = ready
         if not self._stopping:
             self.state = ServerState.READY
-        if not self.settled.done():
-            self.settled.set_result(ready)
+        self._settled.set_result(ready)
 
     def on_died(self, how: str) -> None:
         self.state = ServerState.DEAD
@@ -148,6 +158,5 @@ class Supervisor:
     def on_failed(self, reason: str) -> None:
         if not self._stopping:
             _log.error("%s", reason)
-        if not self.settled.done():
-            self.settled.set_exception(EngineUnavailableError(reason))
-            self.settled.exception()  # marks it as read: asyncio logs an exception that was never read
+        self._settled.set_exception(EngineUnavailableError(reason))
+        self._settled.exception()  # marks it as read: asyncio logs an exception that was never read

@@ -176,33 +176,29 @@ def test_lenient_names_what_it_ignored(strict_server):
     assert plain.json()["model"] == "bee"
 
 
-def test_no_free_ring_is_429_before_the_stream_starts(strict_server):
+async def test_no_free_ring_is_429_before_the_stream_starts(strict_server):
     """With every ring taken the next request is refused with a time to come back, and taken when there is room."""
-
-    async def run():
-        body = {"prompt": "hi", "max_tokens": 4000, "stream": True}
-        key = "Authorization: Bearer first"
-        async with Client(strict_server.address) as client:
-            streams = [await client.open(COMPLETIONS, body, key) for _ in range(64)]
-            assert {stream.status for stream in streams} == {200}
-            refused = await client.open(COMPLETIONS, body, key)
-            assert refused.status == 429
-            assert 1 <= int(refused.headers["retry-after"]) <= 60
-            assert b"queue_full" in await refused.reader.readexactly(int(refused.headers["content-length"]))
-            for stream in streams:
-                stream.abort()
-            async with asyncio.timeout(60):
-                while (await client.open(COMPLETIONS, body | {"max_tokens": 1}, key)).status == 429:
-                    pass
-
-    asyncio.run(run())
+    body = {"prompt": "hi", "max_tokens": 4000, "stream": True}
+    key = "Authorization: Bearer first"
+    async with Client(strict_server.address) as client:
+        streams = [await client.open(COMPLETIONS, body, key) for _ in range(64)]
+        assert {stream.status for stream in streams} == {200}
+        refused = await client.open(COMPLETIONS, body, key)
+        assert refused.status == 429
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert b"queue_full" in await refused.reader.readexactly(int(refused.headers["content-length"]))
+        for stream in streams:
+            stream.abort()
+        async with asyncio.timeout(60):
+            while (await client.open(COMPLETIONS, body | {"max_tokens": 1}, key)).status == 429:
+                pass
 
 
-def test_full_queue_is_429_before_the_stream_starts(start_server):
+async def test_full_queue_is_429_before_the_stream_starts(start_server):
     """With one request running and one waiting, as many as may wait, the next one is told to come back later."""
     options = ["--max-num-seqs", "1", "--max-queued-requests", "1"]
 
-    async def run(server):
+    with start_server("--model", "synthetic", "--synthetic-step-ms", "1", *options) as server:
         body = {"prompt": "hi", "max_tokens": 8000, "stream": True}
         async with Client(server.address) as client:
             streams = [await client.open(COMPLETIONS, body) for _ in range(2)]
@@ -215,9 +211,6 @@ def test_full_queue_is_429_before_the_stream_starts(start_server):
             streams[0].abort()
             while (await client.open(COMPLETIONS, body | {"max_tokens": 1})).status == 429:
                 pass
-
-    with start_server("--model", "synthetic", "--synthetic-step-ms", "1", *options) as server:
-        asyncio.run(run(server))
 
 
 def test_pipelined_requests_are_answered_in_order(synthetic_server):

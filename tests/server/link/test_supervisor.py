@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,7 @@ from rbee.sampling_params import SamplingParams
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.link.engine_client import Choice
 from rbee.server.link.supervisor import Supervisor
-from rbee.transport import ServerState
+from rbee.transport import Observer, ServerState
 from tests.fakes import RecordingSink
 from tests.server.link.link_parts import SETTINGS, child_engines, until
 
@@ -40,10 +41,10 @@ async def running() -> AsyncIterator[Supervisor]:
         await supervisor.stop(_PATIENCE)
 
 
-async def settled(supervisor: Supervisor) -> Ready:
+async def until_ready(supervisor: Supervisor) -> Ready:
     """The engine's description, when it is ready."""
     async with asyncio.timeout(_PATIENCE):
-        return await asyncio.shield(supervisor.settled)
+        return await supervisor.wait_ready()
 
 
 def refusal_of(supervisor: Supervisor) -> tuple[RefusalKind, str | None, int | None]:
@@ -79,7 +80,7 @@ async def test_each_state_has_its_refusal() -> None:
 async def test_ready_engine_takes_requests_until_the_server_drains() -> None:
     """Open requests go on while new ones are refused, and `stop` ends them with an error."""
     async with running() as supervisor:
-        ready = await settled(supervisor)
+        ready = await until_ready(supervisor)
         assert supervisor.check_ready() is supervisor.ready is ready
         stream, sink = submit(supervisor)
         supervisor.refuse_new()
@@ -95,7 +96,7 @@ async def test_ready_engine_takes_requests_until_the_server_drains() -> None:
 async def test_dead_engine_ends_its_requests(caplog: pytest.LogCaptureFixture) -> None:
     """What is open ends with an error, and new requests are refused with another one."""
     async with running() as supervisor:
-        await settled(supervisor)
+        await until_ready(supervisor)
         _, sink = submit(supervisor)
         supervisor.kill()
         await until(lambda: sink.ends)
@@ -113,7 +114,7 @@ async def test_engine_that_dies_before_it_is_ready_is_an_error(caplog: pytest.Lo
     async with running() as supervisor:
         supervisor.kill()
         with pytest.raises(EngineUnavailableError, match="died before it was ready"):
-            await settled(supervisor)
+            await until_ready(supervisor)
         assert refusal_of(supervisor) == (RefusalKind.UNAVAILABLE, "engine_dead", 10)
     assert "died before it was ready" in caplog.text
 
@@ -131,9 +132,24 @@ async def test_engine_that_does_not_stop_is_killed(caplog: pytest.LogCaptureFixt
     """After the patience that `stop` is given."""
     supervisor = Supervisor(SETTINGS)
     await supervisor.start()
-    await settled(supervisor)
+    await until_ready(supervisor)
     [engine] = child_engines()
     engine.suspend()
     await supervisor.stop(0)
     assert child_engines() == []
     assert "it is killed" in caplog.text
+
+
+async def test_supervisor_can_be_started_again() -> None:
+    """After `stop` it has a new engine, in the next epoch, also if the one before never got ready."""
+    supervisor = Supervisor(SETTINGS)
+    await supervisor.start()
+    await supervisor.stop(_PATIENCE)
+    for epoch in (2, 3):
+        await supervisor.start()
+        assert (supervisor.state, supervisor.ready) == (ServerState.STARTING, None)
+        with Observer(os.getpid()) as observer:
+            assert observer.epoch == epoch
+        await until_ready(supervisor)
+        assert supervisor.client.counters()["server_state"] <= ServerState.READY
+        await supervisor.stop(_PATIENCE)

@@ -99,24 +99,21 @@ def check_submitted(engine, route, clocks):
 
 @pytest.mark.parametrize("stream", [False, True])
 @BOTH
-def test_every_parameter_reaches_the_engine(route, stream):
+async def test_every_parameter_reaches_the_engine(route, stream):
     """All of them at once, each different from its default: the engine's record of the request has every one."""
     fields = EVERYTHING | OF_ROUTE[route]
     assert set(PARAMETERS[route]) - set(fields) <= {"max_completion_tokens"}
 
-    async def run():
-        async with serving() as (engine, url), httpx.AsyncClient(base_url=url) as client:
-            clocks = time.time(), time.monotonic()
-            body = (HI if route == CHAT else PROMPT) | fields | {"stream": stream}
-            response = await client.post(route, json=body, headers={"X-Request-Deadline": TOMORROW.isoformat()})
-            assert response.status_code == 200, response.text
-            check_submitted(engine, route, clocks)
-
-    asyncio.run(run())
+    async with serving() as (engine, url), httpx.AsyncClient(base_url=url) as client:
+        clocks = time.time(), time.monotonic()
+        body = (HI if route == CHAT else PROMPT) | fields | {"stream": stream}
+        response = await client.post(route, json=body, headers={"X-Request-Deadline": TOMORROW.isoformat()})
+        assert response.status_code == 200, response.text
+        check_submitted(engine, route, clocks)
 
 
 @BOTH
-def test_the_official_clients_parameters_reach_the_engine(route):
+async def test_the_official_clients_parameters_reach_the_engine(route):
     """openai-python: its own names as arguments, the others by extra_body, the deadline as a header."""
     fields = EVERYTHING | OF_ROUTE[route]
     own = {"temperature", "top_p", "frequency_penalty", "presence_penalty", "logit_bias", "seed", "max_tokens", "n"}
@@ -124,49 +121,43 @@ def test_the_official_clients_parameters_reach_the_engine(route):
     arguments = {name: fields.pop(name) for name in own}
     headers = {"X-Request-Deadline": fields.pop("deadline")}
 
-    async def run():
-        async with (
-            serving() as (engine, url),
-            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
-        ):
-            clocks = time.time(), time.monotonic()
-            of_route = client.chat.completions if route == CHAT else client.completions
-            prompt = HI if route == CHAT else PROMPT
-            answer = await of_route.create(
-                model="synthetic", **prompt, **arguments, extra_body=fields, extra_headers=headers
-            )
-            assert [choice.index for choice in answer.choices] == [0, 1]
-            check_submitted(engine, route, clocks)
-
-    asyncio.run(run())
+    async with (
+        serving() as (engine, url),
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        clocks = time.time(), time.monotonic()
+        of_route = client.chat.completions if route == CHAT else client.completions
+        prompt = HI if route == CHAT else PROMPT
+        answer = await of_route.create(
+            model="synthetic", **prompt, **arguments, extra_body=fields, extra_headers=headers
+        )
+        assert [choice.index for choice in answer.choices] == [0, 1]
+        check_submitted(engine, route, clocks)
 
 
 @BOTH
-def test_refused_requests_do_not_reach_the_engine(route):
+async def test_refused_requests_do_not_reach_the_engine(route):
     """A wrong field, a deadline that has passed, more choices than there is room for: the engine hears of none."""
     prompt = HI if route == CHAT else PROMPT
 
-    async def run():
-        async with serving() as (engine, url), httpx.AsyncClient(base_url=url) as client:
+    async with serving() as (engine, url), httpx.AsyncClient(base_url=url) as client:
 
-            async def refused(fields, **headers):
-                response = await client.post(route, json=prompt | fields, headers=headers)
-                error = response.json()["error"]
-                return response.status_code, error["param"] or error["code"]
+        async def refused(fields, **headers):
+            response = await client.post(route, json=prompt | fields, headers=headers)
+            error = response.json()["error"]
+            return response.status_code, error["param"] or error["code"]
 
-            assert await refused({"min_p": 2}) == (400, "min_p")
-            assert await refused({"n": 65}) == (400, "n")
-            assert await refused({"deadline": "2020-01-01T00:00:00Z"}) == (408, "REQUEST_TIMEOUT")
-            assert await refused({}, **{"X-Request-Deadline": "2020-01-01T00:00:00Z"}) == (408, "REQUEST_TIMEOUT")
-            assert await refused({}, **{"X-Request-Deadline": "soon"}) == (400, "X-Request-Deadline")
-            assert engine.submitted == []
-
-    asyncio.run(run())
+        assert await refused({"min_p": 2}) == (400, "min_p")
+        assert await refused({"n": 65}) == (400, "n")
+        assert await refused({"deadline": "2020-01-01T00:00:00Z"}) == (408, "REQUEST_TIMEOUT")
+        assert await refused({}, **{"X-Request-Deadline": "2020-01-01T00:00:00Z"}) == (408, "REQUEST_TIMEOUT")
+        assert await refused({}, **{"X-Request-Deadline": "soon"}) == (400, "X-Request-Deadline")
+        assert engine.submitted == []
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @BOTH
-def test_no_value_is_the_servers_fault(route, stream):
+async def test_no_value_is_the_servers_fault(route, stream):
     """Any field may hold anything: there is an answer, or a refusal that names the field, and never a 500."""
     values = [
         None,
@@ -192,34 +183,28 @@ def test_no_value_is_the_servers_fault(route, stream):
     ]
     prompt = (HI if route == CHAT else PROMPT) | {"stream": stream}
 
-    async def run():
-        async with serving() as (_, url), httpx.AsyncClient(base_url=url) as client:
-            for field in PARAMETERS[route]:
-                for value in values:
-                    response = await client.post(route, json=prompt | {field: value})
-                    if response.status_code == 200:
-                        assert "error" not in response.text, (field, value)
-                    else:
-                        error = response.json()["error"]
-                        assert (response.status_code, error["param"].partition("[")[0]) == (400, field)
-
-    asyncio.run(run())
+    async with serving() as (_, url), httpx.AsyncClient(base_url=url) as client:
+        for field in PARAMETERS[route]:
+            for value in values:
+                response = await client.post(route, json=prompt | {field: value})
+                if response.status_code == 200:
+                    assert "error" not in response.text, (field, value)
+                else:
+                    error = response.json()["error"]
+                    assert (response.status_code, error["param"].partition("[")[0]) == (400, field)
 
 
 @BOTH
-def test_several_choices_are_not_resumable(route):
+async def test_several_choices_are_not_resumable(route):
     """A client that knows event ids gets them for one choice; for several there are none."""
     prompt = (HI if route == CHAT else PROMPT) | {"stream": True}
 
-    async def run():
-        async with serving() as (_, url), httpx.AsyncClient(base_url=url) as client:
-            for n, numbered in [(1, True), (2, False)]:
-                response = await client.post(route, json=prompt | {"n": n}, headers={"Accept": "text/event-stream"})
-                assert response.status_code == 200
-                assert ("id: 1\n" in response.text) is numbered
-                assert response.text.endswith("data: [DONE]\n\n")
-
-    asyncio.run(run())
+    async with serving() as (_, url), httpx.AsyncClient(base_url=url) as client:
+        for n, numbered in [(1, True), (2, False)]:
+            response = await client.post(route, json=prompt | {"n": n}, headers={"Accept": "text/event-stream"})
+            assert response.status_code == 200
+            assert ("id: 1\n" in response.text) is numbered
+            assert response.text.endswith("data: [DONE]\n\n")
 
 
 # ---- what they do ----------------------------------------------------------------------------------------------
@@ -283,42 +268,35 @@ def test_deadline_in_mid_stream_ends_it(synthetic_server):
         assert text.startswith(got)
 
 
-def test_deadline_in_the_queue_is_a_timeout(narrow_server):
+async def test_deadline_in_the_queue_is_a_timeout(narrow_server):
     """What expires before it has run is 408, or the error of a stream that has begun already."""
-
-    async def run():
-        async with (
-            occupied(narrow_server) as (client, *_),
-            httpx.AsyncClient(base_url=narrow_server.url, timeout=60) as http,
-        ):
-            answer = await http.post(COMPLETIONS, json=PROMPT, headers={"X-Request-Deadline": soon(0.5)})
-            assert (answer.status_code, answer.json()["error"]["code"]) == (408, "REQUEST_TIMEOUT")
-            error, done = await client.read(COMPLETIONS, PROMPT | {"deadline": soon(0.5)})
-            assert (error["error"]["code"], done) == ("REQUEST_TIMEOUT", "[DONE]")
-
-    asyncio.run(run())
+    async with (
+        occupied(narrow_server) as (client, *_),
+        httpx.AsyncClient(base_url=narrow_server.url, timeout=60) as http,
+    ):
+        answer = await http.post(COMPLETIONS, json=PROMPT, headers={"X-Request-Deadline": soon(0.5)})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (408, "REQUEST_TIMEOUT")
+        error, done = await client.read(COMPLETIONS, PROMPT | {"deadline": soon(0.5)})
+        assert (error["error"]["code"], done) == ("REQUEST_TIMEOUT", "[DONE]")
 
 
-def test_smaller_priority_runs_earlier(narrow_server):
+async def test_smaller_priority_runs_earlier(narrow_server):
     """Of two that wait, the one that came later overtakes if its priority is smaller."""
     body = PROMPT | {"max_tokens": 3, "stream": True, "stream_options": {"include_timing": True}}
 
-    async def run():
-        async with occupied(narrow_server) as (client, running, events):
-            plain = await client.open(COMPLETIONS, body)
-            urgent = await client.open(COMPLETIONS, body | {"priority": -1})
-            submitted_ns = time.monotonic_ns()
-            later = 0
-            while later < 2:  # steps that ended since: the second one has also begun since
-                later += (await anext(events))["timing"]["committed_ns"] > submitted_ns
-            running.abort()
-            times = [
-                [event["timing"]["committed_ns"] async for event in stream.events() if event != "[DONE]"]
-                for stream in (urgent, plain)
-            ]
-        assert times[0][-1] < times[1][0]
-
-    asyncio.run(run())
+    async with occupied(narrow_server) as (client, running, events):
+        plain = await client.open(COMPLETIONS, body)
+        urgent = await client.open(COMPLETIONS, body | {"priority": -1})
+        submitted_ns = time.monotonic_ns()
+        later = 0
+        while later < 2:  # steps that ended since: the second one has also begun since
+            later += (await anext(events))["timing"]["committed_ns"] > submitted_ns
+        running.abort()
+        times = [
+            [event["timing"]["committed_ns"] async for event in stream.events() if event != "[DONE]"]
+            for stream in (urgent, plain)
+        ]
+    assert times[0][-1] < times[1][0]
 
 
 def test_cache_salt_parts_the_prefix_cache(synthetic_server, start_server):

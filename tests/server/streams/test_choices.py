@@ -17,7 +17,7 @@ from rbee.server.text.stop_strings import StopStrings
 from rbee.server.text.tokenizer import TextCodec
 from tests.batches import batch, record_batch, scored, scored_prompt
 from tests.fakes import RecordingStream
-from tests.server.text.test_detokenizer import SENTENCEPIECE, SYNTHETIC
+from tests.server.text.text_parts import SENTENCEPIECE, SYNTHETIC
 
 CODEC = TextCodec(SYNTHETIC)
 

@@ -39,10 +39,9 @@ async def read_rest(first, events):
     return [first] + [event async for event in events]
 
 
-def test_engine_killed(start_server):
+async def test_engine_killed(start_server):
     """Every open stream gets its tokens and one error event; the server stays, and says that it cannot serve."""
-
-    async def run(server):
+    with start_server(*SYNTHETIC) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client, Client(server.address) as raw:
             collected = asyncio.ensure_future(client.post(COMPLETIONS, json=LONG | {"stream": False}))
             streams = await open_streams(raw, 20)
@@ -63,36 +62,30 @@ def test_engine_killed(start_server):
             refused = await client.post(COMPLETIONS, json=LONG)
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_dead")
             assert int(refused.headers["retry-after"]) >= 1
-
-    with start_server(*SYNTHETIC) as server:
-        asyncio.run(run(server))
         children = psutil.Process(server.pid).children()
         assert server.stop() == 0
         assert leftovers(server.pid, children) == ([], [])
 
 
-def test_server_killed(start_server):
+async def test_server_killed(start_server):
     """Nothing of it is left: no engine, no shared memory."""
-
-    async def run(server):
-        async with Client(server.address) as raw:
-            await open_streams(raw, 3)
-            assert await asyncio.to_thread(server.stop, signal.SIGKILL) == -signal.SIGKILL
-
     with start_server(*SYNTHETIC) as server:
         children = psutil.Process(server.pid).children(recursive=True)
         assert server.engine in children
         assert leftovers(server.pid, []) == ([], []), "the arena should have no name any more"
-        asyncio.run(run(server))
+        async with Client(server.address) as raw:
+            await open_streams(raw, 3)
+            assert await asyncio.to_thread(server.stop, signal.SIGKILL) == -signal.SIGKILL
         assert leftovers(server.pid, children) == ([], [])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_lets_streams_finish(start_server, number):
+async def test_signal_lets_streams_finish(start_server, number):
     """An open stream goes on to its end while new requests are refused; then the server is gone, with exit code 0."""
     body = {"prompt": "last words", "max_tokens": 400, "stream": True}
 
-    async def run(server):
+    with start_server(*SYNTHETIC) as server:
+        children = psutil.Process(server.pid).children()
         async with Client(server.address) as raw, httpx.AsyncClient(base_url=server.url) as client:
             [(events, first)] = await open_streams(raw, 1, body)
             server.process.send_signal(number)
@@ -106,10 +99,6 @@ def test_signal_lets_streams_finish(start_server, number):
             rest = await read_rest(first, events)
             assert text_of(rest) == expected("last words", 400)
             assert rest[-1] == "[DONE]"
-
-    with start_server(*SYNTHETIC) as server:
-        children = psutil.Process(server.pid).children()
-        asyncio.run(run(server))
         assert server.wait() == 0
         assert leftovers(server.pid, children) == ([], [])
         assert "Traceback" not in server.log.read_text()
@@ -132,11 +121,11 @@ def test_engine_that_hangs_cannot_keep_a_stopping_server(start_server, signals):
         assert ("it is killed" in server.log.read_text()) is (signals == 1)
 
 
-@pytest.mark.parametrize(("timeout", "signals"), [("0.2", 1), ("600", 2)])
-def test_streams_that_do_not_finish_are_ended(start_server, timeout, signals):
+@pytest.mark.parametrize(("drain_timeout", "signals"), [("0.2", 1), ("600", 2)])
+async def test_streams_that_do_not_finish_are_ended(start_server, drain_timeout, signals):
     """After the drain timeout, or at the second signal, each open stream gets an error event, and the server goes."""
-
-    async def run(server):
+    with start_server(*SYNTHETIC, "--drain-timeout", drain_timeout) as server:
+        children = psutil.Process(server.pid).children()
         async with Client(server.address) as raw:
             streams = await open_streams(raw, 3)
             server.process.send_signal(signal.SIGTERM)
@@ -149,26 +138,18 @@ def test_streams_that_do_not_finish_are_ended(start_server, timeout, signals):
                 assert text_of(chunks) == expected("long", len(chunks))
                 assert error["error"]["code"] == "server_shutdown"
                 assert done == "[DONE]"
-
-    with start_server(*SYNTHETIC, "--drain-timeout", timeout) as server:
-        children = psutil.Process(server.pid).children()
-        asyncio.run(run(server))
         assert server.wait() == 0
         assert leftovers(server.pid, children) == ([], [])
 
 
-def test_slow_reader_does_not_keep_a_stopping_server(start_server):
+async def test_slow_reader_does_not_keep_a_stopping_server(start_server):
     """A client that does not read its last event is left behind."""
-
-    async def run(server):
+    with start_server("--model", "synthetic", "--synthetic-step-ms", "0.2", "--drain-timeout", "3") as server:
         async with Client(server.address) as raw:
             body = LONG | {"max_tokens": 4000}
             await raw.open(COMPLETIONS, body, receive_buffer=4096)
             await raw.read(COMPLETIONS, body)
             assert await asyncio.to_thread(server.stop) == 0
-
-    with start_server("--model", "synthetic", "--synthetic-step-ms", "0.2", "--drain-timeout", "3") as server:
-        asyncio.run(run(server))
 
 
 def test_while_loading(start_server):

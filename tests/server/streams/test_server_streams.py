@@ -118,7 +118,7 @@ def test_chat_runs_to_the_models_length_by_default(synthetic_server):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_stop_string_across_tokens(synthetic_server, stream):
+async def test_stop_string_across_tokens(synthetic_server, stream):
     """The text ends before it, with reason stop; the engine stops too."""
     text = expected("stop", 40)
     stop = text[20:24]
@@ -134,11 +134,8 @@ def test_stop_string_across_tokens(synthetic_server, stream):
         choice = answer["choices"][0]
     assert (choice["text"], choice["finish_reason"]) == (text[: text.index(stop)], "stop")
 
-    async def check():
-        async with Client(synthetic_server.address) as client:
-            await check_idle(client, synthetic_server)
-
-    asyncio.run(check())
+    async with Client(synthetic_server.address) as client:
+        await check_idle(client, synthetic_server)
 
 
 def test_stop_token_is_not_shown(synthetic_server):
@@ -151,7 +148,7 @@ def test_stop_token_is_not_shown(synthetic_server):
     assert events[-2]["choices"][0] == {"index": 0, "text": "", "finish_reason": "stop"}
 
 
-def test_hundred_streams_each_tenth_aborted(start_server):
+async def test_hundred_streams_each_tenth_aborted(start_server):
     """Every client gets exactly its own tokens, in order; the aborted ones leave no ring and no KV block behind.
 
     The KV cache holds 512 blocks, much less than the clients want together, so sequences are preempted too. That all
@@ -173,15 +170,13 @@ def test_hundred_streams_each_tenth_aborted(start_server):
         stream.abort()
         return expected(prompt, len(text)) == text
 
-    async def run(server):
-        async with Client(server.address) as client, asyncio.timeout(120):
-            assert all(await asyncio.gather(*(one(client, number) for number in range(100))))
-            await check_idle(client, server)
-            whole = "x" * (512 * 16 - 1)
-            events = await client.read(COMPLETIONS, {"prompt": whole, "max_tokens": 1})
-            assert text_of(events) == expected(whole, 1)
-
-    asyncio.run(run(start_server("--model", "synthetic", "--synthetic-step-ms", "1", "--kv-cache-mib", "8")))
+    server = start_server("--model", "synthetic", "--synthetic-step-ms", "1", "--kv-cache-mib", "8")
+    async with Client(server.address) as client, asyncio.timeout(120):
+        assert all(await asyncio.gather(*(one(client, number) for number in range(100))))
+        await check_idle(client, server)
+        whole = "x" * (512 * 16 - 1)
+        events = await client.read(COMPLETIONS, {"prompt": whole, "max_tokens": 1})
+        assert text_of(events) == expected(whole, 1)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +188,7 @@ def narrow_server(start_server):
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("stage", ["queue", "prefill", "decode", "decode after a large body"])
-def test_disconnect_cancels(narrow_server, stage, stream):
+async def test_disconnect_cancels(narrow_server, stage, stream):
     """A client that leaves while its request waits, is prefilled or decoded frees its ring, streamed or not.
 
     None of these requests could end by itself in the time the test waits.
@@ -202,20 +197,17 @@ def test_disconnect_cancels(narrow_server, stage, stream):
     if stage == "decode after a large body":
         long["metadata"] = {"label": "x" * 2**20}
 
-    async def run():
-        async with Client(narrow_server.address) as client:
-            if stage == "queue":
-                occupant = await client.open(COMPLETIONS, long | {"stream": True})
-                await anext(aiter(occupant.events()))
-            reader, writer = await client.send(COMPLETIONS, long | {"stream": stream})
-            await until_rings(narrow_server, 2 if stage == "queue" else 1)
-            if stage.startswith("decode") and stream:
-                await reader.readuntil(b'"text"')
-            writer.transport.abort()
-            await until_rings(narrow_server, 1 if stage == "queue" else 0)
-        await until_rings(narrow_server, 0)
-
-    asyncio.run(run())
+    async with Client(narrow_server.address) as client:
+        if stage == "queue":
+            occupant = await client.open(COMPLETIONS, long | {"stream": True})
+            await anext(aiter(occupant.events()))
+        reader, writer = await client.send(COMPLETIONS, long | {"stream": stream})
+        await until_rings(narrow_server, 2 if stage == "queue" else 1)
+        if stage.startswith("decode") and stream:
+            await reader.readuntil(b'"text"')
+        writer.transport.abort()
+        await until_rings(narrow_server, 1 if stage == "queue" else 0)
+    await until_rings(narrow_server, 0)
 
 
 def test_openai_client(synthetic_server):

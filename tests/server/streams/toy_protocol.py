@@ -1,4 +1,4 @@
-"""A protocol that rbee does not have: a job that starts before its stream is asked for, with events and errors of its own.
+"""A protocol that rbee does not have: jobs that start before their stream is asked for, with events of their own.
 
     POST /toy/jobs {"prompt": [ids], "max_tokens": n} -> {"job": "toy-1"}
     GET /toy/jobs/{job} -> started, word*, then over or failed
@@ -66,8 +66,9 @@ class ToyDialect:
 
     def template(self) -> FrameTemplate:
         word = _WORD % (Slot.TEXT, Slot.INDEX)
-        overs = [_OVER % (why, Slot.NUM_TOKENS) for why in _ENDS.values()]
-        return FrameTemplate(word, word, *(LastFrames(word + over, word + over, over, over) for over in overs), b"")
+        stop, length, late = (_OVER % (why, Slot.NUM_TOKENS) for why in _ENDS.values())
+        stop, length, late = (LastFrames(word + over, word + over, over, over) for over in (stop, length, late))
+        return FrameTemplate(word, word, stop, length, late, b"")
 
 
 class ToyApi:

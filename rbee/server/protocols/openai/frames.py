@@ -92,19 +92,22 @@ class Chunks:
         parts = self._choices[0]
         first, following = parts.first + Slot.TEXT, parts.next + Slot.TEXT
         extra = self._template_extra()
+
+        def last_frames(reason: FinishReason) -> LastFrames:
+            return LastFrames(
+                first_last=self._chunk(first, b"", _FINISH[reason], extra),
+                next_last=self._chunk(following, b"", _FINISH[reason], extra),
+                last=self._chunk(parts.empty, b"", _FINISH[reason], extra),
+                empty=self._chunk(parts.first + b'""', b"", _FINISH[reason], extra),
+            )
+
         return FrameTemplate(
-            self._chunk(first, b"", _NOT_YET, extra),
-            self._chunk(following, b"", _NOT_YET, extra),
-            *(
-                LastFrames(
-                    *(
-                        self._chunk(body, b"", _FINISH[reason], extra)
-                        for body in (first, following, parts.empty, parts.first + b'""')
-                    )
-                )
-                for reason in (FinishReason.STOP, FinishReason.LENGTH, FinishReason.DEADLINE)
-            ),
-            self._template_end(),
+            first=self._chunk(first, b"", _NOT_YET, extra),
+            next=self._chunk(following, b"", _NOT_YET, extra),
+            stop=last_frames(FinishReason.STOP),
+            length=last_frames(FinishReason.LENGTH),
+            deadline=last_frames(FinishReason.DEADLINE),
+            end=self._template_end(),
         )
 
     def _chunk(self, body: bytes, logprobs: bytes, finish: bytes, extra: bytes) -> bytes:

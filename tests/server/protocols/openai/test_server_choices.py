@@ -3,7 +3,6 @@
 The synthetic model is certain: each of its tokens has logprob 0, every other token none.
 """
 
-import asyncio
 import itertools
 import os
 import signal
@@ -105,27 +104,22 @@ def five_ms_server(start_server):
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("read", [0, 1, 40])
-def test_client_that_leaves_cancels_all_choices(five_ms_server, stream, read):
+async def test_client_that_leaves_cancels_all_choices(five_ms_server, stream, read):
     """At any point of its answer; nothing is left of it."""
-
-    async def run(server):
-        async with Client(server.address) as client:
-            body = {"prompt": "leave", "max_tokens": 8000, "n": 4, "stream": stream}
-            reader, writer = await client.send(COMPLETIONS, body)
-            await until_rings(server, 4)
-            for _ in range(read if stream else 0):
-                await reader.readuntil(b'"text"')
-            writer.transport.abort()
-            await until_rings(server, 0)
-            await check_idle(client, server)
-
-    asyncio.run(run(five_ms_server))
+    async with Client(five_ms_server.address) as client:
+        body = {"prompt": "leave", "max_tokens": 8000, "n": 4, "stream": stream}
+        reader, writer = await client.send(COMPLETIONS, body)
+        await until_rings(five_ms_server, 4)
+        for _ in range(read if stream else 0):
+            await reader.readuntil(b'"text"')
+        writer.transport.abort()
+        await until_rings(five_ms_server, 0)
+        await check_idle(client, five_ms_server)
 
 
-def test_slow_reader_of_several_choices(start_server):
+async def test_slow_reader_of_several_choices(start_server):
     """All of its rings wait for it, and nothing is lost when it goes on."""
-
-    async def run(server):
+    with start_server("--model", "synthetic", "--synthetic-step-ms", "0", "--ring-capacity", "128") as server:
         async with Client(server.address) as client:
             body = {"prompt": "slow", "max_tokens": 3000, "n": 3, "stream": True, "logprobs": 1}
             slow = await client.open(COMPLETIONS, body, receive_buffer=4096)
@@ -136,14 +130,10 @@ def test_slow_reader_of_several_choices(start_server):
                 assert len(choice) == 3000
             await check_idle(client, server)
 
-    with start_server("--model", "synthetic", "--synthetic-step-ms", "0", "--ring-capacity", "128") as server:
-        asyncio.run(run(server))
 
-
-def test_engine_that_dies_ends_all_choices_once(start_server):
+async def test_engine_that_dies_ends_all_choices_once(start_server):
     """One error event and one [DONE], after all that the engine had committed."""
-
-    async def run(server):
+    with start_server("--model", "synthetic", "--synthetic-step-ms", "5") as server:
         async with Client(server.address) as client:
             stream = await client.open(COMPLETIONS, {"prompt": "die", "max_tokens": 8000, "n": 3, "stream": True})
             events = stream.events()
@@ -157,23 +147,16 @@ def test_engine_that_dies_ends_all_choices_once(start_server):
                 assert text == expected("die", len(text))
                 assert {chunk["finish_reason"] for chunk in choice} == {None}
 
-    with start_server("--model", "synthetic", "--synthetic-step-ms", "5") as server:
-        asyncio.run(run(server))
 
-
-def test_more_choices_than_places_are_refused_together(start_server):
+async def test_more_choices_than_places_are_refused_together(start_server):
     """A request gets all of its choices or none: nothing of a refused one has begun."""
-
-    async def run(server):
+    with start_server("--model", "synthetic", "--synthetic-step-ms", "5", "--max-requests", "64") as server:
         async with Client(server.address) as client:
             held = await client.open(COMPLETIONS, {"prompt": "hold", "max_tokens": 8000, "stream": True})
             await anext(held.events())
             refused = await client.open(COMPLETIONS, {"prompt": "x", "n": 64, "stream": True})
             assert refused.status == 429
             await until_rings(server, 1)
-
-    with start_server("--model", "synthetic", "--synthetic-step-ms", "5", "--max-requests", "64") as server:
-        asyncio.run(run(server))
 
 
 def test_completion_logprobs(synthetic_server):
@@ -270,15 +253,11 @@ def test_openai_client_with_choices_and_logprobs(synthetic_server):
         assert completion.choices[0].logprobs.tokens == ["a", "b"]
 
 
-def test_openai_async_client(synthetic_server):
+async def test_openai_async_client(synthetic_server):
     """The asynchronous client reads several choices beside one another too."""
-
-    async def run():
-        async with openai.AsyncOpenAI(base_url=f"{synthetic_server.url}/v1", api_key="none", max_retries=0) as client:
-            stream = await client.completions.create(model="synthetic", prompt="ab", max_tokens=9, n=2, stream=True)
-            texts = ["", ""]
-            async for chunk in stream:
-                texts[chunk.choices[0].index] += chunk.choices[0].text
-            assert texts == [expected("ab", 9)] * 2
-
-    asyncio.run(run())
+    async with openai.AsyncOpenAI(base_url=f"{synthetic_server.url}/v1", api_key="none", max_retries=0) as client:
+        stream = await client.completions.create(model="synthetic", prompt="ab", max_tokens=9, n=2, stream=True)
+        texts = ["", ""]
+        async for chunk in stream:
+            texts[chunk.choices[0].index] += chunk.choices[0].text
+        assert texts == [expected("ab", 9)] * 2
