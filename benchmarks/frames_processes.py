@@ -36,10 +36,10 @@ from rbee.messages import FinishReason, Submit, ToEngine
 from rbee.models import synthetic
 from rbee.sampling_params import SamplingParams
 from rbee.server.http import sse
+from rbee.server.http.listener import listen
 from rbee.server.http.protocol import StreamProtocol
 from rbee.server.http.writer import writer_of
-from rbee.server.link.engine_client import Choice, EngineClient
-from rbee.server.process import listen
+from rbee.server.link.engine_client import Choice, DirectTarget, EngineClient
 from rbee.server.protocols.openai.dialect import ChatDialect
 from rbee.server.protocols.openai.schemas import StreamOptions
 from rbee.server.streams.choices import ChoiceSink
@@ -222,11 +222,9 @@ class _App:
         return reply
 
     def _submit(self, stream: int, sink: ChoiceSink | DirectReply) -> TokenStream:
-        outlet = sink.outlet if isinstance(sink, DirectReply) else None
+        target = DirectTarget(sink, sink.outlet) if isinstance(sink, DirectReply) else sink
         generation = make_generation(stream)
-        [submitted] = self._client.submit_all(
-            str(stream), generation.prompt, [Choice(generation.sampling, sink, outlet)]
-        )
+        [submitted] = self._client.submit_all(str(stream), generation.prompt, [Choice(generation.sampling, target)])
         return submitted
 
 
@@ -274,8 +272,8 @@ async def _serve(plan: Plan, doorbell: int, control: Connection) -> None:
             )
         )
         sock = stack.enter_context(listen("127.0.0.1", 0))
-        loop.add_reader(doorbell, client.on_wake)
-        stack.callback(loop.remove_reader, doorbell)
+        client.start(doorbell)
+        stack.callback(client.stop)
         loop.add_reader(control.fileno(), on_control)
         stack.callback(loop.remove_reader, control.fileno())
         gc.collect()

@@ -402,6 +402,10 @@ NB_MODULE(_native, m) {
         .def("silence", [](Consumer& c) { c.core().silence_doorbell(); })
         .def("find_stale", [](Consumer& c) { return c.core().find_stale(); })
         .def_prop_ro("in_use", [](Consumer& c) { return c.core().in_use(); })
+        .def_prop_ro("sequences_waiting",
+                     [](Consumer& c) {  // relaxed: the number stands for itself
+                         return c.core().fixed().engine.sequences_waiting.load(std::memory_order_relaxed);
+                     })
         .def("beat", [](Consumer& c, std::uint32_t state) { c.core().beat(state); }, "state"_a)
         .def("counters", [](Consumer& c) { return read_counters(c.core().fixed()); })
         .def(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -24,15 +23,17 @@ import warnings
 from typing import TYPE_CHECKING
 
 from rbee import logs, messages
+from rbee.child import die_with_parent
+from rbee.config import check_bounds
 from rbee.engine.engine_core import EngineCore
 from rbee.engine.publisher import Publisher
 from rbee.engine.runners import choice as model_runner
 from rbee.engine.scheduling.block_manager import BlockManager
 from rbee.engine.scheduling.scheduler import Scheduler
 from rbee.engine.scheduling.step_cost import StepCost
-from rbee.errors import ConfigError, RbeeError
+from rbee.errors import RbeeError
 from rbee.messages import FinishReason
-from rbee.transport import Arena, Producer
+from rbee.transport import Arena, EngineState, Producer
 from rbee.transport.control import ControlChannel
 
 if TYPE_CHECKING:
@@ -40,9 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG = 1
 _HEARTBEAT_MS = 100
-_LOADING, _IDLE, _STEPPING = 1, 2, 3  # engine states, as Producer.beat() takes them
 
 
 def main() -> int:
@@ -54,7 +53,7 @@ def main() -> int:
     parser.add_argument("--debug", action="store_true")
     options = parser.parse_args()
 
-    if not _die_with_parent(options.parent_pid):
+    if not die_with_parent(options.parent_pid):
         return 0
     for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C and service managers signal the whole group:
         signal.signal(number, signal.SIG_IGN)  # the server decides, and lets open streams finish first
@@ -70,14 +69,6 @@ def main() -> int:
         channel.close()
 
 
-def _die_with_parent(parent_pid: int) -> bool:
-    """Have the kernel kill this process when its parent ends. False: it has ended already."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    return os.getppid() == parent_pid
-
-
 def _run(channel: ControlChannel, doorbell_fd: int, *, debug: bool) -> int:
     configure, early = _first_record(channel)
     with contextlib.ExitStack() as stack:
@@ -87,7 +78,7 @@ def _run(channel: ControlChannel, doorbell_fd: int, *, debug: bool) -> int:
             producer = Producer(arena, doorbell_fd)
             stack.callback(producer.close)
             channel.send(messages.encode(messages.Attached(pid=os.getpid())))
-            core = _load(configure.engine, channel, producer)
+            core = _load(configure.engine, channel, producer, slow_reader_timeout=configure.slow_reader_timeout)
         except RbeeError as error:
             logger.debug("The engine cannot start.", exc_info=debug)
             channel.send(messages.encode(messages.Failed(message=str(error))))
@@ -115,22 +106,22 @@ def _first_record(channel: ControlChannel) -> tuple[messages.Configure, list[byt
     return configure, records[1:]
 
 
-def _load(config: EngineConfig, channel: ControlChannel, producer: Producer) -> EngineCore:
+def _load(
+    config: EngineConfig, channel: ControlChannel, producer: Producer, *, slow_reader_timeout: float
+) -> EngineCore:
     """Load the model, put the engine together, and say so.
 
     Raises:
         RbeeError: it cannot be loaded; the message is for the user.
     """
-    for option in ("max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_mib"):
-        if getattr(config, option) < 1:
-            raise ConfigError(f"--{option.replace('_', '-')} {getattr(config, option)} must be at least 1.")
+    check_bounds(config)
     started = time.monotonic()
 
     def progress(stage: str, done: int, total: int) -> None:
-        producer.beat(_LOADING)
+        producer.beat(EngineState.LOADING)
         channel.send(messages.encode(messages.Loading(stage=stage, done=done, total=total)))
 
-    producer.beat(_LOADING)
+    producer.beat(EngineState.LOADING)
     runner = model_runner.load(config, progress)
     scheduler = Scheduler(
         BlockManager(runner.num_blocks, config.block_size, prefix_caching=config.prefix_caching),
@@ -144,7 +135,7 @@ def _load(config: EngineConfig, channel: ControlChannel, producer: Producer) -> 
         producer,
         Publisher(producer),
         step_cost=StepCost(config.max_decode_slowdown),
-        slow_reader_timeout=config.slow_reader_timeout,
+        slow_reader_timeout=slow_reader_timeout,
     )
     ready = messages.Ready(
         runner=runner.name,
@@ -188,7 +179,7 @@ class _Loop:
                     logger.exception("A step failed; every request ends with an error.")
                     self._core.end_all(FinishReason.ERROR)
                     return 1
-                self._producer.beat(_STEPPING if stepped else _IDLE)
+                self._producer.beat(EngineState.STEPPING if stepped else EngineState.IDLE)
                 self._report(time.monotonic_ns() - started if stepped else 0)
                 if not stepped:
                     poller.poll(_HEARTBEAT_MS / 1e3)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from rbee.transport import EngineState
+
 if TYPE_CHECKING:
     from rbee.transport import Histogram, Sample
 
@@ -31,7 +33,6 @@ EVENTS = (
 )
 """What is counted: the names of `Counters`, and `python_tokens`, the records that went through the server's Python."""
 
-_STATES = ("starting", "loading", "idle", "stepping")
 _GAUGES = ("sequences_running", "sequences_waiting", "kv_blocks", "kv_blocks_used")
 
 
@@ -76,8 +77,11 @@ class Interval:
     @property
     def state(self) -> str:
         """What the engine was doing at last, in a word."""
-        number = self.now.counters.engine_state
-        return _STATES[number] if number < len(_STATES) else f"state {number}"
+        code = self.now.counters.engine_state
+        try:
+            return EngineState(code).label
+        except ValueError:  # a later version's
+            return f"state {code}"
 
     @property
     def engine_silence(self) -> float | None:

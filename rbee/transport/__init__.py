@@ -34,11 +34,13 @@ from rbee.transport._native import Consumer, Drained, Outlet, Producer, Slot, Vo
 from rbee.transport.arena import Arena, create_doorbell
 from rbee.transport.frame_template import FrameTemplate, LastFrames
 from rbee.transport.observer import FoundServer, Histogram, Observer, Sample, find_servers
+from rbee.transport.states import EngineState, ServerState
 
 __all__ = [
     "Arena",
     "Consumer",
     "Drained",
+    "EngineState",
     "FoundServer",
     "FrameTemplate",
     "Histogram",
@@ -47,6 +49,7 @@ __all__ = [
     "Outlet",
     "Producer",
     "Sample",
+    "ServerState",
     "Slot",
     "Vocabulary",
     "create_doorbell",

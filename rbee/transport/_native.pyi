@@ -100,7 +100,7 @@ class Producer:
         """
 
     def beat(self, state: int) -> None:
-        """Write the heartbeat (now) and the engine's state: 0 starting, 1 loading, 2 idle, 3 stepping."""
+        """Write the heartbeat (now) and the engine's `EngineState`."""
 
     def report(
         self,
@@ -293,8 +293,12 @@ class Consumer:
     def in_use(self) -> int:
         """Rings that are assigned and have not finished."""
 
+    @property
+    def sequences_waiting(self) -> int:
+        """The counter of that name."""
+
     def beat(self, state: int) -> None:
-        """Write the server's heartbeat (now) and state."""
+        """Write the server's heartbeat (now) and its `ServerState`."""
 
     def counters(self) -> dict[str, int]:
         """The counters of both processes, all since this epoch's start, and gauges of how things stand.

@@ -210,7 +210,7 @@ class InProcessEngine:
 class EngineProcess:
     """`python -m rbee.engine`, spoken to as the server speaks to it."""
 
-    def __init__(self, folder: Path, config: EngineConfig, ring_capacity: int) -> None:
+    def __init__(self, folder: Path, config: EngineConfig, ring_capacity: int, slow_reader_timeout: float) -> None:
         self.rings = Rings(ring_capacity=ring_capacity)
         self.control, engine_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.control.settimeout(PATIENCE)
@@ -223,7 +223,11 @@ class EngineProcess:
                 pass_fds=(engine_end.fileno(), self.rings.doorbell),
                 stderr=stderr,
             )
-        self.send(messages.Configure(engine=config, arena_name=self.rings.arena.name, epoch=1))
+        self.send(
+            messages.Configure(
+                engine=config, slow_reader_timeout=slow_reader_timeout, arena_name=self.rings.arena.name, epoch=1
+            )
+        )
 
     def send(self, record: messages.ToEngine) -> None:
         """Send one record."""
@@ -274,9 +278,11 @@ class EngineProcess:
 
 
 @contextlib.contextmanager
-def engine_process(folder: Path, config: EngineConfig, *, ring_capacity: int = 1024) -> Iterator[EngineProcess]:
+def engine_process(
+    folder: Path, config: EngineConfig, *, ring_capacity: int = 1024, slow_reader_timeout: float = 60
+) -> Iterator[EngineProcess]:
     """An engine process for the length of a block."""
-    engine = EngineProcess(folder, config, ring_capacity)
+    engine = EngineProcess(folder, config, ring_capacity, slow_reader_timeout)
     try:
         yield engine
     finally:

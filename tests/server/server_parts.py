@@ -8,14 +8,10 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from rbee.config import ServerConfig
 from rbee.models import synthetic
-from rbee.server.http.app import build_app
-from rbee.server.process import _http_server, listen
-from rbee.server.protocols.openai.routes import OpenAiApi
-from rbee.server.protocols.resume import Resuming
-from rbee.server.streams.exchange import Backend
-from rbee.server.streams.live import ReplyWatch
-from rbee.server.streams.resumption import ResumableStreams
+from rbee.server.assembly import assemble
+from rbee.server.http.listener import HttpServer, listen
 from rbee.transport.observer import Observer
 from tests.raw_client import COMPLETIONS
 
@@ -76,12 +72,8 @@ async def serving(engine: RecordingEngine, model: ServedModel) -> AsyncIterator[
     """The URL of a server in front of `engine`: real routes, a real socket, a real arena."""
     async with asyncio.timeout(PATIENCE):
         with engine, listen("127.0.0.1", 0) as sock:
-            watch = ReplyWatch(5, PATIENCE)
-            streams = ResumableStreams(watch, resume_timeout=30, max_ended=64)
-            resuming = Resuming(streams, watch, replay_window=64)
-            backend = Backend(engine, model.codec, watch)  # type: ignore[arg-type] # a fake
-            api = OpenAiApi(backend, model, resuming, max_body_bytes=2**20, lenient=False)
-            http = _http_server(build_app([*api.routes(), *resuming.routes()], []), debug=False)
+            config = ServerConfig(max_requests=64, replay_window=64)
+            http = HttpServer(assemble(config, model, engine))  # type: ignore[arg-type] # a fake
             served = asyncio.ensure_future(http.serve(sockets=[sock]))
             try:
                 yield f"http://127.0.0.1:{sock.getsockname()[1]}"

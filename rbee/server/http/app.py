@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import re
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,7 +22,8 @@ from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import refusals
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from starlette.requests import Request
     from starlette.routing import BaseRoute
@@ -30,13 +31,19 @@ if TYPE_CHECKING:
 
     from rbee.server.http.refusals import RefusalFormat
 
+App: TypeAlias = Starlette
+
 _OPEN_PATHS = frozenset({"/health", "/ready"})  # no key needed
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 def build_app(
-    routes: Sequence[BaseRoute], api_keys: Sequence[str], formats: Mapping[str, RefusalFormat] | None = None
-) -> Starlette:
+    routes: Sequence[BaseRoute],
+    api_keys: Sequence[str],
+    formats: Mapping[str, RefusalFormat] | None = None,
+    *,
+    lifespan: Callable[[], AbstractAsyncContextManager[None]] | None = None,
+) -> App:
     """The application that serves `routes`.
 
     Args:
@@ -44,10 +51,12 @@ def build_app(
         api_keys: a request must carry one of them as a Bearer token; with none, all may come in.
         formats: how the protocols with paths of their own answer refusals, by path prefix; the longest one counts.
             All other paths have `rbee.server.http.refusals.answer`.
+        lifespan: is entered when the ASGI server starts, and left when it stops.
     """
     answers = _Refusals(formats or {})
     app = Starlette(
         routes=routes,
+        lifespan=None if lifespan is None else lambda _: lifespan(),
         middleware=[Middleware(_Entrance, api_keys=api_keys, answers=answers)],
         exception_handlers={
             Refusal: answers.on_refusal,

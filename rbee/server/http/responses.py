@@ -1,6 +1,6 @@
-"""JSON responses that several protocols give.
+"""JSON responses.
 
-Owns their encoding. Does not know what they say.
+Owns their encoding. Does not know what is in them.
 """
 
 from __future__ import annotations
@@ -15,5 +15,5 @@ if TYPE_CHECKING:
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """`content` as JSON."""
+    """`content` (anything that msgspec encodes) as JSON."""
     return Response(msgspec.json.encode(content), status, headers, media_type="application/json")

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from rbee.errors import QueueFullError
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http.writer import writer_of
-from rbee.server.link.engine_client import Choice
+from rbee.server.link.engine_client import Choice, DirectTarget
 from rbee.server.streams.choices import ChoiceSink, LogprobsChoice
 from rbee.server.streams.direct_reply import DirectReply, make_outlet
 from rbee.server.streams.live import TokenStreams
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from rbee.sampling_params import SamplingParams
     from rbee.server.http.writer import Writer
     from rbee.server.link.engine_client import TokenStream
-    from rbee.server.link.sinks import Sink, TokenBatch
+    from rbee.server.link.sinks import TokenBatch, TokenSink
     from rbee.server.link.supervisor import Supervisor
     from rbee.server.streams.choices import PieceSink
     from rbee.server.streams.dialect import Dialect
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from rbee.server.streams.live import LiveReply, ReplyWatch
     from rbee.server.streams.resumption import Ticket
     from rbee.server.text.tokenizer import TextCodec
-    from rbee.transport import Outlet
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,8 @@ class GenerationResponse(Response):
     def _start(self, writer: Writer) -> LiveReply:
         backend, generation, dialect, ticket = self._backend, self._generation, self._dialect, self._ticket
         if ticket is None:
-            reply, sinks, outlet = _make_reply(backend.codec, generation, dialect, writer)
-            _bind(reply, sinks, _submit(backend, generation, dialect, sinks, outlet))
+            reply, sinks = _make_reply(backend.codec, generation, dialect, writer)
+            _bind(reply, sinks, _submit(backend, generation, dialect, sinks))
             return reply
         assert generation.n == 1, "the ids of events count the tokens of one choice"
         resumable = ResumableReply(writer, dialect, ticket.streams, ticket.window)
@@ -176,10 +175,10 @@ class ParkedGeneration:
         """The reply that writes it to `writer`."""
         early = any(parked.batches or parked.refusal for parked in self._parked)
         codec, generation, dialect = self._backend.codec, self._generation, self._dialect
-        reply, sinks, outlet = _make_reply(codec, generation, dialect, writer, may_be_direct=not early)
+        reply, sinks = _make_reply(codec, generation, dialect, writer, may_be_direct=not early)
         _bind(reply, sinks, self._streams)
         for stream, sink, parked in zip(self._streams, sinks, self._parked, strict=True):
-            stream.redirect(sink, outlet)
+            stream.redirect(_target(sink))
             parked.pass_on(sink)
         return reply
 
@@ -275,14 +274,14 @@ async def write_stream(
 
 def _make_reply(
     codec: TextCodec, generation: Generation, dialect: Dialect, writer: Writer, *, may_be_direct: bool = True
-) -> tuple[DirectReply | StreamedReply, Sequence[DirectReply | ChoiceSink], Outlet | None]:
-    """The reply that writes a stream, the sink of each choice, and the outlet if the drain writes it itself."""
+) -> tuple[DirectReply | StreamedReply, Sequence[DirectReply | ChoiceSink]]:
+    """The reply that writes a stream, by the drain itself if that is possible, and the sink of each choice."""
     outlet = make_outlet(writer, codec.table, dialect, generation) if may_be_direct else None
     if outlet is not None:
         direct = DirectReply(writer, dialect, outlet)
-        return direct, [direct], outlet
+        return direct, [direct]
     streamed = StreamedReply(writer, dialect, generation.n)
-    return streamed, _choices(codec, generation, streamed), None
+    return streamed, _choices(codec, generation, streamed)
 
 
 def _choices(codec: TextCodec, generation: Generation, reply: PieceSink) -> list[ChoiceSink]:
@@ -313,7 +312,7 @@ def _choice(index: int, codec: TextCodec, generation: Generation, reply: PieceSi
 
 
 def _submit(
-    backend: Backend, generation: Generation, dialect: Dialect, sinks: Sequence[Sink], outlet: Outlet | None = None
+    backend: Backend, generation: Generation, dialect: Dialect, sinks: Sequence[TokenSink | DirectReply]
 ) -> list[TokenStream]:
     """Hand the generation to the engine, or raise the Refusal that is true now."""
     backend.supervisor.check_ready()
@@ -323,7 +322,7 @@ def _submit(
             dialect.answer_id,
             generation.prompt,
             [
-                Choice(_seeded(generation.sampling, index), sink, outlet, report_cached=bool(generation.stops))
+                Choice(_seeded(generation.sampling, index), _target(sink), report_cached=bool(generation.stops))
                 for index, sink in enumerate(sinks)
             ],
             priority=generation.priority,
@@ -332,6 +331,11 @@ def _submit(
         )
     except QueueFullError as error:
         raise Refusal(RefusalKind.OVERLOADED, str(error), code="queue_full", retry_after=client.retry_after()) from None
+
+
+def _target(sink: TokenSink | DirectReply) -> TokenSink | DirectTarget:
+    """Where the tokens of a sink's sequence go."""
+    return DirectTarget(sink, sink.outlet) if isinstance(sink, DirectReply) else sink
 
 
 def _bind(

@@ -9,16 +9,12 @@ import httpx
 import openai
 import pytest
 
+from rbee.config import ServerConfig
 from rbee.messages import pack_token_ids
 from rbee.models import synthetic
 from rbee.sampling_params import SamplingParams
-from rbee.server.http.app import build_app
-from rbee.server.process import _http_server, listen
-from rbee.server.protocols.openai.routes import OpenAiApi
-from rbee.server.protocols.resume import Resuming
-from rbee.server.streams.exchange import Backend
-from rbee.server.streams.live import ReplyWatch
-from rbee.server.streams.resumption import ResumableStreams
+from rbee.server.assembly import assemble
+from rbee.server.http.listener import HttpServer, listen
 from tests.fakes import RecordingEngine
 from tests.raw_client import CHAT, COMPLETIONS, Client, text_of
 from tests.server.protocols.parameters_parts import BOTH, HI, MODEL, PARAMETERS, PROMPT, TOMORROW, ready
@@ -79,11 +75,7 @@ async def serving():
     engine_at_hand = RecordingEngine(ready(max_model_len=8192), token_id=ord("!"))
     async with asyncio.timeout(60):
         with engine_at_hand as engine, listen("127.0.0.1", 0) as sock:
-            watch = ReplyWatch(5, 60)
-            streams = ResumableStreams(watch, resume_timeout=30, max_ended=64)
-            resuming = Resuming(streams, watch, replay_window=64)
-            api = OpenAiApi(Backend(engine, MODEL.codec, watch), MODEL, resuming, max_body_bytes=2**20, lenient=False)
-            http = _http_server(build_app(api.routes(), []), debug=False)
+            http = HttpServer(assemble(ServerConfig(max_requests=64, replay_window=64), MODEL, engine))
             served = asyncio.ensure_future(http.serve(sockets=[sock]))
             try:
                 yield engine, f"http://127.0.0.1:{sock.getsockname()[1]}"

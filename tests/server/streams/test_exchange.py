@@ -9,6 +9,7 @@ from rbee.config import EngineConfig
 from rbee.messages import SIDE_RECORD, FinishReason
 from rbee.sampling_params import SamplingParams
 from rbee.server.errors import Refusal, RefusalKind
+from rbee.server.link.engine_process import EngineSettings
 from rbee.server.link.supervisor import Supervisor
 from tests.batches import batch
 from tests.fakes import RecordingStream, RecordingWatch, RecordingWriter
@@ -28,10 +29,11 @@ pytestmark = pytest.mark.anyio
 async def running_supervisor():
     """A supervisor with a synthetic engine that is ready."""
     engine = EngineConfig(model="synthetic", synthetic_step_ms=1)
-    supervisor = Supervisor(engine, max_requests=64, ring_capacity=1024)
+    settings = EngineSettings(config=engine, slow_reader_timeout=60, num_rings=64, ring_capacity=1024)
+    supervisor = Supervisor(settings)
     await supervisor.start()
     try:
-        await supervisor.settled
+        await supervisor.wait_ready()
         yield supervisor
     finally:
         supervisor.refuse_new()
