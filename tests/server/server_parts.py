@@ -18,7 +18,9 @@ from rbee.transport.observer import Observer
 from tests.raw_client import COMPLETIONS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
+
+    from starlette.routing import BaseRoute
 
     from rbee.server.text.served_model import ServedModel
     from rbee.transport.observer import Counters
@@ -70,25 +72,32 @@ async def check_idle(client: Client, server: Server) -> None:
 
 
 @contextlib.asynccontextmanager
+async def serving_routes(routes: Sequence[BaseRoute]) -> AsyncIterator[str]:
+    """The URL of an HTTP server in this process that answers these routes, without keys."""
+    with listen("127.0.0.1", 0) as sock:
+        http = _http_server(build_app(routes, []), debug=False)
+        served = asyncio.ensure_future(http.serve(sockets=[sock]))
+        try:
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        finally:
+            http.should_exit = True
+            await served
+
+
+@contextlib.asynccontextmanager
 async def serving(engine: RecordingEngine, model: ServedModel) -> AsyncIterator[str]:
-    """The URL of a server in front of `engine`: real routes, a real socket, a real arena."""
-    async with asyncio.timeout(PATIENCE):
-        with engine, listen("127.0.0.1", 0) as sock:
-            watch = StreamWatch(5, PATIENCE)
-            streams = ResumableStreams(watch, resume_timeout=30, max_ended=64)
-            api = OpenAiApi(
-                engine,  # type: ignore[arg-type] # a fake
-                model,
-                watch,
-                streams,
-                replay_window=64,
-                max_body_bytes=2**20,
-                lenient=False,
-            )
-            http = _http_server(build_app(api.routes(), []), debug=False)
-            served = asyncio.ensure_future(http.serve(sockets=[sock]))
-            try:
-                yield f"http://127.0.0.1:{sock.getsockname()[1]}"
-            finally:
-                http.should_exit = True
-                await served
+    """The URL of OpenAI's routes in front of `engine`: a real socket, a real arena."""
+    with engine:
+        watch = StreamWatch(5, PATIENCE)
+        streams = ResumableStreams(watch, resume_timeout=30, max_ended=64)
+        api = OpenAiApi(
+            engine,  # type: ignore[arg-type] # a fake
+            model,
+            watch,
+            streams,
+            replay_window=64,
+            max_body_bytes=2**20,
+            lenient=False,
+        )
+        async with asyncio.timeout(PATIENCE), serving_routes(api.routes()) as url:
+            yield url
