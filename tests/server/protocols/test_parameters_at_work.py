@@ -15,7 +15,7 @@ from rbee.sampling_params import SamplingParams
 from tests.fakes import RecordingEngine
 from tests.raw_client import CHAT, COMPLETIONS, Client, text_of
 from tests.server.protocols.parameters_parts import BOTH, HI, MODEL, PARAMETERS, PROMPT, TOMORROW, ready
-from tests.server.server_parts import serving, until_rings
+from tests.server.server_parts import rings_in_use, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -245,21 +245,32 @@ def test_stop_token_ends_the_output(synthetic_server):
     assert answer["usage"]["completion_tokens"] == end + 1
 
 
+DEADLINES = (0.5, 4, 30)  # seconds; a longer one if a request did not begin in time
+
+
 async def test_deadline_in_mid_stream_ends_it(synthetic_server):
     """What came before counts: an ordinary end, which says why it is one, streamed or not."""
     async with (
         Client(synthetic_server.address) as client,
         httpx.AsyncClient(base_url=synthetic_server.url, timeout=60) as http,
     ):
-        for seconds in (0.5, 4, 30):  # long enough that both begin before it has passed
+        for seconds in DEADLINES:
             deadline = datetime.now(UTC) + timedelta(seconds=seconds)
             body = PROMPT | {"max_tokens": 8000, "deadline": deadline.isoformat()}
             answered = asyncio.ensure_future(http.post(COMPLETIONS, json=body))
-            await until_rings(synthetic_server, 1)
+            while not (answered.done() or await rings_in_use(synthetic_server)):  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.01)
             stream = await client.open(COMPLETIONS, body | {"stream": True})
-            events = [event async for event in _until(deadline, synthetic_server, stream)]
+            events = []
+            if stream.status == 200:
+                chunks = stream.events()
+                events = [await anext(chunks)]
+                with synthetic_server.stopped_engine():  # from the first token until the deadline has passed
+                    while datetime.now(UTC) <= deadline:  # noqa: ASYNC110 - nothing happens meanwhile
+                        await asyncio.sleep(0.01)
+                events += [event async for event in chunks]
             answer = await answered
-            if "error" not in events[0] and answer.status_code == 200:
+            if events and "error" not in events[0] and answer.status_code == 200:
                 break
     *chunks, done = events
     [whole] = answer.json()["choices"]
@@ -271,17 +282,6 @@ async def test_deadline_in_mid_stream_ends_it(synthetic_server):
         assert text.startswith(got)
 
 
-async def _until(deadline, server, stream):
-    """The events of a stream whose engine makes no step from the first one until the deadline has passed."""
-    events = stream.events()
-    yield await anext(events)
-    with server.stopped_engine():
-        while datetime.now(UTC) <= deadline:  # noqa: ASYNC110 - nothing happens meanwhile
-            await asyncio.sleep(0.01)
-    async for event in events:
-        yield event
-
-
 async def test_deadline_in_the_queue_is_a_timeout(narrow_server):
     """What expires before it has run is 408, or the error of a stream that has begun already."""
     async with (
@@ -290,7 +290,11 @@ async def test_deadline_in_the_queue_is_a_timeout(narrow_server):
     ):
         answer = await http.post(COMPLETIONS, json=PROMPT, headers={"X-Request-Deadline": soon(0.5)})
         assert (answer.status_code, answer.json()["error"]["code"]) == (408, "REQUEST_TIMEOUT")
-        error, done = await client.read(COMPLETIONS, PROMPT | {"deadline": soon(0.5)})
+        for seconds in DEADLINES:
+            stream = await client.open(COMPLETIONS, PROMPT | {"stream": True, "deadline": soon(seconds)})
+            if stream.status == 200:
+                break
+        error, done = [event async for event in stream.events()]
         assert (error["error"]["code"], done) == ("REQUEST_TIMEOUT", "[DONE]")
 
 
