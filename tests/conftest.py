@@ -61,6 +61,19 @@ class Server:
         ]
         return engine
 
+    @contextlib.contextmanager
+    def stopped_engine(self) -> Iterator[None]:
+        """Inside the block the engine process makes no step: nothing that waits for it can happen."""
+        engine = self.engine
+        engine.suspend()
+        try:
+            while engine.status() != psutil.STATUS_STOPPED:
+                time.sleep(0.001)
+            yield
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                engine.resume()
+
     def wait_for(self, word: str) -> str:
         """The next line on stdout that begins with `rbee: <word>`; fails when the server ends first, or hangs."""
         with _deadline(self.process):

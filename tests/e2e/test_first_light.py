@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING, TypeVar
 
 import openai
-import psutil
 import pytest
 
 from rbee.config import DEFAULT_MODEL
@@ -136,18 +135,6 @@ def test_seeded_sampling_is_the_same_beside_others(client):
     assert len(set(together)) == 4
 
 
-@contextlib.contextmanager
-def _stopped(process: psutil.Process) -> Iterator[None]:
-    """The process stands still inside the block."""
-    process.suspend()
-    try:
-        while process.status() != psutil.STATUS_STOPPED:
-            time.sleep(0.001)
-        yield
-    finally:
-        process.resume()
-
-
 def _read_beside_a_stopped_engine(server: Server, start: Callable[[], Iterator[_Chunk]]) -> list[_Chunk]:
     """All chunks of a stream of 64 tokens, read while the engine is stopped, again and again.
 
@@ -160,13 +147,13 @@ def _read_beside_a_stopped_engine(server: Server, start: Callable[[], Iterator[_
         while _counters(observer).rings_in_use:
             time.sleep(0.001)
         before = _counters(observer).tokens
-        with _stopped(server.engine):
+        with server.stopped_engine():
             chunks = start()
         while (committed := _counters(observer).tokens - before) < 64:
             if committed < len(read) + 2:
                 time.sleep(0.001)
                 continue
-            with _stopped(server.engine):
+            with server.stopped_engine():
                 while len(read) < _counters(observer).tokens - before - 1:
                     read.append(next(chunks))
     return [*read, *chunks]

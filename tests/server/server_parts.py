@@ -18,6 +18,8 @@ from tests.raw_client import COMPLETIONS
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from starlette.types import ASGIApp
+
     from rbee.server.text.served_model import ServedModel
     from rbee.transport.observer import Counters
     from tests.conftest import Server
@@ -68,15 +70,23 @@ async def check_idle(client: Client, server: Server) -> None:
 
 
 @contextlib.asynccontextmanager
+async def serving_app(app: ASGIApp) -> AsyncIterator[str]:
+    """The URL of our HTTP server in this process, in front of `app`."""
+    with listen("127.0.0.1", 0) as sock:
+        http = HttpServer(app)
+        served = asyncio.ensure_future(http.serve(sockets=[sock]))
+        try:
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        finally:
+            http.should_exit = True
+            await served
+
+
+@contextlib.asynccontextmanager
 async def serving(engine: RecordingEngine, model: ServedModel) -> AsyncIterator[str]:
-    """The URL of a server in front of `engine`: real routes, a real socket, a real arena."""
-    async with asyncio.timeout(PATIENCE):
-        with engine, listen("127.0.0.1", 0) as sock:
-            config = ServerConfig(max_requests=64, replay_window=64)
-            http = HttpServer(assemble(config, model, engine))  # type: ignore[arg-type] # a fake
-            served = asyncio.ensure_future(http.serve(sockets=[sock]))
-            try:
-                yield f"http://127.0.0.1:{sock.getsockname()[1]}"
-            finally:
-                http.should_exit = True
-                await served
+    """The URL of a whole server in front of `engine`: real routes, a real socket, a real arena."""
+    with engine:
+        config = ServerConfig(max_requests=64, replay_window=64)
+        app = assemble(config, model, engine)  # type: ignore[arg-type] # a fake
+        async with asyncio.timeout(PATIENCE), serving_app(app) as url:
+            yield url

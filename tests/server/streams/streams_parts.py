@@ -33,7 +33,7 @@ from tests.batches import batch, record_batch
 from tests.fakes import RecordingStream, RecordingWatch, RecordingWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from rbee.server.text.detokenizer import TokenTable
     from rbee.transport import Outlet
@@ -62,7 +62,7 @@ def make_dialect(
 
 
 def make_text(
-    stops: Sequence[str] = (), stop_token_ids: Iterable[int] = (), new_detokenizer: Any = NEW_DETOKENIZER
+    stops: Sequence[str] = (), stop_token_ids: Collection[int] = (), new_detokenizer: Any = NEW_DETOKENIZER
 ) -> TokenText:
     """The text of one choice."""
     return TokenText(new_detokenizer(), StopStrings(stops) if stops else None, stop_token_ids)
@@ -77,7 +77,7 @@ def make_choices(reply: Any, texts: Sequence[TokenText], *, logprobs: bool = Fal
             sinks.append(LogprobsChoice(index, reply, text, records, logprobs=True))
         else:
             sinks.append(ChoiceSink(index, reply, text))
-        sinks[-1].stream = RecordingStream()
+        sinks[-1].stream = RecordingStream()  # type: ignore[assignment] # a fake
     reply.stream = TokenStreams(sink.stream for sink in sinks)
     return sinks
 
@@ -200,7 +200,7 @@ class StreamedCase:
         n: int = 1,
         chat: bool = False,
         stops: Sequence[str] = (),
-        stop_token_ids: Iterable[int] = (),
+        stop_token_ids: Collection[int] = (),
         logprobs: bool = False,
         new_detokenizer: Any = NEW_DETOKENIZER,
         dialect: Any = None,
@@ -290,7 +290,7 @@ class ResumableCase:
         return b"".join(writer.written)
 
 
-def refusal(function: Callable[..., object], *values: object) -> tuple[int, str] | None:
+def refusal(function: Callable[..., object], *values: object) -> tuple[int, str | None] | None:
     """Status and code of the error that this call ends with; None if it does not."""
     try:
         function(*values)

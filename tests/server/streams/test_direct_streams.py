@@ -7,22 +7,12 @@ import signal
 import psutil
 import pytest
 
-from rbee.models import synthetic
-from rbee.transport.observer import Observer
 from tests.raw_client import CHAT, COMPLETIONS, Client, text_of
+from tests.server.server_parts import counters, expected, until_full
+
+pytestmark = pytest.mark.anyio
 
 NEVER = "\x00"  # a stop string that the model does not write: such a stream's tokens pass through Python
-
-
-def expected(prompt, count):
-    """What the synthetic model answers to a text."""
-    return bytes(synthetic.expected_tokens(list(prompt.encode()), count)).decode()
-
-
-def counters(server):
-    """What both processes have counted so far."""
-    with Observer(server.pid) as observer:
-        return observer.sample().counters
 
 
 def without_names(events):
@@ -79,8 +69,7 @@ async def test_engine_that_dies_beside_a_full_socket(start_server):
     with start_server(*options) as server:
         async with Client(server.address) as client:
             slow = await client.open(COMPLETIONS, body, receive_buffer=4096)
-            while not counters(server).full_ring_pauses:  # noqa: ASYNC110 - another process
-                await asyncio.sleep(0.01)
+            await until_full(server)
             os.kill(server.engine.pid, signal.SIGKILL)
             events = [event async for event in slow.events()]
             assert events[-1] == "[DONE]"
@@ -97,18 +86,16 @@ async def test_busy_poll(start_server):
             for turn in range(3):
                 prompts = [f"{turn} {number}" for number in range(8)]
                 before = counters(server)
-                answers = await asyncio.gather(
-                    *(client.read(COMPLETIONS, {"prompt": prompt, "max_tokens": 200}) for prompt in prompts)
-                )
-                for prompt, events in zip(prompts, answers, strict=True):
-                    assert text_of(events) == expected(prompt, 200)
+                with server.stopped_engine():  # until all of them are there
+                    bodies = [{"prompt": prompt, "max_tokens": 200, "stream": True} for prompt in prompts]
+                    streams = [await client.open(COMPLETIONS, body) for body in bodies]
+                for prompt, stream in zip(prompts, streams, strict=True):
+                    assert text_of([event async for event in stream.events()]) == expected(prompt, 200)
                 after = counters(server)
                 assert after.wakes_written - before.wakes_written <= 2, "the first step of all, and none after it"
                 assert after.wakes_elided - before.wakes_elided >= 198
-            process = psutil.Process(server.pid)
-            used = process.cpu_times().user
-            await asyncio.sleep(1)
-            assert process.cpu_times().user - used < 0.2, "an idle server should sleep"
+        while psutil.Process(server.pid).status() != psutil.STATUS_SLEEPING:  # noqa: ASYNC110 - one that polls never does
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("stop", [[], [NEVER]])
@@ -120,6 +107,5 @@ async def test_busy_poll_beside_a_full_ring(start_server, stop):
     with start_server(*options) as server:
         async with Client(server.address) as client:
             slow = await client.open(COMPLETIONS, body, receive_buffer=4096)
-            while not counters(server).full_ring_pauses:  # noqa: ASYNC110 - another process
-                await asyncio.sleep(0.01)
+            await until_full(server)
             assert text_of([event async for event in slow.events()]) == expected("slow", 8000)

@@ -8,13 +8,10 @@ import httpx
 import openai
 import pytest
 
-from rbee.models import synthetic
 from tests.raw_client import CHAT, COMPLETIONS, Client, read_stream, request_bytes, text_of
+from tests.server.server_parts import check_idle, counters, expected, until_rings
 
-
-def expected(prompt, count):
-    """What the synthetic model answers to a text."""
-    return bytes(synthetic.expected_tokens(list(prompt.encode()), count)).decode()
+pytestmark = pytest.mark.anyio
 
 
 def counts(prompt_tokens, completion_tokens):
@@ -25,25 +22,6 @@ def counts(prompt_tokens, completion_tokens):
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": 0},
     }
-
-
-async def until_rings(server, number):
-    """Wait until this many rings are in use."""
-    async with asyncio.timeout(60):
-        while await rings_in_use(server) != number:  # noqa: ASYNC110 - another process
-            await asyncio.sleep(0.01)
-
-
-async def rings_in_use(server):
-    """Rings that a request holds."""
-    async with httpx.AsyncClient(base_url=server.url) as client:
-        return (await client.get("/ready")).json()["rings_in_use"]
-
-
-async def check_idle(client, server):
-    """Every ring is back by the time that another request has run for 100 steps: those that held one were cancelled."""
-    await client.read(COMPLETIONS, {"prompt": "a while", "max_tokens": 100})
-    assert await rings_in_use(server) == 0
 
 
 def test_stream_byte_for_byte(synthetic_server):
@@ -124,17 +102,17 @@ async def test_stop_string_across_tokens(synthetic_server, stream):
     stop = text[20:24]
     body = {"prompt": "stop", "max_tokens": 4000, "stop": ["never", stop]}
 
-    if stream:
-        events = read_stream(synthetic_server.address, COMPLETIONS, body)
-        assert events[-1] == "[DONE]"
-        choice = {"text": text_of(events), "finish_reason": events[-2]["choices"][0]["finish_reason"]}
-    else:
-        answer = httpx.post(synthetic_server.url + COMPLETIONS, json=body).json()
-        assert answer["usage"]["completion_tokens"] == 24
-        choice = answer["choices"][0]
-    assert (choice["text"], choice["finish_reason"]) == (text[: text.index(stop)], "stop")
-
     async with Client(synthetic_server.address) as client:
+        if stream:
+            events = await client.read(COMPLETIONS, body)
+            assert events[-1] == "[DONE]"
+            choice = {"text": text_of(events), "finish_reason": events[-2]["choices"][0]["finish_reason"]}
+        else:
+            async with httpx.AsyncClient(base_url=synthetic_server.url) as http:
+                answer = (await http.post(COMPLETIONS, json=body)).json()
+            assert answer["usage"]["completion_tokens"] == 24
+            choice = answer["choices"][0]
+        assert (choice["text"], choice["finish_reason"]) == (text[: text.index(stop)], "stop")
         await check_idle(client, synthetic_server)
 
 
@@ -171,9 +149,10 @@ async def test_hundred_streams_each_tenth_aborted(start_server):
         return expected(prompt, len(text)) == text
 
     server = start_server("--model", "synthetic", "--synthetic-step-ms", "1", "--kv-cache-mib", "8")
-    async with Client(server.address) as client, asyncio.timeout(120):
+    async with Client(server.address) as client:
         assert all(await asyncio.gather(*(one(client, number) for number in range(100))))
-        await check_idle(client, server)
+        await until_rings(server, 0)
+        assert counters(server).cancels == 10, "those that were aborted, and no other"
         whole = "x" * (512 * 16 - 1)
         events = await client.read(COMPLETIONS, {"prompt": whole, "max_tokens": 1})
         assert text_of(events) == expected(whole, 1)

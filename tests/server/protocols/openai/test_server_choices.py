@@ -13,11 +13,14 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 
 from tests.raw_client import CHAT, COMPLETIONS, Client, read_stream
-from tests.server.streams.test_server_streams import check_idle, expected, until_rings
+from tests.server.server_parts import check_idle, expected, until_rings
+
+pytestmark = pytest.mark.anyio
 
 HI = [{"role": "user", "content": "hi"}]
 HI_PROMPT = "user: hi\nassistant: "
 NEVER = -9999.0
+MORE_THAN_A_RING = 1100  # tokens: no choice can be drained whole before the others begin
 
 
 def chunks_by_choice(events):
@@ -38,19 +41,25 @@ def post(server, path, body):
 @pytest.mark.parametrize("stop", [[], ["\x00"]])
 def test_choices_in_one_stream(synthetic_server, stop):
     """Each is whole, with its own role and finish reason; one usage for all and one [DONE] come last."""
-    body = {"messages": HI, "max_tokens": 20, "n": 3, "stop": stop, "stream_options": {"include_usage": True}}
+    body = {
+        "messages": HI,
+        "max_tokens": MORE_THAN_A_RING,
+        "n": 3,
+        "stop": stop,
+        "stream_options": {"include_usage": True},
+    }
     *chunks, usage, done = read_stream(synthetic_server.address, CHAT, body)
     assert done == "[DONE]"
     assert usage["choices"] == []
     assert usage["usage"]["prompt_tokens"] == len(HI_PROMPT)
-    assert usage["usage"]["completion_tokens"] == 60
-    assert usage["usage"]["total_tokens"] == len(HI_PROMPT) + 60
+    assert usage["usage"]["completion_tokens"] == 3 * MORE_THAN_A_RING
+    assert usage["usage"]["total_tokens"] == len(HI_PROMPT) + 3 * MORE_THAN_A_RING
     choices = chunks_by_choice(chunks)
     assert [choice[0]["index"] for choice in choices] == [0, 1, 2]
     for choice in choices:
-        assert [chunk["delta"].get("role") for chunk in choice] == ["assistant"] + [None] * 19
-        assert "".join(chunk["delta"]["content"] for chunk in choice) == expected(HI_PROMPT, 20)
-        assert [chunk["finish_reason"] for chunk in choice] == [None] * 19 + ["length"]
+        assert [chunk["delta"].get("role") for chunk in choice] == ["assistant"] + [None] * (MORE_THAN_A_RING - 1)
+        assert "".join(chunk["delta"]["content"] for chunk in choice) == expected(HI_PROMPT, MORE_THAN_A_RING)
+        assert [chunk["finish_reason"] for chunk in choice] == [None] * (MORE_THAN_A_RING - 1) + ["length"]
     assert len({chunk["id"] for chunk in chunks}) == 1
     order = [chunk["choices"][0]["index"] for chunk in chunks]
     assert order != sorted(order), "all choices come at the same time"
