@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import hypercorn.asyncio
 import hypercorn.config
-from rbee.server.http.listener import HttpServer, listen
 
 from rbee.config import Config, EngineConfig, ServerConfig
+from rbee.server.http.listener import HttpServer, listen
 from rbee.server.text import served_model
 
 if TYPE_CHECKING:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 import httpx
 import pytest
-from rbee.server.assembly import build
 from starlette.testclient import TestClient
 
+from rbee.server.assembly import build
 from tests.server.asgi_parts import synthetic_config, synthetic_model, under_hypercorn, under_our_server
 
 if TYPE_CHECKING:
     from rbee.server.assembly import Assembly
-
     from tests.server.asgi_parts import Address
 
 pytestmark = pytest.mark.anyio
