@@ -105,8 +105,8 @@ def measure_sockets(calls: int, rings: int) -> dict[str, dict[str, float]]:
         )
         for ring, sender in zip(pair.rings, senders, strict=True):
             outlet = Outlet(
-                sender.fileno(), vocabulary, frames.parts(usage=False),
-                strip=False, prompt_tokens=1, stop_token_ids=[], timing=False, usage=False,
+                sender.fileno(), vocabulary, frames.template(1, usage=False, running_usage=False, timing=False),
+                strip=False, prompt_tokens=1, stop_token_ids=[],
             )  # fmt: skip
             pair.consumer.attach(ring, outlet)
         pair.commit()

@@ -165,18 +165,40 @@ std::shared_ptr<rbee::Vocabulary> make_vocabulary(const nb::list& pieces) {
     return vocabulary;
 }
 
-std::shared_ptr<rbee::Outlet> make_outlet(int fd, std::shared_ptr<rbee::Vocabulary> vocabulary, const nb::tuple& parts,
-                                          bool strip, std::uint32_t prompt_tokens,
-                                          std::vector<std::uint32_t> stop_token_ids, bool timing, bool usage) {
-    if (nb::len(parts) != 9) {
-        throw std::invalid_argument("parts must be the nine members of FrameParts.");
+/// The members of a rbee.transport.FrameTemplate. Keeps the bytes alive that its views look at.
+class TemplateMembers {
+public:
+    std::string_view bytes(nb::handle frames, const char* name) {
+        kept_[size_] = frames.attr(name);
+        return bytes_of(kept_[size_++]);
     }
-    const auto part = [&parts](std::size_t i) { return std::string(bytes_of(parts[i])); };
-    return std::make_shared<rbee::Outlet>(rbee::Outlet{
-        fd, rbee::SseStream(std::move(vocabulary), strip,
-                            {part(0), part(1), part(2), part(3), part(4), part(5), part(6), part(7), part(8)},
-                            {timing, usage}, prompt_tokens, std::move(stop_token_ids))});
+
+    rbee::LastFrameSources last_frames(nb::handle frames) {
+        return {bytes(frames, "first_last"), bytes(frames, "next_last"), bytes(frames, "last"),
+                bytes(frames, "empty")};
+    }
+
+    rbee::FrameSources frames(nb::handle frames) {
+        return {bytes(frames, "first"), bytes(frames, "next"), last_frames(frames.attr("stop")),
+                last_frames(frames.attr("length")), last_frames(frames.attr("deadline")), bytes(frames, "end")};
+    }
+
+private:
+    nb::object kept_[15];
+    std::size_t size_ = 0;
+};
+
+std::shared_ptr<rbee::Outlet> make_outlet(int fd, std::shared_ptr<rbee::Vocabulary> vocabulary, nb::handle frames,
+                                          bool strip, std::uint32_t prompt_tokens,
+                                          std::vector<std::uint32_t> stop_token_ids) {
+    TemplateMembers members;
+    return std::make_shared<rbee::Outlet>(
+        rbee::Outlet{fd, rbee::FrameStream(std::move(vocabulary), strip, rbee::FrameTemplate(members.frames(frames)),
+                                           prompt_tokens, std::move(stop_token_ids))});
 }
+
+/// A namespace for Python.
+struct Slots {};
 
 class Consumer : public Side<rbee::Consumer> {
 public:
@@ -347,9 +369,14 @@ NB_MODULE(_native, m) {
     nb::class_<rbee::Vocabulary>(m, "Vocabulary")
         .def(nb::new_(&make_vocabulary), "pieces"_a)
         .def("__len__", &rbee::Vocabulary::size);
+    nb::object slots = nb::class_<Slots>(m, "Slot");
+    for (const rbee::NamedSlot& named : rbee::kSlots) {
+        const auto byte = static_cast<char>(named.slot);
+        slots.attr(named.name) = nb::bytes(&byte, 1);
+    }
     nb::class_<rbee::Outlet>(m, "Outlet")
-        .def(nb::new_(&make_outlet), "fd"_a, "vocabulary"_a, "parts"_a, nb::kw_only(), "strip"_a, "prompt_tokens"_a,
-             "stop_token_ids"_a, "timing"_a, "usage"_a)
+        .def(nb::new_(&make_outlet), "fd"_a, "vocabulary"_a, "template"_a, nb::kw_only(), "strip"_a,
+             "prompt_tokens"_a, "stop_token_ids"_a)
         .def_prop_ro("num_tokens", [](const rbee::Outlet& outlet) { return outlet.stream.num_tokens(); })
         .def_prop_ro("written_ns", [](const rbee::Outlet& outlet) { return outlet.written_ns; });
 

@@ -21,7 +21,7 @@ The memory map, with N rings of 2^k records; every line of the list starts on a 
     records[N][2^k]  {u32 token_id, f32 logprob, u64 commit_ns}, a spare line each      engine writes
 
 The streams of ordinary clients need no Python per token: an `Outlet` attached to a ring has `drain` render its tokens
-as SSE frames and send them to the client's socket itself.
+as frames of a `FrameTemplate` and send them to the client's socket itself.
 
 A request's ring is assigned by the server (`Consumer.assign`), named with a generation in the Submit record, opened by
 the engine (`Producer.open`), filled step by step (`Producer.commit`), emptied by `Consumer.drain`, and free again when
@@ -30,8 +30,9 @@ its finish has been drained.
 
 from __future__ import annotations
 
-from rbee.transport._native import Consumer, Drained, Outlet, Producer, Vocabulary
+from rbee.transport._native import Consumer, Drained, Outlet, Producer, Slot, Vocabulary
 from rbee.transport.arena import Arena, create_doorbell
+from rbee.transport.frame_template import FrameTemplate, LastFrames
 from rbee.transport.observer import FoundServer, Histogram, Observer, Sample, find_servers
 
 __all__ = [
@@ -39,11 +40,14 @@ __all__ = [
     "Consumer",
     "Drained",
     "FoundServer",
+    "FrameTemplate",
     "Histogram",
+    "LastFrames",
     "Observer",
     "Outlet",
     "Producer",
     "Sample",
+    "Slot",
     "Vocabulary",
     "create_doorbell",
     "find_servers",

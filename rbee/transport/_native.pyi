@@ -5,12 +5,13 @@ Every call keeps the GIL and is short: microseconds, and for a drain some more f
 `close()` every other call raises TransportError.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rbee.transport.arena import Arena
+from rbee.transport.frame_template import FrameTemplate
 
 def arena_size(num_rings: int, ring_capacity: int) -> int:
     """Bytes of an arena with these sizes; ValueError if there can be no such arena."""
@@ -155,6 +156,25 @@ class Vocabulary:
 
     def __len__(self) -> int: ...
 
+class Slot:
+    """The bytes that stand for what varies in a `FrameTemplate`, one control byte each. JSON text has none of them."""
+
+    TEXT: Final[bytes]
+    """The frame's text, as a JSON string with its quotes."""
+    INDEX: Final[bytes]
+    """How many text frames came before this one."""
+    NUM_TOKENS: Final[bytes]
+    """Output tokens so far."""
+    TOTAL_TOKENS: Final[bytes]
+    """The prompt's and the output's tokens so far."""
+    CACHED_TOKENS: Final[bytes]
+    """Tokens of the prompt that were in the prefix cache."""
+    COMMITTED_NS: Final[bytes]
+    """When the engine committed the newest of the tokens so far, CLOCK_MONOTONIC in ns."""
+    TOKEN_BEGIN: Final[bytes]
+    """What stands from here to TOKEN_END is only written if the batch that produced the frame has a token."""
+    TOKEN_END: Final[bytes]
+
 class Outlet:
     """One response's socket, and what `drain` writes to it for the ring that it is attached to."""
 
@@ -162,28 +182,25 @@ class Outlet:
         self,
         fd: int,
         vocabulary: Vocabulary,
-        parts: tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes],
+        template: FrameTemplate,
         *,
         strip: bool,
         prompt_tokens: int,
         stop_token_ids: list[int],
-        timing: bool,
-        usage: bool,
     ) -> None:
         """A stream that has not begun.
 
         Args:
             fd: the socket. It stays its owner's, who detaches the outlet before closing it.
             vocabulary: of the model.
-            parts: the constant bytes of the frames: before the text in the first frame and in the others, in place of
-                the text in a last frame without any; after the text while more may come, after a `stop`, after a
-                `length`, after a `deadline` with at least one token; before the usage of the chunk that has nothing
-                else (empty: no such chunk); after everything.
+            template: its frames.
             strip: the vocabulary writes a space before the first word, which is not shown.
-            prompt_tokens: for the usage.
+            prompt_tokens: for TOTAL_TOKENS.
             stop_token_ids: tokens that are counted but not shown.
-            timing: each chunk says when its token was committed.
-            usage: each chunk counts the tokens so far.
+
+        Raises:
+            ValueError: the template has a control byte that is no slot, a bracket without its other half, or a slot in
+                a frame that has no value for it.
         """
 
     @property

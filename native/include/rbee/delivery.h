@@ -14,14 +14,14 @@
 #include <sys/socket.h>
 
 #include "rbee/consumer.h"
-#include "rbee/sse_stream.h"
+#include "rbee/frame_stream.h"
 
 namespace rbee {
 
 /// One response's socket, and what is written to it.
 struct Outlet {
     int fd;
-    SseStream stream;
+    FrameStream stream;
     std::uint64_t written_ns = 0;  // when the last frames went out
     bool held = false;             // nothing is sent any more; all that is rendered is `blocked`
 };

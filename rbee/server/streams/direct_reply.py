@@ -1,7 +1,7 @@
 """A streamed reply that costs no Python per token: the drain renders its frames and sends them to its socket.
 
 Owns which streams can be written like that, and what to do when the socket does not take everything. The bytes are
-those that `rbee.server.streams.replies.StreamedReply` would write; `native/include/rbee/sse_stream.h` makes them.
+those that `rbee.server.streams.replies.StreamedReply` would write; `native/include/rbee/frame_stream.h` makes them.
 """
 
 from __future__ import annotations
@@ -73,10 +73,13 @@ def make_outlet(
     return Outlet(
         descriptor,
         table.vocabulary,
-        frames.parts(usage=options.include_usage),
+        frames.template(
+            prompt_tokens,
+            usage=options.include_usage,
+            running_usage=options.continuous_usage_stats,
+            timing=options.include_timing,
+        ),
         strip=table.strip,
         prompt_tokens=prompt_tokens,
         stop_token_ids=list(stop_token_ids),
-        timing=options.include_timing,
-        usage=options.continuous_usage_stats,
     )

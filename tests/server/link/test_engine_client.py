@@ -15,7 +15,17 @@ from rbee.sampling_params import SamplingParams
 from rbee.server.errors import ApiError
 from rbee.server.link.engine_client import Choice, EngineClient
 from rbee.server.link.sinks import finish_error
-from rbee.transport import Arena, Consumer, Outlet, Producer, Vocabulary, create_doorbell
+from rbee.transport import (
+    Arena,
+    Consumer,
+    FrameTemplate,
+    LastFrames,
+    Outlet,
+    Producer,
+    Slot,
+    Vocabulary,
+    create_doorbell,
+)
 from tests.fakes import RecordingDirectSink, RecordingSink
 
 RINGS = 64
@@ -130,10 +140,10 @@ def test_direct_sink_hears_of_the_end_only():
         ours, theirs = socket.socketpair()
         with ours, theirs:
             sink = RecordingDirectSink()
-            parts = (b"<", b"<", b"", b">", b"]", b"", b"", b"", b".")
+            last = LastFrames(*[Slot.TEXT] * 2, *[b""] * 2)
             outlet = Outlet(
-                ours.fileno(), Vocabulary([b"a", b"b"]), parts,
-                strip=False, prompt_tokens=1, stop_token_ids=[], timing=False, usage=False,
+                ours.fileno(), Vocabulary([b"a", b"b"]), FrameTemplate(*[Slot.TEXT] * 2, *[last] * 3, b"."),
+                strip=False, prompt_tokens=1, stop_token_ids=[],
             )  # fmt: skip
             engine.client.submit("r", [1], SamplingParams(max_tokens=5), sink, outlet)
             [submitted] = engine.sent

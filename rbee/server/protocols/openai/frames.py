@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from rbee.transport import FrameTemplate, LastFrames, Slot
+
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 HEADERS = [
@@ -16,6 +18,10 @@ HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
+
+_USAGE = b',"usage":{"prompt_tokens":%b,"completion_tokens":%b,"total_tokens":%b%b}'
+_CACHED = b',"prompt_tokens_details":{"cached_tokens":%b}'
+_TIMING = b',"timing":{"committed_ns":%b}'
 
 _encode = msgspec.json.Encoder().encode
 
@@ -54,23 +60,40 @@ class Frames:
         self._before_first = self._before
         self._usage = b',"usage":null' if usage else b""
 
-    def parts(self, *, usage: bool) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes]:
-        """What is constant in all of the stream's frames, as `rbee.transport.Outlet` takes it.
+    def template(self, prompt_tokens: int, *, usage: bool, running_usage: bool, timing: bool) -> FrameTemplate:
+        """All frames of the stream, for the native drain.
 
         Args:
+            prompt_tokens: of the request.
             usage: a chunk with the token counts comes last.
+            running_usage: each chunk counts the tokens so far.
+            timing: each chunk has the time at which its token was committed.
         """
-        finish = b'%b,"finish_reason":%b}]%b'
-        return (
-            self._before,
-            self._before_next,
-            self._empty,
-            finish % (self._after, b"null", self._usage),
-            finish % (self._after, b'"stop"', self._usage),
-            finish % (self._after, b'"length"', self._usage),
-            finish % (self._after, b'"deadline"', self._usage),
-            self._head + b"]" if usage else b"",
-            DONE,
+        counts = (b"%d" % prompt_tokens, Slot.NUM_TOKENS, Slot.TOTAL_TOKENS)
+        extra = _TIMING % Slot.COMMITTED_NS if timing else b""
+        extra += _USAGE % (*counts, b"") if running_usage else b""
+        if extra:
+            extra = Slot.TOKEN_BEGIN + extra + Slot.TOKEN_END
+        rest = b'%b,"finish_reason":%b}]%b%b}\n\n'
+
+        def last_frames(reason: bytes) -> LastFrames:
+            after = rest % (self._after, reason, self._usage, extra)
+            return LastFrames(
+                first_last=self._before + Slot.TEXT + after,
+                next_last=self._before_next + Slot.TEXT + after,
+                last=self._empty + after,
+                empty=self._before + b'""' + after,
+            )
+
+        after = rest % (self._after, b"null", self._usage, extra)
+        return FrameTemplate(
+            first=self._before + Slot.TEXT + after,
+            next=self._before_next + Slot.TEXT + after,
+            stop=last_frames(b'"stop"'),
+            length=last_frames(b'"length"'),
+            deadline=last_frames(b'"deadline"'),
+            end=(b"%b]%b}\n\n" % (self._head, _USAGE % (*counts, _CACHED % Slot.CACHED_TOKENS)) if usage else b"")
+            + DONE,
         )
 
     def text(self, text: str, extra: bytes = b"", logprobs: bytes = b"") -> bytes:
@@ -113,15 +136,14 @@ def usage_member(prompt_tokens: int, completion_tokens: int, cached_tokens: int 
 
     `cached_tokens` of the prompt's were in the prefix cache; None while that is not known.
     """
-    details = b"" if cached_tokens is None else b',"prompt_tokens_details":{"cached_tokens":%d}' % cached_tokens
-    return b',"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d%b}' % (
-        prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, details
-    )  # fmt: skip
+    details = b"" if cached_tokens is None else _CACHED % (b"%d" % cached_tokens)
+    total = prompt_tokens + completion_tokens
+    return _USAGE % (b"%d" % prompt_tokens, b"%d" % completion_tokens, b"%d" % total, details)
 
 
 def timing_member(committed_ns: int) -> bytes:
     """`,"timing":{...}`: when the engine committed the chunk's token, CLOCK_MONOTONIC."""
-    return b',"timing":{"committed_ns":%d}' % committed_ns
+    return _TIMING % (b"%d" % committed_ns)
 
 
 def logprobs_member(logprobs: dict[str, Any]) -> bytes:
