@@ -32,7 +32,7 @@ from rbee.engine.scheduling.scheduler import Scheduler
 from rbee.engine.scheduling.step_cost import StepCost
 from rbee.errors import ConfigError, RbeeError
 from rbee.messages import FinishReason
-from rbee.transport import Arena, Producer
+from rbee.transport import Arena, EngineState, Producer
 from rbee.transport.control import ControlChannel
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _HEARTBEAT_MS = 100
-_LOADING, _IDLE, _STEPPING = 1, 2, 3  # engine states, as Producer.beat() takes them
 
 
 def main() -> int:
@@ -127,10 +126,10 @@ def _load(config: EngineConfig, channel: ControlChannel, producer: Producer) -> 
     started = time.monotonic()
 
     def progress(stage: str, done: int, total: int) -> None:
-        producer.beat(_LOADING)
+        producer.beat(EngineState.LOADING)
         channel.send(messages.encode(messages.Loading(stage=stage, done=done, total=total)))
 
-    producer.beat(_LOADING)
+    producer.beat(EngineState.LOADING)
     runner = model_runner.load(config, progress)
     scheduler = Scheduler(
         BlockManager(runner.num_blocks, config.block_size, prefix_caching=config.prefix_caching),
@@ -188,7 +187,7 @@ class _Loop:
                     logger.exception("A step failed; every request ends with an error.")
                     self._core.end_all(FinishReason.ERROR)
                     return 1
-                self._producer.beat(_STEPPING if stepped else _IDLE)
+                self._producer.beat(EngineState.STEPPING if stepped else EngineState.IDLE)
                 self._report(time.monotonic_ns() - started if stepped else 0)
                 if not stepped:
                     poller.poll(_HEARTBEAT_MS / 1e3)

@@ -225,7 +225,7 @@ public:
 
     /// Heartbeat, for observers.
     void beat(std::uint32_t state) {
-        ServerLine& line = arena_.fixed->server;
+        ServerLines& line = arena_.fixed->server;
         set_gauge(line.state, state);
         set_gauge(line.rings_in_use, static_cast<std::uint32_t>(in_use()));
         set_gauge(line.heartbeat_ns, monotonic_ns());

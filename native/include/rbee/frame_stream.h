@@ -14,6 +14,12 @@
 
 namespace rbee {
 
+/// The ordinary ends, with their codes in rbee.messages.FinishReason.
+struct NamedFinish {
+    const char* name;
+    std::uint8_t reason;
+};
+
 class FrameStream {
 public:
     /// `strip`: see TokenText. `stop_tokens` are counted but not shown.
@@ -49,10 +55,10 @@ public:
 
     std::uint32_t num_tokens() const { return num_tokens_; }
 
-    // As rbee.messages.FinishReason has them.
     static constexpr std::uint8_t kStop = 1;
     static constexpr std::uint8_t kLength = 2;
     static constexpr std::uint8_t kDeadline = 5;
+    static constexpr NamedFinish kOrdinary[] = {{"STOP", kStop}, {"LENGTH", kLength}, {"DEADLINE", kDeadline}};
 
 private:
     /// The last frames of an ordinary end; null for any other. Without a single token nothing was in time.
