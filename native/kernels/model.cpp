@@ -58,7 +58,7 @@ std::size_t Model::block_bytes(const ModelShape& shape, std::size_t num_layers, 
 }
 
 Model::Model(const ModelShape& shape, Weights weights, bool exact, std::size_t num_blocks, std::size_t block_size,
-             const InstructionSet& set, ThreadPool& pool)
+             const InstructionSet& set, ThreadPool& pool, Progress* progress)
     : shape_(shape),
       weights_(std::move(weights)),
       exact_(exact),
@@ -66,6 +66,7 @@ Model::Model(const ModelShape& shape, Weights weights, bool exact, std::size_t n
       block_size_(block_size),
       set_(set),
       pool_(pool),
+      progress_(progress),
       attention_({block_size, shape.num_kv_heads, shape.head_dim}, shape.num_heads / shape.num_kv_heads, pool.threads()),
       cache_(num_blocks * block_bytes(shape, weights_.layers.size(), block_size, exact)),
       threads_(pool.threads()) {
@@ -192,6 +193,10 @@ Model::Division Model::division(std::size_t rows, std::size_t panels, std::size_
 }
 
 std::size_t Model::num_chunks(std::size_t phase) const {
+    // One phase is opened at a time, and who opens it sees what was written before: one writer.
+    if (progress_ != nullptr) {
+        progress_->advance();
+    }
     const auto [part, layer] = phases_[phase];
     switch (part) {
         case Part::kAttention:

@@ -326,6 +326,18 @@ void unknown_sets_are_not_found() {
     CHECK(find_instruction_set("") == nullptr);
 }
 
+void the_environment_chooses_for_auto_only() {
+    unsetenv("RBEE_INSTRUCTION_SET");
+    CHECK(&choose_instruction_set("auto") == find_instruction_set("auto"));
+    CHECK_THROWS(std::invalid_argument, choose_instruction_set("sse9"));
+    setenv("RBEE_INSTRUCTION_SET", "portable", 1);
+    CHECK(&choose_instruction_set("auto") == &rbee::kernels::kPortableSet);
+    setenv("RBEE_INSTRUCTION_SET", "sse9", 1);
+    CHECK_THROWS(std::invalid_argument, choose_instruction_set("auto"));
+    CHECK(&choose_instruction_set("portable") == &rbee::kernels::kPortableSet);
+    unsetenv("RBEE_INSTRUCTION_SET");
+}
+
 }  // namespace
 
 extern const Test kLinearTests[];
@@ -336,5 +348,6 @@ const Test kLinearTests[] = {
     {"a row that is not finite spoils no other", nan_stays_in_its_row},
     {"rows are unpacked", rows_are_unpacked},
     {"unknown instruction sets are not found", unknown_sets_are_not_found},
+    {"the environment chooses an instruction set for auto only", the_environment_chooses_for_auto_only},
     {nullptr, nullptr},
 };

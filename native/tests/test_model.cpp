@@ -440,13 +440,15 @@ Logits computed(const Options& options, const TestWeights& weights, bool exact, 
     std::vector<std::int64_t> free(num_blocks);
     std::iota(free.begin(), free.end(), 0);
     ThreadPool pool(threads);
-    Model model(options.shape, weights.weights, exact, num_blocks, size, set, pool);
+    rbee::Progress progress;
+    Model model(options.shape, weights.weights, exact, num_blocks, size, set, pool, &progress);
 
     Batch nans(size, table_size);
     for (const std::int64_t block : free) {
         nans.add(Tokens(size, static_cast<std::int64_t>(weights.nan_token)), 0, size, {block});
     }
     nans.execute(model, {});
+    CHECK(progress.chunks() == 3 + 11 * weights.weights.layers.size());  // one step, however many its tokens
 
     for (std::size_t i = num_blocks; i > 1; --i) {
         std::swap(free[i - 1], free[random.below(static_cast<std::uint32_t>(i))]);

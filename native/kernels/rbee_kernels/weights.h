@@ -46,6 +46,12 @@ enum class WeightFormat : std::uint32_t {
     kQ8Fine = 7,  // 8 bits, two scales in float, for 16 columns each: GGUF Q6_K
 };
 
+/// For people, by their numbers.
+constexpr const char* kWeightFormatNames[] = {"float32", "float16", "bfloat16", "q4",
+                                              "q4-wide", "q8",      "q8-min",   "q8-fine"};
+constexpr std::uint32_t kNumWeightFormats = sizeof kWeightFormatNames / sizeof kWeightFormatNames[0];
+static_assert(static_cast<std::uint32_t>(WeightFormat::kQ8Fine) + 1 == kNumWeightFormats);
+
 constexpr bool is_quantized(WeightFormat format) { return format >= WeightFormat::kQ4; }
 
 /// Bytes of a panel's group of 32 columns in a quantized format.
