@@ -401,8 +401,6 @@ NB_MODULE(_native, m) {
     nb::class_<Consumer>(m, "Consumer")
         .def(nb::init<nb::handle, int>(), "arena"_a, "doorbell_fd"_a)
         .def("assign", &Consumer::assign)
-        .def("release_unsubmitted", [](Consumer& c, std::uint32_t ring) { c.core().release_unsubmitted(ring); },
-             "ring"_a)
         .def("cancel", [](Consumer& c, std::uint32_t ring) { return c.core().cancel(ring); }, "ring"_a)
         .def("pause", [](Consumer& c, std::uint32_t ring) { c.core().pause(ring); }, "ring"_a)
         .def("resume", [](Consumer& c, std::uint32_t ring) { return c.core().resume(ring); }, "ring"_a)

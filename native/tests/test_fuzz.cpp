@@ -71,7 +71,7 @@ private:
             case 0: return attach();
             case 1: return start();
             case 2: return producer_->open(ring, value32());
-            case 3: return consumer_->release_unsubmitted(ring);
+            case 3: return consumer_->beat(value32());
             case 4: return consumer_->pause(ring);
             case 5: return static_cast<void>(consumer_->resume(ring));
             case 6: return static_cast<void>(consumer_->cancel(ring));

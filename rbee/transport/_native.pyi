@@ -254,11 +254,8 @@ class Consumer:
     def assign(self) -> tuple[int, int] | None:
         """A free ring and its new generation, or None when all rings are taken.
 
-        The ring comes back when `drain` delivers its finish, and in no other way once its Submit was sent.
+        The ring comes back when `drain` delivers its finish, and in no other way.
         """
-
-    def release_unsubmitted(self, ring: int) -> None:
-        """Hand back an assigned ring whose Submit was never sent."""
 
     def cancel(self, ring: int) -> bool:
         """Ask the engine to end the ring's request before its next step; True: the engine sleeps, send Wake."""

@@ -103,12 +103,6 @@ public:
         return true;
     }
 
-    /// Takes back a ring that no Submit ever named.
-    void release_unsubmitted(std::uint32_t ring) {
-        assigned_at(ring);
-        give_back(ring);
-    }
-
     /// Asks the engine to end the ring's request; true if the engine sleeps and must be sent Wake.
     bool cancel(std::uint32_t ring) {
         const Ring& mine = assigned_at(ring);
