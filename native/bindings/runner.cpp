@@ -68,7 +68,10 @@ public:
             const std::map<std::string, PackedMatrix>& matrices, const std::map<std::string, Array<float>>& vectors,
             bool exact, std::size_t num_blocks, std::size_t block_size, const std::string& set,
             kernels::ThreadPool& pool, std::shared_ptr<rbee::Progress> progress)
-        : shape_(shape), num_blocks_(num_blocks), block_size_(block_size), set_(kernels::choose_instruction_set(set)),
+        : shape_(shape),
+          num_blocks_(num_blocks),
+          block_size_(block_size),
+          set_(kernels::choose_instruction_set(set)),
           progress_(progress != nullptr ? std::move(progress) : std::make_shared<rbee::Progress>()) {
         check(!layers.empty() && num_blocks > 0 && block_size > 0, "A model needs layers, and a cache with blocks.");
         check(shape.vocab_size > 0 && shape.hidden_size > 0 && shape.intermediate_size > 0 && shape.num_heads > 0,
@@ -97,19 +100,20 @@ public:
     }
 
     nb::ndarray<nb::numpy, float, nb::ndim<2>> execute(const Array<std::int64_t>& token_ids,
-                                                      const Array<std::int64_t>& positions,
-                                                      const Array<std::int64_t>& slot_mapping,
-                                                      const Array<std::int64_t>& query_start,
-                                                      const Array<std::int64_t>& context_lens,
-                                                      const Table<std::int64_t>& block_tables,
-                                                      const Array<std::int64_t>& logits_rows) {
+                                                       const Array<std::int64_t>& positions,
+                                                       const Array<std::int64_t>& slot_mapping,
+                                                       const Array<std::int64_t>& query_start,
+                                                       const Array<std::int64_t>& context_lens,
+                                                       const Table<std::int64_t>& block_tables,
+                                                       const Array<std::int64_t>& logits_rows) {
         const std::size_t tokens = token_ids.size(), sequences = context_lens.size();
         check(tokens > 0 && sequences > 0, "A step needs a token.");
         check(positions.size() == tokens && slot_mapping.size() == tokens,
               "positions and slot_mapping must be as long as token_ids.");
-        check(query_start.size() == sequences + 1 && block_tables.shape(0) == sequences && query_start(0) == 0 &&
-                  query_start(sequences) == static_cast<std::int64_t>(tokens),
-              "query_start and block_tables must have an entry per sequence, and query_start must end with the tokens.");
+        check(
+            query_start.size() == sequences + 1 && block_tables.shape(0) == sequences && query_start(0) == 0 &&
+                query_start(sequences) == static_cast<std::int64_t>(tokens),
+            "query_start and block_tables must have an entry per sequence, and query_start must end with the tokens.");
         check_values(token_ids, positions, slot_mapping, query_start, context_lens, block_tables, logits_rows);
         const kernels::Step step{tokens,
                                  sequences,
@@ -159,8 +163,7 @@ private:
         for (std::size_t s = 0; s < context_lens.size(); ++s) {
             const std::int64_t rows = query_start(s + 1) - query_start(s), context = context_lens(s);
             check(query_start(s + 1) > query_start(s) && below(query_start(s + 1) - 1, token_ids.size()) &&
-                      context >= rows &&
-                      static_cast<std::size_t>(context) <= block_tables.shape(1) * block_size_,
+                      context >= rows && static_cast<std::size_t>(context) <= block_tables.shape(1) * block_size_,
                   "A sequence's context must hold its tokens, and fit its block table.");
             for (std::int64_t i = 0; i < rows; ++i) {
                 check(positions(static_cast<std::size_t>(query_start(s) + i)) == context - rows + i,
@@ -201,9 +204,16 @@ void bind_runner(nb::module_& m) {
                float epsilon, const std::string& activation, float attention_scale, float embedding_scale) {
                 check(activation == "silu" || activation == "gelu_tanh", "activation must be 'silu' or 'gelu_tanh'.");
                 new (shape) kernels::ModelShape{
-                    vocab_size, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim, epsilon,
+                    vocab_size,
+                    hidden_size,
+                    intermediate_size,
+                    num_heads,
+                    num_kv_heads,
+                    head_dim,
+                    epsilon,
                     activation == "silu" ? kernels::Activation::kSilu : kernels::Activation::kGeluTanh,
-                    attention_scale, embedding_scale};
+                    attention_scale,
+                    embedding_scale};
             },
             nb::kw_only(), "vocab_size"_a, "hidden_size"_a, "intermediate_size"_a, "num_heads"_a, "num_kv_heads"_a,
             "head_dim"_a, "epsilon"_a, "activation"_a, "attention_scale"_a, "embedding_scale"_a)
@@ -222,11 +232,10 @@ void bind_runner(nb::module_& m) {
              nb::keep_alive<1, 11>(), "shape"_a, nb::kw_only(), "layers"_a, "rotaries"_a, "matrices"_a, "vectors"_a,
              "exact"_a, "num_blocks"_a, "block_size"_a, "instruction_set"_a, "pool"_a,
              nb::arg("progress").none() = nb::none())
-        .def(
-            "execute", &PyModel::execute,
-            nb::arg("token_ids").noconvert(), nb::arg("positions").noconvert(), nb::arg("slot_mapping").noconvert(),
-            nb::arg("query_start").noconvert(), nb::arg("context_lens").noconvert(),
-            nb::arg("block_tables").noconvert(), nb::arg("logits_rows").noconvert())
+        .def("execute", &PyModel::execute, nb::arg("token_ids").noconvert(), nb::arg("positions").noconvert(),
+             nb::arg("slot_mapping").noconvert(), nb::arg("query_start").noconvert(),
+             nb::arg("context_lens").noconvert(), nb::arg("block_tables").noconvert(),
+             nb::arg("logits_rows").noconvert())
         .def("profile", &PyModel::profile)
         .def_prop_ro("instruction_set", &PyModel::instruction_set_name);
 }

@@ -94,10 +94,10 @@ private:
     std::shared_ptr<rbee::Progress> progress_ = std::make_shared<rbee::Progress>();
 };
 
-PyStructSequence_Field kDrainedFields[] = {{"rings", nullptr},     {"ends", nullptr},     {"finishes", nullptr},
-                                           {"tokens", nullptr},    {"commit_ns", nullptr}, {"logprobs", nullptr},
-                                           {"more", nullptr},      {"needs_wake", nullptr}, {"blocked", nullptr},
-                                           {"broken", nullptr},    {"ended", nullptr},      {nullptr, nullptr}};
+PyStructSequence_Field kDrainedFields[] = {{"rings", nullptr},  {"ends", nullptr},       {"finishes", nullptr},
+                                           {"tokens", nullptr}, {"commit_ns", nullptr},  {"logprobs", nullptr},
+                                           {"more", nullptr},   {"needs_wake", nullptr}, {"blocked", nullptr},
+                                           {"broken", nullptr}, {"ended", nullptr},      {nullptr, nullptr}};
 PyStructSequence_Desc kDrainedType = {"rbee.transport.Drained", "What one drain found; see _native.pyi.",
                                       kDrainedFields, 11};
 
@@ -177,13 +177,16 @@ public:
     }
 
     rbee::LastFrameSources last_frames(nb::handle frames) {
-        return {bytes(frames, "first_last"), bytes(frames, "next_last"), bytes(frames, "last"),
-                bytes(frames, "empty")};
+        return {bytes(frames, "first_last"), bytes(frames, "next_last"), bytes(frames, "last"), bytes(frames, "empty")};
     }
 
     rbee::FrameSources frames(nb::handle frames) {
-        return {bytes(frames, "first"), bytes(frames, "next"), last_frames(frames.attr("stop")),
-                last_frames(frames.attr("length")), last_frames(frames.attr("deadline")), bytes(frames, "end")};
+        return {bytes(frames, "first"),
+                bytes(frames, "next"),
+                last_frames(frames.attr("stop")),
+                last_frames(frames.attr("length")),
+                last_frames(frames.attr("deadline")),
+                bytes(frames, "end")};
     }
 
 private:
@@ -196,8 +199,9 @@ std::shared_ptr<rbee::Outlet> make_outlet(int fd, std::shared_ptr<rbee::Vocabula
                                           std::vector<std::uint32_t> stop_token_ids, std::uint64_t received_ns) {
     TemplateMembers members;
     return std::make_shared<rbee::Outlet>(
-        rbee::Outlet{fd, rbee::FrameStream(std::move(vocabulary), strip, rbee::FrameTemplate(members.frames(frames)),
-                                           prompt_tokens, std::move(stop_token_ids)),
+        rbee::Outlet{fd,
+                     rbee::FrameStream(std::move(vocabulary), strip, rbee::FrameTemplate(members.frames(frames)),
+                                       prompt_tokens, std::move(stop_token_ids)),
                      received_ns});
 }
 
@@ -266,8 +270,7 @@ public:
                 }
                 return time.inc_ref().ptr();
             }));
-        set(5, list_of(records.size(),
-                       [&](std::size_t i) { return PyFloat_FromDouble(double{records[i].logprob}); }));
+        set(5, list_of(records.size(), [&](std::size_t i) { return PyFloat_FromDouble(double{records[i].logprob}); }));
         set(6, nb::bool_(drained_.more));
         set(7, nb::bool_(drained_.needs_wake));
         set(8, list_of(deliveries_.blocked.size(), [&](std::size_t i) {
@@ -311,7 +314,8 @@ NB_MODULE(_native, m) {
         nb::module_::import_("rbee.errors").attr("TransportError").inc_ref().ptr());
 
     m.def(
-        "arena_size", [](std::uint32_t num_rings, std::uint32_t ring_capacity) {
+        "arena_size",
+        [](std::uint32_t num_rings, std::uint32_t ring_capacity) {
             return rbee::plan(num_rings, ring_capacity).total_bytes;
         },
         "num_rings"_a, "ring_capacity"_a);
@@ -356,29 +360,31 @@ NB_MODULE(_native, m) {
 
     nb::class_<Producer>(m, "Producer")
         .def(nb::init<nb::handle, int>(), "arena"_a, "doorbell_fd"_a)
-        .def("open", [](Producer& p, std::uint32_t ring, std::uint32_t generation) { p.core().open(ring, generation); },
-             "ring"_a, "generation"_a)
+        .def(
+            "open", [](Producer& p, std::uint32_t ring, std::uint32_t generation) { p.core().open(ring, generation); },
+            "ring"_a, "generation"_a)
         .def("commit", &Producer::commit, "rings"_a, "tokens"_a, "logprobs"_a, nb::arg("finished").none() = nb::none(),
              nb::arg("finishes").none() = nb::none())
-        .def("free_space", [](Producer& p, std::uint32_t ring) { return p.core().free_space(ring); }, "ring"_a)
+        .def(
+            "free_space", [](Producer& p, std::uint32_t ring) { return p.core().free_space(ring); }, "ring"_a)
         .def("take_cancelled", &Producer::take_cancelled)
         .def("arm_wait", [](Producer& p) { p.core().arm_wait(); })
         .def_prop_ro("progress", &Producer::progress)
-        .def("beat", [](Producer& p, std::uint32_t state) { p.core().beat(state); }, "state"_a)
+        .def(
+            "beat", [](Producer& p, std::uint32_t state) { p.core().beat(state); }, "state"_a)
         .def(
             "report",
             [](Producer& p, std::uint64_t step_ns, std::uint32_t running, std::uint32_t waiting, std::uint32_t blocks,
                std::uint32_t blocks_used, std::uint64_t preemptions, std::uint64_t prompt_tokens,
                std::uint64_t cached_prompt_tokens) {
-                p.core().report(step_ns, {running, waiting, blocks, blocks_used, preemptions, prompt_tokens,
-                                          cached_prompt_tokens});
+                p.core().report(
+                    step_ns, {running, waiting, blocks, blocks_used, preemptions, prompt_tokens, cached_prompt_tokens});
             },
-            "step_ns"_a, nb::kw_only(), "sequences_running"_a, "sequences_waiting"_a, "kv_blocks"_a,
-            "kv_blocks_used"_a, "preemptions"_a, "prompt_tokens"_a, "cached_prompt_tokens"_a)
+            "step_ns"_a, nb::kw_only(), "sequences_running"_a, "sequences_waiting"_a, "kv_blocks"_a, "kv_blocks_used"_a,
+            "preemptions"_a, "prompt_tokens"_a, "cached_prompt_tokens"_a)
         .def("close", &Producer::close);
 
-    nb::object drained_type =
-        nb::steal(reinterpret_cast<PyObject*>(PyStructSequence_NewType(&kDrainedType)));
+    nb::object drained_type = nb::steal(reinterpret_cast<PyObject*>(PyStructSequence_NewType(&kDrainedType)));
     if (!drained_type.is_valid()) {
         throw nb::python_error();
     }
@@ -393,20 +399,24 @@ NB_MODULE(_native, m) {
         slots.attr(named.name) = nb::bytes(&byte, 1);
     }
     nb::class_<rbee::Outlet>(m, "Outlet")
-        .def(nb::new_(&make_outlet), "fd"_a, "vocabulary"_a, "template"_a, nb::kw_only(), "strip"_a,
-             "prompt_tokens"_a, "stop_token_ids"_a, "received_ns"_a = 0)
+        .def(nb::new_(&make_outlet), "fd"_a, "vocabulary"_a, "template"_a, nb::kw_only(), "strip"_a, "prompt_tokens"_a,
+             "stop_token_ids"_a, "received_ns"_a = 0)
         .def_prop_ro("num_tokens", [](const rbee::Outlet& outlet) { return outlet.stream.num_tokens(); })
         .def_prop_ro("written_ns", [](const rbee::Outlet& outlet) { return outlet.written_ns; });
 
     nb::class_<Consumer>(m, "Consumer")
         .def(nb::init<nb::handle, int>(), "arena"_a, "doorbell_fd"_a)
         .def("assign", &Consumer::assign)
-        .def("cancel", [](Consumer& c, std::uint32_t ring) { return c.core().cancel(ring); }, "ring"_a)
-        .def("pause", [](Consumer& c, std::uint32_t ring) { c.core().pause(ring); }, "ring"_a)
-        .def("resume", [](Consumer& c, std::uint32_t ring) { return c.core().resume(ring); }, "ring"_a)
+        .def(
+            "cancel", [](Consumer& c, std::uint32_t ring) { return c.core().cancel(ring); }, "ring"_a)
+        .def(
+            "pause", [](Consumer& c, std::uint32_t ring) { c.core().pause(ring); }, "ring"_a)
+        .def(
+            "resume", [](Consumer& c, std::uint32_t ring) { return c.core().resume(ring); }, "ring"_a)
         .def("expect_all", [](Consumer& c) { c.delivery().expect_all(); })
         .def("attach", &Consumer::attach, "ring"_a, "outlet"_a)
-        .def("detach", [](Consumer& c, std::uint32_t ring) { c.delivery().detach(ring); }, "ring"_a)
+        .def(
+            "detach", [](Consumer& c, std::uint32_t ring) { c.delivery().detach(ring); }, "ring"_a)
         .def(
             "drain",
             [drained_type](Consumer& c, std::size_t max_records, bool polling) {
@@ -414,11 +424,13 @@ NB_MODULE(_native, m) {
             },
             "max_records"_a = 4096, nb::kw_only(), "polling"_a = false)
         .def("note_delivered", &Consumer::note_delivered)
-        .def("poll", [](Consumer& c, std::uint64_t patience_ns) { return c.core().poll(patience_ns); }, "patience_ns"_a)
+        .def(
+            "poll", [](Consumer& c, std::uint64_t patience_ns) { return c.core().poll(patience_ns); }, "patience_ns"_a)
         .def("silence", [](Consumer& c) { c.core().silence_doorbell(); })
         .def("find_stale", [](Consumer& c) { return c.core().find_stale(); })
         .def_prop_ro("in_use", [](Consumer& c) { return c.core().in_use(); })
-        .def("beat", [](Consumer& c, std::uint32_t state) { c.core().beat(state); }, "state"_a)
+        .def(
+            "beat", [](Consumer& c, std::uint32_t state) { c.core().beat(state); }, "state"_a)
         .def("counters", [](Consumer& c) { return read_counters(c.core().fixed()); })
         .def(
             "note_loop_lag", [](Consumer& c, std::uint64_t ns) { c.core().fixed().histograms.loop_lag.add(ns); },

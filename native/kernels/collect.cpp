@@ -24,8 +24,8 @@ public:
         matrix.data = memory_.copy(matrix.data, matrix.bytes());
         return matrix;
     }
-    std::pair<Matrix, Matrix> interleaved(const std::string& name, const std::string& other_name,
-                                                            std::size_t rows, std::size_t cols) {
+    std::pair<Matrix, Matrix> interleaved(const std::string& name, const std::string& other_name, std::size_t rows,
+                                          std::size_t cols) {
         std::pair<Matrix, Matrix> both{find(name, rows, cols), find(other_name, rows, cols)};
         memory_.interleave(both.first, both.second);
         return both;
@@ -39,7 +39,7 @@ public:
             return nullptr;
         }
         check(found->second.size == size, "The vector '" + name + "' has " + std::to_string(found->second.size) +
-                                                " numbers, but the model needs " + std::to_string(size) + ".");
+                                              " numbers, but the model needs " + std::to_string(size) + ".");
         return reinterpret_cast<const float*>(memory_.copy(found->second.data, size * sizeof(float)));
     }
     const float* needed_vector(const std::string& name, std::size_t size) {
@@ -59,16 +59,16 @@ private:
         const auto found = matrices_.find(name);
         check(found != matrices_.end(), "The matrix '" + name + "' is missing.");
         const auto& [format, its_rows, its_cols, data, bytes] = found->second;
-        check(its_rows == rows && its_cols == cols,
-              "The matrix '" + name + "' is " + std::to_string(its_rows) + " x " + std::to_string(its_cols) +
-                  ", but the model needs " + std::to_string(rows) + " x " + std::to_string(cols) + ".");
+        check(its_rows == rows && its_cols == cols, "The matrix '" + name + "' is " + std::to_string(its_rows) + " x " +
+                                                        std::to_string(its_cols) + ", but the model needs " +
+                                                        std::to_string(rows) + " x " + std::to_string(cols) + ".");
         check(format < kNumWeightFormats,
               "The matrix '" + name + "' has the unknown format " + std::to_string(format) + ".");
         Matrix matrix{static_cast<WeightFormat>(format), rows, cols, nullptr};
         check(!is_quantized(matrix.format) || cols % kGroup == 0,
               "The matrix '" + name + "' is quantized, but its columns are no multiple of 32.");
         check(matrix.bytes() == bytes, "The matrix '" + name + "' has " + std::to_string(bytes) +
-                                                 " bytes, but its format needs " + std::to_string(matrix.bytes()) + ".");
+                                           " bytes, but its format needs " + std::to_string(matrix.bytes()) + ".");
         matrix.data = data;
         return matrix;
     }

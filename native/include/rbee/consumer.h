@@ -75,7 +75,10 @@ public:
     };
 
     Consumer(const Arena& arena, int doorbell_fd)
-        : arena_(arena), doorbell_fd_(doorbell_fd), rings_(arena.geometry.num_rings), pending_(arena.ready_words()),
+        : arena_(arena),
+          doorbell_fd_(doorbell_fd),
+          rings_(arena.geometry.num_rings),
+          pending_(arena.ready_words()),
           paused_(arena.ready_words()) {
         check_eventfd(doorbell_fd);
         // The free list is a stack: the ring that was used last is the one whose records, indices and page tables are

@@ -24,8 +24,8 @@ struct Outlet {
     FrameStream stream;
     std::uint64_t received_ns = 0;  // when the request had been received; 0: its first token is not timed
     std::uint64_t token_ns = 0;     // when the newest token was handed over, from the first content on
-    std::uint64_t written_ns = 0;  // when the last frames went out
-    bool held = false;             // nothing is sent any more; all that is rendered is `blocked`
+    std::uint64_t written_ns = 0;   // when the last frames went out
+    bool held = false;              // nothing is sent any more; all that is rendered is `blocked`
 };
 
 /// What a drain did at the attached rings that its caller must know of.
@@ -78,8 +78,8 @@ public:
         Split split{monotonic_ns(), 0, 0, 0, 0};
         const std::uint64_t start = split.now;
         std::uint64_t newest = 0;
-        const DrainEnd end = consumer_.drain(
-            max_records, then, [&](std::uint32_t ring, const Records& records, FinishCode finish) {
+        const DrainEnd end =
+            consumer_.drain(max_records, then, [&](std::uint32_t ring, const Records& records, FinishCode finish) {
                 if (records.size() != 0) {
                     newest = std::max(newest, records[records.size() - 1].commit_ns);
                 }

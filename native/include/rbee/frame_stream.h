@@ -25,8 +25,11 @@ public:
     /// `strip`: see TokenText. `stop_tokens` are counted but not shown.
     FrameStream(std::shared_ptr<const Vocabulary> vocabulary, bool strip, FrameTemplate frames,
                 std::uint32_t prompt_tokens, std::vector<std::uint32_t> stop_tokens)
-        : vocabulary_(std::move(vocabulary)), text_(*vocabulary_, strip), frames_(std::move(frames)),
-          prompt_tokens_(prompt_tokens), stop_tokens_(std::move(stop_tokens)) {}
+        : vocabulary_(std::move(vocabulary)),
+          text_(*vocabulary_, strip),
+          frames_(std::move(frames)),
+          prompt_tokens_(prompt_tokens),
+          stop_tokens_(std::move(stop_tokens)) {}
 
     /// Appends the frames of a batch of tokens; one for each that shows text. With an ordinary `finish` the last frame
     /// and the template's end follow (the finish's detail is how many of the prompt's tokens were cached). With any
@@ -87,8 +90,8 @@ private:
     void append_last_frame(const FrameTemplate::LastFrames& last, std::uint32_t cached_tokens, bool has_token,
                            std::string& out) {
         const bool first = index_ == 0;
-        const FrameTemplate::Frame& frame = shown_.empty() ? (first ? last.empty : last.last)
-                                                           : (first ? last.first_last : last.next_last);
+        const FrameTemplate::Frame& frame =
+            shown_.empty() ? (first ? last.empty : last.last) : (first ? last.first_last : last.next_last);
         frames_.append(frame, values(cached_tokens, has_token), out);
         index_ += shown_.empty() ? 0 : 1;
         frames_.append(frames_.end, values(cached_tokens, has_token), out);

@@ -57,17 +57,12 @@ constexpr bool is_quantized(WeightFormat format) { return format >= WeightFormat
 /// Bytes of a panel's group of 32 columns in a quantized format.
 constexpr std::size_t group_bytes(WeightFormat format) {
     switch (format) {
-        case WeightFormat::kQ4:
-            return 256 + 2 * 32;
-        case WeightFormat::kQ4Wide:
-            return 256 + 2 * 64;
-        case WeightFormat::kQ8:
-            return 512 + 32;
+        case WeightFormat::kQ4: return 256 + 2 * 32;
+        case WeightFormat::kQ4Wide: return 256 + 2 * 64;
+        case WeightFormat::kQ8: return 512 + 32;
         case WeightFormat::kQ8Min:
-        case WeightFormat::kQ8Fine:
-            return 512 + 2 * 64;
-        default:
-            return 0;
+        case WeightFormat::kQ8Fine: return 512 + 2 * 64;
+        default: return 0;
     }
 }
 
