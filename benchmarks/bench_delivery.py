@@ -112,29 +112,27 @@ def _stamps(stream: Stream) -> list[tuple[int, int]]:
 
 def _split(before: Sample, after: Sample) -> dict[str, Any]:
     """Where the server's time went between two samples of its arena."""
-    earlier, counted = before.counters, after.counters
-    tokens = counted.tokens_drained - earlier.tokens_drained
-    drains = counted.drains - earlier.drains
-    drained, rendered, sent = (
-        getattr(counted, name) - getattr(earlier, name) for name in ("drain_ns", "render_ns", "send_ns")
-    )
-    steps = counted.steps - earlier.steps
-    collections = counted.gc_pauses - earlier.gc_pauses
-    wakeup, lag = after.wakeup.minus(before.wakeup), after.loop_lag.minus(before.loop_lag)
+    counted = {name: value - before.counters[name] for name, value in after.counters.items()}
+    tokens = counted["tokens_drained"]
+    drains = counted["drains"]
+    drained, rendered, sent = (counted[name] for name in ("drain_ns", "render_ns", "send_ns"))
+    steps = counted["steps"]
+    collections = counted["gc_pauses"]
+    wakeup, lag = (after.histograms[name].minus(before.histograms[name]) for name in ("wakeup", "loop_lag"))
     return {
         "wakeup_p50_us": _us(wakeup.quantile(0.5)),
         "wakeup_p99_us": _us(wakeup.quantile(0.99)),
         "drain_us_per_token": round((drained - rendered - sent) / tokens / 1e3, 3),
         "render_us_per_token": round(rendered / tokens / 1e3, 3),
         "send_us_per_token": round(sent / tokens / 1e3, 3),
-        "direct_share": round((counted.direct_tokens - earlier.direct_tokens) / tokens, 3),
+        "direct_share": round(counted["direct_tokens"] / tokens, 3),
         "drains_per_step": round(drains / steps, 3),
-        "wakes_written_per_step": round((counted.wakes_written - earlier.wakes_written) / steps, 3),
+        "wakes_written_per_step": round(counted["wakes_written"] / steps, 3),
         "loop_lag_p99_us": _us(lag.quantile(0.99)),
         "loop_lag_max_us": _us(lag.quantile(1.0)),
         "gc_collections": collections,
-        "gc_mean_us": round((counted.gc_pause_ns - earlier.gc_pause_ns) / max(1, collections) / 1e3, 1),
-        "stale_wakeups": counted.stale_wakeups - earlier.stale_wakeups,
+        "gc_mean_us": round(counted["gc_pause_ns"] / max(1, collections) / 1e3, 1),
+        "stale_wakeups": counted["stale_wakeups"],
     }
 
 

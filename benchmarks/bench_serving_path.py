@@ -43,7 +43,7 @@ def _measure(server: OwnServer, concurrency: int, requests: int) -> dict[str, An
     )
     after = server.sample()
     level: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])["levels"][0]
-    step = after.step.minus(before.step).quantile(0.5) or 0.0
+    step = after.histograms["step"].minus(before.histograms["step"]).quantile(0.5) or 0.0
     return {key: level[key] for key in ("tok_s", "ttft_ms_p50", "itl_ms_p50", "client_cpu_percent")} | {
         "step_ms_p50": round(step / 1e6, 3)
     }

@@ -27,17 +27,17 @@
 
 #define CHECK(condition) ((condition) ? void() : fail(__FILE__, __LINE__, "not true: " #condition))
 
-#define CHECK_THROWS(Error, statement)                                               \
-    do {                                                                             \
-        bool thrown = false;                                                         \
-        try {                                                                        \
-            statement;                                                               \
-        } catch (const Error&) {                                                     \
-            thrown = true;                                                           \
-        }                                                                            \
-        if (!thrown) {                                                               \
-            fail(__FILE__, __LINE__, "did not throw " #Error ": " #statement);       \
-        }                                                                            \
+#define CHECK_THROWS(Error, statement)                                         \
+    do {                                                                       \
+        bool thrown = false;                                                   \
+        try {                                                                  \
+            statement;                                                         \
+        } catch (const Error&) {                                               \
+            thrown = true;                                                     \
+        }                                                                      \
+        if (!thrown) {                                                         \
+            fail(__FILE__, __LINE__, "did not throw " #Error ": " #statement); \
+        }                                                                      \
     } while (false)
 
 /// One entry of a test file's array, which a null name ends.

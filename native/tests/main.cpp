@@ -21,9 +21,9 @@ extern const Test kWakeupTests[];
 
 int main(int argc, char** argv) {
     int failures = 0;
-    for (const Test* tests : {kLayoutTests, kRolesTests, kDeliveryTests, kFuzzTests, kSamplingTests, kPackTests,
-                              kElementwiseTests, kLinearTests, kAttentionTests, kThreadPoolTests, kModelTests, kWakeupTests,
-                              kThreadsTests}) {
+    for (const Test* tests :
+         {kLayoutTests, kRolesTests, kDeliveryTests, kFuzzTests, kSamplingTests, kPackTests, kElementwiseTests,
+          kLinearTests, kAttentionTests, kThreadPoolTests, kModelTests, kWakeupTests, kThreadsTests}) {
         for (const Test* test = tests; test->name != nullptr; ++test) {
             if (argc > 1 && std::strstr(test->name, argv[1]) == nullptr) {
                 continue;

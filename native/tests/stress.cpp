@@ -52,7 +52,10 @@ bool sleep_on(int fd, int milliseconds) {
 class Engine {
 public:
     Engine(const TestArena& memory, int control, std::uint64_t steps, std::uint64_t seed)
-        : arena_(memory.attach()), producer_(arena_, memory.doorbell()), control_(control), steps_left_(steps),
+        : arena_(memory.attach()),
+          producer_(arena_, memory.doorbell()),
+          control_(control),
+          steps_left_(steps),
           random_{seed} {
         ended_.reserve(kRings);
     }
@@ -146,8 +149,8 @@ private:
             --steps_left_;
             wait_for_the_moment();
         }
-        producer_.commit({rings_.size(), rings_.data(), tokens_.data(), logprobs_, ended_.size(), ended_.data(),
-                          reasons_.data()});
+        producer_.commit(
+            {rings_.size(), rings_.data(), tokens_.data(), logprobs_, ended_.size(), ended_.data(), reasons_.data()});
         last_ring_ = rings_.empty() ? last_ring_ : rings_.back();
         for (std::size_t i = 0; !ended_.empty() && i < running_.size();) {
             if (is_ending(running_[i].what.ring)) {
@@ -221,7 +224,9 @@ private:
 class Server {
 public:
     Server(const TestArena& memory, int control, std::uint64_t seed)
-        : consumer_(memory.attach(), memory.doorbell()), doorbell_(memory.doorbell()), control_(control),
+        : consumer_(memory.attach(), memory.doorbell()),
+          doorbell_(memory.doorbell()),
+          control_(control),
           random_{seed} {}
 
     /// Until the engine has ended all requests because its steps are done, or a wakeup was missed.
@@ -284,21 +289,21 @@ private:
     /// False if there is nothing to do but sleep.
     bool drain() {
         bool ended = false;
-        const rbee::DrainEnd end = consumer_.drain(
-            random_.below(4) == 0 ? 1 + random_.below(64) : 4'096, rbee::Then::arm,
-            [&](std::uint32_t ring, const rbee::Records& records, rbee::FinishCode reason) {
-                Request& request = open_[ring];
-                for (std::uint32_t i = 0; i < records.size(); ++i) {
-                    check(request, records[i].token_id);
-                }
-                if (reason != 0) {
-                    ended = true;
-                    stopping_ = stopping_ || reason == kStopped;
-                    lost += reason == kLength ? request.length - request.received : 0;
-                    foreign += reason == kAborted && !request.cancelled;
-                    request.open = false;
-                }
-            });
+        const rbee::DrainEnd end =
+            consumer_.drain(random_.below(4) == 0 ? 1 + random_.below(64) : 4'096, rbee::Then::arm,
+                            [&](std::uint32_t ring, const rbee::Records& records, rbee::FinishCode reason) {
+                                Request& request = open_[ring];
+                                for (std::uint32_t i = 0; i < records.size(); ++i) {
+                                    check(request, records[i].token_id);
+                                }
+                                if (reason != 0) {
+                                    ended = true;
+                                    stopping_ = stopping_ || reason == kStopped;
+                                    lost += reason == kLength ? request.length - request.received : 0;
+                                    foreign += reason == kAborted && !request.cancelled;
+                                    request.open = false;
+                                }
+                            });
         if (end.needs_wake) {
             send({});
         }

@@ -25,9 +25,9 @@ void characters_come_out_whole() {
     CHECK(whole(std::string_view("\"\\\n\x00\x1f\x7f", 6)) == "\\\"\\\\\\n\\u0000\\u001f\x7f");
     const std::string bad = "\xef\xbf\xbd";
     CHECK(whole("\xff\x41") == bad + "A");
-    CHECK(whole("\xe2\x82") == bad);                       // cut short: one
-    CHECK(whole("\xe2\x82\x41") == bad + "A");             // the A begins anew
-    CHECK(whole("\xed\xa0\x80") == bad + bad + bad);       // a surrogate is no character, nor is any part of it
+    CHECK(whole("\xe2\x82") == bad);                  // cut short: one
+    CHECK(whole("\xe2\x82\x41") == bad + "A");        // the A begins anew
+    CHECK(whole("\xed\xa0\x80") == bad + bad + bad);  // a surrogate is no character, nor is any part of it
     CHECK(whole("\xf4\x90\x80\x80") == bad + bad + bad + bad);
     CHECK(whole("\xc0\xaf") == bad + bad);
 }
@@ -110,8 +110,8 @@ std::shared_ptr<const rbee::Vocabulary> letters() {
 constexpr rbee::LastFrameSources last_frames(std::string_view with_text, std::string_view without) {
     return {with_text, with_text, without, without};
 }
-constexpr rbee::FrameSources kFrames{"<\1>", "<\1>", last_frames("<\1.", "."), last_frames("<\1!", "!"),
-                                     last_frames("<\1?", "?"), "$"};
+constexpr rbee::FrameSources kFrames{
+    "<\1>", "<\1>", last_frames("<\1.", "."), last_frames("<\1!", "!"), last_frames("<\1?", "?"), "$"};
 
 void templates_are_compiled_or_refused() {
     const auto with_first = [](std::string_view first) {

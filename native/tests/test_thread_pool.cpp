@@ -164,7 +164,7 @@ struct Worker {
 class Handler {
 public:
     explicit Handler(void (*function)(int)) {
-        struct sigaction action {};
+        struct sigaction action{};
         action.sa_handler = function;
         action.sa_flags = SA_RESTART;
         sigaction(SIGUSR1, &action, &before_);
@@ -190,7 +190,7 @@ public:
     static inline std::atomic<bool> is_held{false};
 
 private:
-    struct sigaction before_ {};
+    struct sigaction before_{};
 };
 
 void test_sizes() {

@@ -89,7 +89,6 @@ def draw(interval: Interval | None, server: int) -> RenderableType:
     return Group(
         _identity(interval, server),
         _heartbeats(interval),
-        Text(),
         _standing(interval),
         Text(),
         _durations(interval),
@@ -104,7 +103,7 @@ def _json(interval: Interval | None, server: int) -> str:
 
 
 def _identity(interval: Interval, server: int) -> Text:
-    parts = {"server": server, "engine": interval.now.counters.engine_pid or "-", "epoch": interval.now.epoch}
+    parts = {"server": server, "engine": interval.now.counters["engine_pid"] or "-", "epoch": interval.now.epoch}
     line = Text("rbee top")
     for label, value in parts.items():
         line.append(f"  {label} ", _LABEL).append(str(value), "bold")
@@ -116,6 +115,8 @@ def _heartbeats(interval: Interval) -> Text:
     for who, silence in (("engine", interval.engine_silence), ("server", interval.server_silence)):
         if silence is None:
             line.append(f"  {who}: none yet", _FAINT)
+        elif silence > _PATIENCE and who == "engine" and interval.added["progress"]:
+            line.append(f"  {who}: in a step for {silence:.1f} s", "default")
         elif silence > _PATIENCE:
             line.append(f"  {who}: silent for {silence:.1f} s", _WARNING)
         else:
@@ -128,14 +129,16 @@ def _standing(interval: Interval) -> Table:
     counters = interval.now.counters
     table = Table.grid(padding=(0, 2))
     table.add_column(style=_LABEL)
-    table.add_row("streams", Text(f"{counters.rings_in_use:,}"))
-    table.add_row("sequences", Text(f"{counters.sequences_running:,} running, {counters.sequences_waiting:,} waiting"))
-    if counters.kv_blocks:
-        share = counters.kv_blocks_used / counters.kv_blocks
+    table.add_row("streams", Text(f"{counters['rings_in_use']:,}"))
+    table.add_row(
+        "sequences", Text(f"{counters['sequences_running']:,} running, {counters['sequences_waiting']:,} waiting")
+    )
+    if counters["kv_blocks"]:
+        share = counters["kv_blocks_used"] / counters["kv_blocks"]
         bar = Table.grid(padding=(0, 2, 0, 0))
         bar.add_row(
             ProgressBar(total=1, completed=share, width=_BAR_WIDTH),
-            Text(f"{counters.kv_blocks_used:,} of {counters.kv_blocks:,} blocks, {share:.1%}"),
+            Text(f"{counters['kv_blocks_used']:,} of {counters['kv_blocks']:,} blocks, {share:.1%}"),
         )
         table.add_row("KV cache", bar)
     else:
@@ -146,12 +149,15 @@ def _standing(interval: Interval) -> Table:
 def _durations(interval: Interval) -> Table:
     table = _right_aligned("", *_QUANTILES, "count", width=10)
     rows = {
-        "step": interval.step,
-        "wakeup": interval.wakeup,
-        "delivery": interval.delivery,
-        "event-loop lag": interval.loop_lag,
+        "step": "step",
+        "wakeup": "wakeup",
+        "delivery": "delivery",
+        "event-loop lag": "loop_lag",
+        "first token": "first_token",
+        "token gap": "token_gap",
     }
-    for label, durations in rows.items():
+    for label, name in rows.items():
+        durations = interval.histograms[name]
         table.add_row(Text(label, _LABEL), *_quantiles(durations), _quantity(durations.count))
     return table
 

@@ -9,9 +9,9 @@ The memory map, with N rings of 2^k records; every line of the list starts on a 
     header        magic, abi_version, record size, epoch, server pid, sizes, offsets    immutable after creation
     doorbell      u64 = sequence << 1 | ARMED                                           both, read-modify-write only
     wait word     u32: the engine sleeps although rings are open                        both, read-modify-write only
-    engine line   heartbeat, state, pid, counters, how things stand                     engine writes
-    server line   heartbeat, state, counters                                            server writes
-    histograms    u64 counts of durations by bucket: steps | wakeups, deliveries, lag   engine | server writes
+    engine line   heartbeat, state, pid, counters, progress                             engine writes
+    server lines  heartbeat, state, counters                                            server writes
+    histograms    u64 counts of durations by bucket: steps | everything else            engine | server writes
     tails[N]      u32: records ever written to each ring                                engine writes
     generations[N]  u32: whose ring it is                                               engine writes
     finish[N]     u64 = generation << 32 | finish                                       engine writes
@@ -30,13 +30,15 @@ its finish has been drained.
 
 from __future__ import annotations
 
-from rbee.transport._native import Consumer, Drained, Outlet, Producer, Slot, Vocabulary
+from rbee.transport._native import Consumer, Drained, Outlet, Producer, Progress, Slot, Vocabulary
 from rbee.transport.arena import Arena, create_doorbell
 from rbee.transport.frame_template import FrameTemplate, LastFrames
-from rbee.transport.observer import FoundServer, Histogram, Observer, Sample, find_servers
+from rbee.transport.observer import COUNTS, GAUGES, FoundServer, Histogram, Observer, Sample, find_servers
 from rbee.transport.states import EngineState, ServerState
 
 __all__ = [
+    "COUNTS",
+    "GAUGES",
     "Arena",
     "Consumer",
     "Drained",
@@ -48,6 +50,7 @@ __all__ = [
     "Observer",
     "Outlet",
     "Producer",
+    "Progress",
     "Sample",
     "ServerState",
     "Slot",

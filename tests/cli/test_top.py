@@ -135,14 +135,14 @@ def test_a_new_epoch_counts_from_zero(server):
         server.step(10, 1_000_000)
 
     interval = measure(server, restart)
-    assert (interval.now.epoch, interval.rate("tokens"), interval.step.count) == (2, 20, 1)
+    assert (interval.now.epoch, interval.rate("tokens"), interval.histograms["step"].count) == (2, 20, 1)
 
 
 def changed(server, **counters: int) -> Interval:
     """An interval at whose end the counters of the server's arena are these."""
     with Observer(server.pid()) as observer:
         sample = observer.sample()
-    now = dataclasses.replace(sample, counters=dataclasses.replace(sample.counters, **counters))
+    now = dataclasses.replace(sample, counters=sample.counters | counters)
     return Interval.between(sample, now, 1.0)
 
 
@@ -179,7 +179,8 @@ def test_view_fits_a_terminal(server):
     """All of it is within 80 columns and 24 lines, with nothing cut off, also when the numbers are large."""
     most = {name: 2**32 - 1 for name in EVENTS if name != "python_tokens"}
     server.step(1000, 33_000_000_000)
-    interval = changed(server, **most, engine_pid=2**22, tokens_drained=2**50, kv_blocks=2**24, kv_blocks_used=2**24)
+    most |= {"engine_pid": 2**22, "tokens_drained": 2**50, "kv_blocks": 2**24, "kv_blocks_used": 2**24}
+    interval = changed(server, **most)
     lines = drawn(interval, 2**22)
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 80
@@ -206,6 +207,9 @@ def test_what_should_not_be_is_red(server):
     alive = {"engine_heartbeat_ns": now, "server_heartbeat_ns": now}
     assert red not in coloured(changed(server, **alive))
     assert f"{red}stale wakeups" in coloured(changed(server, **alive, stale_wakeups=1))
+    assert red not in coloured(changed(server, **(alive | {"engine_heartbeat_ns": 1}), progress=1)), (
+        "a long step is no hang"
+    )
     text = coloured(changed(server, engine_heartbeat_ns=1, server_heartbeat_ns=1))
     assert re.search(re.escape(red) + r"  engine: silent for \d+\.\d s", text)
     assert re.search(re.escape(red) + r"  server: silent for \d+\.\d s", text)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rbee.messages import FinishReason
 from rbee.transport import FrameTemplate, LastFrames, Outlet, Slot, Vocabulary, _native  # noqa: TID251 - what observers see is tested here too
 
 if TYPE_CHECKING:
@@ -393,3 +394,56 @@ def test_polling_needs_no_doorbell(sides):
     assert sides.consumer.drain().tokens == []
     sides.commit([(ring, 3)])
     assert sides.rung()
+
+
+def test_first_token_and_gaps_are_timed(sides, connect):
+    """From the request's receipt to its first content; then one gap per token, of no length within one write."""
+    ring = sides.start()
+    server, _ = connect()
+    outlet = Outlet(
+        server.fileno(), VOCABULARY, TEMPLATE, strip=False, prompt_tokens=3, stop_token_ids=[], received_ns=1
+    )
+    sides.consumer.attach(ring, outlet)
+
+    def counts() -> tuple[int, int, int]:
+        *_, histograms = _native.observe(sides.created.buffer.toreadonly())
+        return sum(histograms["first_token"]), histograms["token_gap"][0], sum(histograms["token_gap"])
+
+    sides.commit([(ring, 0xC3)])
+    sides.consumer.drain()
+    assert counts() == (0, 0, 0), "half a character is no content"
+    sides.commit([(ring, 0xA9), (ring, ord("b"))])
+    sides.consumer.drain()
+    assert counts() == (1, 1, 1)
+    sides.commit([(ring, ord("c")), (ring, ord("d")), (ring, ord("e"))], {ring: STOP})
+    sides.consumer.drain()
+    assert counts() == (1, 3, 4)
+    *_, histograms = _native.observe(sides.created.buffer.toreadonly())
+    assert sum(histograms["first_token"][300:]) == 1, "since the machine's start"
+
+
+def test_streams_that_python_writes_are_timed_alike(sides):
+    """The same two histograms."""
+    sides.consumer.note_first_token(1000)
+    sides.consumer.note_gap(2000)
+    sides.consumer.note_gap(2000)
+    *_, histograms = _native.observe(sides.created.buffer.toreadonly())
+    assert (sum(histograms["first_token"]), sum(histograms["token_gap"])) == (1, 2)
+
+
+def test_progress_is_seen_until_the_producer_is_closed(sides):
+    """The same object each time; afterwards it counts for itself, so that a runner may outlive the arena."""
+    progress = sides.producer.progress
+    assert progress is sides.producer.progress
+    progress.advance()
+    progress.advance()
+    assert (progress.chunks, sides.consumer.counters()["progress"]) == (2, 2)
+    sides.producer.close()
+    progress.advance()
+    assert (progress.chunks, sides.consumer.counters()["progress"]) == (1, 2)
+
+
+def test_finish_codes_are_the_same_on_both_sides():
+    """C++ and `FinishReason` agree about the ordinary ends."""
+    assert {name: FinishReason[name] for name in _native.ORDINARY_FINISHES} == _native.ORDINARY_FINISHES
+    assert set(FrameTemplate._fields[2:5]) == {name.lower() for name in _native.ORDINARY_FINISHES}

@@ -14,13 +14,22 @@
 
 namespace rbee {
 
+/// The ordinary ends, with their codes in rbee.messages.FinishReason.
+struct NamedFinish {
+    const char* name;
+    std::uint8_t reason;
+};
+
 class FrameStream {
 public:
     /// `strip`: see TokenText. `stop_tokens` are counted but not shown.
     FrameStream(std::shared_ptr<const Vocabulary> vocabulary, bool strip, FrameTemplate frames,
                 std::uint32_t prompt_tokens, std::vector<std::uint32_t> stop_tokens)
-        : vocabulary_(std::move(vocabulary)), text_(*vocabulary_, strip), frames_(std::move(frames)),
-          prompt_tokens_(prompt_tokens), stop_tokens_(std::move(stop_tokens)) {}
+        : vocabulary_(std::move(vocabulary)),
+          text_(*vocabulary_, strip),
+          frames_(std::move(frames)),
+          prompt_tokens_(prompt_tokens),
+          stop_tokens_(std::move(stop_tokens)) {}
 
     /// Appends the frames of a batch of tokens; one for each that shows text. With an ordinary `finish` the last frame
     /// and the template's end follow (the finish's detail is how many of the prompt's tokens were cached). With any
@@ -49,10 +58,10 @@ public:
 
     std::uint32_t num_tokens() const { return num_tokens_; }
 
-    // As rbee.messages.FinishReason has them.
     static constexpr std::uint8_t kStop = 1;
     static constexpr std::uint8_t kLength = 2;
     static constexpr std::uint8_t kDeadline = 5;
+    static constexpr NamedFinish kOrdinary[] = {{"STOP", kStop}, {"LENGTH", kLength}, {"DEADLINE", kDeadline}};
 
 private:
     /// The last frames of an ordinary end; null for any other. Without a single token nothing was in time.
@@ -81,8 +90,8 @@ private:
     void append_last_frame(const FrameTemplate::LastFrames& last, std::uint32_t cached_tokens, bool has_token,
                            std::string& out) {
         const bool first = index_ == 0;
-        const FrameTemplate::Frame& frame = shown_.empty() ? (first ? last.empty : last.last)
-                                                           : (first ? last.first_last : last.next_last);
+        const FrameTemplate::Frame& frame =
+            shown_.empty() ? (first ? last.empty : last.last) : (first ? last.first_last : last.next_last);
         frames_.append(frame, values(cached_tokens, has_token), out);
         index_ += shown_.empty() ? 0 : 1;
         frames_.append(frames_.end, values(cached_tokens, has_token), out);

@@ -183,8 +183,9 @@ private:
                 throw std::invalid_argument("A frame template has CACHED_TOKENS in a frame that is not the last.");
             }
             if (slot == Slot::token_begin ? open != kClosed : slot == Slot::token_end && open == kClosed) {
-                throw std::invalid_argument("A frame template has a TOKEN_BEGIN inside of another, or a TOKEN_END "
-                                            "without a TOKEN_BEGIN.");
+                throw std::invalid_argument(
+                    "A frame template has a TOKEN_BEGIN inside of another, or a TOKEN_END "
+                    "without a TOKEN_BEGIN.");
             }
             if (slot == Slot::token_begin) {
                 open = next_segment();
@@ -205,8 +206,8 @@ private:
     }
 
     void add_segment(std::string_view literal, Slot slot) {
-        segments_.push_back({static_cast<std::uint32_t>(bytes_.size()), static_cast<std::uint32_t>(literal.size()), 0,
-                             slot});
+        segments_.push_back(
+            {static_cast<std::uint32_t>(bytes_.size()), static_cast<std::uint32_t>(literal.size()), 0, slot});
         bytes_ += literal;
     }
 
