@@ -26,13 +26,13 @@ class FinishReason(IntEnum):
     SLOW_READER = 6
 
 
-NOTE = 1 << 31
-"""This bit of a ring record's token says that it is a note: no output, but a token id with its logprob, or a number.
+SIDE_RECORD = 1 << 31
+"""This bit of a ring record's token marks a side record: no output, but a token id with its logprob, or a number.
 
-A request with `tell_cached` gets a note first of all: how many tokens of its prompt were cached.
+A request with `report_cached` gets one first of all: how many tokens of its prompt were cached.
 A request with `num_prompt_logprobs` P gets, before its first output token, for each token of its prompt but the first
-1 + P notes: the prompt's token itself, then the P most likely ones, best first. A request with `num_logprobs` K gets
-after each output token K notes: the most likely tokens, best first. Vocabularies are smaller than 2^31.
+1 + P side records: the prompt's token itself, then the P most likely ones, best first. A request with `num_logprobs` K
+gets after each output token K side records: the most likely tokens, best first. Vocabularies are smaller than 2^31.
 """
 
 
@@ -58,8 +58,8 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         priority: smaller runs earlier; see `rbee.engine.scheduling.sequence`.
         deadline_ns: when it ends at the latest, CLOCK_MONOTONIC; 0 is never.
         cache_salt: only requests with the same salt share cached prefixes.
-        tell_cached: say how many of the prompt's tokens were cached as soon as that is known, not only with the finish.
-            For a request that the server may end before the engine does, because of a stop string.
+        report_cached: publish how many of the prompt's tokens were cached as soon as that is known, not only with the
+            finish. For a request that the server may end before the engine does, because of a stop string.
     """
 
     request_id: str
@@ -71,7 +71,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     priority: int = 0
     deadline_ns: int = 0
     cache_salt: str = ""
-    tell_cached: bool = False
+    report_cached: bool = False
 
 
 class Wake(msgspec.Struct, frozen=True, tag=True):

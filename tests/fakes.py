@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from rbee.messages import NOTE, FinishReason, Submit, decode_to_engine, encode
+from rbee.messages import SIDE_RECORD, FinishReason, Submit, decode_to_engine, encode
 from rbee.server.link.engine_client import EngineClient
 from rbee.transport import Arena, Consumer, Producer, create_doorbell
 
@@ -164,15 +164,15 @@ class RecordingEngine:
         self._resources.close()
 
     def _obey(self, record: ToEngine) -> None:
-        """Run a request in one step: the notes of its prompt, its only token with its notes, and its end."""
+        """Run a request in one step: the side records of its prompt, its only token with its own, and its end."""
         submit = decode_to_engine(encode(record))
         if not isinstance(submit, Submit):
             return
         self.submitted.append(submit)
         tokens: list[int] = []
         if submit.sampling.num_prompt_logprobs is not None:
-            tokens += [NOTE | 1] * ((len(submit.prompt) // 4 - 1) * (1 + submit.sampling.num_prompt_logprobs))
-        tokens += [self._token_id, *[NOTE | 1] * (submit.sampling.num_logprobs or 0)]
+            tokens += [SIDE_RECORD | 1] * ((len(submit.prompt) // 4 - 1) * (1 + submit.sampling.num_prompt_logprobs))
+        tokens += [self._token_id, *[SIDE_RECORD | 1] * (submit.sampling.num_logprobs or 0)]
         self._producer.open(submit.ring, submit.generation)
         self._producer.commit(
             np.full(len(tokens), submit.ring, np.uint32),

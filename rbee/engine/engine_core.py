@@ -85,8 +85,8 @@ class EngineCore:
         self._submitted: deque[Submit] = deque()
         self._live: dict[int, Sequence] = {}  # by ring
         self._rows: dict[int, sampler.Row] = {}  # by ring: what the sampler needs of each
-        self._num_notes: dict[int, int] = {}  # by ring: with each token, for those that get any
-        self._untold: dict[int, Sequence] = {}  # by ring: whose number of cached tokens is yet to be published
+        self._num_side_records: dict[int, int] = {}  # by ring: with each token, for those that get any
+        self._to_report: dict[int, Sequence] = {}  # by ring: whose number of cached tokens is yet to be published
         self._deadlines: list[tuple[int, int, Sequence]] = []  # a heap: when, rank of submission, whose
         self._num_arrivals = 0
         self.times = PhaseTimes()
@@ -114,12 +114,12 @@ class EngineCore:
         logits = self._runner.execute(batch)
         computed = time.monotonic_ns()
         self._scheduler.update(scheduled)
-        self._tell_cached()
+        self._report_cached()
         num_sampling = len(batch.sampling)
         sampled = sampler.sample(
             logits[:num_sampling],
             [self._rows[sequence.ring] for sequence in batch.sampling],
-            most_logprobs=max(self._num_notes.values(), default=0),
+            most_logprobs=max(self._num_side_records.values(), default=0),
             pool=self._runner.pool,
         )
         self._score_prompts(batch, logits[num_sampling:])
@@ -173,9 +173,9 @@ class EngineCore:
                 sampler.RowSampler(sequence.sampling), sequence.token_ids, sequence.num_prompt_tokens
             )
             if sequence.sampling.num_logprobs:
-                self._num_notes[sequence.ring] = sequence.sampling.num_logprobs
-            if submission.tell_cached:
-                self._untold[sequence.ring] = sequence
+                self._num_side_records[sequence.ring] = sequence.sampling.num_logprobs
+            if submission.report_cached:
+                self._to_report[sequence.ring] = sequence
             if sequence.deadline_ns:
                 self._forget_ended_deadlines()
                 heapq.heappush(self._deadlines, (sequence.deadline_ns, self._num_arrivals, sequence))
@@ -193,7 +193,7 @@ class EngineCore:
         if highest >= self._runner.vocab_size:
             return f"its prompt has token {highest}, but the vocabulary ends at {self._runner.vocab_size - 1}."
         sampling = submission.sampling
-        records = 1 + (sampling.num_logprobs or 0) + (sampling.num_prompt_logprobs or 0) + submission.tell_cached
+        records = 1 + (sampling.num_logprobs or 0) + (sampling.num_prompt_logprobs or 0) + submission.report_cached
         capacity = self._producer.free_space(submission.ring)
         if records > capacity:
             return f"it wants {records} records in a step, but its ring holds {capacity}."
@@ -221,10 +221,11 @@ class EngineCore:
     def _look_at_rings(self, now: int) -> None:
         """Pause the sequences whose ring is too full for a step, and end those that have waited for too long.
 
-        A step adds a token with its notes, or for each token of a chunk but a prompt's last one the notes of the next.
+        A step adds a token with its side records, or for each token of a chunk but a prompt's last one those of the
+        next.
         """
         for ring, sequence in list(self._live.items()):
-            room = self._producer.free_space(ring) - self._num_notes.get(ring, 0) - (ring in self._untold)
+            room = self._producer.free_space(ring) - self._num_side_records.get(ring, 0) - (ring in self._to_report)
             if sequence.scores_prompt:
                 room //= 1 + (sequence.sampling.num_prompt_logprobs or 0)
                 sequence.max_chunk = min(room, _MAX_SCORED_TOKENS)
@@ -237,12 +238,12 @@ class EngineCore:
             elif now - sequence.paused_ns >= self._slow_reader_ns:
                 self._finish(sequence, FinishReason.SLOW_READER)
 
-    def _tell_cached(self) -> None:
+    def _report_cached(self) -> None:
         """For those that have run for the first time and want it: how much of their prompt they found in the cache."""
-        for ring, sequence in list(self._untold.items()):
+        for ring, sequence in list(self._to_report.items()):
             if sequence.num_computed_tokens:
                 self._publisher.number(ring, sequence.num_cached_tokens)
-                del self._untold[ring]
+                del self._to_report[ring]
 
     def _score_prompts(self, batch: InputBatch, logits: NDArray[np.float32]) -> None:
         """Publish the logprobs of the prompt tokens that this step has scored; `logits` has a row for each."""
@@ -256,7 +257,7 @@ class EngineCore:
             if np.isnan(scored.logprobs).any():
                 self._fail(sequence)
                 continue
-            self._publisher.notes(
+            self._publisher.side_records(
                 sequence.ring, token_ids, scored.logprobs, top_ids=scored.top_ids, top_logprobs=scored.top_logprobs
             )
             sequence.num_scored_tokens = end
@@ -296,14 +297,14 @@ class EngineCore:
         if sampled.top_ids.shape[1] == 0:
             self._publisher.tokens(rings, tokens, logprobs)
             return
-        num_notes = np.array([batch.sampling[row].sampling.num_logprobs or 0 for row in rows])
-        self._publisher.tokens_with_notes(
+        num_side_records = np.array([batch.sampling[row].sampling.num_logprobs or 0 for row in rows])
+        self._publisher.tokens_with_side_records(
             rings,
             tokens,
             logprobs,
             top_ids=sampled.top_ids[taken],
             top_logprobs=sampled.top_logprobs[taken],
-            num_notes=num_notes,
+            num_side_records=num_side_records,
         )
 
     def _fail(self, sequence: Sequence) -> None:
@@ -315,8 +316,8 @@ class EngineCore:
         self._scheduler.remove(sequence, poisoned=poisoned)
         del self._live[sequence.ring]
         del self._rows[sequence.ring]
-        self._num_notes.pop(sequence.ring, None)
-        self._untold.pop(sequence.ring, None)
+        self._num_side_records.pop(sequence.ring, None)
+        self._to_report.pop(sequence.ring, None)
         self._publisher.finish(sequence.ring, reason, sequence.num_cached_tokens)
 
     def _count(self, batch: InputBatch, *moments: int) -> None:

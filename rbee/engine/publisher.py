@@ -1,7 +1,7 @@
 """Gathers what a step has to say and hands it to the transport in one commit.
 
-Owns the arrays of a commit, and which records stand for what in a ring (see `rbee.messages.NOTE`). Does not know why a
-sequence ended or how a ring works.
+Owns the arrays of a commit, and which records stand for what in a ring (see `rbee.messages.SIDE_RECORD`). Does not know
+why a sequence ended or how a ring works.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from rbee.messages import NOTE
+from rbee.messages import SIDE_RECORD
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rbee.messages import FinishReason
     from rbee.transport import Producer
 
-_NOTE = np.uint32(NOTE)
+_SIDE_RECORD = np.uint32(SIDE_RECORD)
 _LARGEST_DETAIL = (1 << 24) - 1
 
 
@@ -45,7 +45,7 @@ class Publisher:
         """With the next commit: an output token for each of these rings; all [n]."""
         self._records.append(_Records(rings, tokens, logprobs))
 
-    def tokens_with_notes(
+    def tokens_with_side_records(
         self,
         rings: NDArray[np.uint32],
         tokens: NDArray[np.uint32],
@@ -53,9 +53,9 @@ class Publisher:
         *,
         top_ids: NDArray[np.uint32],
         top_logprobs: NDArray[np.float32],
-        num_notes: NDArray[np.int64],
+        num_side_records: NDArray[np.int64],
     ) -> None:
-        """With the next commit: an output token for each ring, and behind it notes of the most likely ones.
+        """With the next commit: an output token for each ring, and behind it side records of the most likely ones.
 
         Args:
             rings: [n].
@@ -63,18 +63,18 @@ class Publisher:
             logprobs: [n].
             top_ids: [n, k].
             top_logprobs: [n, k].
-            num_notes: [n], how many of the k a ring gets.
+            num_side_records: [n], how many of the k a ring gets.
         """
-        wanted = np.arange(top_ids.shape[1] + 1) <= num_notes[:, None]
+        wanted = np.arange(top_ids.shape[1] + 1) <= num_side_records[:, None]
         self._records.append(
             _Records(
                 np.broadcast_to(rings[:, None], wanted.shape)[wanted],
-                np.column_stack([tokens, top_ids | _NOTE])[wanted],
+                np.column_stack([tokens, top_ids | _SIDE_RECORD])[wanted],
                 np.column_stack([logprobs, top_logprobs])[wanted],
             )
         )
 
-    def notes(
+    def side_records(
         self,
         ring: int,
         tokens: NDArray[np.uint32],
@@ -83,15 +83,17 @@ class Publisher:
         top_ids: NDArray[np.uint32],
         top_logprobs: NDArray[np.float32],
     ) -> None:
-        """With the next commit: notes of one ring's prompt tokens [m], each with the most likely ones [m, k]."""
-        notes = np.column_stack([tokens, top_ids]).ravel() | _NOTE
-        rings = np.full(len(notes), ring, np.uint32)
-        self._records.append(_Records(rings, notes, np.column_stack([logprobs, top_logprobs]).ravel()))
+        """With the next commit: side records of one ring's prompt tokens [m], each with the most likely ones [m, k]."""
+        records = np.column_stack([tokens, top_ids]).ravel() | _SIDE_RECORD
+        rings = np.full(len(records), ring, np.uint32)
+        self._records.append(_Records(rings, records, np.column_stack([logprobs, top_logprobs]).ravel()))
 
     def number(self, ring: int, number: int) -> None:
-        """With the next commit: a note for this ring that is a number below 2^31."""
+        """With the next commit: a side record for this ring that is a number below 2^31."""
         self._records.append(
-            _Records(np.array([ring], np.uint32), np.array([number | NOTE], np.uint32), np.array([np.nan], np.float32))
+            _Records(
+                np.array([ring], np.uint32), np.array([number | SIDE_RECORD], np.uint32), np.array([np.nan], np.float32)
+            )
         )
 
     def finish(self, ring: int, reason: FinishReason, num_cached_tokens: int = 0) -> None:

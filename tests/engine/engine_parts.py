@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rbee.engine.input_batch import InputBatch
     from rbee.engine.runners.choice import ModelRunner
 
-_SUBMIT_OPTIONS = frozenset({"received_ns", "priority", "deadline_ns", "cache_salt", "tell_cached"})
+_SUBMIT_OPTIONS = frozenset({"received_ns", "priority", "deadline_ns", "cache_salt", "report_cached"})
 
 PATIENCE = 60.0  # seconds after which something that never comes fails a test
 
@@ -196,8 +196,8 @@ class InProcessEngine:
         assert self.rings.consumer.in_use == 0
         assert not self.core._live
         assert not self.core._rows
-        assert not self.core._untold
-        assert not self.core._num_notes
+        assert not self.core._to_report
+        assert not self.core._num_side_records
 
     def __enter__(self) -> Self:
         return self

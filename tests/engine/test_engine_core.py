@@ -12,7 +12,7 @@ import pytest
 from rbee.engine.process import _Loop
 from rbee.engine.runners.synthetic import SyntheticRunner
 from rbee.engine.scheduling.step_cost import StepCost
-from rbee.messages import NOTE, FinishReason
+from rbee.messages import SIDE_RECORD, FinishReason
 from rbee.models.synthetic import expected_tokens
 from rbee.transport.control import ControlChannel
 from tests.engine.engine_parts import InProcessEngine, Request, ScriptedRunner
@@ -232,10 +232,10 @@ def test_failed_step_ends_every_request_with_error(caplog):
     assert "the device is on fire" in caplog.text
 
 
-def notes_of(request: Request) -> list[tuple[int, bool, float]]:
-    """Each record as (token id, whether it is a note, logprob to four places)."""
+def records_of(request: Request) -> list[tuple[int, bool, float]]:
+    """Each record as (token id, whether it is a side record, logprob to four places)."""
     return [
-        (token & ~NOTE, bool(token & NOTE), round(logprob, 4))
+        (token & ~SIDE_RECORD, bool(token & SIDE_RECORD), round(logprob, 4))
         for token, logprob in zip(request.tokens, request.logprobs, strict=True)
     ]
 
@@ -245,15 +245,15 @@ LIKELY, OTHER = (round(float(x - np.log(np.exp(9) + 63)), 4) for x in (9, 0))
 
 
 def test_logprobs_reach_the_ring():
-    """A request that asks gets each token's logprob; with k, also notes of the k most likely ones; others get NaN."""
+    """A request that asks gets each token's logprob; with k, also side records of the k most likely ones; others get NaN."""
     with InProcessEngine(ScriptedRunner()) as engine:
         chosen = engine.submit([1], max_tokens=2, num_logprobs=0)
         two = engine.submit([1], max_tokens=2, num_logprobs=2)
         none = engine.submit([1], max_tokens=2)
         engine.run()
-        assert notes_of(chosen) == [(2, False, LIKELY), (3, False, LIKELY)]
+        assert records_of(chosen) == [(2, False, LIKELY), (3, False, LIKELY)]
         first = [(2, False, LIKELY), (2, True, LIKELY), (0, True, OTHER)]
-        assert notes_of(two) == [*first, (3, False, LIKELY), (3, True, LIKELY), (0, True, OTHER)]
+        assert records_of(two) == [*first, (3, False, LIKELY), (3, True, LIKELY), (0, True, OTHER)]
         assert none.tokens == [2, 3]
         assert np.isnan(none.logprobs).all()
         engine.assert_at_baseline()
@@ -268,7 +268,7 @@ def test_prompt_is_scored_before_its_first_token(options):
         beside = engine.submit([5], max_tokens=30)
         engine.run()
         expected = [(token, True, 0.0) for token in prompt[1:] for _ in range(2)]
-        assert notes_of(request) == expected + [(token, False, 0.0) for token in expected_tokens(prompt, 3)]
+        assert records_of(request) == expected + [(token, False, 0.0) for token in expected_tokens(prompt, 3)]
         assert beside.tokens == expected_tokens([5], 30)
         engine.assert_at_baseline()
 
@@ -283,14 +283,14 @@ def test_prompt_is_scored_once_whatever_happens():
         request = engine.submit(prompt, max_tokens=2, num_prompt_logprobs=0, received_ns=3)
         engine.run()
         assert engine.scheduler.num_preemptions > 0
-        assert request.tokens == [token | NOTE for token in prompt[1:]] + expected_tokens(prompt, 2)
+        assert request.tokens == [token | SIDE_RECORD for token in prompt[1:]] + expected_tokens(prompt, 2)
         assert (request.cached_tokens, earlier.finish) == (0, FinishReason.LENGTH)
         assert [other.tokens for other in older] == [expected_tokens([n], 15) for n in (50, 60)]
         engine.assert_at_baseline()
 
 
 def test_prompt_whose_scores_are_no_numbers_ends_with_error():
-    """NaN where a prompt token is scored ends that request, and no note of the spoilt rows is published."""
+    """NaN where a prompt token is scored ends that request, and no side record of the spoilt rows is published."""
 
     def spoil(batch, logits):
         if batch.scoring:
@@ -322,7 +322,7 @@ def test_request_whose_records_can_never_fit_its_ring_ends_with_error():
 
 
 def test_slow_reader_of_logprobs_pauses_before_its_ring_overflows():
-    """A sequence samples only when its ring takes the token with all its notes."""
+    """A sequence samples only when its ring takes the token with all its side records."""
     with InProcessEngine(synthetic(), ring_capacity=8) as engine:
         request = engine.submit([1], max_tokens=9, num_logprobs=2)
         engine.rings.consumer.pause(request.ring)
@@ -330,7 +330,7 @@ def test_slow_reader_of_logprobs_pauses_before_its_ring_overflows():
         engine.rings.consumer.resume(request.ring)
         engine.rings.drain()
         engine.run()
-        assert [token for token in request.tokens if not token & NOTE] == expected_tokens([1], 9)
+        assert [token for token in request.tokens if not token & SIDE_RECORD] == expected_tokens([1], 9)
 
 
 def test_deadline_ends_a_request_wherever_it_is():
@@ -429,18 +429,18 @@ def test_number_of_cached_tokens_can_be_had_before_anything_else():
     """A request that wants it gets it as its first record, before its prompt's scores and its output, once."""
     with InProcessEngine(synthetic(), max_num_batched_tokens=8, ring_capacity=8) as engine:
         prompt = [*range(40)]
-        requests = [engine.submit(prompt, max_tokens=2, tell_cached=True)]
+        requests = [engine.submit(prompt, max_tokens=2, report_cached=True)]
         engine.run()
-        requests.append(engine.submit(prompt, max_tokens=2, tell_cached=True))
-        requests.append(engine.submit(prompt, max_tokens=2, tell_cached=True, num_prompt_logprobs=1, num_logprobs=1))
+        requests.append(engine.submit(prompt, max_tokens=2, report_cached=True))
+        requests.append(engine.submit(prompt, max_tokens=2, report_cached=True, num_prompt_logprobs=1, num_logprobs=1))
         engine.run()
-        assert [request.tokens[0] for request in requests] == [NOTE, NOTE | 32, NOTE]
+        assert [request.tokens[0] for request in requests] == [SIDE_RECORD, SIDE_RECORD | 32, SIDE_RECORD]
         assert [request.cached_tokens for request in requests] == [0, 32, 0]
         answer = expected_tokens(prompt, 2)
         assert [request.tokens[1:] for request in requests[:2]] == [answer, answer]
         assert requests[2].tokens[1:] == [
-            *(token | NOTE for token in prompt[1:] for _ in range(2)),
-            *(answer[0], answer[0] | NOTE, answer[1], answer[1] | NOTE),
+            *(token | SIDE_RECORD for token in prompt[1:] for _ in range(2)),
+            *(answer[0], answer[0] | SIDE_RECORD, answer[1], answer[1] | SIDE_RECORD),
         ]  # fmt: skip
         engine.assert_at_baseline()
 
@@ -448,9 +448,9 @@ def test_number_of_cached_tokens_can_be_had_before_anything_else():
 def test_number_of_cached_tokens_needs_its_place_in_the_ring():
     """It is published with the first token, and a ring that cannot take both is refused."""
     with InProcessEngine(synthetic(), ring_capacity=8) as engine:
-        fits = engine.submit([1], max_tokens=1, tell_cached=True, num_logprobs=6)
-        too_many = engine.submit([1], max_tokens=1, tell_cached=True, num_logprobs=7)
-        gone = engine.submit([2], tell_cached=True)
+        fits = engine.submit([1], max_tokens=1, report_cached=True, num_logprobs=6)
+        too_many = engine.submit([1], max_tokens=1, report_cached=True, num_logprobs=7)
+        gone = engine.submit([2], report_cached=True)
         engine.rings.consumer.cancel(gone.ring)
         engine.run()
         assert (len(fits.tokens), fits.finish) == (8, FinishReason.LENGTH)

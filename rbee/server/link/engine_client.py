@@ -46,13 +46,13 @@ class Choice(NamedTuple):
         sampling: what the client asked for.
         sink: hears of its tokens and its end; a DirectSink if there is an outlet, otherwise a TokenSink.
         outlet: writes its tokens.
-        tell_cached: see `rbee.messages.Submit`.
+        report_cached: see `rbee.messages.Submit`.
     """
 
     sampling: SamplingParams
     sink: Sink
     outlet: Outlet | None = None
-    tell_cached: bool = False
+    report_cached: bool = False
 
 
 class TokenStream:
@@ -196,7 +196,7 @@ class EngineClient:
                     priority=priority,
                     deadline_ns=deadline_ns,
                     cache_salt=cache_salt,
-                    tell_cached=choice.tell_cached,
+                    report_cached=choice.report_cached,
                 )
             )
             streams.append(TokenStream(self, ring, generation))

@@ -15,7 +15,7 @@ class TokenBatch(NamedTuple):
     """What one drain has for one sequence; the lists are parallel.
 
     Attributes:
-        token_ids: in order; one with the bit `rbee.messages.NOTE` is no output, see there.
+        token_ids: in order; one with the bit `rbee.messages.SIDE_RECORD` is no output, see there.
         logprobs: natural logarithms, NaN for a sequence that asked for none.
         commit_ns: when the engine published each, CLOCK_MONOTONIC.
         reason: a FinishReason, or 0 if more may come.

@@ -16,7 +16,7 @@ from bisect import bisect_left
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from rbee.messages import NOTE, FinishReason
+from rbee.messages import SIDE_RECORD, FinishReason
 from rbee.server.link.sinks import finish_error
 from rbee.server.protocols.openai.logprobs import TokenLogprob, TokenRecords, token_name
 
@@ -178,14 +178,14 @@ class ChoiceSink:
 
     stream: TokenStream
 
-    def __init__(self, index: int, reply: PieceSink, text: TokenText, *, told_cached: bool = False) -> None:
+    def __init__(self, index: int, reply: PieceSink, text: TokenText, *, report_cached: bool = False) -> None:
         """Start with nothing; `reply` hears of the pieces of `text`.
 
-        With `told_cached` the first record is the number of cached tokens (`Submit.tell_cached`): a choice that a stop
-        string ends does not hear of the engine's finish.
+        With `report_cached` the first record is the number of cached tokens (`Submit.report_cached`): a choice that a
+        stop string ends does not hear of the engine's finish.
         """
         self.index = index
-        self._told_cached = told_cached
+        self._report_cached = report_cached
         self.cached_tokens: int | None = None
         self._reply = reply
         self._text = text
@@ -198,8 +198,8 @@ class ChoiceSink:
     def deliver(self, batch: TokenBatch) -> None:
         """See `TokenSink`."""
         reason = batch.reason
-        if self._told_cached and self.cached_tokens is None and batch.token_ids:
-            self.cached_tokens = batch.token_ids[0] & ~NOTE
+        if self._report_cached and self.cached_tokens is None and batch.token_ids:
+            self.cached_tokens = batch.token_ids[0] & ~SIDE_RECORD
             batch = batch.without_first()
         if reason:
             self.cached_tokens = batch.cached_tokens
@@ -255,7 +255,7 @@ class AnnotatedChoiceSink(ChoiceSink):
         text: TokenText,
         records: TokenRecords,
         *,
-        told_cached: bool = False,
+        report_cached: bool = False,
         logprobs: bool = False,
         echo: Echo | None = None,
         show_output: bool = True,
@@ -267,12 +267,12 @@ class AnnotatedChoiceSink(ChoiceSink):
             reply: hears of the pieces.
             text: of this choice; with an echo it follows that.
             records: of its ring.
-            told_cached: see `ChoiceSink`.
+            report_cached: see `ChoiceSink`.
             logprobs: the pieces have entries.
             echo: comes in front, as a piece of its own.
             show_output: False: the echo is all that the client wants, and no token of the output is shown or counted.
         """
-        super().__init__(index, reply, text, told_cached=told_cached)
+        super().__init__(index, reply, text, report_cached=report_cached)
         self._records = records
         self._logprobs = logprobs
         self._echo = echo

@@ -216,13 +216,13 @@ class Exchange(Response):
             echo=self._echo,
         )
         if self._format is None and self._echo is None:
-            return ChoiceSink(index, reply, text, told_cached=bool(generation.stops))
+            return ChoiceSink(index, reply, text, report_cached=bool(generation.stops))
         return AnnotatedChoiceSink(
             index,
             reply,
             text,
             TokenRecords(sampling, len(generation.prompt)),
-            told_cached=bool(generation.stops),
+            report_cached=bool(generation.stops),
             logprobs=self._format is not None,
             echo=self._echo,
             show_output=generation.show_output,
@@ -243,7 +243,7 @@ class Exchange(Response):
                 self._id,
                 generation.prompt,
                 [
-                    Choice(_seeded(generation.sampling, index), sink, outlet, tell_cached=bool(generation.stops))
+                    Choice(_seeded(generation.sampling, index), sink, outlet, report_cached=bool(generation.stops))
                     for index, sink in enumerate(sinks)
                 ],
                 priority=generation.priority,

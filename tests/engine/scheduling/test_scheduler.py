@@ -371,7 +371,7 @@ def test_the_first_takes_all_when_it_is_the_shortest_too():
 
 
 def test_max_chunk_limits_one_sequence_and_leaves_the_rest_to_others():
-    """A ring that can take few notes holds up its own prompt only."""
+    """A ring that can take few side records holds up its own prompt only."""
     scheduler = new_scheduler(64, budget=16)
     limited, other = new_sequence(0, 10), new_sequence(1, 40)
     limited.max_chunk = 3

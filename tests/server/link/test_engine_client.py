@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rbee.errors import QueueFullError
-from rbee.messages import NOTE, FinishReason, Submit, Wake, pack_token_ids
+from rbee.messages import SIDE_RECORD, FinishReason, Submit, Wake, pack_token_ids
 from rbee.sampling_params import SamplingParams
 from rbee.server.errors import ApiError
 from rbee.server.link.engine_client import Choice, EngineClient
@@ -112,10 +112,10 @@ def test_batch_has_logprobs_and_what_was_cached():
 
     async def check(engine):
         _, ring, sink = engine.submit()
-        engine.commit([(ring, 10), (ring, NOTE | 11), (ring, 12)])
+        engine.commit([(ring, 10), (ring, SIDE_RECORD | 11), (ring, 12)])
         await until(lambda: sink.token_ids)
-        assert (sink.token_ids, sink.cached_tokens) == ([10, NOTE | 11, 12], None)
-        assert sink.logprobs == [-10, -float(np.float32(NOTE | 11)), -12]
+        assert (sink.token_ids, sink.cached_tokens) == ([10, SIDE_RECORD | 11, 12], None)
+        assert sink.logprobs == [-10, -float(np.float32(SIDE_RECORD | 11)), -12]
         engine.commit([(ring, 13)], [(ring, FinishReason.DEADLINE | 70_000 << 8)])
         await until(lambda: sink.ends)
         assert (sink.ends, sink.cached_tokens) == ([FinishReason.DEADLINE], 70_000)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from rbee.config import EngineConfig
-from rbee.messages import NOTE, FinishReason
+from rbee.messages import SIDE_RECORD, FinishReason
 from rbee.sampling_params import SamplingParams
 from rbee.server.errors import ApiError
 from rbee.server.link.supervisor import Supervisor
@@ -62,7 +62,7 @@ class RecordingClient:
         """Keep it; each choice ends at once."""
         self.submitted.append((prompt, [choice.sampling for choice in choices], options))
         for choice in choices:
-            told = [NOTE] if choice.tell_cached else []
+            told = [SIDE_RECORD] if choice.report_cached else []
             records = batch([*told, *self._answer], FinishReason.LENGTH)
             asyncio.get_running_loop().call_soon(choice.sink.deliver, records)
         return [RecordingStream() for _ in choices]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from rbee.messages import NOTE
+from rbee.messages import SIDE_RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +39,7 @@ class ScoredToken(NamedTuple):
 
 
 class TokenRecords:
-    """Puts the records of one sequence together again: each token with its notes, see `rbee.messages.NOTE`.
+    """Puts the records of one sequence together again: each token with its notes, see `rbee.messages.SIDE_RECORD`.
 
     A batch may end anywhere, also between a token and its notes; the token comes with the batch that completes it.
     """
@@ -55,7 +55,7 @@ class TokenRecords:
     def take(self, batch: TokenBatch) -> Iterator[ScoredToken]:
         """The tokens that are complete with this batch, in order."""
         for token_id, logprob, committed_ns in zip(batch.token_ids, batch.logprobs, batch.commit_ns, strict=True):
-            self._group.append((token_id & ~NOTE, logprob))
+            self._group.append((token_id & ~SIDE_RECORD, logprob))
             of_prompt = self._prompt_left > 0
             if len(self._group) == (self._prompt_size if of_prompt else self._size):
                 (own_id, own_logprob), *top = self._group

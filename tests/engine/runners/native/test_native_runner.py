@@ -20,7 +20,7 @@ from rbee.config import EngineConfig
 from rbee.engine.runners.native.runner import NativeRunner
 from rbee.engine.runners.native.spec import read_spec
 from rbee.errors import ConfigError, ModelError
-from rbee.messages import NOTE, FinishReason
+from rbee.messages import SIDE_RECORD, FinishReason
 from tests.engine.engine_parts import InProcessEngine, engine_process
 from tests.engine.runners.native.native_parts import INSTRUCTION_SETS, take_weights
 from tests.engine.runners.native.weights_parts import load as load_weights
@@ -129,15 +129,15 @@ def logprobs_of(folder: Path, tokens: list[int]) -> np.ndarray:
 
 
 def records_of(request: Request) -> list[tuple[int, bool, float]]:
-    """Token, whether it is a note, and logprob."""
+    """Token, whether it is a side record, and logprob."""
     pairs = zip(request.tokens, request.logprobs, strict=True)
-    return [(token & ~NOTE, bool(token & NOTE), logprob) for token, logprob in pairs]
+    return [(token & ~SIDE_RECORD, bool(token & SIDE_RECORD), logprob) for token, logprob in pairs]
 
 
-def expected_records(logprobs: np.ndarray, token: int, count: int, *, note: bool) -> list[tuple[int, bool, float]]:
+def expected_records(logprobs: np.ndarray, token: int, count: int, *, side: bool) -> list[tuple[int, bool, float]]:
     """Of a token at the place of these logprobs [vocab], and of the `count` most likely ones."""
     best = np.argsort(-logprobs)[:count]
-    return [(token, note, logprobs[token]), *((int(other), True, logprobs[other]) for other in best)]
+    return [(token, side, logprobs[token]), *((int(other), True, logprobs[other]) for other in best)]
 
 
 def assert_records(records: list[tuple[int, bool, float]], wanted: list[tuple[int, bool, float]]) -> None:
@@ -156,11 +156,11 @@ def test_logprobs_are_those_of_the_model(llama):
         }
         engine.run()
     for choice, request in requests.items():
-        tokens = [token for token in request.tokens if not token & NOTE]
+        tokens = [token for token in request.tokens if not token & SIDE_RECORD]
         logprobs = logprobs_of(llama, prompt + tokens)[len(prompt) - 1 : -1]
         best = logprobs if choice is None else np.where(np.isin(np.arange(211), choice), logprobs, -np.inf)
         assert tokens == best.argmax(-1).tolist()
-        wanted = [expected_records(row, token, 3, note=False) for row, token in zip(logprobs, tokens, strict=True)]
+        wanted = [expected_records(row, token, 3, side=False) for row, token in zip(logprobs, tokens, strict=True)]
         assert_records(records_of(request), [record for records in wanted for record in records])
 
 
@@ -173,10 +173,10 @@ def test_a_prompt_is_scored(llama, options):
         request = engine.submit(prompt, max_tokens=2, num_prompt_logprobs=2, num_logprobs=0)
         engine.run()
         assert beside.finish == request.finish == FinishReason.LENGTH
-    tokens = [token for token in request.tokens if not token & NOTE]
+    tokens = [token for token in request.tokens if not token & SIDE_RECORD]
     logprobs = logprobs_of(llama, prompt + tokens)
-    wanted = [expected_records(logprobs[i], token, 2, note=True) for i, token in enumerate(prompt[1:])]
-    wanted += [expected_records(logprobs[len(prompt) - 1 + i], token, 0, note=False) for i, token in enumerate(tokens)]
+    wanted = [expected_records(logprobs[i], token, 2, side=True) for i, token in enumerate(prompt[1:])]
+    wanted += [expected_records(logprobs[len(prompt) - 1 + i], token, 0, side=False) for i, token in enumerate(tokens)]
     assert_records(records_of(request), [record for records in wanted for record in records])
 
 
