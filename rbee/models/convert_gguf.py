@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
 import re
 import shutil
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -28,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from rbee.errors import ModelError
 from rbee.models.cache import NO_SPACE_ERRNOS, check_space, no_space
 from rbee.models.gguf_header import read_header
+from rbee.parent import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -185,14 +184,6 @@ def _explain(error: Exception, source: Path, folder: Path) -> ModelError:
     return ModelError(f"transformers cannot convert {source} ({type(error).__name__}: {reason.rstrip('.')}).")
 
 
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when `parent` is gone, even if it was killed itself."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 def run(source: Path, folder: Path, report: Reporter) -> int:
     """`convert`, with every failure reported as a sentence; returns the exit status, 0 or 2."""
     try:
@@ -214,7 +205,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("source", type=Path)
     parser.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
-    _die_with(options.parent_pid)
+    if not die_with_parent(options.parent_pid):
+        return 2
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as lines:
         os.dup2(2, 1)  # nothing that a library prints gets between the lines
         return run(options.source, options.folder, Reporter(lines))
