@@ -44,8 +44,6 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     engine: EngineConfig
     arena_name: str
-    epoch: int
-    debug: bool = False
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -80,10 +78,6 @@ class Wake(msgspec.Struct, frozen=True, tag=True):
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Stop stepping, end what runs with `abort`, exit 0."""
-
-
-class QueryStats(msgspec.Struct, frozen=True, tag=True):
-    """Ask for Stats; the engine answers between two steps."""
 
 
 # ---- engine -> server ------------------------------------------------------------------------------------------
@@ -122,21 +116,8 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     message: str
 
 
-class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Where the engine stands; the answer to QueryStats. Preemptions, steps and prompt tokens count from its start."""
-
-    num_blocks: int
-    num_free_blocks: int
-    num_running: int
-    num_waiting: int
-    num_preemptions: int
-    num_steps: int
-    num_prompt_tokens: int
-    num_cached_prompt_tokens: int
-
-
-ToEngine = Configure | Submit | Wake | Shutdown | QueryStats
-ToServer = Attached | Loading | Ready | Failed | Stats
+ToEngine = Configure | Submit | Wake | Shutdown
+ToServer = Attached | Loading | Ready | Failed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -25,13 +24,15 @@ from typing import TYPE_CHECKING
 
 from rbee import logs, messages
 from rbee.engine.engine_core import EngineCore
+from rbee.engine.intake import Intake
 from rbee.engine.publisher import Publisher
-from rbee.engine.runners import choice as model_runner
+from rbee.engine.runners import choice
 from rbee.engine.scheduling.block_manager import BlockManager
 from rbee.engine.scheduling.scheduler import Scheduler
 from rbee.engine.scheduling.step_cost import StepCost
 from rbee.errors import ConfigError, RbeeError
 from rbee.messages import FinishReason
+from rbee.parent import die_with_parent
 from rbee.transport import Arena, Producer
 from rbee.transport.control import ControlChannel
 
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG = 1
 _HEARTBEAT_MS = 100
+_SECONDS_BETWEEN_RECORDS = 1.0  # of one stage of loading; each is a line of the server's log
 _LOADING, _IDLE, _STEPPING = 1, 2, 3  # engine states, as Producer.beat() takes them
 
 
@@ -54,7 +55,7 @@ def main() -> int:
     parser.add_argument("--debug", action="store_true")
     options = parser.parse_args()
 
-    if not _die_with_parent(options.parent_pid):
+    if not die_with_parent(options.parent_pid):
         return 0
     for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C and service managers signal the whole group:
         signal.signal(number, signal.SIG_IGN)  # the server decides, and lets open streams finish first
@@ -68,14 +69,6 @@ def main() -> int:
         return 0
     finally:
         channel.close()
-
-
-def _die_with_parent(parent_pid: int) -> bool:
-    """Have the kernel kill this process when its parent ends. False: it has ended already."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    return os.getppid() == parent_pid
 
 
 def _run(channel: ControlChannel, doorbell_fd: int, *, debug: bool) -> int:
@@ -101,7 +94,7 @@ def _run(channel: ControlChannel, doorbell_fd: int, *, debug: bool) -> int:
             return 2
         gc.collect()
         gc.freeze()  # what is alive now stays alive: no collection needs to look at it again
-        return _Loop(channel, producer, core).run(early)
+        return Loop(channel, producer, core).run(early)
 
 
 def _first_record(channel: ControlChannel) -> tuple[messages.Configure, list[bytes]]:
@@ -125,27 +118,24 @@ def _load(config: EngineConfig, channel: ControlChannel, producer: Producer) -> 
         if getattr(config, option) < 1:
             raise ConfigError(f"--{option.replace('_', '-')} {getattr(config, option)} must be at least 1.")
     started = time.monotonic()
-
-    def progress(stage: str, done: int, total: int) -> None:
-        producer.beat(_LOADING)
-        channel.send(messages.encode(messages.Loading(stage=stage, done=done, total=total)))
-
     producer.beat(_LOADING)
-    runner = model_runner.load(config, progress)
+    runner = choice.load(config, _LoadingReport(channel, producer), on_progress=lambda: producer.beat(_STEPPING))
     scheduler = Scheduler(
         BlockManager(runner.num_blocks, config.block_size, prefix_caching=config.prefix_caching),
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=runner.max_model_len,
     )
-    core = EngineCore(
-        runner,
+    publisher = Publisher(producer)
+    intake = Intake(
         scheduler,
         producer,
-        Publisher(producer),
-        step_cost=StepCost(config.max_decode_slowdown),
+        publisher,
+        vocab_size=runner.vocab_size,
+        max_model_len=runner.max_model_len,
         slow_reader_timeout=config.slow_reader_timeout,
     )
+    core = EngineCore(runner, scheduler, intake, publisher, step_cost=StepCost(config.max_decode_slowdown))
     ready = messages.Ready(
         runner=runner.name,
         device=runner.device,
@@ -161,7 +151,24 @@ def _load(config: EngineConfig, channel: ControlChannel, producer: Producer) -> 
     return core
 
 
-class _Loop:
+class _LoadingReport:
+    """A `Progress`: beats the heartbeat for each part, and sends a record for each stage and at most every second."""
+
+    def __init__(self, channel: ControlChannel, producer: Producer) -> None:
+        self._channel = channel
+        self._producer = producer
+        self._stage = ""
+        self._sent = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self._producer.beat(_LOADING)
+        now = time.monotonic()
+        if stage != self._stage or now - self._sent > _SECONDS_BETWEEN_RECORDS:
+            self._stage, self._sent = stage, now
+            self._channel.send(messages.encode(messages.Loading(stage=stage, done=done, total=total)))
+
+
+class Loop:
     """Steps while there is work, sleeps while there is none, and obeys the control channel between steps."""
 
     def __init__(self, channel: ControlChannel, producer: Producer, core: EngineCore) -> None:
@@ -189,7 +196,8 @@ class _Loop:
                     self._core.end_all(FinishReason.ERROR)
                     return 1
                 self._producer.beat(_STEPPING if stepped else _IDLE)
-                self._report(time.monotonic_ns() - started if stepped else 0)
+                step_ns = time.monotonic_ns() - started if stepped else 0
+                self._producer.report(step_ns, **self._core.gauges()._asdict())
                 if not stepped:
                     poller.poll(_HEARTBEAT_MS / 1e3)
                 records = self._channel.receive()
@@ -201,28 +209,12 @@ class _Loop:
         self._producer.arm_wait()
         return self._core.step()
 
-    def _report(self, step_ns: int) -> None:
-        """Show observers of the arena how things stand."""
-        stats = self._core.stats()
-        self._producer.report(
-            step_ns,
-            sequences_running=stats.num_running,
-            sequences_waiting=stats.num_waiting,
-            kv_blocks=stats.num_blocks,
-            kv_blocks_used=stats.num_blocks - stats.num_free_blocks,
-            preemptions=stats.num_preemptions,
-            prompt_tokens=stats.num_prompt_tokens,
-            cached_prompt_tokens=stats.num_cached_prompt_tokens,
-        )
-
     def _obey(self, records: list[bytes]) -> bool:
         """Do what the server asks. False: stop."""
         for payload in records:
             match messages.decode_to_engine(payload):
                 case messages.Submit() as submission:
                     self._core.submit(submission)
-                case messages.QueryStats():
-                    self._channel.send(messages.encode(self._core.stats()))
                 case messages.Shutdown():
                     return False
                 case messages.Wake() | messages.Configure():

@@ -97,6 +97,11 @@ class Sampled(NamedTuple):
     top_ids: NDArray[np.uint32]
     top_logprobs: NDArray[np.float32]
 
+    def only(self, rows: list[int]) -> Sampled:
+        """The entries of these rows."""
+        token_ids, logprobs, valid, top_ids, top_logprobs = self
+        return Sampled(token_ids[rows], logprobs[rows], valid[rows], top_ids[rows], top_logprobs[rows])
+
 
 class Scored(NamedTuple):
     """One entry per token.

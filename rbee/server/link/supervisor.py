@@ -137,7 +137,7 @@ class Supervisor:
         self._resources.callback(loop.remove_reader, doorbell)
         loop.add_reader(pidfd, self._on_exit, pidfd)
         self._resources.callback(loop.remove_reader, pidfd)
-        self._send(Configure(engine=self._engine, arena_name=self._arena.name, epoch=1))
+        self._send(Configure(engine=self._engine, arena_name=self._arena.name))
 
     def check_ready(self) -> Ready:
         """The engine's description, or an ApiError with status 503."""
