@@ -56,7 +56,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         priority: smaller runs earlier; see `rbee.engine.scheduling.sequence`.
         deadline_ns: when it ends at the latest, CLOCK_MONOTONIC; 0 is never.
         cache_salt: only requests with the same salt share cached prefixes.
-        report_cached: publish how many of the prompt's tokens were cached as soon as that is known, not only with the
+        report_cached: publish how many of the prompt's tokens were cached as the first record, not only with the
             finish. For a request that the server may end before the engine does, because of a stop string.
     """
 

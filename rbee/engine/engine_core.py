@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rbee.engine.intake import Intake, Live
     from rbee.engine.publisher import Publisher
     from rbee.engine.runners.interface import ModelRunner
-    from rbee.engine.scheduling.scheduler import Scheduled, Scheduler
+    from rbee.engine.scheduling.scheduler import Scheduler
     from rbee.engine.scheduling.step_cost import StepCost
     from rbee.engine.step_clock import PhaseTimes
     from rbee.messages import Submit
@@ -96,11 +96,11 @@ class EngineCore:
         logits = self._runner.execute(batch).logits
         clock.lap()
         self._scheduler.update(scheduled)
-        sampled = self._sample(batch, logits)
-        self._report_cached(scheduled)
+        lives = [self._live[sequence.ring] for sequence in batch.row_sequences[: batch.num_sampling]]
+        sampled = self._sample(lives, logits)
         self._score_prompts(batch, logits)
         clock.lap()
-        self._take_tokens(batch, sampled)
+        self._take_tokens(lives, sampled)
         self._publisher.commit()
         seconds = clock.end()
         self._step_cost.observe(batch.num_decodes, len(batch.token_ids) - batch.num_decodes, seconds)
@@ -129,64 +129,63 @@ class EngineCore:
     def _prompt_budget(self) -> int:
         return self._step_cost.prompt_budget(self._scheduler.num_decodes, self._scheduler.num_prompts)
 
-    def _sample(self, batch: InputBatch, logits: NDArray[np.float32]) -> sampler.Sampled:
-        """Draw a token for each of the rows that sample."""
-        lives = [self._live[row.sequence.ring] for row in batch.rows[: batch.num_sampling]]
+    def _sample(self, lives: list[Live], logits: NDArray[np.float32]) -> sampler.Sampled:
+        """Draw a token for each of the rows that sample, which come first."""
         return sampler.sample(
-            logits[: batch.num_sampling],
+            logits[: len(lives)],
             [live.row for live in lives],
             most_logprobs=max([live.num_side_records for live in lives], default=0),
             pool=self._runner.pool,
         )
 
-    def _report_cached(self, scheduled: list[Scheduled]) -> None:
-        """For those that have run for the first time and want it: publish how much of their prompt was cached."""
-        for sequence, _ in scheduled:
-            live = self._live[sequence.ring]
-            if live.report_cached:
-                self._publisher.number(sequence.ring, sequence.num_cached_tokens)
-                live.report_cached = False
-
     def _score_prompts(self, batch: InputBatch, logits: NDArray[np.float32]) -> None:
         """Publish the logprobs of the prompt tokens that this step has scored."""
         for sequence, rows in batch.scoring():
-            start, end = batch.rows[rows.start].position + 1, batch.rows[rows.stop - 1].position + 2
+            live = self._live[sequence.ring]
+            start = int(batch.positions[batch.logits_rows[rows.start]]) + 1
+            end = start + rows.stop - rows.start
             token_ids = np.array(sequence.token_ids[start:end], np.uint32)
             num_logprobs = sequence.sampling.num_prompt_logprobs or 0
             scored = sampler.score(logits[rows], token_ids, num_logprobs, pool=self._runner.pool)
             if np.isnan(scored.logprobs).any():
-                self._fail(self._live[sequence.ring])
+                self._fail(live)
                 continue
+            self._report_cached(live)
             self._publisher.prompt_scores(sequence.ring, token_ids, scored)
             sequence.num_scored_tokens = end
 
-    def _take_tokens(self, batch: InputBatch, sampled: sampler.Sampled) -> None:
+    def _take_tokens(self, lives: list[Live], sampled: sampler.Sampled) -> None:
         """Append what was sampled, publish it, and end the sequences that this ends."""
+        max_model_len = self._runner.max_model_len
         taken: list[int] = []
-        rings: list[int] = []
-        num_side_records: list[int] = []
-        for row, (token, valid) in enumerate(zip(sampled.token_ids.tolist(), sampled.valid.tolist(), strict=True)):
-            sequence = batch.rows[row].sequence
-            live = self._live.get(sequence.ring)
-            if live is None:  # failed when its prompt was scored
+        for row, (live, token, valid) in enumerate(
+            zip(lives, sampled.token_ids.tolist(), sampled.valid.tolist(), strict=True)
+        ):
+            if live.ended:  # when its prompt was scored
                 continue
             if not valid:
                 self._fail(live)
                 continue
             taken.append(row)
-            rings.append(sequence.ring)
-            num_side_records.append(live.num_side_records)
+            if live.report_cached:
+                self._report_cached(live)
+            sequence = live.sequence
             sequence.token_ids.append(token)
             if token in sequence.sampling.stop_token_ids:
                 self._intake.finish(live, FinishReason.STOP)
-            elif (
-                sequence.num_output_tokens == sequence.sampling.max_tokens
-                or sequence.num_tokens == self._runner.max_model_len
-            ):
+            elif sequence.num_output_tokens == sequence.sampling.max_tokens or sequence.num_tokens == max_model_len:
                 self._intake.finish(live, FinishReason.LENGTH)
-        if taken:
-            chosen = sampled if len(taken) == batch.num_sampling else sampled.only(taken)
-            self._publisher.tokens(rings, chosen, num_side_records)
+        if len(taken) < len(lives):
+            lives, sampled = [lives[row] for row in taken], sampled.only(taken)
+        if lives:
+            rings = [live.sequence.ring for live in lives]
+            self._publisher.tokens(rings, sampled, [live.num_side_records for live in lives])
+
+    def _report_cached(self, live: Live) -> None:
+        """Publish how many of a prompt's tokens were cached, once, if the request asks for it."""
+        if live.report_cached:
+            self._publisher.number(live.sequence.ring, live.sequence.num_cached_tokens)
+            live.report_cached = False
 
     def _fail(self, live: Live) -> None:
         """End a sequence whose logits leave nothing to draw, and share nothing of what it computed."""

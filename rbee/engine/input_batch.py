@@ -5,11 +5,9 @@ Owns their layout. Does not know what computes with them: all runners read the s
 
 from __future__ import annotations
 
-import array
 import itertools
 from dataclasses import dataclass
-from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,13 +18,6 @@ if TYPE_CHECKING:
 
     from rbee.engine.scheduling.scheduler import Scheduled
     from rbee.engine.scheduling.sequence import Sequence
-
-
-class LogitsRow(NamedTuple):
-    """A row of logits: they predict what follows the token at `position` of `sequence`."""
-
-    sequence: Sequence
-    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +35,11 @@ class InputBatch:
         positions: int64 [T], each token's index in its sequence.
         slot_mapping: int64 [T], where its keys and values go: block * block_size + offset.
         block_tables: int64 [S, most blocks of any], padded with 0.
-        rows: whose logits are wanted. First the rows behind a sequence's last token, which sample; then those behind a
-            token of a prompt, which score the next one, grouped by sequence and in order.
-        logits_rows: int64 [len(rows)], which of the T tokens each row is computed from.
-        num_sampling: how many of the rows sample.
+        logits_rows: int64 [R], the tokens of the T whose logits are wanted. A row of logits predicts what follows its
+            token. First the last tokens of sequences, whose rows sample; then tokens of prompts, whose rows score the
+            next token, grouped by sequence and in order.
+        row_sequences: whose each of the R is; `positions[logits_rows]` are their positions.
+        num_sampling: how many of the R, from the first on, sample.
     """
 
     num_decodes: int
@@ -57,8 +49,8 @@ class InputBatch:
     positions: NDArray[np.int64]
     slot_mapping: NDArray[np.int64]
     block_tables: NDArray[np.int64]
-    rows: list[LogitsRow]
     logits_rows: NDArray[np.int64]
+    row_sequences: list[Sequence]
     num_sampling: int
 
     @classmethod
@@ -66,12 +58,15 @@ class InputBatch:
         """The batch for a non-empty list of scheduled sequences whose blocks are allocated."""
         decodes = sorted((entry for entry in scheduled if entry.num_tokens == 1), key=_context)
         ordered = [*decodes, *(entry for entry in scheduled if entry.num_tokens > 1)]
-        # One pass over plain arrays: for a row of one token that is several times cheaper than numpy's calls.
-        token_ids, positions, slots = array.array("q"), array.array("q"), array.array("q")
-        query_start, context_lens = array.array("q", [0]), array.array("q")
-        sampling: list[LogitsRow] = []
-        scoring: list[LogitsRow] = []
-        sampling_tokens, scoring_tokens = array.array("q"), array.array("q")
+        # One pass over lists: for a row of one token that is several times cheaper than numpy's calls.
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        query_start, context_lens = [0], []
+        sampling_rows: list[int] = []
+        scoring_rows: list[int] = []
+        sampling: list[Sequence] = []
+        scoring: list[Sequence] = []
         for entry in ordered:
             sequence, num_tokens = entry
             start, table = sequence.num_computed_tokens, sequence.block_table
@@ -81,20 +76,18 @@ class InputBatch:
                 positions.append(start)
                 slots.append(table[start // block_size] * block_size + start % block_size)
             else:
-                token_ids.extend(sequence.token_ids[start:end].tolist())
+                token_ids.extend(sequence.token_ids[start:end])
                 positions.extend(range(start, end))
                 slots.extend([table[p // block_size] * block_size + p % block_size for p in range(start, end)])
             query_start.append(len(token_ids))
             context_lens.append(end)
             if entry.samples:
-                sampling.append(LogitsRow(sequence, end - 1))
-                sampling_tokens.append(len(token_ids) - 1)
+                sampling.append(sequence)
+                sampling_rows.append(len(token_ids) - 1)
             if sequence.scores_prompt:
-                first = max(start, sequence.num_scored_tokens - 1)
-                last = min(end, sequence.num_prompt_tokens - 1)
-                scoring.extend(LogitsRow(sequence, position) for position in range(first, last))
-                behind = len(token_ids) - end
-                scoring_tokens.extend(range(behind + first, behind + last))
+                scored = range(max(start, sequence.num_scored_tokens - 1), min(end, sequence.num_prompt_tokens - 1))
+                scoring.extend([sequence] * len(scored))
+                scoring_rows.extend([len(token_ids) - end + position for position in scored])
 
         block_tables = np.zeros((len(ordered), max(len(entry.sequence.block_table) for entry in ordered)), np.int64)
         for row, entry in enumerate(ordered):
@@ -107,15 +100,15 @@ class InputBatch:
             positions=_numpy(positions),
             slot_mapping=_numpy(slots),
             block_tables=block_tables,
-            rows=sampling + scoring,
-            logits_rows=_numpy(sampling_tokens + scoring_tokens),
+            logits_rows=_numpy(sampling_rows + scoring_rows),
+            row_sequences=sampling + scoring,
             num_sampling=len(sampling),
         )
 
     def scoring(self) -> Iterator[tuple[Sequence, slice]]:
-        """Each sequence whose prompt is scored, and which of the rows are its."""
+        """Each sequence whose prompt is scored, and which of the R rows are its."""
         first = self.num_sampling
-        for sequence, group in itertools.groupby(self.rows[first:], key=itemgetter(0)):
+        for sequence, group in itertools.groupby(self.row_sequences[first:]):
             last = first + len(list(group))
             yield sequence, slice(first, last)
             first = last
@@ -125,5 +118,5 @@ def _context(entry: Scheduled) -> int:
     return entry.sequence.num_computed_tokens
 
 
-def _numpy(numbers: array.array[int]) -> NDArray[np.int64]:
-    return np.array(numbers, np.int64)  # of an array it takes the memory whole
+def _numpy(numbers: list[int]) -> NDArray[np.int64]:
+    return np.array(numbers, np.int64)

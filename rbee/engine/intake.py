@@ -42,8 +42,9 @@ class Live:
         sequence: the scheduler's.
         row: what the sampler needs of it.
         num_side_records: published with each of its tokens.
-        report_cached: its number of cached tokens is yet to be published.
+        report_cached: its number of cached tokens is yet to be published, as its first record.
         full_since_ns: when it was paused, if it is.
+        ended: it has its finish reason.
     """
 
     sequence: Sequence
@@ -51,6 +52,7 @@ class Live:
     num_side_records: int
     report_cached: bool
     full_since_ns: int = 0
+    ended: bool = False
 
 
 class Intake:
@@ -109,8 +111,8 @@ class Intake:
         self.take_submissions()
         self._end_cancelled()
         self._end_overdue(now)
-        self._measure_rings(now)
-        self._end_slow_readers(now)
+        if full := self._pause_full_rings(now):
+            self._end_slow_readers(full, now)
 
     def take_submissions(self) -> None:
         """Make the queued requests live, or end those that cannot run with ERROR."""
@@ -129,6 +131,7 @@ class Intake:
         sequence = live.sequence
         self._scheduler.remove(sequence, invalid_kv=invalid_kv)
         del self.live[sequence.ring]
+        live.ended = True
         self._publisher.finish(sequence.ring, reason, sequence.num_cached_tokens)
 
     def _add(self, submission: Submit) -> None:
@@ -177,24 +180,22 @@ class Intake:
         """End the sequences whose deadline has come, also those that never ran."""
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, live = heapq.heappop(self._deadlines)
-            if self._is_live(live):
+            if not live.ended:
                 self.finish(live, FinishReason.DEADLINE)
 
     def _drop_ended_deadlines(self) -> None:
         """Most requests end long before their deadline, which would keep them in memory until then."""
         if len(self._deadlines) > 2 * len(self.live) + _MANY_DEADLINES:
-            self._deadlines = [entry for entry in self._deadlines if self._is_live(entry[2])]
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].ended]
             heapq.heapify(self._deadlines)
 
-    def _is_live(self, live: Live) -> bool:
-        return self.live.get(live.sequence.ring) is live
-
-    def _measure_rings(self, now: int) -> None:
+    def _pause_full_rings(self, now: int) -> list[Live]:
         """Pause the sequences whose ring is too full for a step, and bound the chunks of prompts that are scored.
 
-        A step adds a token with its side records; or, for each token of a chunk but a prompt's last one, the side
-        records that score the next.
+        Returns the paused ones. A step adds a token with its side records; or, for each token of a chunk but a
+        prompt's last one, the side records that score the next.
         """
+        full = []
         for ring, live in self.live.items():
             sequence = live.sequence
             room = self._producer.free_space(ring) - live.num_side_records - live.report_cached
@@ -203,14 +204,16 @@ class Intake:
                 sequence.max_chunk = min(room, _MAX_SCORED_TOKENS)
             else:
                 sequence.max_chunk = 0
-            is_full = room <= 0
-            if is_full and not sequence.paused:
-                live.full_since_ns = now
-            sequence.paused = is_full
+            if room > 0:
+                sequence.paused = False
+                continue
+            full.append(live)
+            if not sequence.paused:
+                sequence.paused, live.full_since_ns = True, now
+        return full
 
-    def _end_slow_readers(self, now: int) -> None:
-        """End the sequences whose ring has been full for too long without a break."""
-        latest = now - self._slow_reader_ns
-        too_slow = [live for live in self.live.values() if live.sequence.paused and live.full_since_ns <= latest]
-        for live in too_slow:
-            self.finish(live, FinishReason.SLOW_READER)
+    def _end_slow_readers(self, full: list[Live], now: int) -> None:
+        """End those of the `full` ones that have been so for too long without a break."""
+        for live in full:
+            if now - live.full_since_ns >= self._slow_reader_ns:
+                self.finish(live, FinishReason.SLOW_READER)

@@ -58,9 +58,9 @@ class ScriptedRunner:
     def execute(self, batch: InputBatch) -> StepOutput:
         """One-hot rows where it samples."""
         self.batches.append(batch)
-        logits = np.zeros((len(batch.rows), self.vocab_size), np.float32)
-        for row, (sequence, position) in enumerate(batch.rows[: batch.num_sampling]):
-            logits[row, (sequence.token_ids[position] + 1) % self.vocab_size] = 9
+        logits = np.zeros((len(batch.logits_rows), self.vocab_size), np.float32)
+        for row, sequence in enumerate(batch.row_sequences[: batch.num_sampling]):
+            logits[row, (sequence.token_ids[-1] + 1) % self.vocab_size] = 9
         if self._react is not None:
             self._react(batch, logits)
         return StepOutput(logits)

@@ -90,7 +90,7 @@ def test_logits_that_are_not_numbers_end_only_their_request():
     """One row of NaN in the third step ends that request after two tokens; the others never notice."""
 
     def spoil(batch, logits):
-        for row, (sequence, _) in enumerate(batch.rows[: batch.num_sampling]):
+        for row, sequence in enumerate(batch.row_sequences[: batch.num_sampling]):
             if sequence.num_prompt_tokens == 2 and sequence.num_output_tokens == 2:
                 logits[row] = np.nan
 
@@ -218,7 +218,7 @@ def test_failed_step_ends_every_request_with_error(caplog):
     """When the model itself raises, all that lives gets ERROR, the log the traceback, the exit code is 1."""
 
     def fail(batch, _logits):
-        if batch.rows[0].sequence.num_output_tokens == 2:
+        if batch.row_sequences[0].num_output_tokens == 2:
             raise RuntimeError("the device is on fire")
 
     server_end, engine_end = socket.socketpair()
@@ -297,7 +297,7 @@ def test_prompt_whose_scores_are_no_numbers_ends_with_error():
     """NaN where a prompt token is scored ends that request, and no side record of the spoilt rows is published."""
 
     def spoil(batch, logits):
-        if len(batch.rows) > batch.num_sampling:
+        if len(batch.row_sequences) > batch.num_sampling:
             logits[batch.num_sampling + 1] = np.nan
 
     with InProcessEngine(ScriptedRunner(spoil)) as engine:
@@ -580,7 +580,16 @@ def test_batch_asks_for_the_logits_that_score_a_prompt():
         engine.submit([1, 2, 3, 4, 5, 6], max_tokens=2, num_prompt_logprobs=0)
         engine.run()
         asked = [
-            (batch.logits_rows.tolist(), [(s.num_prompt_tokens, p) for s, p in batch.rows], batch.num_sampling)
+            (
+                batch.logits_rows.tolist(),
+                [
+                    (sequence.num_prompt_tokens, position)
+                    for sequence, position in zip(
+                        batch.row_sequences, batch.positions[batch.logits_rows].tolist(), strict=True
+                    )
+                ],
+                batch.num_sampling,
+            )
             for batch in runner.batches
         ]
         assert asked == [

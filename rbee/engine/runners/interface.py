@@ -28,12 +28,12 @@ class Unsupported(Exception):  # noqa: N818 - no failure: another runner may ser
 
 
 class StepOutput(NamedTuple):
-    """What a step has computed; row i belongs to `batch.rows[i]`.
+    """What a step has computed: a row for each of the batch's R `logits_rows`.
 
     Attributes:
-        logits: float32 [len(batch.rows), vocab_size], C-contiguous. A row that the model could not compute properly is
+        logits: float32 [R, vocab_size], C-contiguous. A row that the model could not compute properly is
             not finite; the other rows do not depend on it. The next step may overwrite the memory.
-        hidden_states: float32 [len(batch.rows), hidden_size], the input of the head. None: the runner keeps none.
+        hidden_states: float32 [R, hidden_size], the input of the head. None: the runner keeps none.
     """
 
     logits: NDArray[np.float32]

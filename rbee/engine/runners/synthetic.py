@@ -72,14 +72,13 @@ class SyntheticRunner:
 
         The tokens of a prompt are the ones that the model expects.
         """
-        logits = np.full((len(batch.rows), self.vocab_size), -np.inf, dtype=np.float32)
-        for row, (sequence, position) in enumerate(batch.rows):
-            if row < batch.num_sampling:
-                prompt_hash = synthetic.prompt_hash(sequence.token_ids[: sequence.num_prompt_tokens])
-                token = synthetic.sequence_token(prompt_hash, sequence.num_output_tokens)
-            else:
-                token = sequence.token_ids[position + 1]
-            logits[row, token] = 0
+        logits = np.full((len(batch.logits_rows), self.vocab_size), -np.inf, dtype=np.float32)
+        for row, sequence in enumerate(batch.row_sequences[: batch.num_sampling]):
+            prompt_hash = synthetic.prompt_hash(sequence.token_ids[: sequence.num_prompt_tokens])
+            logits[row, synthetic.sequence_token(prompt_hash, sequence.num_output_tokens)] = 0
+        targets = batch.positions[batch.logits_rows] + 1
+        for row in range(batch.num_sampling, len(targets)):
+            logits[row, batch.row_sequences[row].token_ids[targets[row]]] = 0
         self._on_progress()
         self._wait()
         return StepOutput(logits)
