@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from rbee.engine.runners.choice import ModelRunner
+    from rbee.engine.runners.interface import ModelRunner
     from rbee.engine.runners.torch.runner import TorchRunner
 
 _PHASES = ("schedule", "prepare", "index", "forward", "sample", "publish")

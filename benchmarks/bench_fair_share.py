@@ -29,7 +29,7 @@ from saving import save, table
 from rbee.messages import FinishReason
 
 if TYPE_CHECKING:
-    from rbee.engine.runners.choice import ModelRunner
+    from rbee.engine.runners.interface import ModelRunner
 
 _UNBOUNDED = 1e9
 _WARM_STEPS = 12  # after which the batch size is settled and its cost known

@@ -25,7 +25,7 @@ from machine import describe
 from saving import save, table
 
 if TYPE_CHECKING:
-    from rbee.engine.runners.choice import ModelRunner
+    from rbee.engine.runners.interface import ModelRunner
 
 
 def measure(runner: ModelRunner, options: argparse.Namespace, seed: int, *, cached: bool) -> dict[str, list[float]]:

@@ -29,13 +29,13 @@ from llama_cpp_process import LlamaCpp
 from machine import describe
 from saving import save, table
 
-from rbee.engine.engine_core import PhaseTimes
+from rbee.engine.step_clock import PhaseTimes
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from rbee.engine.runners.choice import ModelRunner
+    from rbee.engine.runners.interface import ModelRunner
 
 _TARGETS = {("decode", 1): 2.0, ("decode", 8): 3.0, ("decode", 16): 3.5, ("decode", 32): 3.5,
             ("prefill", 128): 3.5, ("prefill", 1024): 3.5}  # fmt: skip

@@ -49,8 +49,6 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     engine: EngineConfig
     slow_reader_timeout: float
     arena_name: str
-    epoch: int
-    debug: bool = False
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -63,7 +61,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         priority: smaller runs earlier; see `rbee.engine.scheduling.sequence`.
         deadline_ns: when it ends at the latest, CLOCK_MONOTONIC; 0 is never.
         cache_salt: only requests with the same salt share cached prefixes.
-        report_cached: publish how many of the prompt's tokens were cached as soon as that is known, not only with the
+        report_cached: publish how many of the prompt's tokens were cached as the first record, not only with the
             finish. For a request that the server may end before the engine does, because of a stop string.
     """
 
@@ -85,10 +83,6 @@ class Wake(msgspec.Struct, frozen=True, tag=True):
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Stop stepping, end what runs with `abort`, exit 0."""
-
-
-class QueryStats(msgspec.Struct, frozen=True, tag=True):
-    """Ask for Stats; the engine answers between two steps."""
 
 
 # ---- engine -> server ------------------------------------------------------------------------------------------
@@ -127,21 +121,8 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     message: str
 
 
-class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Where the engine stands; the answer to QueryStats. Preemptions, steps and prompt tokens count from its start."""
-
-    num_blocks: int
-    num_free_blocks: int
-    num_running: int
-    num_waiting: int
-    num_preemptions: int
-    num_steps: int
-    num_prompt_tokens: int
-    num_cached_prompt_tokens: int
-
-
-ToEngine = Configure | Submit | Wake | Shutdown | QueryStats
-ToServer = Attached | Loading | Ready | Failed | Stats
+ToEngine = Configure | Submit | Wake | Shutdown
+ToServer = Attached | Loading | Ready | Failed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

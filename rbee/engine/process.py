@@ -26,8 +26,9 @@ from rbee import logs, messages
 from rbee.child import die_with_parent
 from rbee.config import check_bounds
 from rbee.engine.engine_core import EngineCore
+from rbee.engine.intake import Intake
 from rbee.engine.publisher import Publisher
-from rbee.engine.runners import choice as model_runner
+from rbee.engine.runners import choice
 from rbee.engine.scheduling.block_manager import BlockManager
 from rbee.engine.scheduling.scheduler import Scheduler
 from rbee.engine.scheduling.step_cost import StepCost
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _HEARTBEAT_MS = 100
+_SECONDS_BETWEEN_RECORDS = 1.0  # of one stage of loading; each is a line of the server's log
 
 
 def main() -> int:
@@ -92,7 +94,7 @@ def _run(channel: ControlChannel, doorbell_fd: int, *, debug: bool) -> int:
             return 2
         gc.collect()
         gc.freeze()  # what is alive now stays alive: no collection needs to look at it again
-        return _Loop(channel, producer, core).run(early)
+        return Loop(channel, producer, core).run(early)
 
 
 def _first_record(channel: ControlChannel) -> tuple[messages.Configure, list[bytes]]:
@@ -116,27 +118,24 @@ def _load(
     """
     check_bounds(config)
     started = time.monotonic()
-
-    def progress(stage: str, done: int, total: int) -> None:
-        producer.beat(EngineState.LOADING)
-        channel.send(messages.encode(messages.Loading(stage=stage, done=done, total=total)))
-
     producer.beat(EngineState.LOADING)
-    runner = model_runner.load(config, progress)
+    runner = choice.load(config, _LoadingReport(channel, producer), producer.progress)
     scheduler = Scheduler(
         BlockManager(runner.num_blocks, config.block_size, prefix_caching=config.prefix_caching),
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=runner.max_model_len,
     )
-    core = EngineCore(
-        runner,
+    publisher = Publisher(producer)
+    intake = Intake(
         scheduler,
         producer,
-        Publisher(producer),
-        step_cost=StepCost(config.max_decode_slowdown),
+        publisher,
+        vocab_size=runner.vocab_size,
+        max_model_len=runner.max_model_len,
         slow_reader_timeout=slow_reader_timeout,
     )
+    core = EngineCore(runner, scheduler, intake, publisher, step_cost=StepCost(config.max_decode_slowdown))
     ready = messages.Ready(
         runner=runner.name,
         device=runner.device,
@@ -152,7 +151,25 @@ def _load(
     return core
 
 
-class _Loop:
+class _LoadingReport:
+    """A `Progress`: beats for each part of loading, and sends a record for each stage and at most every second."""
+
+    def __init__(self, channel: ControlChannel, producer: Producer) -> None:
+        self._channel = channel
+        self._producer = producer
+        self._stage = ""
+        self._sent = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self._producer.beat(EngineState.LOADING)
+        self._producer.progress.advance()
+        now = time.monotonic()
+        if stage != self._stage or now - self._sent > _SECONDS_BETWEEN_RECORDS:
+            self._stage, self._sent = stage, now
+            self._channel.send(messages.encode(messages.Loading(stage=stage, done=done, total=total)))
+
+
+class Loop:
     """Steps while there is work, sleeps while there is none, and obeys the control channel between steps."""
 
     def __init__(self, channel: ControlChannel, producer: Producer, core: EngineCore) -> None:
@@ -180,7 +197,8 @@ class _Loop:
                     self._core.end_all(FinishReason.ERROR)
                     return 1
                 self._producer.beat(EngineState.STEPPING if stepped else EngineState.IDLE)
-                self._report(time.monotonic_ns() - started if stepped else 0)
+                step_ns = time.monotonic_ns() - started if stepped else 0
+                self._producer.report(step_ns, **self._core.gauges()._asdict())
                 if not stepped:
                     poller.poll(_HEARTBEAT_MS / 1e3)
                 records = self._channel.receive()
@@ -192,28 +210,12 @@ class _Loop:
         self._producer.arm_wait()
         return self._core.step()
 
-    def _report(self, step_ns: int) -> None:
-        """Show observers of the arena how things stand."""
-        stats = self._core.stats()
-        self._producer.report(
-            step_ns,
-            sequences_running=stats.num_running,
-            sequences_waiting=stats.num_waiting,
-            kv_blocks=stats.num_blocks,
-            kv_blocks_used=stats.num_blocks - stats.num_free_blocks,
-            preemptions=stats.num_preemptions,
-            prompt_tokens=stats.num_prompt_tokens,
-            cached_prompt_tokens=stats.num_cached_prompt_tokens,
-        )
-
     def _obey(self, records: list[bytes]) -> bool:
         """Do what the server asks. False: stop."""
         for payload in records:
             match messages.decode_to_engine(payload):
                 case messages.Submit() as submission:
                     self._core.submit(submission)
-                case messages.QueryStats():
-                    self._channel.send(messages.encode(self._core.stats()))
                 case messages.Shutdown():
                     return False
                 case messages.Wake() | messages.Configure():

@@ -1,4 +1,4 @@
-"""Gathers what a step has to say and hands it to the transport in one commit.
+"""Gathers the records of a step and hands them to the transport in one commit.
 
 Owns the arrays of a commit, and which records stand for what in a ring (see `rbee.messages.SIDE_RECORD`). Does not know
 why a sequence ended or how a ring works.
@@ -15,6 +15,7 @@ from rbee.messages import SIDE_RECORD
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from rbee.engine.sampler import Sampled, Scored
     from rbee.messages import FinishReason
     from rbee.transport import Producer
 
@@ -34,70 +35,44 @@ _NO_RECORDS = _Records(np.empty(0, np.uint32), np.empty(0, np.uint32), np.empty(
 
 
 class Publisher:
-    """The engine's end of the rings, seen from the step."""
+    """Gathers records for rings; `commit()` publishes them. A ring's records keep the order of the calls."""
 
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
         self._records: list[_Records] = []
         self._finished: dict[int, int] = {}
 
-    def tokens(self, rings: NDArray[np.uint32], tokens: NDArray[np.uint32], logprobs: NDArray[np.float32]) -> None:
-        """With the next commit: an output token for each of these rings; all [n]."""
-        self._records.append(_Records(rings, tokens, logprobs))
-
-    def tokens_with_side_records(
-        self,
-        rings: NDArray[np.uint32],
-        tokens: NDArray[np.uint32],
-        logprobs: NDArray[np.float32],
-        *,
-        top_ids: NDArray[np.uint32],
-        top_logprobs: NDArray[np.float32],
-        num_side_records: NDArray[np.int64],
-    ) -> None:
-        """With the next commit: an output token for each ring, and behind it side records of the most likely ones.
-
-        Args:
-            rings: [n].
-            tokens: [n].
-            logprobs: [n].
-            top_ids: [n, k].
-            top_logprobs: [n, k].
-            num_side_records: [n], how many of the k a ring gets.
-        """
-        wanted = np.arange(top_ids.shape[1] + 1) <= num_side_records[:, None]
+    def tokens(self, rings: list[int], sampled: Sampled, num_side_records: list[int]) -> None:
+        """An output token for each of n rings, each followed by so many of its most likely tokens as side records."""
+        ring_array = np.array(rings, np.uint32)
+        token_ids, logprobs, _, top_ids, top_logprobs = sampled
+        num_top = top_ids.shape[1]
+        if num_top == 0:
+            self._records.append(_Records(ring_array, token_ids, logprobs))
+            return
+        wanted = np.arange(num_top + 1) <= np.array(num_side_records)[:, None]
         self._records.append(
             _Records(
-                np.broadcast_to(rings[:, None], wanted.shape)[wanted],
-                np.column_stack([tokens, top_ids | _SIDE_RECORD])[wanted],
+                np.broadcast_to(ring_array[:, None], wanted.shape)[wanted],
+                np.column_stack([token_ids, top_ids | _SIDE_RECORD])[wanted],
                 np.column_stack([logprobs, top_logprobs])[wanted],
             )
         )
 
-    def side_records(
-        self,
-        ring: int,
-        tokens: NDArray[np.uint32],
-        logprobs: NDArray[np.float32],
-        *,
-        top_ids: NDArray[np.uint32],
-        top_logprobs: NDArray[np.float32],
-    ) -> None:
-        """With the next commit: side records of one ring's prompt tokens [m], each with the most likely ones [m, k]."""
-        records = np.column_stack([tokens, top_ids]).ravel() | _SIDE_RECORD
+    def prompt_scores(self, ring: int, token_ids: NDArray[np.uint32], scored: Scored) -> None:
+        """Side records for a prompt's tokens [m]: each with its logprob, then the most likely tokens in its place."""
+        records = np.column_stack([token_ids, scored.top_ids]).ravel() | _SIDE_RECORD
         rings = np.full(len(records), ring, np.uint32)
-        self._records.append(_Records(rings, records, np.column_stack([logprobs, top_logprobs]).ravel()))
+        logprobs = np.column_stack([scored.logprobs, scored.top_logprobs]).ravel()
+        self._records.append(_Records(rings, records, logprobs))
 
     def number(self, ring: int, number: int) -> None:
-        """With the next commit: a side record for this ring that is a number below 2^31."""
-        self._records.append(
-            _Records(
-                np.array([ring], np.uint32), np.array([number | SIDE_RECORD], np.uint32), np.array([np.nan], np.float32)
-            )
-        )
+        """A side record that is a number below 2^31."""
+        record = np.array([number | SIDE_RECORD], np.uint32)
+        self._records.append(_Records(np.array([ring], np.uint32), record, np.array([np.nan], np.float32)))
 
     def finish(self, ring: int, reason: FinishReason, num_cached_tokens: int = 0) -> None:
-        """With the next commit, `ring` ends with `reason`, after its last token."""
+        """`ring` ends with `reason`, behind its last token."""
         assert ring not in self._finished, "a ring ends once"
         self._finished[ring] = reason | min(num_cached_tokens, _LARGEST_DETAIL) << 8
 

@@ -97,6 +97,11 @@ class Sampled(NamedTuple):
     top_ids: NDArray[np.uint32]
     top_logprobs: NDArray[np.float32]
 
+    def only(self, rows: list[int]) -> Sampled:
+        """The entries of these rows."""
+        token_ids, logprobs, valid, top_ids, top_logprobs = self
+        return Sampled(token_ids[rows], logprobs[rows], valid[rows], top_ids[rows], top_logprobs[rows])
+
 
 class Scored(NamedTuple):
     """One entry per token.
@@ -125,8 +130,8 @@ def sample(
     Args:
         logits: float32 [n, vocab_size], C-contiguous; -inf is a token that cannot be. Not changed.
         rows: what the n rows belong to. The token is drawn for position len(token_ids).
-        most_logprobs: the most that any row asks for, if the caller knows; after a forward pass nothing is in the
-            processor's cache any more, and looking at every row for it costs as much as a tenth of all sampling.
+        most_logprobs: the most that any row asks for; None looks at the rows, which after a forward pass are in no
+            cache: 5 us for 32 of them, of 80 us (a vocabulary of 64) to 320 us (49152) for all sampling.
         pool: threads to share the rows among; None for this one alone.
         portable: without this machine's vector instructions; the result is the same.
     """

@@ -43,6 +43,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "rbee" / "models"
 
 
+def file_identity(path: Path) -> list[int]:
+    """Size and time of change, by which make too takes a file for unchanged; OSError if there is none."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
 def is_whole(entry: Path) -> bool:
     """Whether `entry` has a manifest and every file in it has the size that the manifest says."""
     try:

@@ -26,7 +26,7 @@ def check_folder(folder: Path) -> None:
             f"To serve the GGUF file in it, give --model {guess}" if guess else "It comes with every model of the Hub"
         )
         raise ModelError(f"The model folder {folder} has no config.json. {remedy}.")
-    _read_json(folder / "config.json")
+    read_config(folder)
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(
             f"The model folder {folder} has no tokenizer.json. Make it with transformers: "
@@ -34,6 +34,20 @@ def check_folder(folder: Path) -> None:
         )
     for shard in weights_files(folder):
         read_safetensors_header(shard)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json holds; a ModelError if it cannot be read or is no JSON object."""
+    file = folder / "config.json"
+    try:
+        values = _read_json(file)
+    except OSError as error:
+        raise ModelError(
+            f"The folder {folder} holds no model: config.json cannot be read ({error.strerror or error})."
+        ) from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{file} does not describe a model. Copy the model's folder again.")
+    return values
 
 
 def weights_files(folder: Path) -> list[Path]:

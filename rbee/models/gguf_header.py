@@ -66,6 +66,8 @@ _TYPES = {
     40: ("NVFP4", 64, 36),
     41: ("Q1_0", 128, 18),
 }
+GGML_TYPES = {name: number for number, (name, _, _) in _TYPES.items()}
+"""The numbers that ggml gives its types."""
 
 
 @dataclass(frozen=True)

@@ -124,8 +124,7 @@ def gguf_of(folder: Path) -> Path | None:
 
 
 def _identity(path: Path) -> str:
-    stat = path.stat()
-    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+    return "|".join(map(str, [path, *cache.file_identity(path)]))
 
 
 def _entry_name(name: str, identity: str) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import socket
 import sys
-import time
 
 import numpy as np
 import pytest
 
-from rbee.engine.process import _Loop
+from rbee.engine.intake import Live
+from rbee.engine.process import Loop
+from rbee.engine.runners.context_length import CacheSize
 from rbee.engine.runners.synthetic import SyntheticRunner
 from rbee.engine.scheduling.step_cost import StepCost
+from rbee.engine.step_clock import StepClock
 from rbee.messages import SIDE_RECORD, FinishReason
 from rbee.models.synthetic import expected_tokens
 from rbee.transport.control import ControlChannel
@@ -20,7 +24,7 @@ from tests.engine.engine_parts import InProcessEngine, Request, ScriptedRunner
 
 def synthetic() -> SyntheticRunner:
     """The synthetic model without waiting."""
-    return SyntheticRunner(step_seconds=0, max_model_len=0, block_size=16, kv_cache_mib=64)
+    return SyntheticRunner(CacheSize(block_size=16, kv_cache_mib=64), step_seconds=0)
 
 
 @pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 7}, {"num_blocks": 8}, {"max_num_seqs": 2}])
@@ -86,7 +90,7 @@ def test_logits_that_are_not_numbers_end_only_their_request():
     """One row of NaN in the third step ends that request after two tokens; the others never notice."""
 
     def spoil(batch, logits):
-        for row, sequence in enumerate(batch.sampling):
+        for row, sequence in enumerate(batch.row_sequences[: batch.num_sampling]):
             if sequence.num_prompt_tokens == 2 and sequence.num_output_tokens == 2:
                 logits[row] = np.nan
 
@@ -107,7 +111,7 @@ def test_cancel_takes_effect_before_the_next_step():
         in_prefill = engine.submit([1] * 40)
         in_queue = engine.submit([2] * 40)
         engine.core.step()
-        assert engine.core.stats().num_waiting == 1
+        assert engine.core.gauges().sequences_waiting == 1
         for request in (decoding, in_prefill, in_queue):
             engine.rings.consumer.cancel(request.ring)
         engine.run()
@@ -174,9 +178,9 @@ def test_reader_that_stays_too_slow_is_given_up(num_blocks):
             engine.rings.drain()
         engine.now_ns += 1
         assert engine.core.step()
-        stats = engine.core.stats()
-        assert (stats.num_running, stats.num_waiting) == (1, 0)
-        assert stats.num_preemptions == (0 if num_blocks is None else 1)
+        gauges = engine.core.gauges()
+        assert (gauges.sequences_running, gauges.sequences_waiting) == (1, 0)
+        assert gauges.preemptions == (0 if num_blocks is None else 1)
         engine.rings.consumer.resume(slow.ring)
         engine.run()
         assert (slow.tokens, slow.finish) == (expected_tokens([1], 8), FinishReason.SLOW_READER)
@@ -214,14 +218,14 @@ def test_failed_step_ends_every_request_with_error(caplog):
     """When the model itself raises, all that lives gets ERROR, the log the traceback, the exit code is 1."""
 
     def fail(batch, _logits):
-        if batch.sampling[0].num_output_tokens == 2:
+        if batch.row_sequences[0].num_output_tokens == 2:
             raise RuntimeError("the device is on fire")
 
     server_end, engine_end = socket.socketpair()
     with server_end, InProcessEngine(ScriptedRunner(fail), max_num_seqs=1) as engine:
         requests = [engine.submit([1]), engine.submit([2])]
         channel = ControlChannel(engine_end)
-        assert _Loop(channel, engine.producer, engine.core).run([]) == 1
+        assert Loop(channel, engine.producer, engine.core).run([]) == 1
         channel.close()
         engine.rings.drain()
         assert [(request.tokens, request.finish) for request in requests] == [
@@ -245,7 +249,7 @@ LIKELY, OTHER = (round(float(x - np.log(np.exp(9) + 63)), 4) for x in (9, 0))
 
 
 def test_logprobs_reach_the_ring():
-    """A request that asks gets each token's logprob; with k, also side records of the k most likely ones; others get NaN."""
+    """A request that asks gets each token's logprob; with k, also side records of the k most likely; others NaN."""
     with InProcessEngine(ScriptedRunner()) as engine:
         chosen = engine.submit([1], max_tokens=2, num_logprobs=0)
         two = engine.submit([1], max_tokens=2, num_logprobs=2)
@@ -293,8 +297,8 @@ def test_prompt_whose_scores_are_no_numbers_ends_with_error():
     """NaN where a prompt token is scored ends that request, and no side record of the spoilt rows is published."""
 
     def spoil(batch, logits):
-        if batch.scoring:
-            logits[len(batch.sampling) + 1] = np.nan
+        if len(batch.row_sequences) > batch.num_sampling:
+            logits[batch.num_sampling + 1] = np.nan
 
     with InProcessEngine(ScriptedRunner(spoil)) as engine:
         bad = engine.submit([1, 2, 3], num_prompt_logprobs=0)
@@ -365,7 +369,7 @@ def test_requests_that_ended_are_not_kept_until_their_deadline():
             engine.rings.drain()
             if n == 90:  # after they have been looked through
                 engine.now_ns = 50
-        assert len(engine.core._deadlines) < 100
+        assert sum(type(each) is Live for each in gc.get_objects()) < 100
         assert (len(patient.tokens), patient.finish) == (91, FinishReason.DEADLINE)
         last = engine.submit([1], max_tokens=100, deadline_ns=60)
         engine.core.step()
@@ -412,8 +416,8 @@ def test_cached_prefix_is_counted_and_not_computed_again():
         engine.run()
         assert [request.cached_tokens for request in (first, again, salted)] == [0, 32, 0]
         assert first.tokens == again.tokens == salted.tokens
-        stats = engine.core.stats()
-        assert (stats.num_prompt_tokens, stats.num_cached_prompt_tokens) == (120, 32)
+        gauges = engine.core.gauges()
+        assert (gauges.prompt_tokens, gauges.cached_prompt_tokens) == (120, 32)
         engine.assert_at_baseline()
     with InProcessEngine(runner, prefix_caching=False) as engine:
         requests = [engine.submit(prompt)]
@@ -421,8 +425,8 @@ def test_cached_prefix_is_counted_and_not_computed_again():
         requests.append(engine.submit(prompt))
         engine.run()
         assert [request.cached_tokens for request in requests] == [0, 0]
-        stats = engine.core.stats()
-        assert (stats.num_prompt_tokens, stats.num_cached_prompt_tokens) == (80, 0)
+        gauges = engine.core.gauges()
+        assert (gauges.prompt_tokens, gauges.cached_prompt_tokens) == (80, 0)
 
 
 def test_number_of_cached_tokens_can_be_had_before_anything_else():
@@ -480,8 +484,8 @@ def test_spoilt_prefix_is_not_shared():
 def test_running_streams_limit_the_prompt_tokens_beside_them():
     """What the step cost allows is what a step takes of a prompt while somebody decodes, and all of it otherwise."""
     runner = ScriptedRunner()
-    with InProcessEngine(runner, max_num_batched_tokens=64) as engine:
-        engine.core._step_cost = StepCost(2.0, first_budget=20, min_budget=20)
+    cost = StepCost(2.0, first_budget=20, min_budget=20)
+    with InProcessEngine(runner, max_num_batched_tokens=64, step_cost=cost) as engine:
         stream = engine.submit([1], max_tokens=6)
         engine.core.step()
         engine.submit([1] * 100, max_tokens=1)
@@ -499,6 +503,7 @@ class SeenSteps(StepCost):
         super().__init__(2.0)
         self.seen: list[tuple[int, int]] = []
         self.asked: list[tuple[int, int]] = []
+        self.seconds: list[float] = []
 
     def prompt_budget(self, num_decodes: int, num_prompts: int = 1) -> int:
         """Never a limit; keep what it was asked for."""
@@ -507,14 +512,14 @@ class SeenSteps(StepCost):
 
     def observe(self, num_decodes: int, num_prompt_tokens: int, seconds: float) -> None:
         """See StepCost."""
-        assert seconds > 0
+        self.seconds.append(seconds)
         self.seen.append((num_decodes, num_prompt_tokens))
 
 
 def test_step_cost_learns_who_decoded_and_who_did_not():
     """Every step is reported with the sequences that had one token to go and with the tokens of the others."""
-    with InProcessEngine(ScriptedRunner()) as engine:
-        engine.core._step_cost = steps = SeenSteps()
+    steps = SeenSteps()
+    with InProcessEngine(ScriptedRunner(), step_cost=steps) as engine:
         engine.submit([1] * 7, max_tokens=3)
         engine.core.step()
         engine.submit([2] * 5, max_tokens=2)
@@ -525,8 +530,9 @@ def test_step_cost_learns_who_decoded_and_who_did_not():
 
 def test_only_prompts_that_can_run_weigh_against_the_streams():
     """Paused sequences, and those that no seat is left for, do not make a step longer for those that decode."""
-    with InProcessEngine(synthetic(), max_num_seqs=4, max_num_batched_tokens=64, ring_capacity=2) as engine:
-        engine.core._step_cost = steps = SeenSteps()
+    steps = SeenSteps()
+    options = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "ring_capacity": 2}
+    with InProcessEngine(synthetic(), step_cost=steps, **options) as engine:
         slow = [engine.submit([n], max_tokens=9) for n in range(2)]
         for request in slow:
             engine.rings.consumer.pause(request.ring)
@@ -543,24 +549,26 @@ def test_number_of_cached_tokens_cannot_spoil_the_reason():
     """A finish has 24 bits for it; what is more is cut to the most that fits."""
     with InProcessEngine(ScriptedRunner()) as engine:
         request = engine.submit([1])
-        engine.core._take_submissions()
-        engine.core._publisher.finish(request.ring, FinishReason.STOP, 2**24 + 5)
-        engine.core._publisher.commit()
+        engine.core.step()
+        engine.publisher.finish(request.ring, FinishReason.STOP, 2**24 + 5)
+        engine.publisher.commit()
         engine.rings.drain()
         assert (request.finish, request.cached_tokens) == (FinishReason.STOP, 2**24 - 1)
 
 
 def test_phase_times_add_up():
     """Each step counts once, and its phases together are its time; a step without work counts nowhere."""
-    with InProcessEngine(ScriptedRunner()) as engine:
-        engine.submit([1], max_tokens=5)
-        before = time.monotonic_ns()
+    moments = itertools.count()
+    steps = SeenSteps()
+    with InProcessEngine(
+        ScriptedRunner(), step_cost=steps, step_clock=StepClock(lambda: 10**9 * next(moments) ** 2)
+    ) as engine:
+        engine.submit([1], max_tokens=2)
         engine.run()
         assert not engine.core.step()
-        times = engine.core.times
-        assert times.steps == 5
-        assert all(phase > 0 for phase in times[1:])
-        assert sum(times[1:]) <= time.monotonic_ns() - before
+        phases = [(2 * n + 1, 2 * (n + 6) + 1) for n in range(5)]  # of two steps with 6 moments each
+        assert engine.core.times == (2, *(10**9 * sum(pair) for pair in phases))
+        assert steps.seconds == [25, 11**2 - 6**2]
 
 
 def test_batch_asks_for_the_logits_that_score_a_prompt():
@@ -571,8 +579,25 @@ def test_batch_asks_for_the_logits_that_score_a_prompt():
         engine.core.step()
         engine.submit([1, 2, 3, 4, 5, 6], max_tokens=2, num_prompt_logprobs=0)
         engine.run()
-        asked = [(batch.logits_rows.tolist(), [one[2:] for one in batch.scoring]) for batch in runner.batches]
-        assert asked == [([0], []), ([0, 1, 2, 3, 4], [(1, 5)]), ([0, 2, 1], [(5, 6)]), ([0], [])]
+        asked = [
+            (
+                batch.logits_rows.tolist(),
+                [
+                    (sequence.num_prompt_tokens, position)
+                    for sequence, position in zip(
+                        batch.row_sequences, batch.positions[batch.logits_rows].tolist(), strict=True
+                    )
+                ],
+                batch.num_sampling,
+            )
+            for batch in runner.batches
+        ]
+        assert asked == [
+            ([0], [(1, 0)], 1),
+            ([0, 1, 2, 3, 4], [(1, 1), (6, 0), (6, 1), (6, 2), (6, 3)], 1),
+            ([0, 2, 1], [(1, 2), (6, 5), (6, 4)], 2),
+            ([0], [(6, 6)], 1),
+        ]
 
 
 def test_batch_puts_decodes_first_and_addresses_the_right_slots():

@@ -59,7 +59,7 @@ async def until_rings(server: Server, number: int) -> None:
 async def until_full(server: Server, number: int = 1) -> None:
     """Wait until the engine has found a ring full so many times since the server started."""
     async with asyncio.timeout(PATIENCE):
-        while counters(server).full_ring_pauses < number:  # noqa: ASYNC110 - another process
+        while counters(server)["full_ring_pauses"] < number:  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.01)
 
 

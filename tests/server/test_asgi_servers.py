@@ -1,4 +1,4 @@
-"""The application under other ASGI servers than ours: the same bytes, the same care for clients that go or do not read."""
+"""The application under other ASGI servers than ours: the same bytes, the same care for clients that leave or stall."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def test_the_same_application_under_three_servers(assembly):
 async def until_ready(address: Address) -> None:
     """Return when the server takes requests."""
     async with httpx.AsyncClient(base_url="http://{}:{}".format(*address)) as client:
-        while (await client.get("/ready")).status_code != 200:
+        while (await client.get("/ready")).status_code != 200:  # noqa: ASYNC110 - the engine is another process
             await asyncio.sleep(0.01)
 
 

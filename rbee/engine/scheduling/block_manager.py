@@ -64,11 +64,6 @@ class BlockManager:
         """Blocks that nobody holds, findable or not."""
         return len(self._free) + len(self._cached)
 
-    @property
-    def num_cached(self) -> int:
-        """Blocks that nobody holds, but that can still be found."""
-        return len(self._cached)
-
     def find(self, sequence: Sequence) -> Prefix:
         """What a waiting sequence can share: all but its last token at most, for that one's logits are wanted."""
         if not self.prefix_caching or sequence.scores_prompt:
@@ -144,12 +139,12 @@ class BlockManager:
                 self._findable[block_hash] = block
                 self._hash_of[block] = block_hash
 
-    def release(self, sequence: Sequence, *, poisoned: bool = False) -> None:
+    def release(self, sequence: Sequence, *, invalid_kv: bool = False) -> None:
         """Take all blocks of `sequence` back; its tokens count as not computed until it finds them again.
 
         Args:
             sequence: admitted, or still waiting.
-            poisoned: its keys and values are no numbers any more, and none of its blocks may be found from now on.
+            invalid_kv: its keys and values are no numbers any more, and none of its blocks may be found from now on.
                 That takes in the ones it shared, although they may be sound: it is not known which of them it spoilt.
                 Whoever else computed with spoilt ones comes to the same end, and takes its own out likewise.
         """
@@ -157,7 +152,7 @@ class BlockManager:
             if self._coming.get(block_hash) is sequence:
                 del self._coming[block_hash]
         for block in reversed(sequence.block_table):  # so that its last block is evicted first
-            if poisoned:
+            if invalid_kv:
                 self._forget(block)
             self._num_holders[block] -= 1
             assert self._num_holders[block] >= 0, "a block was released twice"

@@ -13,8 +13,6 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from rbee.engine.scheduling.block_manager import BlockManager, Prefix
     from rbee.engine.scheduling.sequence import Sequence
 
@@ -80,10 +78,6 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
 
-    def __iter__(self) -> Iterator[Sequence]:
-        yield from self.running
-        yield from self.waiting
-
     @property
     def num_decodes(self) -> int:
         """How many sequences will decode in the next step, as far as can be said before it."""
@@ -101,13 +95,13 @@ class Scheduler:
         """Queue a new sequence. It must have a prompt, and prompt plus one token must fit max_model_len."""
         bisect.insort(self.waiting, sequence, key=_rank)
 
-    def remove(self, sequence: Sequence, *, poisoned: bool = False) -> None:
+    def remove(self, sequence: Sequence, *, invalid_kv: bool = False) -> None:
         """Forget a sequence that ended, for whatever reason, and take its blocks back.
 
-        `poisoned` says that its logits were no finite numbers: nobody may find what it computed.
+        `invalid_kv` says that its logits were no finite numbers: nobody may find what it computed.
         """
         (self.running if sequence.block_table else self.waiting).remove(sequence)
-        self.block_manager.release(sequence, poisoned=poisoned)
+        self.block_manager.release(sequence, invalid_kv=invalid_kv)
 
     def schedule(self, max_prompt_tokens: int) -> list[Scheduled]:
         """What runs in the next step, in order of rank; empty when nothing can. Blocks for it are already allocated.

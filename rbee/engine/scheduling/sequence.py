@@ -34,7 +34,6 @@ class Sequence:
         token_ids: prompt, then output; C unsigned ints.
         num_prompt_tokens: how many of them are the prompt.
         sampling: what the client asked of the sampler.
-        deadline_ns: when it ends at the latest, CLOCK_MONOTONIC; 0 is never.
         cache_salt: only sequences with the same salt share cached blocks.
         num_computed_tokens: tokens whose keys and values are in `block_table`; 0 again after a preemption.
         num_cached_tokens: of the prompt's tokens, how many were in the cache when it first ran.
@@ -43,7 +42,6 @@ class Sequence:
         block_hashes: of its full blocks, as far as they have been needed; the block manager's.
         num_preemptions: how often the scheduler took its blocks away.
         paused: its ring has too little space, so it must not sample.
-        paused_ns: while it is paused, when that was first seen; CLOCK_MONOTONIC.
         max_chunk: tokens that one step may compute of it at most, because of what its ring can take; 0: no limit.
     """
 
@@ -52,7 +50,6 @@ class Sequence:
     rank: tuple[int, int]
     token_ids: array.array[int]
     sampling: SamplingParams
-    deadline_ns: int = 0
     cache_salt: str = ""
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
@@ -62,7 +59,6 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)
     num_preemptions: int = 0
     paused: bool = False
-    paused_ns: int = 0
     max_chunk: int = 0
 
     def __post_init__(self) -> None:

@@ -137,7 +137,6 @@ class EngineProcess:
                 engine=settings.config,
                 slow_reader_timeout=settings.slow_reader_timeout,
                 arena_name=self._arena.name,
-                epoch=self.epoch,
             )
         )
 

@@ -263,8 +263,8 @@ class ResumableStreams:
         if reply is None:
             raise Refusal(
                 RefusalKind.GONE,
-                f"There is no stream {shown or name!r} to resume: it is unknown here, or was without a connection for more "
-                f"than {self._resume_timeout:g} s (--resume-timeout); send the request anew.",
+                f"There is no stream {shown or name!r} to resume: it is unknown here, or was without a connection for "
+                f"more than {self._resume_timeout:g} s (--resume-timeout); send the request anew.",
                 code="stream_gone",
             )
         return reply

@@ -20,7 +20,7 @@ from tests.engine.runners.tiny_models import (
 )
 
 if TYPE_CHECKING:
-    from rbee.engine.runners.choice import ModelRunner
+    from rbee.engine.runners.interface import ModelRunner
 
 NUM_TOKENS = 24
 PROMPT_LENGTHS = (1, 5, 17, 40, 64)

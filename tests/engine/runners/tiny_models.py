@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from rbee.engine.runners.context_length import CacheSize
 from rbee.engine.runners.native.runner import NativeRunner
 from rbee.engine.runners.native.spec import read_spec
 from rbee.engine.runners.torch.runner import TorchRunner
@@ -272,16 +274,24 @@ def answer(model: transformers.PreTrainedModel, prompt: list[int], num_tokens: i
 
 def load_native(folder: Path, **options: Any) -> NativeRunner:
     """A native runner for the folder, exact unless asked for otherwise, with two threads: it must bear them."""
-    defaults = {"quantize": "none", "exact": True, "threads": 2, "max_model_len": 0, "max_num_seqs": 64}
+    defaults = {"quantize": "none", "exact": True, "threads": 2}
+    cache, others = cache_size({"block_size": 16, "kv_cache_mib": 4, **options})
     spec = read_spec(json.loads((folder / "config.json").read_bytes()))
     with pytest.MonkeyPatch.context() as patch:  # the packed weights go where the test's files are
         patch.setenv("RBEE_CACHE", str(folder.parent / "cache"))
-        return NativeRunner(
-            folder, spec, block_size=16, progress=lambda *_: None, **{**defaults, "kv_cache_mib": 4, **options}
-        )
+        return NativeRunner(folder, spec, cache, progress=lambda *_: None, **{**defaults, **others})
 
 
 def load(folder: Path, **options: Any) -> TorchRunner:
     """A runner for the folder, with one thread: these models are too small for more."""
-    defaults = {"device": "cpu", "dtype": "auto", "threads": 1, "max_model_len": 0, "max_num_seqs": 64}
-    return TorchRunner(folder, block_size=16, progress=lambda *_: None, **{**defaults, "kv_cache_mib": 4, **options})
+    defaults = {"device": "cpu", "dtype": "auto", "threads": 1}
+    cache, others = cache_size({"block_size": 16, "kv_cache_mib": 4, **options})
+    return TorchRunner(folder, cache, progress=lambda *_: None, **{**defaults, **others})
+
+
+def cache_size(options: dict[str, Any]) -> tuple[CacheSize, dict[str, Any]]:
+    """The options that are the cache's, for 64 sequences unless they say otherwise, and the other options."""
+    names = [field.name for field in dataclasses.fields(CacheSize)]
+    own = {name: value for name, value in options.items() if name in names}
+    others = {name: value for name, value in options.items() if name not in names}
+    return CacheSize(**{"max_num_seqs": 64, **own}), others

@@ -60,6 +60,16 @@ def new_scheduler(
     )
 
 
+def everyone(scheduler: Scheduler) -> list[Sequence]:
+    """All sequences of a scheduler."""
+    return scheduler.running + scheduler.waiting
+
+
+def num_findable(manager: BlockManager) -> int:
+    """Blocks that no sequence holds, but that can still be found."""
+    return len(manager._cached)
+
+
 def content(sequence: Sequence, position: int) -> bytes:
     """What the keys and values of a token are a function of: the tokens up to it. The salt must not be shared over."""
     return sequence.cache_salt.encode() + b"|" + sequence.token_ids[: position + 1].tobytes()
@@ -159,7 +169,7 @@ def run_step(scheduler: Scheduler, max_prompt_tokens: int = NO_LIMIT) -> dict[in
 def run_all(scheduler: Scheduler, max_steps: int) -> int:
     """Run until all have ended; the number of steps, of which there must not be more than `max_steps`."""
     for step in range(max_steps):
-        if not list(scheduler):
+        if not everyone(scheduler):
             return step
         assert run_step(scheduler), "somebody could run"
-    raise AssertionError(f"{list(scheduler)} did not end in {max_steps} steps.")
+    raise AssertionError(f"{everyone(scheduler)} did not end in {max_steps} steps.")

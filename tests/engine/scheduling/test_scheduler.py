@@ -15,6 +15,7 @@ from rbee.engine.scheduling.scheduler import Scheduled
 from tests.engine.scheduling.scheduling_parts import (
     NO_LIMIT,
     KvCache,
+    everyone,
     finish_step,
     new_scheduler,
     new_sequence,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Any order of arrivals, steps, aborts, poisoned ends, pauses and resumes; prompts often begin alike."""
+    """Any order of arrivals, steps, aborts, invalid_kv ends, pauses and resumes; prompts often begin alike."""
 
     @initialize(
         num_blocks=st.integers(2, 12),
@@ -66,14 +67,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.add(sequence)
 
     @precondition(lambda self: self.live)
-    @rule(data=st.data(), poisoned=st.booleans())
-    def end(self, data: st.DataObject, *, poisoned: bool) -> None:
+    @rule(data=st.data(), invalid_kv=st.booleans())
+    def end(self, data: st.DataObject, *, invalid_kv: bool) -> None:
         """A client goes away, or the logits are no numbers; then nothing of it is findable."""
         sequence = self.live.pop(data.draw(st.sampled_from(sorted(self.live))))
         blocks = list(sequence.block_table)
-        self.scheduler.remove(sequence, poisoned=poisoned)
+        self.scheduler.remove(sequence, invalid_kv=invalid_kv)
         assert not sequence.block_table
-        if poisoned:
+        if invalid_kv:
             assert not set(blocks) & set(self.manager._findable.values())
 
     @precondition(lambda self: self.live)
@@ -131,7 +132,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for queue in (self.scheduler.running, self.scheduler.waiting):
             ranks = [sequence.rank for sequence in queue]
             assert ranks == sorted(ranks)
-        assert sorted(sequence.ring for sequence in self.scheduler) == sorted(self.live)
+        assert sorted(sequence.ring for sequence in everyone(self.scheduler)) == sorted(self.live)
         assert all(sequence.block_table for sequence in self.scheduler.running)
         assert not any(sequence.block_table or sequence.num_computed_tokens for sequence in self.scheduler.waiting)
 
@@ -304,7 +305,7 @@ def test_an_endless_stream_of_others_starves_nobody():
     for number in range(1, 200):
         scheduler.add(new_sequence(number, [5] * 9 + [number], max_tokens=3))
         run_step(scheduler, max_prompt_tokens=2)
-        if patient not in scheduler:
+        if patient not in everyone(scheduler):
             return
     raise AssertionError("it starved")
 
@@ -399,7 +400,7 @@ def test_many_requests_with_one_prompt_compute_it_once():
     computed = 0
     for sequence in sequences:
         scheduler.add(sequence)
-    while list(scheduler):
+    while everyone(scheduler):
         scheduled = scheduler.schedule(NO_LIMIT)
         computed += sum(num_tokens for _, num_tokens in scheduled)
         finish_step(scheduler, scheduled)
@@ -427,13 +428,13 @@ def two_with_one_prompt(budget=8):
     return scheduler, producer, follower
 
 
-@pytest.mark.parametrize("poisoned", [False, True])
-def test_held_back_sequence_goes_on_when_the_producer_ended(poisoned):
+@pytest.mark.parametrize("invalid_kv", [False, True])
+def test_held_back_sequence_goes_on_when_the_producer_ended(invalid_kv):
     """It takes over where the other stopped, or from the start if that was spoilt."""
     scheduler, producer, follower = two_with_one_prompt()
-    scheduler.remove(producer, poisoned=poisoned)
+    scheduler.remove(producer, invalid_kv=invalid_kv)
     assert run_step(scheduler) == {1: 8}
-    assert follower.num_cached_tokens == (0 if poisoned else 8)
+    assert follower.num_cached_tokens == (0 if invalid_kv else 8)
 
 
 def test_held_back_sequence_goes_on_when_the_producer_is_paused():

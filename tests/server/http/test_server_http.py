@@ -234,7 +234,7 @@ async def test_full_queue_is_429_before_the_stream_starts(start_server):
             await anext(running.events())
             waiting = await client.open(COMPLETIONS, body)
             assert (running.status, waiting.status) == (200, 200)
-            while not counters(server).sequences_waiting:  # noqa: ASYNC110 - another process
+            while not counters(server)["sequences_waiting"]:  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.01)
             refused = await client.open(COMPLETIONS, body)
             assert refused.status == 429

@@ -155,7 +155,7 @@ async def test_observers_see_the_owners_state() -> None:
         with Observer(os.getpid()) as observer:
             sample = observer.sample()
             assert sample is not None
-            assert sample.counters.server_state == ServerState.DRAINING
+            assert sample.counters["server_state"] == ServerState.DRAINING
 
 
 async def test_closing_kills_what_still_runs() -> None:

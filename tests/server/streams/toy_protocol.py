@@ -48,20 +48,20 @@ class ToyDialect:
     def begin(self) -> bytes:
         return b"event: started\ndata: %b\n\n" % self.answer_id.encode()
 
-    def piece(self, choice: int, piece: Piece, number: int) -> bytes:
+    def piece(self, choice: int, piece: Piece, number: int) -> bytes:  # noqa: ARG002
         return _WORD % (json.dumps(piece.text, ensure_ascii=False).encode(), b"%d" % number)
 
     def end(self, choice: int, piece: Piece, number: int, reason: int) -> bytes:
         word = self.piece(choice, piece, number) if piece.text else b""
         return word + _OVER % (_ENDS[FinishReason(reason)], b"%d" % piece.num_tokens)
 
-    def finish(self, outcome: Outcome) -> bytes:
+    def finish(self, outcome: Outcome) -> bytes:  # noqa: ARG002
         return b""
 
     def error(self, refusal: Refusal) -> bytes:
         return b"event: failed\ndata: %b\n\n" % json.dumps(refusal.message).encode()
 
-    def answer(self, choices: Sequence[CollectedChoice], outcome: Outcome) -> bytes:
+    def answer(self, choices: Sequence[CollectedChoice], outcome: Outcome) -> bytes:  # noqa: ARG002
         return json.dumps({"words": choices[0].text}).encode()
 
     def template(self) -> FrameTemplate:

@@ -16,7 +16,6 @@ import logging
 import mmap
 import os
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,8 +31,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from rbee.engine.runners.interface import Progress
+
     Bytes = NDArray[np.uint8]
-    Progress = Callable[[str, int, int], None]
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,6 @@ _FILE = "weights.bin"
 _INFIX = ".packed-"
 _ALIGNMENT = 64
 _STAGE = "packing the weights"
-_SECONDS_BETWEEN_REPORTS = 1.0  # each is a line of the log
 _ROWS_AT_ONCE = 4096  # of a matrix, for a thread; a multiple of a panel's 16
 
 
@@ -256,12 +255,9 @@ def _fill(target: mmap.mmap, plan: Plan, layout: _Layout, progress: Progress, th
 
     pieces = [(name, row) for name, matrix in plan.matrices.items() for row in range(0, matrix.rows, _ROWS_AT_ONCE)]
     progress(_STAGE, 0, len(pieces))
-    told = time.monotonic()
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
         for done, _ in enumerate(pool.map(lambda piece: pack(*piece), pieces), 1):
-            if time.monotonic() - told > _SECONDS_BETWEEN_REPORTS:
-                told = time.monotonic()
-                progress(_STAGE, done, len(pieces))
+            progress(_STAGE, done, len(pieces))
     return memory
 
 
@@ -279,7 +275,7 @@ def _is_useless(entry: Path) -> bool:
     except (OSError, ValueError):
         return False  # a lock file, or somebody builds it now
     try:
-        changed = any(_identity(Path(path)) != known for path, known in manifest["sources"].items())
+        changed = any(cache.file_identity(Path(path)) != known for path, known in manifest["sources"].items())
         return changed or manifest["format"] < PACK_FORMAT
     except FileNotFoundError:
         return True
@@ -288,13 +284,7 @@ def _is_useless(entry: Path) -> bool:
 
 
 def _identities(paths: list[Path]) -> dict[str, list[int]]:
-    return {str(path): _identity(path) for path in map(Path.resolve, paths)}
-
-
-def _identity(path: Path) -> list[int]:
-    """Size and time of change, as make knows files."""
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
+    return {str(path): cache.file_identity(path) for path in map(Path.resolve, paths)}
 
 
 class _Stages:

@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from rbee.engine.runners.context_length import position_limit
+from rbee.engine.runners.interface import Unsupported
 from rbee.engine.runners.native.rope import METHODS, Rope, make_rope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 HEAD_DIM_MULTIPLE = 16
-
-
-class Unsupported(Exception):  # noqa: N818 - no failure: another runner serves the model
-    """Something about a model that the native kernels do not do; the argument reads on from "because"."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +167,7 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
     window = _count(values, "sliding_window") if _SLIDING in layer_types else 0
     ropes = _ropes_by_type(values, layer_types) if gemma else {None: _one_rope(values)}
     rope_names = list(ropes)
+    limit = _count(values, "max_position_embeddings")
     asked_bias = bool(values.get("attention_bias"))
     return ModelSpec(
         model_type=kind,
@@ -193,7 +192,7 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
         has_output_bias=asked_bias,
         has_mlp_bias=bool(values.get("mlp_bias")),
         tied_embeddings=bool(values["tie_word_embeddings"]),
-        position_limit=_position_limit(values, ropes.values()),
+        position_limit=position_limit(limit, ropes.values()) or limit,
     )
 
 
@@ -268,16 +267,6 @@ def _rope(parameters: Mapping[str, Any], values: Mapping[str, Any], head_dim: in
     if not np.isfinite(rope.inverse_frequencies).all() or not math.isfinite(rope.attention_factor):
         raise Unsupported(f"its {parameters['rope_type']} rope has frequencies that are not finite")
     return rope
-
-
-def _position_limit(values: Mapping[str, Any], ropes: Iterable[Mapping[str, Any]]) -> int:
-    """The model's own limit; less with methods that change all frequencies beyond some length."""
-    limit = _count(values, "max_position_embeddings")
-    for rope in ropes:
-        original = rope.get("original_max_position_embeddings")
-        if rope["rope_type"] in ("longrope", "dynamic") and original:
-            limit = min(limit, original)
-    return limit
 
 
 def _count(values: Mapping[str, Any], name: str) -> int:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rbee.engine import _kernels
+from rbee.engine.runners.interface import Unsupported
 from rbee.engine.runners.native.packed_weights import MatrixPlan, Plan, Weights, load_or_pack, map_file
-from rbee.engine.runners.native.spec import Unsupported
 from rbee.errors import ModelError
 from rbee.models import gguf_of
 from rbee.models.folder import weights_files
-from rbee.models.gguf_header import read_header
+from rbee.models.gguf_header import GGML_TYPES, read_header
 from rbee.models.safetensors_header import read_safetensors_header
 
 if TYPE_CHECKING:
@@ -38,17 +38,9 @@ __all__ = ["FORMAT_NAMES", "Weights", "load_weights"]
 FORMAT_NAMES = _kernels.WEIGHT_FORMATS
 _Q4, _Q8 = FORMAT_NAMES.index("q4"), FORMAT_NAMES.index("q8")
 
-# Those of pack.h that can be packed, by the numbers that ggml gives them; F32, F16 and BF16 are safetensors' names too.
+# Those of pack.h that can be packed; F32, F16 and BF16 are safetensors' names too.
 _SOURCE_TYPES = {
-    "F32": 0,
-    "F16": 1,
-    "Q4_0": 2,
-    "Q4_1": 3,
-    "Q8_0": 8,
-    "Q4_K": 12,
-    "Q5_K": 13,
-    "Q6_K": 14,
-    "BF16": 30,
+    name: GGML_TYPES[name] for name in ("F32", "F16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "BF16")
 }
 _FLOATS = frozenset({"F32", "F16", "BF16"})
 _GROUP = 32

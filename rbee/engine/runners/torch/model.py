@@ -21,6 +21,8 @@ from transformers import (
     AutoModelForCausalLM,
 )
 
+from rbee.engine.runners.context_length import position_limit
+from rbee.engine.runners.interface import Unsupported
 from rbee.errors import ModelError
 
 if TYPE_CHECKING:
@@ -35,10 +37,6 @@ _ATTENTION = "rbee"
 _ATTENTION_WITH_MASKS = "rbee_with_masks"
 
 NO_INTERFACE = "does not go through transformers' attention interface, so its state cannot be kept in a paged KV cache"
-
-
-class UnsupportedError(Exception):
-    """Something about a model that the engine cannot do; a part of a sentence."""
 
 
 class Attend(Protocol):
@@ -106,7 +104,7 @@ class TorchModel:
         choose: Callable[[str], None] = self._model.set_attn_implementation
         choose(name)
         if self._model.config.get_text_config(decoder=True)._attn_implementation != name:  # noqa: SLF001
-            raise UnsupportedError(f"{self.name} {NO_INTERFACE}")
+            raise Unsupported(f"{self.name} {NO_INTERFACE}")
 
 
 def load_model(path: Path, *, dtype: torch.dtype | None, device: str) -> TorchModel:
@@ -217,16 +215,7 @@ def _check_weights(path: Path) -> None:
 
 
 def _position_limit(text: PretrainedConfig) -> int | None:
-    """What the model takes by its own account.
-
-    With `longrope` the frequencies of all rows change once one row is beyond the original length, so that a request
-    would depend on its neighbours: such a model is limited to that length. The same goes for `dynamic`, whose own
-    max_position_embeddings is the length from which on they change.
-    """
-    limit: int | None = getattr(text, "max_position_embeddings", None)
+    """The longest sequence that the model takes by its own account."""
     ropes = getattr(text, "rope_parameters", None) or {}
-    for rope in (ropes, *(nested for nested in ropes.values() if isinstance(nested, dict))):
-        original = rope.get("original_max_position_embeddings")
-        if rope.get("rope_type") in ("longrope", "dynamic") and original:
-            limit = min(limit or original, original)
-    return limit
+    nested = (rope for rope in ropes.values() if isinstance(rope, dict))
+    return position_limit(getattr(text, "max_position_embeddings", None), (ropes, *nested))

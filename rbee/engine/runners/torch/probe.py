@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from rbee.engine.runners.interface import Unsupported
 from rbee.engine.runners.torch.kv_cache import Layer
-from rbee.engine.runners.torch.model import NO_INTERFACE, UnsupportedError, first_line
+from rbee.engine.runners.torch.model import NO_INTERFACE, first_line
 from rbee.errors import ModelError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def probe(path: Path, model: TorchModel) -> dict[int, Layer]:
         with model.masks_from(lambda **asked: _note_rule(limit, **asked)):
             seen, logits = _run(model, [1 * some, 2 * some, 3 * some], [0, 1, 2], rows=[0, 2])
         again, logits_again = _run(model, [4 * some, 3 * some, 5 * some, some], [limit - 1, 2, 3, 0], rows=[3, 1])
-    except UnsupportedError as error:
+    except Unsupported as error:
         raise ModelError(f"The model in {path} cannot be served: {error}.") from error
     except Exception as error:  # whatever stops it is the reason we pass on
         raise ModelError(f"The model in {path} does not run on packed tokens: {first_line(error)}.") from error
@@ -130,13 +131,11 @@ def _run(
     ) -> torch.Tensor:
         feature = _unsupported_feature(module, attention_mask, others)
         if feature is not None:
-            raise UnsupportedError(
-                f"its attention ({type(module).__name__}) has {feature}, which rbee does not support"
-            )
+            raise Unsupported(f"its attention ({type(module).__name__}) has {feature}, which rbee does not support")
         layer = module.layer_idx
         assert isinstance(layer, int)
         if layer in seen:
-            raise UnsupportedError(f"it runs layer {layer} more than once, which rbee does not support")
+            raise Unsupported(f"it runs layer {layer} more than once, which rbee does not support")
         window = sliding_window if attention_mask is None else int(attention_mask) or None
         seen[layer] = _Seen(query, key, value, window)
         return value[0].repeat_interleave(query.shape[1] // key.shape[1], dim=0).transpose(0, 1)[None].contiguous()
@@ -173,10 +172,10 @@ def _note_rule(
     for last in (limit - 1, limit - 1 - limit // 3):
         visible = mask_function(0, 0, torch.tensor(last, device=device), keys).expand(limit)
         if visible[last + 1 :].any():
-            raise UnsupportedError("a token sees those behind it, so that it generates no text token by token")
+            raise Unsupported("a token sees those behind it, so that it generates no text token by token")
         window = window or int(visible.sum())
         if not torch.equal(visible, (keys <= last) & (keys > last - window)):
-            raise UnsupportedError("its masks are no sliding windows, and rbee supports no others")
+            raise Unsupported("its masks are no sliding windows, and rbee supports no others")
     return torch.full((1, 1, 1, 1), 0 if window == limit else window, device=device)
 
 

@@ -55,7 +55,7 @@ def arrays(*chunks: Chunk) -> dict[str, NDArray[np.int64]]:
 def execute(runner: NativeRunner, *chunks: Chunk) -> list[NDArray[np.float32]]:
     """One step; of each chunk the logits of all its tokens, [end - start, vocab]."""
     step = arrays(*chunks)
-    logits = runner.execute(InputBatch(sequences=(), num_decodes=0, sampling=(), scoring=(), **step)).copy()
+    logits = runner.execute(InputBatch(num_decodes=0, row_sequences=[], num_sampling=0, **step)).logits.copy()
     return np.split(logits, step["query_start"][1:-1])
 
 

@@ -29,6 +29,7 @@ from tests.engine.runners.tiny_models import (
     SIXTEEN,
     Architecture,
     answer,
+    cache_size,
     load_native,
     make_model,
 )
@@ -57,9 +58,10 @@ def llama(tmp_path_factory):
 
 def native(folder: Path, **options: Any) -> NativeRunner:
     """As `load_native`, but nothing is decided yet."""
-    defaults = {"quantize": "none", "exact": True, "threads": 2, "max_model_len": 0, "max_num_seqs": 64}
+    defaults = {"quantize": "none", "exact": True, "threads": 2, "progress": lambda *_: None}
+    cache, others = cache_size(options)
     spec = read_spec(json.loads((folder / "config.json").read_bytes()))
-    return NativeRunner(folder, spec, **{**defaults, "progress": lambda *_: None, **options})
+    return NativeRunner(folder, spec, cache, **{**defaults, **others})
 
 
 def greedy(runner: NativeRunner, prompts: list[list[int]], **options: int) -> list[list[int]]:

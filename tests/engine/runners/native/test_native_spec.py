@@ -12,7 +12,8 @@ import pytest
 import torch
 import transformers
 
-from rbee.engine.runners.native.spec import LayerSpec, Unsupported, read_spec
+from rbee.engine.runners.interface import Unsupported
+from rbee.engine.runners.native.spec import LayerSpec, read_spec
 from rbee.engine.runners.torch.model import TorchModel
 
 SMALL: dict[str, Any] = {

@@ -16,7 +16,7 @@ import transformers
 from gguf import GGMLQuantizationType as Type
 from safetensors.numpy import load_file, save_file
 
-from rbee.engine.runners.native.spec import Unsupported
+from rbee.engine.runners.interface import Unsupported
 from rbee.engine.runners.native.weights import FORMAT_NAMES
 from rbee.errors import ModelError
 from rbee.models import gguf_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
@@ -107,11 +108,13 @@ def test_attention_of_every_kind_of_step(name):
         # Half of the rest, so that all end with decoding rows, and most of them in the same step.
         scheduled = [Scheduled(sequence, -(-sequence.num_uncomputed_tokens // 2)) for sequence in live]
         batch = InputBatch.build(scheduled, BLOCK_SIZE)
+        by_block = {sequence.block_table[0]: sequence for sequence in live}
+        packed_sequences = [by_block[int(table[0])] for table in batch.block_tables]
         parts = [
             slice(sequence.num_computed_tokens, sequence.num_computed_tokens + int(length))
-            for sequence, length in zip(batch.sequences, batch.query_start[1:] - batch.query_start[:-1], strict=True)
+            for sequence, length in zip(packed_sequences, np.diff(batch.query_start), strict=True)
         ]
-        rows = [sequence.ring for sequence in batch.sequences]
+        rows = [sequence.ring for sequence in packed_sequences]
         query = torch.randn(len(batch.token_ids), features.num_heads, features.key_dim, generator=random)
         new_keys = torch.cat([keys[row][part] for row, part in zip(rows, parts, strict=True)])
         new_values = torch.cat([values[row][part] for row, part in zip(rows, parts, strict=True)])

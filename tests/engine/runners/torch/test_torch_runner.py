@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rbee.engine.input_batch import InputBatch
+    from rbee.engine.runners.interface import StepOutput
     from rbee.engine.runners.torch.runner import TorchRunner
 
 
@@ -98,14 +99,25 @@ def test_sampled_tokens_are_the_same_alone_and_beside_others(llama):
     assert results[0] == results[1] == results[2]
 
 
+def test_a_long_prefill_reports_progress_within_its_step(llama):
+    """Each layer of each step reports, so that a step that takes long can be told from a hang."""
+    reports: list[None] = []
+    runner = load(llama, on_progress=lambda: reports.append(None))
+    with InProcessEngine(runner) as engine:
+        engine.submit([*range(1, 201)], max_tokens=1)
+        assert engine.core.step()
+    assert len(reports) == SMALL["num_hidden_layers"] > 1
+
+
 def logits_of(runner: TorchRunner, prompt: list[int], **sampling: object) -> torch.Tensor:
     """What the runner answers to the one step that a request for one token takes: [rows, vocab]."""
     answers: list[NDArray[np.float32]] = []
     execute = runner.execute
 
-    def note(batch: InputBatch) -> NDArray[np.float32]:
-        answers.append(execute(batch))
-        return answers[-1]
+    def note(batch: InputBatch) -> StepOutput:
+        output = execute(batch)
+        answers.append(output.logits)
+        return output
 
     runner.execute = note
     with InProcessEngine(runner) as engine:

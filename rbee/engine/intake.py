@@ -1,0 +1,219 @@
+"""What comes to the engine from outside between two steps: submissions, cancels, deadlines and the readers' pace.
+
+Owns the live sequences, from their submission to their one finish reason, and how long a full ring may keep one alive.
+Does not know what computes or samples; `engine_core` ends sequences through `finish()` too.
+"""
+
+from __future__ import annotations
+
+import array
+import heapq
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rbee.engine import sampler
+from rbee.engine.scheduling.sequence import PRIORITY_NS, Sequence
+from rbee.messages import FinishReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rbee.engine.publisher import Publisher
+    from rbee.engine.scheduling.scheduler import Scheduler
+    from rbee.messages import Submit
+    from rbee.transport import Producer
+
+logger = logging.getLogger(__name__)
+
+_MAX_SCORED_TOKENS = 64  # of a prompt in one step: each takes a row of logits, as wide as the vocabulary
+_MANY_DEADLINES = 64  # of requests that have ended
+
+
+@dataclass(slots=True, eq=False)
+class Live:
+    """A sequence that has not ended, and what belongs to its ring.
+
+    Attributes:
+        sequence: the scheduler's.
+        row: what the sampler needs of it.
+        num_side_records: published with each of its tokens.
+        report_cached: its number of cached tokens is yet to be published, as its first record.
+        full_since_ns: when it was paused, if it is.
+        ended: it has its finish reason.
+    """
+
+    sequence: Sequence
+    row: sampler.Row
+    num_side_records: int
+    report_cached: bool
+    full_since_ns: int = 0
+    ended: bool = False
+
+
+class Intake:
+    """The live sequences by ring.
+
+    Attributes:
+        live: by ring.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        producer: Producer,
+        publisher: Publisher,
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        slow_reader_timeout: float,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """Start without sequences.
+
+        Args:
+            scheduler: gets the sequences that can run.
+            producer: of the arena; it knows which rings are full and which requests are cancelled.
+            publisher: gets the finish reasons.
+            vocab_size: of the model.
+            max_model_len: of the model.
+            slow_reader_timeout: seconds after which a ring that is full without a break ends its sequence.
+            now_ns: CLOCK_MONOTONIC, for that and for deadlines.
+        """
+        self.live: dict[int, Live] = {}
+        self._scheduler = scheduler
+        self._producer = producer
+        self._publisher = publisher
+        self._vocab_size = vocab_size
+        self._max_model_len = max_model_len
+        self._slow_reader_ns = round(slow_reader_timeout * 1e9)
+        self._now_ns = now_ns
+        self._submitted: deque[Submit] = deque()
+        self._num_arrivals = 0
+        self._deadlines: list[tuple[int, int, Live]] = []  # a heap: when, rank of submission, whose
+
+    @property
+    def num_submitted(self) -> int:
+        """Submissions that the next step will take."""
+        return len(self._submitted)
+
+    def submit(self, submission: Submit) -> None:
+        """Queue a request for the next step."""
+        self._submitted.append(submission)
+
+    def take(self) -> None:
+        """Do all that is due before a step."""
+        now = self._now_ns()
+        self.take_submissions()
+        self._end_cancelled()
+        self._end_overdue(now)
+        if full := self._pause_full_rings(now):
+            self._end_slow_readers(full, now)
+
+    def take_submissions(self) -> None:
+        """Make the queued requests live, or end those that cannot run with ERROR."""
+        while self._submitted:
+            submission = self._submitted.popleft()
+            self._producer.open(submission.ring, submission.generation)
+            problem = self._problem(submission)
+            if problem is not None:
+                logger.error("request %s cannot run: %s", submission.request_id, problem)
+                self._publisher.finish(submission.ring, FinishReason.ERROR)
+                continue
+            self._add(submission)
+
+    def finish(self, live: Live, reason: FinishReason, *, invalid_kv: bool = False) -> None:
+        """End a sequence with the next commit; `invalid_kv`: see `BlockManager.release`."""
+        sequence = live.sequence
+        self._scheduler.remove(sequence, invalid_kv=invalid_kv)
+        del self.live[sequence.ring]
+        live.ended = True
+        self._publisher.finish(sequence.ring, reason, sequence.num_cached_tokens)
+
+    def _add(self, submission: Submit) -> None:
+        sampling = submission.sampling
+        sequence = Sequence(
+            request_id=submission.request_id,
+            ring=submission.ring,
+            rank=(submission.received_ns + submission.priority * PRIORITY_NS, self._num_arrivals),
+            token_ids=array.array("I", submission.prompt),
+            sampling=sampling,
+            cache_salt=submission.cache_salt,
+        )
+        row = sampler.Row(sampler.RowSampler(sampling), sequence.token_ids, sequence.num_prompt_tokens)
+        live = Live(sequence, row, sampling.num_logprobs or 0, submission.report_cached)
+        self.live[sequence.ring] = live
+        if submission.deadline_ns:
+            self._drop_ended_deadlines()
+            heapq.heappush(self._deadlines, (submission.deadline_ns, self._num_arrivals, live))
+        self._scheduler.add(sequence)
+        self._num_arrivals += 1
+
+    def _problem(self, submission: Submit) -> str | None:
+        """Why a submission cannot run, or None. The server checks first; this keeps a mistake from hurting others."""
+        size, remainder = divmod(len(submission.prompt), 4)
+        if size == 0 or remainder:
+            return f"its prompt is {len(submission.prompt)} bytes, which is no token ids."
+        if size + 1 > self._max_model_len:
+            return f"its prompt has {size} tokens, and with one more exceeds the limit of {self._max_model_len}."
+        highest = int(np.frombuffer(submission.prompt, "<u4").max())
+        if highest >= self._vocab_size:
+            return f"its prompt has token {highest}, but the vocabulary ends at {self._vocab_size - 1}."
+        sampling = submission.sampling
+        records = 1 + (sampling.num_logprobs or 0) + (sampling.num_prompt_logprobs or 0) + submission.report_cached
+        capacity = self._producer.free_space(submission.ring)
+        if records > capacity:
+            return f"it wants {records} records in a step, but its ring holds {capacity}."
+        return sampler.invalid(sampling, self._vocab_size)
+
+    def _end_cancelled(self) -> None:
+        for ring in self._producer.take_cancelled():
+            live = self.live.get(ring)
+            if live is not None:  # else it was refused in this very step
+                self.finish(live, FinishReason.ABORT)
+
+    def _end_overdue(self, now: int) -> None:
+        """End the sequences whose deadline has come, also those that never ran."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, live = heapq.heappop(self._deadlines)
+            if not live.ended:
+                self.finish(live, FinishReason.DEADLINE)
+
+    def _drop_ended_deadlines(self) -> None:
+        """Most requests end long before their deadline, which would keep them in memory until then."""
+        if len(self._deadlines) > 2 * len(self.live) + _MANY_DEADLINES:
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].ended]
+            heapq.heapify(self._deadlines)
+
+    def _pause_full_rings(self, now: int) -> list[Live]:
+        """Pause the sequences whose ring is too full for a step, and bound the chunks of prompts that are scored.
+
+        Returns the paused ones. A step adds a token with its side records; or, for each token of a chunk but a
+        prompt's last one, the side records that score the next.
+        """
+        full = []
+        for ring, live in self.live.items():
+            sequence = live.sequence
+            room = self._producer.free_space(ring) - live.num_side_records - live.report_cached
+            if sequence.scores_prompt:
+                room //= 1 + (sequence.sampling.num_prompt_logprobs or 0)
+                sequence.max_chunk = min(room, _MAX_SCORED_TOKENS)
+            else:
+                sequence.max_chunk = 0
+            if room > 0:
+                sequence.paused = False
+                continue
+            full.append(live)
+            if not sequence.paused:
+                sequence.paused, live.full_since_ns = True, now
+        return full
+
+    def _end_slow_readers(self, full: list[Live], now: int) -> None:
+        """End those of the `full` ones that have been so for too long without a break."""
+        for live in full:
+            if now - live.full_since_ns >= self._slow_reader_ns:
+                self.finish(live, FinishReason.SLOW_READER)

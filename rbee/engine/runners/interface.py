@@ -1,0 +1,68 @@
+"""What the engine expects of a model runner, whatever computes.
+
+Owns the interface, and the words in which a runner refuses a model. Does not know any runner.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rbee.engine.input_batch import InputBatch
+    from rbee.engine.sampler import ThreadPool
+
+    Progress = Callable[[str, int, int], None]
+    """Called with (stage, parts done, parts in all) for each part of the work while a model loads."""
+
+    OnProgress = Callable[[], None]
+    """Called after each chunk of work within a step, so that a long step can be told from a hang."""
+
+
+class Unsupported(Exception):  # noqa: N818 - no failure: another runner may serve the model
+    """A runner cannot serve a model; the argument completes a sentence after "because"."""
+
+
+class StepOutput(NamedTuple):
+    """What a step has computed: a row for each of the batch's R `logits_rows`.
+
+    Attributes:
+        logits: float32 [R, vocab_size], C-contiguous. A row that the model could not compute properly is
+            not finite; the other rows do not depend on it. The next step may overwrite the memory.
+        hidden_states: float32 [R, hidden_size], the input of the head. None: the runner keeps none.
+    """
+
+    logits: NDArray[np.float32]
+    hidden_states: NDArray[np.float32] | None = None
+
+
+class ModelRunner(Protocol):
+    """A loaded model with a KV cache of `num_blocks` blocks.
+
+    Attributes:
+        name: "native", "torch" or "synthetic", for people.
+        device: where it computes, for people.
+        dtype: precision of weights and KV cache, for people.
+        vocab_size: width of the logits; prompt tokens must be smaller.
+        max_model_len: tokens that one sequence may have, prompt plus output; they fit the KV cache.
+        num_blocks: blocks in the KV cache.
+    """
+
+    name: str
+    device: str
+    dtype: str
+    vocab_size: int
+    max_model_len: int
+    num_blocks: int
+
+    @property
+    def pool(self) -> ThreadPool | None:
+        """The runner's threads, which the sampler may use between two steps; None: it shares none."""
+
+    def execute(self, batch: InputBatch) -> StepOutput:
+        """Compute a step."""
+        ...
