@@ -1,4 +1,4 @@
-"""Fixtures for tests that need a running server: the real command line, real processes, real sockets."""
+"""Fixtures: the event loop of async tests, and running servers (the real command line, real processes and sockets)."""
 
 from __future__ import annotations
 
@@ -117,6 +117,12 @@ def _launch(folder: Path, command: list[str], *, until: str | None) -> Server:
             server.__exit__()
             raise
     return server
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The event loop of async tests (`pytestmark = pytest.mark.anyio`): asyncio's own."""
+    return "asyncio"
 
 
 @pytest.fixture(scope="session")
