@@ -1,7 +1,6 @@
-"""Runs the GGUF conversion as a child process and passes on what it says.
+"""Runs the GGUF conversion (`convert_gguf`) as a child process and passes its progress on.
 
-Owns the child: its command line, its lines of JSON, its death. What they mean for the model is in `convert_gguf`;
-where the folder comes from and goes to is the caller's.
+Owns the child: its command line, its lines of JSON, its end. Does not know the cache.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ def convert_gguf(source: Path, folder: Path, *, lock_fd: int, progress: Progress
 
 
 def _pass_on(message: dict[str, Any], progress: Progress) -> dict[str, str]:
-    """Show a line of progress; returns the line if it is the outcome instead."""
+    """Show a line of progress; a line that is the outcome is returned."""
     match message:
         case {"stage": str(name)}:
             progress.stage(name, int(message.get("total", 0)))

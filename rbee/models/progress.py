@@ -1,4 +1,4 @@
-"""How work that takes seconds tells its user what it is doing.
+"""Progress of work that takes seconds.
 
 Owns the interface and its rendering on a console. Does not know what the work is.
 """
@@ -16,23 +16,22 @@ if TYPE_CHECKING:
 
 
 class Progress(Protocol):
-    """Told by whoever works; calls come from one thread, stages follow one another."""
+    """Called by the work, from one thread."""
 
     def stage(self, name: str, total: int = 0) -> None:
-        """A new stage begins, and the one before it has ended. `total` is its size in bytes, 0 if unknown."""
+        """A stage begins, and the one before it has ended; `total` is its size in bytes, 0 if unknown."""
 
     def done(self, amount: int) -> None:
         """`amount` bytes of the stage's total are done by now."""
 
     def note(self, text: str) -> None:
-        """Something the user should know, in one sentence."""
+        """Show a sentence."""
 
 
 class ConsoleProgress:
     """Shows progress on stderr: bars on a terminal, elsewhere a plain line whenever a stage begins.
 
-    A context manager; leaving it ends the last bar. It shows nothing, and imports no rendering, before the first
-    stage: work that finds everything done already stays silent and fast.
+    A context manager; leaving it ends the last bar. It imports and shows nothing before the first stage.
     """
 
     def __init__(self) -> None:
@@ -85,7 +84,7 @@ class ConsoleProgress:
 
 
 def _start_bars() -> rich.progress.Progress:
-    from rich.console import Console  # noqa: PLC0415 - only a terminal that has something to show pays for it
+    from rich.console import Console  # noqa: PLC0415 - slow
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
     bars = Progress(

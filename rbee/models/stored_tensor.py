@@ -10,10 +10,9 @@ class StoredTensor:
     """Where a tensor is and how it is written; the file has all of its bytes.
 
     Attributes:
-        type: "F32", "F16", "BF16" ...: what safetensors calls its dtype, and ggml its type (among them "Q4_1").
+        type: safetensors' dtype or ggml's type: "F32", "F16", "BF16", "Q4_1" ...
         shape: outermost dimension first.
-        offset: of its first byte in the file.
-        size: in bytes.
+        offset, size: in bytes, from the start of the file.
     """
 
     type: str
