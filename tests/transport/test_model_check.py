@@ -14,6 +14,8 @@ import pytest
 
 from tests.transport import mutations
 
+pytestmark = pytest.mark.slow
+
 SOURCES = [mutations.NATIVE / "tests" / "model" / f"{kind}.cpp" for kind in ("litmus", "controls", "scenarios")]
 CASES = [name for source in SOURCES for name in re.findall(r'\{"((?:litmus|control|core): .+?)"', source.read_text())]
 
