@@ -29,6 +29,16 @@ if TYPE_CHECKING:
 _PATIENCE = 120.0  # seconds after which a server that does not do what a test waits for is killed, and the test fails
 
 
+_SLOW_FIXTURES = {"launch", "start_server", "synthetic_server", "default_model", "default_server"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts servers or needs a downloaded model; other slow tests carry the mark themselves."""
+    for item in items:
+        if isinstance(item, pytest.Function) and not _SLOW_FIXTURES.isdisjoint(item.fixturenames):
+            item.add_marker("slow")
+
+
 @dataclass
 class Server:
     """A running `rbee serve`. As a context manager, it is gone at the end of the block, however it was treated."""

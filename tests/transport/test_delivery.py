@@ -15,13 +15,14 @@ from rbee.transport import Outlet, Vocabulary, _native  # noqa: TID251 - what ob
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+Parts = tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes]
 VOCABULARY = Vocabulary([bytes([byte]) for byte in range(256)])
 # Frames that show where each part comes from: FIRST "a" AFTER } etc.
-PARTS = (b"F", b"N", b"E", b"A", b"S", b"L", b"T", b"", b"D")
+PARTS: Parts = (b"F", b"N", b"E", b"A", b"S", b"L", b"T", b"", b"D")
 STOP, LENGTH, ERROR, DEADLINE = 1, 2, 4, 5
 
 
-def make_outlet(fd: int, *, stop_token_ids: tuple[int, ...] = (), parts: tuple[bytes, ...] = PARTS) -> Outlet:
+def make_outlet(fd: int, *, stop_token_ids: tuple[int, ...] = (), parts: Parts = PARTS) -> Outlet:
     """An outlet that shows each byte in a frame of its own."""
     stop = list(stop_token_ids)
     return Outlet(fd, VOCABULARY, parts, strip=False, prompt_tokens=3, stop_token_ids=stop, timing=False, usage=False)
