@@ -31,7 +31,8 @@ test-fast: setup
 # larger cases of the model check, and more rounds of fuzzing and stress.
 test-native-long: setup
 	$(BIN)/cmake -S native -B build/native -D RBEE_BUILD_TESTS=ON
-	$(BIN)/cmake --build build/native --parallel 2 --target rbee_model_check rbee_core_stress
+	$(BIN)/cmake --build build/native --parallel 2 --target rbee_model_check rbee_core_stress rbee_transport_tests
+	build/native/rbee_transport_tests
 	build/native/rbee_model_check thorough
 	build/native/rbee_core_stress 20000000
 	$(BIN)/cmake -S native -B build/native-address -D RBEE_BUILD_TESTS=ON -D RBEE_SANITIZE=address,undefined

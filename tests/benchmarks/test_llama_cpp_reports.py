@@ -55,7 +55,7 @@ def test_comparison_with_llama_cpp_names_what_is_missed():
         },
         Shape("decode", 2): {"rbee": [Taken(10, 10)], "slow": [Taken(5, 5)], "quick": [Taken(1, 1)]},
     }
-    text, (eight, two) = versus_llama_cpp._report(rounds, ["slow", "quick"])
+    text, (eight, two) = versus_llama_cpp.report(rounds, ["slow", "quick"])
     assert eight["tok_s"] == {"rbee": 800.0, "slow": 266.7, "quick": 275.9}
     assert eight["whole_step_tok_s"] == 500.0
     assert eight["ratio"] == {"slow": 3.0, "quick": 2.9}

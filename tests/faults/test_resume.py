@@ -6,7 +6,7 @@ import json
 import re
 import socket
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -40,7 +40,7 @@ def decode_chunked(raw):
 
 def parse_events(body):
     """What an SSE parser makes of a body that may be cut anywhere: an event ends with a blank line, else it is none."""
-    events = []
+    events: list[Any] = []
     for block in body.split(b"\n\n")[:-1]:
         if not block.startswith(b":"):
             number, data = re.fullmatch(rb"id: (\d+)\ndata: (.*)", block).groups()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from typing import TYPE_CHECKING
@@ -31,11 +32,17 @@ def test_core_under(check: Check, tmp_path: Path) -> None:
     """Transport, kernels, and the model on its thread pool pass under the sanitizer, with every warning an error."""
     check.configure(NATIVE, tmp_path)
     check.build(tmp_path)
-    for target in check.targets:
-        command: list[str | Path] = [*without_address_randomisation(), tmp_path / target]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-        assert done.returncode == 0, done.stdout
-        assert all(f"ok      {name}\n" in done.stdout for name in KEY_TESTS[target]), done.stdout
+    with contextlib.ExitStack() as ending:
+        running = {}
+        for target in check.targets:
+            command: list[str | Path] = [*without_address_randomisation(), tmp_path / target]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            running[target] = ending.enter_context(process)
+            ending.callback(process.kill)
+        for target, process in running.items():
+            output, _ = process.communicate()
+            assert process.returncode == 0, output
+            assert all(f"ok      {name}\n" in output for name in KEY_TESTS[target]), output
 
 
 def test_stress(tmp_path: Path) -> None:
