@@ -136,7 +136,6 @@ def _locked(entry: Path, progress: Progress) -> Iterator[int]:
 
 
 def _remove_abandoned(cache: Path) -> None:
-    """Remove what killed builders left, of any entry."""
     for partial in cache.glob("*.partial"):
         with partial.with_suffix(".lock").open("ab") as lock, contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

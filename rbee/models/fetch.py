@@ -99,7 +99,6 @@ def _pip_download(model: CatalogueModel, downloads: Path, lock_fd: int, progress
 
 
 def _still_running(process: subprocess.Popen[bytes]) -> bool:
-    """Wait up to 0.2 s for the process to end."""
     try:
         process.wait(timeout=0.2)
     except subprocess.TimeoutExpired:
@@ -120,7 +119,6 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _copy(member: IO[bytes], target: Path, progress: Progress) -> tuple[int, str]:
-    """Copy a file; returns its size and sha256."""
     digest, size = hashlib.sha256(), 0
     with target.open("wb") as out:
         while chunk := member.read(_CHUNK):

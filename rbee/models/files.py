@@ -1,7 +1,4 @@
-"""What a source file is recognized by.
-
-Owns the identity of a file. Does not read it.
-"""
+"""Owns the identity of a source file. Does not read it."""
 
 from __future__ import annotations
 

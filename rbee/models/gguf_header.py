@@ -68,12 +68,7 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """A GGUF file's metadata and tensors.
-
-    Attributes:
-        metadata: key to value; a string or number as it is, an array as its number of elements.
-        tensors: by name.
-    """
+    """A GGUF file's metadata, where an array is its number of elements, and its tensors by name."""
 
     metadata: dict[str, Any]
     tensors: dict[str, StoredTensor]
@@ -85,7 +80,7 @@ class GGUFHeader:
 
 
 class _Malformed(Exception):  # noqa: N818 - becomes the reason in a ModelError
-    """What is wrong with the bytes."""
+    """What is wrong."""
 
 
 def read_header(path: Path) -> GGUFHeader:
@@ -140,7 +135,6 @@ def _parse(cursor: _Cursor) -> GGUFHeader:
 
 
 def _tensor(cursor: _Cursor) -> tuple[str, StoredTensor]:
-    """Name, and the tensor with its offset in the data."""
     name = cursor.string()
     rank = cursor.unpack("<I")
     if rank > _MAX_RANK:
@@ -157,7 +151,7 @@ def _tensor(cursor: _Cursor) -> tuple[str, StoredTensor]:
 
 
 class _Cursor:
-    """A position in the file that never moves past its end."""
+    """A position in the file, never past its end."""
 
     def __init__(self, data: mmap.mmap, size: int) -> None:
         self.size = size
@@ -202,7 +196,6 @@ class _Cursor:
         return length
 
     def _skip(self, count: int) -> int:
-        """Move on by `count` bytes; returns where they begin."""
         start = self.position
         if count > self.size - start:
             raise _Malformed(f"it ends in the middle of its header, at byte {self.size}")

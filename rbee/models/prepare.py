@@ -38,12 +38,10 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model that is ready to serve.
+    """A model that is ready to serve: `path` is absolute, and clients call it `name`.
 
-    Attributes:
-        name: what clients call it.
-        path: an absolute folder with config.json, tokenizer.json and *.safetensors, and where the model has them
-            tokenizer_config.json, chat_template.jinja and generation_config.json.
+    The folder has config.json, tokenizer.json and *.safetensors, and where the model has them tokenizer_config.json,
+    chat_template.jinja and generation_config.json.
     """
 
     name: str
@@ -123,7 +121,6 @@ def gguf_of(folder: Path) -> Path | None:
 
 
 def _entry_name(name: str, identity: str) -> str:
-    """The converted folder's name, different for every source and format."""
     key = hashlib.sha256(f"{CONVERSION_FORMAT}|{identity}".encode()).hexdigest()[:_KEY_DIGITS]
     return f"{re.sub('[^A-Za-z0-9._-]+', '-', name)[:64]}-{key}"
 
@@ -150,7 +147,6 @@ def _remove_older(entry: Path, name: str) -> None:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """A converted folder's manifest; empty if there is none."""
     try:
         manifest = json.loads((folder / cache.MANIFEST).read_bytes())
     except (OSError, ValueError):

@@ -1,7 +1,4 @@
-"""Progress of work that takes seconds.
-
-Owns the interface and its rendering on a console. Does not know what the work is.
-"""
+"""Progress of slow work: owns the interface and its rendering on a console. Does not know what the work is."""
 
 from __future__ import annotations
 
@@ -29,10 +26,7 @@ class Progress(Protocol):
 
 
 class ConsoleProgress:
-    """Shows progress on stderr: bars on a terminal, elsewhere a plain line whenever a stage begins.
-
-    A context manager; leaving it ends the last bar. It imports and shows nothing before the first stage.
-    """
+    """Shows bars on a terminal, elsewhere a line on stderr per stage; leaving the context ends the last bar."""
 
     def __init__(self) -> None:
         self._bars: rich.progress.Progress | None = None
@@ -73,7 +67,6 @@ class ConsoleProgress:
         print(f"rbee: {text}", file=sys.stderr, flush=True)  # noqa: T201 - a console is what this class is for
 
     def _finish_current(self, *, succeeded: bool) -> None:
-        """Fill the current bar, or leave it where it stands when its stage failed."""
         if self._bars is None or self._current is None:
             return
         if succeeded:

@@ -1,6 +1,4 @@
-"""The header of a safetensors file, read with every offset checked against the file's size.
-
-Owns the check that a file is a safetensors file and has all of its bytes. Does not read tensor data.
+"""Owns the check that a file is a safetensors file and has all of its bytes. Does not read tensor data.
 
 Layout (safetensors' own README): uint64 little-endian length of the header, the header in JSON with each tensor's
 dtype, shape and [begin, end) in the data, the data.
