@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from rbee.config import DEFAULT_MODEL
 from rbee.models import prepare
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 _PATIENCE = 120.0  # seconds after which a server that does not do what a test waits for is killed, and the test fails
 
+# A busy machine is no failure: examples have no time limit.
+settings.register_profile("rbee", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("rbee")
 
 _SLOW_FIXTURES = {"launch", "start_server", "synthetic_server", "default_model", "default_server"}
 
