@@ -23,9 +23,10 @@ test: setup
 	$(BIN)/rbee pull
 	$(BIN)/python -m pytest $(ARGS)
 
-# What takes a minute or so: no sanitizers, no model check, no server processes, no downloaded model.
+# About a minute, for the work in between: server, scheduling and the transport's binding, in this process.
 test-fast: setup
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' tests/server tests/engine/scheduling tests/engine/test_engine_core.py \
+		tests/transport tests/lint $(ARGS)
 
 # Searches that are worth their time after a change of native/: the mutations under every check (about an hour), the
 # larger cases of the model check, and more rounds of fuzzing and stress.
