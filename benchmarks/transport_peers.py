@@ -39,7 +39,7 @@ import pickle
 import threading
 import uuid
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import msgspec
 import numpy as np
@@ -53,12 +53,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from transport_run import Inbox
 
 DEPTH = 64  # steps that may be under way; a power of two
 
 # A step as the contenders with flat messages send it: commit time, stream numbers, their tokens.
 Step = tuple[int, list[int], list[int]]
+
+
+class Inbox(Protocol):
+    """Where a contender's consumer puts tokens: a list per stream."""
+
+    tokens: list[list[int]]
+
+    def landed(self, count: int, committed_ns: int | list[int], /) -> None:
+        """A batch of `count` tokens has just been put into `tokens`."""
 
 
 class Contender(ABC):

@@ -210,7 +210,7 @@ def compare(options: argparse.Namespace) -> int:
             peers.append(Theirs(process, prompts, options.steps))
         rounds, idle = _measure([ours, *peers], shapes, options, runner.vocab_size)
 
-    text, levels = _report(rounds, [peer.name for peer in peers])
+    text, levels = report(rounds, [peer.name for peer in peers])
     text = (
         f"Tokens per second of {model}; contexts of {options.prompt} tokens and more; our runner: "
         f"{label(runner, options)}. Medians of {options.rounds} rounds.\n\n{text}\n\nUsed of a core while another one "
@@ -253,7 +253,7 @@ def _measure(
     return rounds, watch.idle_shares()
 
 
-def _report(rounds: dict[Shape, dict[str, list[Taken]]], peers: list[str]) -> tuple[str, list[dict[str, Any]]]:
+def report(rounds: dict[Shape, dict[str, list[Taken]]], peers: list[str]) -> tuple[str, list[dict[str, Any]]]:
     """A table, and the same for programs."""
     rows, levels = [], []
     for shape, taken in rounds.items():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 import hypothesis
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from rbee.config import DEFAULT_MODEL
 from rbee.models import prepare
@@ -32,6 +33,19 @@ hypothesis.settings.register_profile("rbee", deadline=None)
 hypothesis.settings.load_profile("rbee")
 
 _PATIENCE = 120.0  # seconds after which a server that does not do what a test waits for is killed, and the test fails
+
+# A busy machine is no failure: examples have no time limit.
+settings.register_profile("rbee", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("rbee")
+
+_SLOW_FIXTURES = {"launch", "start_server", "synthetic_server", "default_model", "default_server"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts servers or needs a downloaded model; other slow tests carry the mark themselves."""
+    for item in items:
+        if isinstance(item, pytest.Function) and not _SLOW_FIXTURES.isdisjoint(item.fixturenames):
+            item.add_marker("slow")
 
 
 @dataclass

@@ -43,6 +43,17 @@ void idle(std::uint32_t turns) {
     }
 }
 
+/// Waits for the other process: spins at first, to come back at the very moment, and then lets it run if both share a
+/// core.
+template <typename Condition>
+void spin_while(Condition condition) {
+    for (int turn = 0; condition(); ++turn) {
+        if (turn > 2'000) {
+            rbee::give_way();
+        }
+    }
+}
+
 /// True when the descriptor is readable, false when patience ends.
 bool sleep_on(int fd, int milliseconds) {
     pollfd waiting{fd, POLLIN, 0};
@@ -188,8 +199,7 @@ private:
         --turns_;
         switch (pace_) {
             case 1:  // it has just taken the last step's ready bits, and is going to look at the rings and to arm
-                while (arena_.ready[0].load(std::memory_order_relaxed) != 0) {
-                }
+                spin_while([this] { return arena_.ready[0].load(std::memory_order_relaxed) != 0; });
                 idle(random_.below(60));
                 break;
             case 2:  // it has just read the last step, and is going to arm or to sleep
@@ -203,8 +213,7 @@ private:
     }
 
     void wait_until_read() {
-        while (producer_.free_space(last_ring_) != kCapacity) {
-        }
+        spin_while([this] { return producer_.free_space(last_ring_) != kCapacity; });
     }
 
     rbee::Arena arena_;

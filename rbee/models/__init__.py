@@ -1,8 +1,6 @@
-"""Models: a catalogue of names, and the way from a name, folder, GGUF file or Hub id to a folder ready to serve.
+"""Models: from a catalogue name, folder, GGUF file or Hub id to a folder that is ready to serve (`prepare`).
 
-`prepare` is the way in. Nothing here imports torch or transformers: a GGUF is converted by a process of its own,
-`python -m rbee.engine.runners.torch.convert_gguf`. `rbee.models.synthetic` is the model without weights, and is
-imported by name.
+Only the conversion's own process, `python -m rbee.engine.runners.torch.convert_gguf`, imports torch and transformers.
 """
 
 from rbee.models.catalogue import CatalogueModel, list_catalogue

@@ -158,7 +158,7 @@ def _durations(interval: Interval) -> Table:
     }
     for label, name in rows.items():
         durations = interval.histograms[name]
-        table.add_row(Text(label, _LABEL), *_quantiles(durations), _quantity(durations.count))
+        table.add_row(Text(label, _LABEL), *_quantiles(durations), quantity(durations.count))
     return table
 
 
@@ -174,7 +174,7 @@ def _rates(interval: Interval, events: dict[str, str]) -> Table:
     notes = {
         "wakes elided": None if interval.elided_share is None else f"{interval.elided_share:.0%}",
         "cached tokens": None if interval.cached_share is None else f"{interval.cached_share:.0%}",
-        "gc pauses": None if interval.gc_pause_mean_ns is None else _duration(interval.gc_pause_mean_ns),
+        "gc pauses": None if interval.gc_pause_mean_ns is None else duration(interval.gc_pause_mean_ns),
     }
     totals = totals_of(interval.now)
     for label, event in events.items():
@@ -183,7 +183,7 @@ def _rates(interval: Interval, events: dict[str, str]) -> Table:
         table.add_row(
             Text(label if note is None else f"{label}, {note}", _WARNING if bad else _LABEL),
             Text(_rate(interval.rate(event)), _WARNING if bad else ""),
-            Text(_quantity(totals[event]), _WARNING if bad else ""),
+            Text(quantity(totals[event]), _WARNING if bad else ""),
         )
     return table
 
@@ -198,10 +198,10 @@ def _right_aligned(first: str, *others: str, width: int) -> Table:
 
 
 def _quantiles(durations: Histogram) -> list[str]:
-    return [_duration(durations.quantile(fraction)) for fraction in _QUANTILES.values()]
+    return [duration(durations.quantile(fraction)) for fraction in _QUANTILES.values()]
 
 
-def _duration(ns: float | None) -> str:
+def duration(ns: float | None) -> str:
     """At most eight characters; two or three digits are all that a histogram knows."""
     if ns is None:
         return "-"
@@ -213,10 +213,10 @@ def _duration(ns: float | None) -> str:
 
 
 def _rate(per_second: float) -> str:
-    return f"{per_second:.1f}" if 0 < per_second < 99.95 else _quantity(round(per_second))
+    return f"{per_second:.1f}" if 0 < per_second < 99.95 else quantity(round(per_second))
 
 
-def _quantity(number: int) -> str:
+def quantity(number: int) -> str:
     """At most seven characters."""
     for unit, size in (("", 1), ("k", 10**3), ("M", 10**6), ("G", 10**9)):
         if number < 100_000 * size:

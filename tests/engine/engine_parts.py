@@ -103,7 +103,9 @@ class Rings:
         Options are members of Submit, or else of SamplingParams.
         """
         members = {name: options.pop(name) for name in _SUBMIT_OPTIONS & options.keys()}
-        ring, generation = self.consumer.assign()
+        assigned = self.consumer.assign()
+        assert assigned is not None
+        ring, generation = assigned
         assert ring not in self._requests, "the ring was not free"
         request = self._requests[ring] = Request(ring)
         return request, messages.Submit(

@@ -61,7 +61,9 @@ class TransportModel(RuleBasedStateMachine):
     @rule()
     def admit(self):
         """A request takes a ring: one that is free, with a generation it never had."""
-        ring, generation = self.sides.consumer.assign()
+        assigned = self.sides.consumer.assign()
+        assert assigned is not None
+        ring, generation = assigned
         assert ring not in self.rings
         assert generation == self.generations[ring] + 1
         self.generations[ring] = generation

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from rbee.models import gguf_of
 from tests.engine.runners.native.weights_parts import expected, gguf_name, load, unpacked, write_gguf
 
 F32, F16, BF16, Q4, Q4_WIDE, Q8, Q8_MIN, Q8_FINE = range(8)  # of weights.h
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 70,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -217,7 +218,7 @@ def test_a_header_that_lies_about_a_tensor_is_refused(llama):
 
 # ---- GGUF ----------------------------------------------------------------------------------------------------------
 
-WIDE = {**SMALL, "vocab_size": 40, "hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+WIDE: dict[str, Any] = {**SMALL, "vocab_size": 40, "hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
 KINDS = {
     "embedding": Type.Q8_0,
     "query": Type.Q4_0,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -89,7 +89,7 @@ def random_blocks(random: np.random.Generator, kind: Type, rows: int, cols: int)
     return blocks
 
 
-def pack(source: NDArray, kind: int, rows: int, cols: int, *, fmt: int, **options) -> Bytes:
+def pack(source: NDArray[Any], kind: int, rows: int, cols: int, *, fmt: int, **options) -> Bytes:
     """The packed matrix, in memory that was not zero before."""
     packed = np.full(_kernels.packed_bytes(fmt, rows, cols), 0xFF, np.uint8)
     _kernels.pack(source.reshape(-1).view(np.uint8), kind, rows, cols, format=fmt, packed=packed, **options)
@@ -251,7 +251,7 @@ def floats_of(random: np.random.Generator, rows: int, cols: int) -> Floats:
     return floats.reshape(rows, cols).astype(np.float32)
 
 
-def as_source(floats: Floats, kind: Type) -> tuple[NDArray, Floats]:
+def as_source(floats: Floats, kind: Type) -> tuple[NDArray[Any], Floats]:
     """The floats in this type, and what they are then."""
     if kind == Type.F32:
         return floats, floats
@@ -346,9 +346,9 @@ def test_groups_that_cannot_be_quantized_are_nan(fmt: Format, value: float):
     ],
     ids=lambda value: str(list(value)) if isinstance(value, dict) else "",
 )
-def test_what_does_not_fit_is_refused(changed: dict, sentence: str):
+def test_what_does_not_fit_is_refused(changed: dict[str, Any], sentence: str):
     """Sizes, types, rows and formats that do not go together are a ValueError that names them."""
-    arguments = {
+    arguments: dict[str, Any] = {
         "source": np.zeros(20 * 40, np.uint8),
         "source_type": Type.Q4_1,
         "rows": 20,
@@ -417,9 +417,9 @@ def test_other_calls_refuse_what_does_not_fit():
     ],
     ids=str,
 )
-def test_arrays_of_another_kind_are_refused(changed: dict):
+def test_arrays_of_another_kind_are_refused(changed: dict[str, Any]):
     """Arrays of other types, strided ones, and a `packed` that cannot be written to are a TypeError."""
-    arguments = {
+    arguments: dict[str, Any] = {
         "source": np.zeros(640, np.uint8),
         "source_type": Type.Q4_1,
         "rows": 16,
