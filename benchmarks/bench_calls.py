@@ -11,20 +11,17 @@ stderr, one JSON line on stdout; --save writes both to results/.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
-import json
 import os
 import socket
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from delivery_floor import summary_us
-from machine import describe
-from saving import save, table
+from program import argument_parser, finish
+from saving import table
 
 from rbee.server.protocols.openai.frames import Chunks
 from rbee.server.protocols.openai.schemas import StreamOptions
@@ -139,9 +136,8 @@ def measure_sockets(calls: int, rings: int) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Time all calls."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, "calls.{json,md}")
     parser.add_argument("--calls", type=int, default=20_000, help="of each kind (default %(default)s)")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/calls.{json,md}")
     options = parser.parse_args()
     doorbell = create_doorbell()
 
@@ -165,11 +161,8 @@ def main() -> None:
     ]
     report = table(["call", "p50, us", "p99, us", "target for p50"], rows)
     report += f"\n\nThe clock's own {clock:.2f} us are taken off the p50."
-    result: dict[str, Any] = {"benchmark": "calls", "calls": options.calls, "us": figures, "machine": describe()}
-    print(report, file=sys.stderr)
-    if options.save:
-        save("calls", "The transport's calls", report, result)
-    print(json.dumps(result))
+    result: dict[str, Any] = {"benchmark": "calls", "calls": options.calls, "us": figures}
+    finish(options, "calls", "The transport's calls", report, result)
 
 
 if __name__ == "__main__":

@@ -25,22 +25,20 @@ benchmarks/results.
 
 from __future__ import annotations
 
-import argparse
 import json
-import resource
 import socket
 import statistics
-import sys
 from typing import TYPE_CHECKING, Any
 
 from delivery_floor import last_of_each_step, measure_floor, read_until_closed, summary_us
 from delivery_report import tables
-from machine import describe
 from own_server import OwnServer
-from saving import save
+from program import allow_many_files, argument_parser, command_line, finish, integers, numbers, progress
 from sse_client import Stream, http_request
 
 if TYPE_CHECKING:
+    import argparse
+
     from rbee.transport.observer import Sample
 
 _WARMUP_STEPS = 50
@@ -163,7 +161,7 @@ def _measure(step_ms: float, streams: list[int], options: argparse.Namespace) ->
     try:
         for number in range(options.rounds):
             for level in streams:
-                print(f"round {number + 1}/{options.rounds}, {step_ms:g} ms, {level} streams", file=sys.stderr)
+                progress(f"round {number + 1}/{options.rounds}, {step_ms:g} ms, {level} streams")
                 rows[level]["floor"].append(measure_floor(level, steps, step_ms, _FRAME_BYTES, _WARMUP_STEPS))
                 for name, way in WAYS.items():
                     rows[level][name].append(measure_rbee(servers[name], level, steps, step_ms, way["body"]))
@@ -178,33 +176,24 @@ def _measure(step_ms: float, streams: list[int], options: argparse.Namespace) ->
 
 def main() -> None:
     """Measure floor and rbee in turn at every cadence and number of streams."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", default="1,16,64,256", help="comma-separated levels (default %(default)s)")
-    parser.add_argument("--step-ms", default="10,20", help="comma-separated cadences (default %(default)s)")
+    parser = argument_parser(__doc__, "delivery.{json,md}", rounds=3)
+    parser.add_argument("--streams", type=integers, default="1,16,64,256", help="levels (default %(default)s)")
+    parser.add_argument("--step-ms", type=numbers, default="10,20", help="cadences (default %(default)s)")
     parser.add_argument("--steps", type=int, default=500, help="tokens per stream and level (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds over all levels (default %(default)s)")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/delivery.{json,md}")
     parser.add_argument("--serve-arg", action="append", default=[], help="one more argument for `rbee serve`")
     options = parser.parse_args()
     if options.steps <= 2 * _WARMUP_STEPS:
         parser.error(f"--steps {options.steps}: at least {2 * _WARMUP_STEPS + 1}, the first {_WARMUP_STEPS} warm up")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8192)), hard))
-    streams = [int(level) for level in options.streams.split(",")]
-    levels = [level for step_ms in options.step_ms.split(",") for level in _measure(float(step_ms), streams, options)]
+    allow_many_files()
+    levels = [level for step_ms in options.step_ms for level in _measure(step_ms, options.streams, options)]
     result = {
         "benchmark": "delivery",
         "steps": options.steps,
         "rounds": options.rounds,
         "frame_bytes": _FRAME_BYTES,
         "levels": levels,
-        "machine": describe(),
     }
-    report = tables(result)
-    print(report, file=sys.stderr)
-    if options.save:
-        save("delivery", "Delivery latency", f"Made by `python {' '.join(sys.argv)}`; {report}", result)
-    print(json.dumps(result))
+    finish(options, "delivery", "Delivery latency", tables(result), result, preface=f"Made by `{command_line()}`; ")
 
 
 if __name__ == "__main__":

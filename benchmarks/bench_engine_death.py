@@ -11,8 +11,6 @@ times on the client's CLOCK_MONOTONIC. A table on stderr, one JSON line on stdou
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import select
 import signal
@@ -24,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from delivery_floor import read_until_closed, summary_us
-from machine import describe
 from own_server import OwnServer
-from saving import save, table
+from program import argument_parser, finish, integers, progress
+from saving import table
 from sse_client import http_request
 
 TARGET_MS = 50.0
@@ -107,15 +105,14 @@ def _ms(summary: dict[str, float]) -> dict[str, float]:
 
 def main() -> None:
     """Kill engines at every number of streams."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", default="1,64,256", help="comma-separated levels (default %(default)s)")
+    parser = argument_parser(__doc__, "engine_death.{json,md}")
+    parser.add_argument("--streams", type=integers, default="1,64,256", help="levels (default %(default)s)")
     parser.add_argument("--step-ms", type=float, default=10.0, help="cadence (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=10, help="engines killed per level (default %(default)s)")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/engine_death.{json,md}")
     options = parser.parse_args()
     levels: list[dict[str, Any]] = []
-    for streams in map(int, options.streams.split(",")):
-        print(f"{streams} streams", file=sys.stderr)
+    for streams in options.streams:
+        progress(f"{streams} streams")
         floors, rounds = [], []
         for _ in range(options.rounds):
             floors.append(measure_floor())
@@ -142,11 +139,8 @@ def main() -> None:
         + table(["streams", "milliseconds after SIGKILL", "p50", "p99", "p99.9", "max"], rows)
         + f"\n\nLeft behind after {len(levels) * options.rounds} killed engines (names in /dev/shm, processes): {left}"
     )
-    result = {"benchmark": "engine_death", "rounds": options.rounds, "levels": levels, "machine": describe()}
-    print(report, file=sys.stderr)
-    if options.save:
-        save("engine_death", "When the engine is killed", report, result)
-    print(json.dumps(result))
+    result = {"benchmark": "engine_death", "rounds": options.rounds, "levels": levels}
+    finish(options, "engine_death", "When the engine is killed", report, result)
 
 
 if __name__ == "__main__":

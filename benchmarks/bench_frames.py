@@ -44,35 +44,32 @@ what follows from it on stderr, one JSON line on stdout; --save also writes benc
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
-import json
 import multiprocessing
 import os
-import resource
 import select
 import signal
 import socket
 import statistics
-import sys
 import time
 from dataclasses import replace
 from multiprocessing.connection import wait
 from multiprocessing.reduction import recv_handle, send_handle
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 from frames_processes import RING_CAPACITY, WARMUP_STEPS, WAYS, Plan, Usage, run_engine, run_server
 from machine import describe
+from program import allow_many_files, argument_parser, command_line, core_pair, finish, integers, progress
 from sse_client import Stream
 
 from rbee.models import synthetic
 from rbee.transport import Arena, create_doorbell
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
     from multiprocessing.connection import Connection
 
@@ -315,37 +312,19 @@ def _report(levels: list[dict[str, Any]], conclusions: list[dict[str, Any]]) -> 
     return "\n".join(lines)
 
 
-def _save(result: dict[str, Any], report: str) -> None:
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / "frames.json").write_text(json.dumps(result, indent=1) + "\n")
-    facts = "\n".join(f"* {key}: {value}" for key, value in result["machine"].items())
-    text = (
-        f"# Writing frames, microseconds\n\nMade by `python {' '.join(sys.argv)}`; {result['steps']} steps of "
-        f"{result['step_ms']:g} ms per run, median of {result['rounds']} rounds, all ways in turn.\nWhat each way and "
-        f"each figure is: docstring of `benchmarks/bench_frames.py`.\n\n{report}\n\n## Machine\n\n{facts}\n"
-    )
-    (folder / "frames.md").write_text(text)
-
-
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", default="16,64,256", help="comma-separated levels (default %(default)s)")
+    parser = argument_parser(__doc__, "frames.{json,md}", rounds=3)
+    parser.add_argument("--streams", type=integers, default="16,64,256", help="levels (default %(default)s)")
     parser.add_argument("--step-ms", type=float, default=20.0, help="cadence (default %(default)s)")
     parser.add_argument("--steps", type=int, default=400, help="tokens per stream after the warm-up (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds over all levels (default %(default)s)")
     cores = sorted(os.sched_getaffinity(0))
     parser.add_argument(
         "--cpus",
         default="any" if len(cores) == 1 else f"{cores[0]},{cores[1]}",
         help="the core of engine and client, and the server's; or `any` (default %(default)s)",
     )
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/frames.{json,md}")
     options = parser.parse_args()
-    options.streams = [int(level) for level in options.streams.split(",")]
-    options.cpus = None if options.cpus == "any" else tuple(int(cpu) for cpu in options.cpus.split(","))
-    if options.cpus is not None and not (len(options.cpus) == 2 and set(options.cpus) <= set(cores)):
-        parser.error(f"--cpus: `any`, or two of {', '.join(map(str, cores))}")
+    options.cpus = core_pair(parser, options.cpus, cores)
     if min(options.streams) < 1 or options.step_ms <= 0 or min(options.steps, options.rounds) < 1:
         parser.error("--streams, --step-ms, --steps and --rounds are positive numbers")
     return options
@@ -354,9 +333,8 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     """Measure all ways in turn at every number of streams."""
     options = _options()
-    machine = describe()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8192)), hard))
+    machine = describe()  # before this process gives up cores
+    allow_many_files()
     if options.cpus is not None:
         os.sched_setaffinity(0, {options.cpus[0]})
     gc.disable()  # a pause of the client would count as the server's latency
@@ -364,7 +342,7 @@ def main() -> None:
     step_ns = round(options.step_ms * 1e6)
     for number in range(options.rounds):
         for streams in options.streams:
-            print(f"round {number + 1}/{options.rounds}, {streams} streams", file=sys.stderr)
+            progress(f"round {number + 1}/{options.rounds}, {streams} streams")
             first = number % len(WAYS)
             for way in WAYS[first:] + WAYS[:first]:
                 plan = Plan(way=way, streams=streams, steps=options.steps, step_ns=step_ns, cpus=options.cpus)
@@ -384,11 +362,12 @@ def main() -> None:
         "levels": levels,
         "machine": machine,
     }
-    report = _report(levels, conclusions)
-    print(report, file=sys.stderr)
-    if options.save:
-        _save(result, report)
-    print(json.dumps(result))
+    preface = (
+        f"Made by `{command_line()}`; {options.steps} steps of {options.step_ms:g} ms per run, median of "
+        f"{options.rounds} rounds, all ways in turn.\nWhat each way and each figure is: docstring of "
+        "`benchmarks/bench_frames.py`.\n\n"
+    )
+    finish(options, "frames", "Writing frames, microseconds", _report(levels, conclusions), result, preface=preface)
 
 
 if __name__ == "__main__":

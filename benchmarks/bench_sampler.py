@@ -14,19 +14,16 @@ stderr, one JSON line on stdout; --save writes both to results/.
 
 from __future__ import annotations
 
-import argparse
 import array
-import json
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from machine import describe
-from saving import save, table
+from program import argument_parser, finish
+from saving import table
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -208,10 +205,9 @@ def measure(step: Step, steps: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure all cases."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, "sampler.{json,md}")
     parser.add_argument("--rows", type=int, default=32, help="of a step (default %(default)s)")
     parser.add_argument("--steps", type=int, default=7, help="of each contender and case (default %(default)s)")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/sampler.{json,md}")
     options = parser.parse_args()
     torch.set_num_threads(1)
     figures: dict[str, dict[str, dict[str, float]]] = {}
@@ -227,11 +223,8 @@ def main() -> None:
             lines.append([f"{vocab_size:,}", name, *(f"{value:.1f}" for value in figure.values()), str(target)])
     head = ["tokens", "case", "rbee", "rbee, portable", "numpy", "torch", "target"]
     report = f"Microseconds per row, medians, steps of {options.rows} rows.\n\n{table(head, lines)}"
-    result = {"benchmark": "sampler", "rows": options.rows, "us_per_row": figures, "machine": describe()}
-    print(report, file=sys.stderr)
-    if options.save:
-        save("sampler", "The sampler", report, result)
-    print(json.dumps(result))
+    result = {"benchmark": "sampler", "rows": options.rows, "us_per_row": figures}
+    finish(options, "sampler", "The sampler", report, result)
 
 
 if __name__ == "__main__":

@@ -16,18 +16,16 @@ what anybody else uses: distrust a run in which that is more than a few percent.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from engine_rig import Rig, gguf_for_peers, label, load_runner, model_folder, num_threads, random_prompts, variant
 from llama_cpp_process import LlamaCpp
-from machine import describe
-from saving import save, table
+from program import finish, progress
+from saving import table
 
 from rbee.engine.engine_core import PhaseTimes
 
@@ -190,18 +188,17 @@ def _busy_seconds() -> float:
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def compare(options: argparse.Namespace) -> int:
+def compare(options: argparse.Namespace) -> None:
     """Measure all in turns, and report."""
     folder = model_folder(options.model)
     gguf = gguf_for_peers(folder, options)
     model = Path(options.model).name
-    sizes = [int(size) for size in options.batch.split(",")]
-    shapes = [Shape("decode", size) for size in sizes]
-    shapes += [Shape("prefill", int(size)) for size in options.prefill.split(",")]
+    shapes = [Shape("decode", size) for size in options.batch]
+    shapes += [Shape("prefill", size) for size in options.prefill]
     with contextlib.ExitStack() as stack:
         runner = load_runner(folder, options)
-        prompts = random_prompts(max(sizes), options.prompt, runner.vocab_size, options.seed)
-        print("computing the prompts", file=sys.stderr)
+        prompts = random_prompts(max(options.batch), options.prompt, runner.vocab_size, options.seed)
+        progress("computing the prompts")
         ours = Ours(stack, runner, prompts)
         peers = []
         for python in options.vs_llama_cpp:
@@ -216,7 +213,6 @@ def compare(options: argparse.Namespace) -> int:
         f"{label(runner, options)}. Medians of {options.rounds} rounds.\n\n{text}\n\nUsed of a core while another one "
         "was measured: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in idle.items()) + "."
     )
-    print(text, file=sys.stderr)
     result = {
         "benchmark": "engine_vs_llama_cpp",
         "model": model,
@@ -227,12 +223,8 @@ def compare(options: argparse.Namespace) -> int:
         "peers": {peer.name: peer.facts for peer in peers},
         "levels": levels,
         "idle_cpu_share": idle,
-        "machine": describe(),
     }
-    if options.save:
-        save(f"engine_vs_llama_cpp{variant(options)}", "The engine beside llama.cpp", text, result)
-    print(json.dumps(result))
-    return 0
+    finish(options, f"engine_vs_llama_cpp{variant(options)}", "The engine beside llama.cpp", text, result)
 
 
 def _measure(
@@ -249,7 +241,7 @@ def _measure(
             prompt = random_prompts(1, shape.size, vocab_size, options.seed + 1000 + number)[0]
             for contender in [*contenders[first:], *contenders[:first]]:
                 rounds[shape][contender.name].append(watch.measure(contender, shape, prompt, options.steps))
-        print(f"round {number + 1}/{options.rounds}", file=sys.stderr)
+        progress(f"round {number + 1}/{options.rounds}")
     return rounds, watch.idle_shares()
 
 
