@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).parents[1]
 _TEXTS = (  # prose of several kinds, a legal text and code
-    "README.md", "native/README.md", "CHANGELOG.md", "LICENSE", "rbee/engine/scheduling/scheduler.py", "rbee/config.py"
+    "README.md", "docs/transport.md", "CHANGELOG.md", "LICENSE", "rbee/engine/scheduling/scheduler.py", "rbee/config.py"
 )  # fmt: skip
 _CHUNK = 64
 _MAX_KL = 0.006
