@@ -1,12 +1,14 @@
-"""What the calls of the transport cost by themselves, in one process, with everything in the cache.
+"""What each call of the transport costs alone, in one process, with everything in the cache.
 
     python benchmarks/bench_calls.py --save
 
-`commit(n)` publishes a token for each of n rings without the eventfd write (the server is awake); `drain(n)` gives n
-tokens of n rings to Python; `drain(n) to sockets` renders and sends them, whose floor is a bare send(2) of the same
-bytes, called from Python. The baseline of a call is a write to an eventfd and back. Microseconds per call, median and
-p99 over `--calls`, each timed by CLOCK_MONOTONIC (whose own cost is taken off the median once, and printed). A table on
-stderr, one JSON line on stdout; --save writes both to results/.
+* `commit(n)` publishes a token for each of n rings, without the eventfd write: the server is awake.
+* `drain(n)` returns n tokens of n rings to Python.
+* `drain(n) to sockets` renders and sends them. Its floor is a bare send(2) of the same bytes, called from Python.
+* The baseline of a call is a write to an eventfd and a read of it.
+
+Microseconds per call, median and p99 over `--calls`, on CLOCK_MONOTONIC. The clock's own cost is printed, and taken off
+the median once.
 """
 
 from __future__ import annotations

@@ -3,24 +3,26 @@
     python benchmarks/bench_delivery.py --save
 
 Open loop: the synthetic model commits one token per stream on a fixed cadence, whatever the clients do. Every latency
-is measured twice: against the commit stamped in the frame (`timing.committed_ns`) and against the *intended* time of
-the step, so that a late step is not forgiven (no coordinated omission). Step k is intended at t0 + k * step, where t0
-is the latest time for which no commit of the stream was early. `last` is the stream of each step that is served last.
+is measured twice: from the commit stamped in the frame (`timing.committed_ns`), and from the *intended* time of the
+step, so that a late step is not forgiven (no coordinated omission). Step k is intended at t0 + k * step; t0 is the
+latest time for which no commit of the stream was early. `last` is the stream of each step that is served last.
 
-The floor, in the same run, with the same reader, the same number of sockets and frames of the same size, is that of
-`delivery_floor.py`: `wake` is a bare eventfd wake, `hop` is the wake and a bare send to every socket. What rbee adds is
-*delivery - hop*. Servers, in turn in every round: the default one; one with --busy-poll; and the default one asked in
-a way that takes the frames through Python (a stop string), which is what streams with stop strings cost.
+The floor is that of `delivery_floor.py`, in the same run, with the same reader, as many sockets and frames of the same
+size: `wake` is a bare eventfd wake, `hop` is the wake and a bare send to every socket. rbee adds *delivery - hop*.
+Three servers take turns in every round: the default; --busy-poll; and the default with a stop string, which takes the
+frames through Python.
 
-Where the time goes is what the server itself counts in its arena, read from outside: `wakeup` is commit -> the drain
-begins, `drain` what a drain costs beside the next two, `render` detokenizing and framing in one pass, `send` the system
-call. What the server's CPU time has beyond these is the event loop, the kernel's part of sleeping and waking, and the
-requests themselves. `loop lag` is how late a timer of the event loop was (timers tick in milliseconds), `gc` the
-collections of Python's garbage collector in the server.
+Where the time goes is counted by the server in its arena and read from outside:
+
+* `wakeup`: commit until the drain begins.
+* `render`: detokenizing and framing in one pass. `send`: the system call. `drain`: the rest of a drain.
+* `loop lag`: how late a timer of the event loop was; timers tick in milliseconds.
+* `gc`: collections of Python's garbage collector in the server.
+
+The rest of the server's CPU time is the event loop, the kernel's part of sleeping and waking, and the requests.
 
 All stamps are CLOCK_MONOTONIC of one machine. Percentiles come from an HdrHistogram with three significant digits, the
-server's own from buckets of 1/16. Output: tables on stderr, one JSON line on stdout; --save also writes both to
-benchmarks/results.
+server's own from buckets of 1/16.
 """
 
 from __future__ import annotations

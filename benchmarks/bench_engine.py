@@ -3,21 +3,23 @@
     python benchmarks/bench_engine.py --save
     make bench-llama-cpp ARGS=--save
 
-Decode steps of the default model at several batch sizes, greedy and sampling, in one process without a server: schedule
-(with taking submissions, cancels and full rings), prepare (the step's arrays), forward, sample, publish (with the end
-of sequences); own overhead is everything but forward. What the torch runner does in forward before the model runs, the
-attention's index arrays, stands beside as "index". After a forward pass all of our own data is out of the processor's
-caches; "reading the logits" is what a bare maximum over them takes there, the floor of sampling. Medians over
-`--rounds`, each of `--steps` steps, greedy, sampling and transformers taking turns.
+Decode steps of the default model at several batch sizes, greedy and sampling, in one process without a server:
 
-Of the native runner also where forward's time goes, beside what no step can beat: the bytes it reads over the measured
-bandwidth, and its multiplications over the measured peak.
+* schedule: with taking submissions, cancels and full rings.
+* prepare: the step's arrays.
+* forward: the model. "index" is the part of it that the torch runner spends on attention's index arrays.
+* sample, and publish with the end of sequences.
 
-Beside it in the same run: transformers' own forward pass on the same model object's weights, in fp32, at the same batch
-and context, with its DynamicCache and sdpa attention, as `generate` would call it. A table on stderr, one JSON line on
-stdout; --save writes both to results/.
+Own overhead is everything but forward. After a forward pass our own data is out of the processor's caches. "reading the
+logits" is a bare maximum over them at that point: the floor of sampling. For the native runner, forward is divided
+further and stands beside its floors: the bytes it reads over the measured bandwidth, and its multiplications over the
+measured peak.
 
-With --vs-llama-cpp it is the runner's step and prefill beside llama.cpp's instead; see `versus_llama_cpp.py`.
+The peer in the same run is transformers' own forward pass with the same weights in fp32, at the same batch and context,
+with its DynamicCache and sdpa attention, as `generate` calls it. Medians over `--rounds`, each of `--steps` steps;
+greedy, sampling and transformers take turns.
+
+With --vs-llama-cpp: the runner's step and prefill beside llama.cpp's; see `versus_llama_cpp.py`.
 """
 
 from __future__ import annotations

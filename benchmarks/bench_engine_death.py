@@ -1,12 +1,15 @@
-"""How soon every client knows when the engine is killed.
+"""How soon every client learns that the engine was killed.
 
     python benchmarks/bench_engine_death.py --save
 
-In every round a server of its own streams to `--streams` clients when its engine gets SIGKILL. `error_ms` is the time
-from kill(2) to the moment when a client has read its error event; `end_ms` to the moment when it has read [DONE] and
-the end of the response. The floor, in the same rounds: `exit_ms`, until a pidfd of a killed process that does nothing
-but sleep is readable. Also counted is what is left after the server was stopped: names in /dev/shm, processes. All
-times on the client's CLOCK_MONOTONIC. A table on stderr, one JSON line on stdout; --save writes both to results/.
+In every round a server of its own streams to `--streams` clients when its engine gets SIGKILL. All times are on the
+client's CLOCK_MONOTONIC:
+
+* `error_ms`: from kill(2) until a client has read its error event.
+* `end_ms`: until it has read [DONE] and the end of the response.
+* `exit_ms`, the floor, in the same rounds: until a pidfd of a killed process that only sleeps is readable.
+
+After the server was stopped, names in /dev/shm and processes that are left are counted.
 """
 
 from __future__ import annotations

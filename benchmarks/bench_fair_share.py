@@ -2,12 +2,11 @@
 
     python benchmarks/bench_fair_share.py --save
 
-Streams of the default model decode; then a prompt of `--prompt` tokens comes. ITL is the gap between the
-commits of successive tokens of one stream, in one process without a server: before the prompt comes, and from its
-coming to its first token. Three engines take turns: as rbee is by default (chunks sized by what they cost, see
-rbee/engine/scheduling/step_cost.py), with chunks of a fixed 512 tokens, and with the whole prompt in one step, which is
-what an engine without chunked prefill does. Also how long the prompt took to its first token, there and alone. A table
-on stderr, one JSON line on stdout; --save writes both to results/.
+Streams of the default model decode; then a prompt of `--prompt` tokens comes. ITL is the gap between the commits of
+successive tokens of one stream, in one process without a server: before the prompt comes, and from then to its first
+token. Three engines take turns: the default (chunks sized by their cost, see rbee/engine/scheduling/step_cost.py),
+chunks of a fixed 512 tokens, and the whole prompt in one step, as an engine without chunked prefill. The time to the
+prompt's first token is measured there and alone.
 """
 
 from __future__ import annotations

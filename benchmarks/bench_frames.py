@@ -10,8 +10,8 @@ The ways, and what each one is:
 * `protocol`: `rbee.server.http.protocol.StreamProtocol`; the drain callback writes to uvicorn's transport.
 * `native`: an `rbee.transport.Outlet` on the ring; the drain itself renders and sends, without Python per token.
 * `floor`: a bare non-blocking send(2) per socket of frames that were rendered before, by a Python loop in a process of
-  its own that one eventfd per step wakes. No drain, no detokenizing, no HTTP server. A Python loop: each send costs a
-  method call as well, so that a way in C++ can come out below it.
+  its own that one eventfd per step wakes. No drain, no detokenizing, no HTTP server. Each send costs a method call of
+  Python as well, so that a way in C++ can come out below it.
 
 The first four have a real server: uvicorn with uvloop and httptools, without middleware (which would cost the first two
 ways a coroutine more per frame, and the others nothing), `rbee.transport.Consumer` drained by
@@ -23,9 +23,9 @@ Three processes: the engine publishes one token per stream on an absolute cadenc
 the server; the client (this one) reads all sockets from one epoll loop. Unless `--cpus any`, the server has a core of
 its own and the other two share one, because where the scheduler puts them changes every figure.
 
-Every figure is about the steps after the warm-up, which begin when the clients have all of the warm-up and the server's
-clock has been read, and end when they have everything; connecting, submitting and ending streams are outside. It is the
-median over the rounds; in each round another way comes first.
+Every figure is of the steps after the warm-up. They begin when the clients have all of the warm-up and the server's
+clock has been read, and end when the clients have everything. Connecting, submitting and ending streams are outside.
+A figure is the median over the rounds; in each round another way comes first.
 
 * `cpu_us_per_frame`: difference of the server's process CPU clock (user and kernel, all threads) / frames.
 * `above_floor_us`, `floor_ratio`: the same less, and divided by, the floor's at the same number of streams.
@@ -38,8 +38,7 @@ median over the rounds; in each round another way comes first.
   sent several steps together, which is cheaper per frame: `disturbed` names such ways, whose CPU is not comparable.
 * `frame_bytes`: the mean of a frame's JSON, the same for all ways.
 
-A client that does not get every token of its stream, in order, one frame each, ends the program. Output: a table and
-what follows from it on stderr, one JSON line on stdout; --save also writes benchmarks/results/frames.{json,md}.
+A client that does not get every token of its stream, in order, one frame each, ends the program.
 """
 
 from __future__ import annotations

@@ -3,11 +3,10 @@
     make bench-peers ARGS=--save
 
 Runs `bench_serving.py` (closed loop, 40-word prompts, 48 tokens out, greedy) against `rbee serve` and against
-`transformers serve --continuous-batching`, which lives in a virtual environment of its own; one server at a time, in
-turn in every round, each started anew. Both load the same converted folder; rbee takes its torch runner, unless
---runner says otherwise. The figures of vLLM's CPU build (no wheel of it is published) are of another day and only
-cited: `--cited` lists tok/s by concurrency. A table on stderr, one JSON line on stdout; --save writes
-both to results/.
+`transformers serve --continuous-batching`, which has a virtual environment of its own. One server runs at a time, in
+turn in every round, each started anew. Both load the same converted folder. rbee takes its torch runner, unless
+--runner names another. vLLM's CPU build has no published wheel: its figures are of another day and only cited, in
+`--cited` as tok/s by concurrency.
 """
 
 from __future__ import annotations

@@ -2,12 +2,11 @@
 
     python benchmarks/bench_prefix_cache.py --save
 
-`--requests` requests of the default model (torch, fp32), each `--shared` common tokens and `--own` of its own, in one
-process without a server. TTFT from submission to the commit of the first token:
+`--requests` requests of the default model, each with `--shared` common tokens and `--own` of its own, in one process
+without a server. TTFT from submission to the commit of the first token, with the cache and without it, in turns:
+
   one by one   each request is sent when the one before has its first token
-  at once      all are sent at the same moment, to an engine that has seen nothing
-each with the cache and without it, in turns. A table on stderr, one JSON line on stdout; --save writes both to
-results/.
+  at once      all are sent at the same moment, to an engine whose cache is empty
 """
 
 from __future__ import annotations

@@ -2,16 +2,17 @@
 
     make bench-quality ARGS=--save
 
-Text from this repository, in windows of `--tokens` tokens, each from a beginning-of-sequence token on; at every
-position the logits for the next token, given the true ones before it. The reference is transformers in fp32 on the
-converted folder, which holds what the GGUF file's quants stand for. Beside it: our runner as it comes, our runner with
---exact, and llama.cpp on the GGUF file itself. Every second window is computed token by token, as in decoding; the
-others in chunks of 64, as prompts are. For each:
-  KL     of the reference's distribution to its own, in nats: mean over the tokens with its standard error, for single
-         tokens weigh much in it; and the worst token
-  top-1  how often its most likely token is the reference's
-The text changes with the repository: compare within a run. A table on stderr, one JSON line on stdout; --save writes
-both to results/.
+The text comes from this repository, in windows of `--tokens` tokens that each follow a beginning-of-sequence token. At
+every position the logits for the next token are compared, given the true tokens before it. The reference is
+transformers in fp32 on the converted folder, which holds what the GGUF file's quants stand for. The contenders are our
+runner by default, our runner with --exact, and llama.cpp on the GGUF file. Every second window is computed token by
+token, as in decoding; the others in chunks of 64, as prompts are.
+
+  KL     of the reference's distribution to the contender's, in nats: the mean over the tokens with its standard error,
+         because single tokens weigh much in it; and the worst token
+  top-1  how often the contender's most likely token is the reference's
+
+The text changes with the repository: compare within a run.
 """
 
 from __future__ import annotations

@@ -2,14 +2,16 @@
 
     python benchmarks/bench_sampler.py --save
 
-Each figure is microseconds per row of a step with `--rows` rows, all with the same parameters and a context of 1,000
-tokens, for vocabularies of 49,152 and 151,936 tokens: the median of `--steps` steps, one thread, the contenders in
-turns. Before each step the logits are written anew, as a forward pass would. numpy and torch get what our sampler gets,
-logits in memory and parameters as arrays, and return token ids. Both work on all rows at once; numpy sorts no more than
-it must, torch's filters are transformers'. Ours also without vector instructions. The logits are shaped like a small
-model's at a temperature of 1: on 34 positions of one text that were looked at, SmolLM2-135M needs 114 tokens for 0.95
-in the median, these need about 90. "flat" is normal with a deviation of 3, where thousands are needed. A table on
-stderr, one JSON line on stdout; --save writes both to results/.
+Microseconds per row of a step with `--rows` rows, all with the same parameters and a context of 1,000 tokens, for
+vocabularies of 49,152 and 151,936 tokens: the median of `--steps` steps, one thread, the contenders in turns. Before
+each step the logits are written anew, as a forward pass would.
+
+numpy and torch get what our sampler gets, logits in memory and parameters as arrays, and return token ids. Both work on
+all rows at once. numpy sorts no more than necessary; torch's filters are transformers'. Ours is measured without vector
+instructions too.
+
+The logits are shaped like a small model's at a temperature of 1: on 34 positions of one text, SmolLM2-135M needs 114
+tokens for 0.95 in the median, these need about 90. "flat" is normal with a deviation of 3 and needs thousands.
 """
 
 from __future__ import annotations

@@ -3,17 +3,16 @@
     python benchmarks/bench_serving.py http://127.0.0.1:8000 --concurrency 1,8,32
     python benchmarks/bench_serving.py --save
 
-Without a URL it starts an `rbee serve` of its own (--serve: its options), shows what is to be reached with the default
-model and what other servers were measured to reach, on another machine and day, and --save writes results/serving.*.
+Without a URL it starts an `rbee serve` of its own (--serve: its options), and prints the targets for the default model
+and the figures that other servers reached on another machine and day.
 
-Closed loop: at concurrency c, c clients each send their next request when the last one ended. Definitions (all on the
-client's CLOCK_MONOTONIC, read when the bytes were):
+Closed loop: at concurrency c, c clients each send their next request when the last one ended. Definitions, all on the
+client's CLOCK_MONOTONIC, stamped when the bytes were read:
   TTFT  request written -> first frame with text read
   ITL   gap between successive frames with text of one stream
   TPOT  (last frame with text - first) / (tokens - 1), per request
   tok/s completion tokens of all requests / wall time of the level
-Tokens are the server's own `usage` when it sends one, otherwise frames with text. A table on stderr, one JSON line on
-stdout.
+Tokens are the server's own `usage` when it sends one, otherwise frames with text.
 """
 
 from __future__ import annotations

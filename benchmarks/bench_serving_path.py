@@ -6,9 +6,8 @@ Runs `bench_serving.py` (closed loop, 40-word prompts, 64 tokens out, client on 
 its own, in turn in every round:
   tiny      the model of `make_tiny_model.py` with the runner that --runner names: 2 layers, 64 wide, 49,152 tokens
   no model  the synthetic model with steps of 0 ms: scheduler, sampler, rings, drain, HTTP and client, and no forward
-  paced     the synthetic model with steps of 1 ms: what a native runner would leave to the path if its step took that
-The difference of the first two is what the model costs. The engine's own step time (p50, from its arena) stands beside.
-A table on stderr, one JSON line on stdout; --save writes both to benchmarks/results.
+  paced     the synthetic model with steps of 1 ms
+The difference of the first two is the model's cost. The engine's own step time (p50, from its arena) stands beside.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Start-up time as a user sees it: `make serve` typed -> /health answers -> /ready answers, everything installed.
 
-    python benchmarks/bench_start.py --rounds 5
+    python benchmarks/bench_start.py --rounds 5 --save
 
-Run `make setup` and `rbee pull` first: this measures the second start, not the first. Beside it the floor of the same
-run: a Python that only imports torch and transformers. Output: a table on stderr, one JSON line on stdout.
+Run `make setup` and `rbee pull` first: this measures the second start, not the first. The floor of the same run is a
+Python that only imports torch and transformers.
 """
 
 from __future__ import annotations

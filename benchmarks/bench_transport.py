@@ -3,22 +3,21 @@
     python benchmarks/bench_transport.py --save        # about 12 minutes; needs the `bench` extra of pyproject.toml
     python benchmarks/bench_transport.py --quick       # half a minute, to see that it works
 
-A producer process publishes one token per stream on a fixed cadence, a consumer process sleeps in a uvloop event loop
-until it holds the tokens in Python lists, one per stream. Who takes part and how: `transport_peers.py`. What exactly is
-measured: `transport_run.py`. No model, no HTTP; `bench_delivery.py` has those.
+A producer process publishes one token per stream on a fixed cadence. A consumer process sleeps in a uvloop event loop
+until it has the tokens in Python lists, one per stream. The contenders are in `transport_peers.py`, what is measured in
+`transport_run.py`. There is no model and no HTTP; `bench_delivery.py` has those.
 
-Three parts, all in one run, contenders in turn within each round, figures are medians over the rounds:
+Three parts in one run, contenders in turn within each round, medians over the rounds:
 
-* at a cadence: latency from the stamp before publishing (and from the time the step was due, so that lateness is not
-  forgiven), CPU per token of both processes, how often they gave up their core. The floor is a bare eventfd wake at the
-  same cadence in the same run, one beside every number of streams; `p99 above floor` subtracts the median of its p99.
-* saturated: publishing as fast as the contender lets the producer, for `--saturated-seconds`.
-* system calls per step, counted by strace in a pass of its own, at a slower cadence that leaves time for tracing;
-  null without strace.
+* at a cadence: latency from the stamp before publishing, and from the time the step was due, so that lateness is not
+  forgiven; CPU per token of both processes; how often they gave up their core. The floor is a bare eventfd wake at the
+  same cadence, one beside every number of streams; `p99 above floor` subtracts the median of its p99.
+* saturated: publishing as fast as the contender allows, for `--saturated-seconds`.
+* system calls per step, counted by strace in a separate pass, at a slower cadence that leaves time for tracing; null
+  without strace.
 
 A token lost, repeated, wrong or out of order ends the program. Tokens of one step arrive together, so a level with
-fewer than 1,000 steps has its worst step for p99.9. Output: Markdown on stderr, one JSON line on stdout; --save also
-writes benchmarks/results/transport.{json,md,png}.
+fewer than 1,000 steps has its worst step for p99.9.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The part of `bench_engine.py` that compares the engine with llama.cpp.
 
-For every shape, and in every round anew, first one of them is measured and then the other, never two at once: each
-peer is a process that sleeps until it is told to measure a round. All get the same prompts, as token ids, the same GGUF
+For every shape, and in every round anew, one contender is measured after the other, never two at once: each peer is a
+process that sleeps until it gets the command to measure a round. All get the same prompts, as token ids, the same GGUF
 file and as many threads.
   decode   a step of B sequences that each have the prompt's tokens before it: llama_decode of one batch of B tokens, up
            to having all logits, beside our `runner.execute`; greedy, so that the next step's tokens are known. In a
@@ -9,8 +9,8 @@ file and as many threads.
   prefill  a lone prompt of so many tokens until its last token's logits are there: one llama_decode, beside our
            `runner.execute` of all its chunks, as the scheduler cuts them.
 Medians of the rounds. Our whole step stands beside: scheduling, sampling and publishing included, which a peer's figure
-is without. What the processes that wait use of a core meanwhile is measured too, for their threads must not spin, and
-what anybody else uses: distrust a run in which that is more than a few percent.
+is without. What the waiting processes and the rest of the machine use of a core meanwhile is measured too, because
+their threads must not spin. Distrust a run in which that is more than a few percent.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Contender(Protocol):
         ...
 
     def measure(self, shape: Shape, prompt: list[int], steps: int) -> Taken:
-        """One round: the median of so many steps, or the prefill of a prompt that nobody has seen."""
+        """One round: the median of so many steps, or the prefill of a new prompt."""
         ...
 
 
@@ -139,7 +139,7 @@ class Theirs:
 
 
 class Watch:
-    """Has contenders measured, one at a time, and knows what share of a core each used while it was not.
+    """Measures contenders one at a time, and what share of a core each used while it was not measured.
 
     "anybody else" is all that is no contender, the hypervisor's other guests included.
     """
@@ -236,7 +236,7 @@ def _measure(
         shape: {contender.name: [] for contender in contenders} for shape in shapes
     }
     for number in range(options.rounds):
-        first = number % len(contenders)  # whoever begins finds the machine in another state: all take their turn
+        first = number % len(contenders)  # the first one finds the machine in another state: all take their turn
         for shape in shapes:
             prompt = random_prompts(1, shape.size, vocab_size, options.seed + 1000 + number)[0]
             for contender in [*contenders[first:], *contenders[:first]]:
