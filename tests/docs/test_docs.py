@@ -57,3 +57,15 @@ def test_every_page_is_listed():
 def test_module_map_is_fresh():
     """If this fails: `python -m tests.docs.module_map` writes it anew."""
     assert module_map.PAGE.read_text() == module_map.page()
+
+
+def test_hooks_run_the_checks_of_make_lint():
+    """.pre-commit-config.yaml has the commands of the target `lint`, each from .venv, and nothing to download."""
+    recipe = re.search(r"^lint:.*\n((?:\t.+\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe
+    checks = [line.strip().replace("$(BIN)", ".venv/bin").removesuffix(" .") for line in recipe[1].splitlines()]
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    entries = [entry.removesuffix(" --force-exclude") for entry in re.findall(r"entry: (.+)", hooks)]
+    assert entries == checks
+    assert hooks.count("language: system") == len(entries)
+    assert re.findall(r"- repo: (.+)", hooks) == ["local"]
