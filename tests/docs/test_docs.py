@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.docs import module_map
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ROOT = module_map.ROOT
 PAGES = [
@@ -22,12 +26,13 @@ HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
 @pytest.fixture(params=PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def page(request):
+def page(request: pytest.FixtureRequest) -> Path:
     """One page."""
-    return request.param
+    path: Path = request.param
+    return path
 
 
-def anchors(page):
+def anchors(page: Path) -> set[str]:
     """The anchors that a page's headings have on the usual sites."""
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in HEADING.findall(page.read_text())}
 
