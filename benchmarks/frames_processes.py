@@ -242,7 +242,7 @@ async def _serve(plan: Plan, doorbell: int, control: Connection) -> None:
     submitted: dict[int, tuple[int, int]] = {}
 
     def to_engine(record: ToEngine) -> None:
-        assert isinstance(record, Submit)  # this engine never sleeps between steps, so that nobody wakes it
+        assert isinstance(record, Submit)  # this engine never sleeps between steps, so nothing wakes it
         submitted[int(record.request_id)] = record.ring, record.generation
         if len(submitted) == plan.streams:
             control.send([submitted[stream] for stream in range(plan.streams)])

@@ -25,7 +25,7 @@ Where a contender offers a choice, it gets the one that is better for it:
 * `eventfd_each`: an array in shared memory, and one eventfd per stream, written for each token and waited on
   by the loop: what one doorbell avoids.
 * `faster_fifo`: one `put` per step, `get_many` in a thread like `mp_queue`, because it offers no descriptor either.
-* `floor`: no tokens; one eventfd is written, the loop wakes. What nobody can be below.
+* `floor`: no tokens; one eventfd is written, the loop wakes.
 
 No contender may drop anything: full means that `publish` waits. All that can be bounded holds `DEPTH` steps.
 """

@@ -266,7 +266,7 @@ def _consume(contender: Contender, plan: Plan, control: Connection) -> None:
         raise inbox.error
     if contender.carries_tokens:
         _check(contender.name, inbox.tokens, sampled_tokens(plan.streams))
-    # Without a cadence the batches are too many to be sent, and nobody asks for them.
+    # Without a cadence the batches are too many to be sent, and nothing needs them.
     control.send({"marks": inbox.marks, "batches": inbox.batches if plan.step_ns else []})
 
 
@@ -311,7 +311,7 @@ class _Process:
             target=_child, args=(role, contender, plan, theirs, os.getpid()), daemon=True
         )
         sys.stderr.flush()
-        # Python loses a Ctrl-C that comes in its hooks after a fork, and nobody would know of the process yet.
+        # Python loses a Ctrl-C that comes in its hooks after a fork, and no code would have the process yet.
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
         self.process.start()
         stack.callback(self.end)

@@ -301,7 +301,7 @@ private:
 }  // namespace
 
 NB_MODULE(_native, m) {
-    m.doc() = "The shared-memory core of rbee.transport, in C++; see native/README.md.";
+    m.doc() = "The shared-memory core of rbee.transport, in C++; see docs/transport.md.";
 
     nb::register_exception_translator(
         [](const std::exception_ptr& error, void* transport_error) {

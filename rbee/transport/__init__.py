@@ -2,7 +2,7 @@
 
 Owns the arena (one shared-memory segment per start of the engine), its two sides, and the framing of the control
 socket. Knows nothing of HTTP, models or scheduling. The work is done by a small C++ core; why no wakeup is lost and no
-token is dropped is argued in `native/README.md`, and every offset is pinned in `native/include/rbee/layout.h`.
+token is dropped is argued in `docs/transport.md`, and every offset is pinned in `native/include/rbee/layout.h`.
 
 The memory map, with N rings of 2^k records; every line of the list starts on a 128-byte line of its own:
 

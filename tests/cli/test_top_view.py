@@ -161,6 +161,8 @@ def test_what_should_not_be_is_red(server):
     alive = {"taken_ns": now, "engine_heartbeat_ns": now, "server_heartbeat_ns": now}
     assert red not in coloured(changed(server, **alive))
     assert f"{red}stale wakeups" in coloured(changed(server, **alive, stale_wakeups=1))
+    long_step = alive | {"engine_heartbeat_ns": 1}
+    assert red not in coloured(changed(server, **long_step, progress=1)), "a long step is no hang"
     text = coloured(changed(server, taken_ns=now, engine_heartbeat_ns=1, server_heartbeat_ns=1))
     assert re.search(re.escape(red) + r"  engine: silent for 3600\.0 s", text)
     assert re.search(re.escape(red) + r"  server: silent for 3600\.0 s", text)
