@@ -14,8 +14,8 @@ from rbee.messages import Loading
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http.app import build_app
 from rbee.server.protocols.operations import OperationsApi
-from tests.raw_client import CHAT, COMPLETIONS, Client, read_stream, request_bytes
 from rbee.transport import ServerState
+from tests.raw_client import CHAT, COMPLETIONS, Client, read_stream, request_bytes
 from tests.server.server_parts import counters, rings_in_use, serving_app, until_rings
 
 pytestmark = pytest.mark.anyio

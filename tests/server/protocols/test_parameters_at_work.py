@@ -9,7 +9,6 @@ import httpx
 import openai
 import pytest
 
-from rbee.config import ServerConfig
 from rbee.messages import pack_token_ids
 from rbee.models import synthetic
 from rbee.sampling_params import SamplingParams
