@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -41,6 +40,8 @@ import uvloop
 from hdrh.histogram import HdrHistogram
 from transport_usage import Meter, Tracer, Usage
 
+from rbee.child import die_with_parent
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from multiprocessing.connection import Connection
@@ -54,7 +55,6 @@ PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
 _VOCABULARY = 131_072
 _SAMPLED_STEPS = 256  # steps before the sampled tokens repeat
 _PATIENCE = 60.0  # seconds beyond what a run is planned to take
-_PR_SET_PDEATHSIG = 1
 _ENDS = {signal.SIGINT, signal.SIGTERM}
 
 
@@ -287,8 +287,7 @@ def _child(role: Any, contender: Contender, plan: Plan, control: Connection, par
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    if not die_with_parent(parent):
         return
     if plan.cpus is not None:
         os.sched_setaffinity(0, {plan.cpus[role is _consume]})

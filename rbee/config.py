@@ -81,8 +81,8 @@ class EngineConfig:
     )
     max_decode_slowdown: float = option(
         2.0,
-        "How many times as long a step of running streams may take when prompts are computed beside them, about. A "
-        "step has at least 4 tokens of prompts. Higher: prompts start sooner, streams are less steady.",
+        "About how many times as long a step may take when it computes prompts beside running streams; it computes 4 "
+        "tokens of prompts at least. Higher: prompts start sooner, streams are less steady.",
         metavar="X",
         minimum=1.05,
     )
