@@ -52,10 +52,6 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     `prompt` holds the token ids as little-endian uint32, so that neither side walks a list of integers.
 
     Attributes:
-        received_ns: when the server had the whole request; CLOCK_MONOTONIC.
-        priority: smaller runs earlier; see `rbee.engine.scheduling.sequence`.
-        deadline_ns: when it ends at the latest, CLOCK_MONOTONIC; 0 is never.
-        cache_salt: only requests with the same salt share cached prefixes.
         report_cached: publish how many of the prompt's tokens were cached as the first record, not only with the
             finish. For a request that the server may end before the engine does, because of a stop string.
     """
@@ -65,10 +61,10 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     generation: int
     prompt: bytes
     sampling: SamplingParams
-    received_ns: int
-    priority: int = 0
-    deadline_ns: int = 0
-    cache_salt: str = ""
+    received_ns: int  # when the server had the whole request; CLOCK_MONOTONIC
+    priority: int = 0  # smaller runs earlier; see `rbee.engine.scheduling.sequence`
+    deadline_ns: int = 0  # when it ends at the latest, CLOCK_MONOTONIC; 0 is never
+    cache_salt: str = ""  # only requests with the same salt share cached prefixes
     report_cached: bool = False
 
 

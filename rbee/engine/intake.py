@@ -36,23 +36,14 @@ _MANY_DEADLINES = 64  # of requests that have ended
 
 @dataclass(slots=True, eq=False)
 class Live:
-    """A sequence that has not ended, and what belongs to its ring.
+    """A sequence that has not ended, and what belongs to its ring."""
 
-    Attributes:
-        sequence: the scheduler's.
-        row: what the sampler needs of it.
-        num_side_records: published with each of its tokens.
-        report_cached: its number of cached tokens is yet to be published, as its first record.
-        full_since_ns: when it was paused, if it is.
-        ended: it has its finish reason.
-    """
-
-    sequence: Sequence
-    row: sampler.Row
-    num_side_records: int
-    report_cached: bool
-    full_since_ns: int = 0
-    ended: bool = False
+    sequence: Sequence  # the scheduler's
+    row: sampler.Row  # what the sampler needs of it
+    num_side_records: int  # published with each of its tokens
+    report_cached: bool  # its number of cached tokens is yet to be published, as its first record
+    full_since_ns: int = 0  # when it was paused, if it is
+    ended: bool = False  # it has its finish reason
 
 
 class Intake:

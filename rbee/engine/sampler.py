@@ -65,37 +65,29 @@ class RowSampler(_kernels.RowParams):
 
 
 class Row(NamedTuple):
-    """One row of a step.
+    """One row of a step."""
 
-    Attributes:
-        sampler: of the sequence.
-        token_ids: its prompt, then its output so far; C unsigned ints.
-        num_prompt_tokens: how many of them are the prompt.
-    """
-
-    sampler: RowSampler
-    token_ids: array.array[int]
-    num_prompt_tokens: int
+    sampler: RowSampler  # of the sequence
+    token_ids: array.array[int]  # its prompt, then its output so far; C unsigned ints
+    num_prompt_tokens: int  # how many of them are the prompt
 
 
 class Sampled(NamedTuple):
     """One entry per row.
 
     Attributes:
-        token_ids: uint32 [n].
         logprobs: float32 [n], of the chosen token under the unmodified logits; NaN where num_logprobs is None.
         valid: bool [n]; False where the logits held NaN or +inf, or left no token that could be: nothing else in the
             row has a meaning then.
         top_ids: uint32 [n, k], k the most that any row asks for: the first num_logprobs entries of a row are its most
             likely tokens under the unmodified logits, the best first, of equal ones the lowest id. The others are 0.
-        top_logprobs: float32 [n, k], theirs; the others are NaN.
     """
 
-    token_ids: NDArray[np.uint32]
+    token_ids: NDArray[np.uint32]  # uint32 [n]
     logprobs: NDArray[np.float32]
     valid: NDArray[np.bool_]
     top_ids: NDArray[np.uint32]
-    top_logprobs: NDArray[np.float32]
+    top_logprobs: NDArray[np.float32]  # float32 [n, k], theirs; the others are NaN
 
     def only(self, rows: list[int]) -> Sampled:
         """The entries of these rows."""
@@ -108,13 +100,11 @@ class Scored(NamedTuple):
 
     Attributes:
         logprobs: float32 [m], of the token; NaN where the logits held NaN or +inf, or nothing but -inf.
-        top_ids: uint32 [m, k], the most likely tokens, the best first, of equal ones the lowest id.
-        top_logprobs: float32 [m, k], theirs.
     """
 
     logprobs: NDArray[np.float32]
-    top_ids: NDArray[np.uint32]
-    top_logprobs: NDArray[np.float32]
+    top_ids: NDArray[np.uint32]  # uint32 [m, k], the most likely tokens, the best first, of equal ones the lowest id
+    top_logprobs: NDArray[np.float32]  # float32 [m, k], theirs
 
 
 def sample(

@@ -20,19 +20,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSize:
-    """What the user gives the KV cache.
+    """What the user gives the KV cache."""
 
-    Attributes:
-        block_size: tokens in a block.
-        kv_cache_mib: memory.
-        max_model_len: tokens of one sequence; 0 takes what the model and the cache allow.
-        max_num_seqs: sequences that can need the cache at once; no more is reserved than fits them all.
-    """
-
-    block_size: int
-    kv_cache_mib: int
-    max_model_len: int = 0
-    max_num_seqs: int = 256
+    block_size: int  # tokens in a block
+    kv_cache_mib: int  # memory
+    max_model_len: int = 0  # tokens of one sequence; 0 takes what the model and the cache allow
+    max_num_seqs: int = 256  # sequences that can need the cache at once; no more is reserved than fits them all
 
 
 class Fit(NamedTuple):

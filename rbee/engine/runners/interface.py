@@ -41,23 +41,14 @@ class StepOutput(NamedTuple):
 
 
 class ModelRunner(Protocol):
-    """A loaded model with a KV cache of `num_blocks` blocks.
+    """A loaded model with a KV cache of `num_blocks` blocks."""
 
-    Attributes:
-        name: "native", "torch" or "synthetic", for people.
-        device: where it computes, for people.
-        dtype: precision of weights and KV cache, for people.
-        vocab_size: width of the logits; prompt tokens must be smaller.
-        max_model_len: tokens that one sequence may have, prompt plus output; they fit the KV cache.
-        num_blocks: blocks in the KV cache.
-    """
-
-    name: str
-    device: str
-    dtype: str
-    vocab_size: int
-    max_model_len: int
-    num_blocks: int
+    name: str  # "native", "torch" or "synthetic", for people
+    device: str  # where it computes, for people
+    dtype: str  # precision of weights and KV cache, for people
+    vocab_size: int  # width of the logits; prompt tokens must be smaller
+    max_model_len: int  # tokens that one sequence may have, prompt plus output; they fit the KV cache
+    num_blocks: int  # blocks in the KV cache
 
     @property
     def pool(self) -> ThreadPool | None:

@@ -21,17 +21,11 @@ _DIGEST_SIZE = 16
 
 
 class Prefix(NamedTuple):
-    """What of a waiting sequence's tokens somebody else has computed, or is computing.
+    """What of a waiting sequence's tokens somebody else has computed, or is computing."""
 
-    Attributes:
-        blocks: its first blocks, all findable.
-        num_coming: how many blocks behind these are being computed by running sequences.
-        producer: the sequence that computes the first of those; None if there is none.
-    """
-
-    blocks: list[int]
-    num_coming: int
-    producer: Sequence | None
+    blocks: list[int]  # its first blocks, all findable
+    num_coming: int  # how many blocks behind these are being computed by running sequences
+    producer: Sequence | None  # the sequence that computes the first of those; None if there is none
 
 
 class BlockManager:

@@ -49,19 +49,12 @@ _ROWS_AT_ONCE = 4096  # of a matrix, for a thread; a multiple of a panel's 16
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A packed matrix.
+    """A packed matrix."""
 
-    Attributes:
-        format: how it is packed; see native/kernels/rbee_kernels/weights.h.
-        rows: outputs.
-        cols: inputs.
-        data: uint8, 64-byte aligned.
-    """
-
-    format: int
-    rows: int
-    cols: int
-    data: Bytes
+    format: int  # how it is packed; see native/kernels/rbee_kernels/weights.h
+    rows: int  # outputs
+    cols: int  # inputs
+    data: Bytes  # uint8, 64-byte aligned
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +67,11 @@ class Weights:
         vectors: float32; "final_norm" and "layers.N." with attention_norm, mlp_norm, and where the model has them
             query_norm, key_norm, post_attention_norm, post_mlp_norm, and each matrix' name with _bias. Norms are ready
             to multiply with.
-        memory: where they all lie, matrices first, in the order in which a step reads them.
     """
 
     matrices: dict[str, Packed]
     vectors: dict[str, NDArray[np.float32]]
-    memory: Bytes
+    memory: Bytes  # where they all lie, matrices first, in the order in which a step reads them
 
 
 @dataclass(frozen=True, eq=False)

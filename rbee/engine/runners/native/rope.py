@@ -25,15 +25,10 @@ METHODS = frozenset({"default", "linear", "dynamic", "yarn", "llama3", "longrope
 
 @dataclass(frozen=True, eq=False)
 class Rope:
-    """How queries and keys are turned.
+    """How queries and keys are turned."""
 
-    Attributes:
-        inverse_frequencies: radians per position, float32 [head_dim / 2].
-        attention_factor: cosines and sines are multiplied by this.
-    """
-
-    inverse_frequencies: Floats
-    attention_factor: float
+    inverse_frequencies: Floats  # radians per position, float32 [head_dim / 2]
+    attention_factor: float  # cosines and sines are multiplied by this
 
 
 def make_rope(parameters: Mapping[str, Any], *, head_dim: int, max_position: int, truncate: bool) -> Rope:

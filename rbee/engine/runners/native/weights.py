@@ -77,15 +77,12 @@ class _Wanted:
     """A tensor that the model needs.
 
     Attributes:
-        name: ours.
-        stored_name: its name in the file.
-        shape: outermost dimension first.
         turned_heads: of a tensor whose rows llama.cpp's converter reorders for some models, how many heads they are.
     """
 
-    name: str
-    stored_name: str
-    shape: tuple[int, ...]
+    name: str  # ours
+    stored_name: str  # its name in the file
+    shape: tuple[int, ...]  # outermost dimension first
     turned_heads: int = 0
 
 
@@ -99,15 +96,10 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Source:
-    """The files of a model.
+    """The files of a model."""
 
-    Attributes:
-        gguf: the GGUF file, or None if there are safetensors.
-        files: all of them.
-    """
-
-    gguf: Path | None
-    files: list[Path]
+    gguf: Path | None  # the GGUF file, or None if there are safetensors
+    files: list[Path]  # all of them
 
 
 def load_weights(

@@ -30,36 +30,26 @@ _MAX_GROUP_BYTES = 1 << 20
 
 
 class Layer(NamedTuple):
-    """What one attention layer stores for a token, and how far it looks back.
+    """What one attention layer stores for a token, and how far it looks back."""
 
-    Attributes:
-        num_kv_heads: keys and values of a token.
-        key_dim: length of a key.
-        value_dim: length of a value.
-        window: a row sees itself and the window - 1 tokens before it; None sees all.
-    """
-
-    num_kv_heads: int
-    key_dim: int
-    value_dim: int
-    window: int | None
+    num_kv_heads: int  # keys and values of a token
+    key_dim: int  # length of a key
+    value_dim: int  # length of a value
+    window: int | None  # a row sees itself and the window - 1 tokens before it; None sees all
 
 
 class _Rows(NamedTuple):
     """Query rows [start, end) that attend in one call: a group of decoding rows, or one sequence's chunk.
 
     Attributes:
-        start: the first row.
-        end: behind the last row.
-        is_chunk: one sequence's rows (the last of the tokens in `slots`), not one row each of several.
         slots: int64, flat: as many keys for each decoding row, or the keys for the chunk; or the range that they are.
         mask: added to the scores, 0 or -inf: [rows, 1, 1, keys] for decoding rows, [rows, keys] for a chunk. None when
             each row may see all of its keys.
     """
 
-    start: int
-    end: int
-    is_chunk: bool
+    start: int  # the first row
+    end: int  # behind the last row
+    is_chunk: bool  # one sequence's rows (the last of the tokens in `slots`), not one row each of several
     slots: torch.Tensor | slice
     mask: torch.Tensor | None
 
