@@ -27,14 +27,8 @@ logger = logging.getLogger(__name__)
 def load(config: EngineConfig, progress: Progress, on_progress: OnProgress = lambda: None) -> ModelRunner:
     """Load the model that `config` names (a ready folder, or "synthetic").
 
-    Args:
-        config: of the engine.
-        progress: called while the model loads.
-        on_progress: called within steps, by the runners whose chunks of work are in Python.
-
-    Raises:
-        ModelError: the folder cannot be loaded; the message names it and the reason.
-        ConfigError: options that contradict each other or the model.
+    `progress` is called while it loads, `on_progress` within steps by the runners whose chunks of work are in Python.
+    ModelError: the folder cannot be loaded. ConfigError: options contradict each other or the model.
     """
     _check(config)
     cache = CacheSize(
@@ -78,10 +72,7 @@ def _check(config: EngineConfig) -> None:
 
 
 def _check_fallback(config: EngineConfig, reason: Unsupported) -> None:
-    """Raise an error if the options do not let another runner than the native one serve the model.
-
-    It computes exactly anyway, but cannot quantize.
-    """
+    """Raise an error unless the options let the torch runner, which is exact and cannot quantize, serve the model."""
     if config.runner == "native":
         raise ModelError(
             f"--runner native cannot serve the model in {config.model}: {reason}. Leave --runner out, and the torch "
@@ -95,11 +86,7 @@ def _check_fallback(config: EngineConfig, reason: Unsupported) -> None:
 
 
 def _load_native(config: EngineConfig, cache: CacheSize, progress: Progress) -> ModelRunner:
-    """The native runner.
-
-    Raises:
-        Unsupported: it does not do the model, or what the options ask for.
-    """
+    """The native runner; Unsupported if it does not do the model, or what the options ask for."""
     for option, value, expected in (("device", config.device, "cpu"), ("dtype", config.dtype, "auto")):
         if value != expected:
             raise Unsupported(f"--{option} is {value}")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     """Called with (stage, parts done, parts in all) for each part of the work while a model loads."""
 
     OnProgress = Callable[[], None]
-    """Called after each chunk of work within a step, so that a long step can be told from a hang."""
+    """Called after each chunk of work within a step, so that a long step is not taken for a hang."""
 
 
 class Unsupported(Exception):  # noqa: N818 - no failure: another runner may serve the model
@@ -28,16 +28,13 @@ class Unsupported(Exception):  # noqa: N818 - no failure: another runner may ser
 
 
 class StepOutput(NamedTuple):
-    """What a step has computed: a row for each of the batch's R `logits_rows`.
+    """A row for each of the batch's R `logits_rows`; the next step may overwrite the memory.
 
-    Attributes:
-        logits: float32 [R, vocab_size], C-contiguous. A row that the model could not compute properly is
-            not finite; the other rows do not depend on it. The next step may overwrite the memory.
-        hidden_states: float32 [R, hidden_size], the input of the head. None: the runner keeps none.
+    A row of logits that the model could not compute properly is not finite; the other rows do not depend on it.
     """
 
-    logits: NDArray[np.float32]
-    hidden_states: NDArray[np.float32] | None = None
+    logits: NDArray[np.float32]  # float32 [R, vocab_size], C-contiguous
+    hidden_states: NDArray[np.float32] | None = None  # float32 [R, hidden_size], the head's input; None: not kept
 
 
 class ModelRunner(Protocol):

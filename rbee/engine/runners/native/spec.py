@@ -1,8 +1,7 @@
 """What the native kernels need to know of a model, read from its config.json.
 
-Owns the description of the Llama family, one for all of its members, and the sentence parts that say why a model is
-not one of them. Does not know weights or kernels. What a config means, defaults included, is what transformers makes
-of it; imports neither that nor torch.
+Owns the description of the Llama family, and the reasons why a model is not one of it. Does not know weights or
+kernels. A config means what transformers makes of it, defaults included; imports neither that nor torch.
 """
 
 from __future__ import annotations
@@ -113,11 +112,7 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """The description of the model whose config.json is `config`.
-
-    Raises:
-        Unsupported: the native kernels do not do what it asks for.
-    """
+    """The description of the model with this config.json; Unsupported if the kernels do not do what it asks for."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in _DEFAULTS:
         raise Unsupported(f"its model_type is {kind!r}, and the native kernels do {', '.join(_DEFAULTS)}")
