@@ -1,4 +1,4 @@
-"""What `bench_transport.py` shows: tables, the verdict on the targets, and the plot.
+"""Tables, the verdict on the targets, and the plot of `bench_transport.py`.
 
 Owns presentation only; every figure comes from the result, which is what the JSON holds.
 """

@@ -40,9 +40,14 @@ gets after each output token K side records: the most likely tokens, best first.
 
 
 class Configure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """First record to the engine: what to load, and which arena to attach."""
+    """First record to the engine: what to load, and which arena to attach.
+
+    Attributes:
+        slow_reader_timeout: seconds after which a ring that is full without a break ends its sequence.
+    """
 
     engine: EngineConfig
+    slow_reader_timeout: float
     arena_name: str
 
 

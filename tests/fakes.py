@@ -14,21 +14,40 @@ from rbee.server.link.engine_client import EngineClient
 from rbee.transport import Arena, Consumer, Producer, create_doorbell
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from starlette.types import Send
+
     from rbee.messages import Ready, ToEngine
     from rbee.server.link.sinks import TokenBatch
 
 
 class RecordingWriter:
-    """A StreamWriter without a socket: keeps what is written."""
+    """A Writer without a socket: keeps what is written; the response's head and end go to ASGI's `send`, if given."""
 
-    descriptor = None
+    descriptor: int | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, send: Send | None = None) -> None:
+        self.send = send
         self.written: list[bytes] = []
         self.paused = False
         self.closed = False
         self.listener: object = None
         self.aborted = False
+
+    async def start(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Send the head."""
+        if self.send is not None:
+            await self.send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+
+    async def finish(self) -> None:
+        """Send the end."""
+        if self.send is not None:
+            await self.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def write_rest(self, data: bytes) -> None:
+        """Keep it as it is."""
+        self.written.append(data)
 
     def write(self, frames: bytes) -> None:
         """Keep one write."""
@@ -66,6 +85,25 @@ class RecordingStream:
     def resume(self) -> None:
         """Note it."""
         self.calls.append("resume")
+
+
+class RecordingWatch:
+    """A ReplyWatch without a timer: keeps what it would check, for a test that checks itself.
+
+    Attributes:
+        open: what has been added and not discarded.
+    """
+
+    def __init__(self) -> None:
+        self.open: set[object] = set()
+
+    def add(self, stream: object) -> None:
+        """Keep it."""
+        self.open.add(stream)
+
+    def discard(self, stream: object) -> None:
+        """Forget it."""
+        self.open.discard(stream)
 
 
 class RecordingSink:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from types import TracebackType
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -70,9 +71,11 @@ class Client:
         self._timeout = await asyncio.timeout(60).__aenter__()
         return self
 
-    async def __aexit__(self, *exception: object) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self._drop_all()
-        await self._timeout.__aexit__(*exception)
+        await self._timeout.__aexit__(kind, error, trace)
 
     async def _drop_all(self) -> None:
         for writer in self._writers:

@@ -58,7 +58,7 @@ std::size_t Model::block_bytes(const ModelShape& shape, std::size_t num_layers, 
 }
 
 Model::Model(const ModelShape& shape, Weights weights, bool exact, std::size_t num_blocks, std::size_t block_size,
-             const InstructionSet& set, ThreadPool& pool)
+             const InstructionSet& set, ThreadPool& pool, Progress* progress)
     : shape_(shape),
       weights_(std::move(weights)),
       exact_(exact),
@@ -66,7 +66,9 @@ Model::Model(const ModelShape& shape, Weights weights, bool exact, std::size_t n
       block_size_(block_size),
       set_(set),
       pool_(pool),
-      attention_({block_size, shape.num_kv_heads, shape.head_dim}, shape.num_heads / shape.num_kv_heads, pool.threads()),
+      progress_(progress),
+      attention_({block_size, shape.num_kv_heads, shape.head_dim}, shape.num_heads / shape.num_kv_heads,
+                 pool.threads()),
       cache_(num_blocks * block_bytes(shape, weights_.layers.size(), block_size, exact)),
       threads_(pool.threads()) {
     const std::size_t wide = shape.num_heads * shape.head_dim;
@@ -81,9 +83,9 @@ Model::Model(const ModelShape& shape, Weights weights, bool exact, std::size_t n
     phases_.push_back({Part::kEmbedding, 0});
     for (std::size_t layer = 0; layer < weights_.layers.size(); ++layer) {
         has_post_norms_ |= weights_.layers[layer].post_mlp_norm != nullptr;
-        for (const Part part : {Part::kAttentionInput, Part::kProjections, Part::kStore, Part::kAttention, Part::kMerge,
-                                Part::kOutputInput, Part::kOutput, Part::kMlpInput, Part::kGate, Part::kDownInput,
-                                Part::kDown}) {
+        for (const Part part :
+             {Part::kAttentionInput, Part::kProjections, Part::kStore, Part::kAttention, Part::kMerge,
+              Part::kOutputInput, Part::kOutput, Part::kMlpInput, Part::kGate, Part::kDownInput, Part::kDown}) {
             phases_.push_back({part, static_cast<std::uint32_t>(layer)});
         }
     }
@@ -156,8 +158,9 @@ void Model::divide(const Step& step) {
         return division(rows, panels, panel_bytes(matrix.format, matrix.cols), matrix.cols);
     };
     every_thread_prepares_ = tokens <= kOwnRows && step.num_logits <= kOwnRows && !has_post_norms_;
-    projections_ = of(tokens, layer.query.matrix,
-                      layer.query.matrix.num_panels() + layer.key.matrix.num_panels() + layer.value.matrix.num_panels());
+    projections_ =
+        of(tokens, layer.query.matrix,
+           layer.query.matrix.num_panels() + layer.key.matrix.num_panels() + layer.value.matrix.num_panels());
     output_ = of(tokens, layer.output.matrix, layer.output.matrix.num_panels());
     gate_ = of(tokens, layer.gate.matrix, 2 * layer.gate.matrix.num_panels());
     gate_.shares = std::min(gate_.shares, layer.gate.matrix.num_panels());
@@ -192,14 +195,15 @@ Model::Division Model::division(std::size_t rows, std::size_t panels, std::size_
 }
 
 std::size_t Model::num_chunks(std::size_t phase) const {
+    // One phase is opened at a time, and who opens it sees what was written before: one writer.
+    if (progress_ != nullptr) {
+        progress_->advance();
+    }
     const auto [part, layer] = phases_[phase];
     switch (part) {
-        case Part::kAttention:
-            return attention_.num_chunks(weights_.layers[layer]);
-        case Part::kMerge:
-            return attention_.splits(weights_.layers[layer]) ? attention_.merges().size() : 0;
-        default:
-            return chunks_[static_cast<std::size_t>(part)];
+        case Part::kAttention: return attention_.num_chunks(weights_.layers[layer]);
+        case Part::kMerge: return attention_.splits(weights_.layers[layer]) ? attention_.merges().size() : 0;
+        default: return chunks_[static_cast<std::size_t>(part)];
     }
 }
 
@@ -210,23 +214,17 @@ void Model::run(std::size_t phase, std::size_t chunk, std::size_t thread_index) 
     const auto started = std::chrono::steady_clock::now();
     double* account = &thread.profile.other;
     switch (part) {
-        case Part::kEmbedding:
-            embed(chunk);
-            break;
+        case Part::kEmbedding: embed(chunk); break;
         case Part::kAttentionInput:
         case Part::kOutputInput:
         case Part::kMlpInput:
         case Part::kDownInput:
-        case Part::kHeadInput:
-            prepare_rows(part, layer, chunk);
-            break;
+        case Part::kHeadInput: prepare_rows(part, layer, chunk); break;
         case Part::kProjections:
             account = &thread.profile.linear;
             project(layer, chunk, serial, thread);
             break;
-        case Part::kStore:
-            store(layer, chunk);
-            break;
+        case Part::kStore: store(layer, chunk); break;
         case Part::kAttention:
             account = &thread.profile.attention;
             attend(layer, chunk, thread);
@@ -303,8 +301,8 @@ void Model::prepare_row(Part part, std::size_t layer_index, std::size_t row, con
             float* normed = inputs.values.data() + row * hidden;
             set_.elementwise.rms_norm(x, layer.attention_norm, shape_.epsilon, hidden, normed);
             source = normed;
-            quantized = needs_quants(layer.query.matrix) || needs_quants(layer.key.matrix) ||
-                        needs_quants(layer.value.matrix);
+            quantized =
+                needs_quants(layer.query.matrix) || needs_quants(layer.key.matrix) || needs_quants(layer.value.matrix);
             break;
         }
         case Part::kOutputInput:
@@ -335,8 +333,8 @@ void Model::prepare_row(Part part, std::size_t layer_index, std::size_t row, con
             const auto t = static_cast<std::size_t>(step_->logits_rows[row]);
             float* normed = inputs.values.data() + row * hidden;
             if (has_post_norms_) {
-                set_.elementwise.rms_norm(sum_.data() + t * hidden, weights_.layers.back().post_mlp_norm, shape_.epsilon,
-                                          hidden, normed);
+                set_.elementwise.rms_norm(sum_.data() + t * hidden, weights_.layers.back().post_mlp_norm,
+                                          shape_.epsilon, hidden, normed);
                 set_.elementwise.add(normed, x_.data() + t * hidden, hidden);
             } else {
                 std::memcpy(normed, x_.data() + t * hidden, hidden * sizeof(float));

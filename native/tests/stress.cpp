@@ -43,6 +43,17 @@ void idle(std::uint32_t turns) {
     }
 }
 
+/// Waits for the other process: spins at first, to come back at the very moment, and then lets it run if both share a
+/// core.
+template <typename Condition>
+void spin_while(Condition condition) {
+    for (int turn = 0; condition(); ++turn) {
+        if (turn > 2'000) {
+            rbee::give_way();
+        }
+    }
+}
+
 /// True when the descriptor is readable, false when patience ends.
 bool sleep_on(int fd, int milliseconds) {
     pollfd waiting{fd, POLLIN, 0};
@@ -52,7 +63,10 @@ bool sleep_on(int fd, int milliseconds) {
 class Engine {
 public:
     Engine(const TestArena& memory, int control, std::uint64_t steps, std::uint64_t seed)
-        : arena_(memory.attach()), producer_(arena_, memory.doorbell()), control_(control), steps_left_(steps),
+        : arena_(memory.attach()),
+          producer_(arena_, memory.doorbell()),
+          control_(control),
+          steps_left_(steps),
           random_{seed} {
         ended_.reserve(kRings);
     }
@@ -146,8 +160,8 @@ private:
             --steps_left_;
             wait_for_the_moment();
         }
-        producer_.commit({rings_.size(), rings_.data(), tokens_.data(), logprobs_, ended_.size(), ended_.data(),
-                          reasons_.data()});
+        producer_.commit(
+            {rings_.size(), rings_.data(), tokens_.data(), logprobs_, ended_.size(), ended_.data(), reasons_.data()});
         last_ring_ = rings_.empty() ? last_ring_ : rings_.back();
         for (std::size_t i = 0; !ended_.empty() && i < running_.size();) {
             if (is_ending(running_[i].what.ring)) {
@@ -185,8 +199,7 @@ private:
         --turns_;
         switch (pace_) {
             case 1:  // it has just taken the last step's ready bits, and is going to look at the rings and to arm
-                while (arena_.ready[0].load(std::memory_order_relaxed) != 0) {
-                }
+                spin_while([this] { return arena_.ready[0].load(std::memory_order_relaxed) != 0; });
                 idle(random_.below(60));
                 break;
             case 2:  // it has just read the last step, and is going to arm or to sleep
@@ -200,8 +213,7 @@ private:
     }
 
     void wait_until_read() {
-        while (producer_.free_space(last_ring_) != kCapacity) {
-        }
+        spin_while([this] { return producer_.free_space(last_ring_) != kCapacity; });
     }
 
     rbee::Arena arena_;
@@ -221,7 +233,9 @@ private:
 class Server {
 public:
     Server(const TestArena& memory, int control, std::uint64_t seed)
-        : consumer_(memory.attach(), memory.doorbell()), doorbell_(memory.doorbell()), control_(control),
+        : consumer_(memory.attach(), memory.doorbell()),
+          doorbell_(memory.doorbell()),
+          control_(control),
           random_{seed} {}
 
     /// Until the engine has ended all requests because its steps are done, or a wakeup was missed.
@@ -284,21 +298,21 @@ private:
     /// False if there is nothing to do but sleep.
     bool drain() {
         bool ended = false;
-        const rbee::DrainEnd end = consumer_.drain(
-            random_.below(4) == 0 ? 1 + random_.below(64) : 4'096, rbee::Then::arm,
-            [&](std::uint32_t ring, const rbee::Records& records, rbee::FinishCode reason) {
-                Request& request = open_[ring];
-                for (std::uint32_t i = 0; i < records.size(); ++i) {
-                    check(request, records[i].token_id);
-                }
-                if (reason != 0) {
-                    ended = true;
-                    stopping_ = stopping_ || reason == kStopped;
-                    lost += reason == kLength ? request.length - request.received : 0;
-                    foreign += reason == kAborted && !request.cancelled;
-                    request.open = false;
-                }
-            });
+        const rbee::DrainEnd end =
+            consumer_.drain(random_.below(4) == 0 ? 1 + random_.below(64) : 4'096, rbee::Then::arm,
+                            [&](std::uint32_t ring, const rbee::Records& records, rbee::FinishCode reason) {
+                                Request& request = open_[ring];
+                                for (std::uint32_t i = 0; i < records.size(); ++i) {
+                                    check(request, records[i].token_id);
+                                }
+                                if (reason != 0) {
+                                    ended = true;
+                                    stopping_ = stopping_ || reason == kStopped;
+                                    lost += reason == kLength ? request.length - request.received : 0;
+                                    foreign += reason == kAborted && !request.cancelled;
+                                    request.open = false;
+                                }
+                            });
         if (end.needs_wake) {
             send({});
         }

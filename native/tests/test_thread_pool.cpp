@@ -164,7 +164,7 @@ struct Worker {
 class Handler {
 public:
     explicit Handler(void (*function)(int)) {
-        struct sigaction action {};
+        struct sigaction action{};
         action.sa_handler = function;
         action.sa_flags = SA_RESTART;
         sigaction(SIGUSR1, &action, &before_);
@@ -190,7 +190,7 @@ public:
     static inline std::atomic<bool> is_held{false};
 
 private:
-    struct sigaction before_ {};
+    struct sigaction before_{};
 };
 
 void test_sizes() {
@@ -319,7 +319,7 @@ void test_sleep() {
 void test_runs_about_to_sleep() {
     // Pauses around the time after which a worker falls asleep.
     ThreadPool pool(2);
-    for (int i = 0; i < 4000; ++i) {
+    for (int i = 0; i < static_cast<int>(repeats(4000, 1000)); ++i) {
         const std::uint64_t end = rbee::monotonic_ns() + 199'500 + static_cast<std::uint64_t>(i % 100) * 30;
         while (rbee::monotonic_ns() < end) {
             rbee::relax_processor();

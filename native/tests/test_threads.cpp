@@ -82,7 +82,8 @@ private:
             }
             const std::uint32_t burst = 1 + random_.below(2);
             for (std::uint32_t i = 0; i < burst && !sequence.cancelled && sequence.done < sequence.what.length &&
-                                      producer_.free_space(ring) > i; ++i) {
+                                      producer_.free_space(ring) > i;
+                 ++i) {
                 rings.push_back(ring);
                 tokens.push_back(token(sequence.what.seed, sequence.done++));
             }
@@ -115,8 +116,11 @@ private:
 class Server {
 public:
     Server(const TestArena& memory, int control, std::size_t max_open)
-        : consumer_(memory.attach(), memory.doorbell()), doorbell_(memory.doorbell()), control_(control),
-          max_open_(max_open), open_(64) {}
+        : consumer_(memory.attach(), memory.doorbell()),
+          doorbell_(memory.doorbell()),
+          control_(control),
+          max_open_(max_open),
+          open_(64) {}
 
     void run(std::uint32_t num_requests, const std::atomic<bool>& stop) {
         std::uint32_t submitted = 0;
@@ -260,7 +264,6 @@ void a_sleeping_engine_is_always_woken() { exchange_requests(5'000, 3); }
 }  // namespace
 
 extern const Test kThreadsTests[];
-const Test kThreadsTests[] = {
-    {"many requests get exactly their tokens", many_requests_get_exactly_their_tokens},
-    {"a sleeping engine is always woken", a_sleeping_engine_is_always_woken},
-    {nullptr, nullptr}};
+const Test kThreadsTests[] = {{"many requests get exactly their tokens", many_requests_get_exactly_their_tokens},
+                              {"a sleeping engine is always woken", a_sleeping_engine_is_always_woken},
+                              {nullptr, nullptr}};

@@ -14,7 +14,7 @@ namespace {
 /// a random moment later, beside the server's look into the ring, its arming or its sleep. Then the engine waits until
 /// the server has read both. Nothing else is in flight that could make up for a lost wakeup, so a lost one stops both.
 void a_step_beside_the_arming_is_never_missed() {
-    constexpr std::uint32_t kRequests = 40'000;
+    constexpr std::uint32_t kRequests = repeats(40'000, 4'000);
     const TestArena memory(64, 2, 0xffff8000);
     rbee::Producer producer(memory.attach(), memory.doorbell());
     rbee::Consumer consumer(memory.attach(), memory.doorbell());
@@ -77,7 +77,7 @@ void a_step_beside_the_arming_is_never_missed() {
 /// A request that never gets a token is cancelled at a random moment beside the engine's falling asleep. Only the
 /// cancel can end it.
 void a_cancel_beside_the_falling_asleep_is_never_missed() {
-    constexpr std::uint32_t kRequests = 20'000;
+    constexpr std::uint32_t kRequests = repeats(20'000, 4'000);
     const TestArena memory(64, 2);
     const rbee::Arena arena = memory.attach();
     rbee::Producer producer(memory.attach(), memory.doorbell());

@@ -9,9 +9,12 @@ a call, and `portable` avoids this machine's vector instructions; the results ar
 
 from array import array
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rbee.transport import Progress
 
 class ThreadPool:
     """The compute threads: the caller of whatever takes a pool, and workers.
@@ -78,6 +81,9 @@ def unpack(packed: NDArray[np.uint8], format: int, rows: int, cols: int) -> NDAr
         ValueError: `packed` is not of this matrix's size.
     """
 
+WEIGHT_FORMATS: Final[tuple[str, ...]]
+"""The names of the formats, by their numbers; `native/kernels/rbee_kernels/weights.h` has the layouts."""
+
 class ModelShape:
     """The sizes of a decoder, and what is the same in all of its layers."""
 
@@ -120,6 +126,7 @@ class Model:
         block_size: int,
         instruction_set: str,
         pool: ThreadPool,
+        progress: Progress | None = None,
     ) -> None:
         """Copy the weights, and reserve the cache.
 
@@ -134,8 +141,10 @@ class Model:
             exact: compute with float activations and a float cache, also where weights are quantized.
             num_blocks: in the cache.
             block_size: tokens in a block.
-            instruction_set: "avx512", "avx2", "portable", or "auto" for the best of this processor.
+            instruction_set: "avx512", "avx2", "portable", or "auto": what the environment's RBEE_INSTRUCTION_SET names,
+                without it the best of this processor.
             pool: threads for the copy and for every step.
+            progress: is advanced while the weights are copied, and several times per layer of a step.
 
         Raises:
             ValueError: weights that are missing or have another size, a size that the kernels do not support, or an
@@ -255,6 +264,8 @@ def read_bandwidth(mib: int, threads: int) -> float:
 
 def peak_macs(instruction_set: str, threads: int) -> float:
     """Products of 4-bit weights and 8-bit activations per second, of all threads together, in registers alone.
+
+    `instruction_set` is as for `Model`.
 
     Raises:
         ValueError: this processor does not have the instruction set.

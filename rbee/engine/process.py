@@ -21,6 +21,8 @@ import warnings
 from typing import TYPE_CHECKING
 
 from rbee import logs, messages
+from rbee.child import die_with_parent
+from rbee.config import check_bounds
 from rbee.engine.engine_core import EngineCore
 from rbee.engine.intake import Intake
 from rbee.engine.publisher import Publisher
@@ -28,10 +30,9 @@ from rbee.engine.runners import choice
 from rbee.engine.scheduling.block_manager import BlockManager
 from rbee.engine.scheduling.scheduler import Scheduler
 from rbee.engine.scheduling.step_cost import StepCost
-from rbee.errors import ConfigError, RbeeError
+from rbee.errors import RbeeError
 from rbee.messages import FinishReason
-from rbee.parent import die_with_parent
-from rbee.transport import Arena, Producer
+from rbee.transport import Arena, EngineState, Producer
 from rbee.transport.control import ControlChannel
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 _HEARTBEAT_MS = 100
 _SECONDS_BETWEEN_RECORDS = 1.0  # of one stage of loading; each is a line of the server's log
-_LOADING, _IDLE, _STEPPING = 1, 2, 3  # engine states, as Producer.beat() takes them
 
 
 def main() -> int:
@@ -78,7 +78,7 @@ def _run(channel: ControlChannel, doorbell_fd: int, *, debug: bool) -> int:
             producer = Producer(arena, doorbell_fd)
             stack.callback(producer.close)
             channel.send(messages.encode(messages.Attached(pid=os.getpid())))
-            core = _load(configure.engine, channel, producer)
+            core = _load(configure.engine, channel, producer, slow_reader_timeout=configure.slow_reader_timeout)
         except RbeeError as error:
             logger.debug("The engine cannot start.", exc_info=debug)
             channel.send(messages.encode(messages.Failed(message=str(error))))
@@ -106,14 +106,14 @@ def _first_record(channel: ControlChannel) -> tuple[messages.Configure, list[byt
     return configure, records[1:]
 
 
-def _load(config: EngineConfig, channel: ControlChannel, producer: Producer) -> EngineCore:
+def _load(
+    config: EngineConfig, channel: ControlChannel, producer: Producer, *, slow_reader_timeout: float
+) -> EngineCore:
     """Load the model and put the engine together; an RbeeError that it raises is for the user."""
-    for option in ("max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_mib"):
-        if getattr(config, option) < 1:
-            raise ConfigError(f"--{option.replace('_', '-')} {getattr(config, option)} must be at least 1.")
+    check_bounds(config)
     started = time.monotonic()
-    producer.beat(_LOADING)
-    runner = choice.load(config, _LoadingReport(channel, producer), on_progress=lambda: producer.beat(_STEPPING))
+    producer.beat(EngineState.LOADING)
+    runner = choice.load(config, _LoadingReport(channel, producer), producer.progress)
     scheduler = Scheduler(
         BlockManager(runner.num_blocks, config.block_size, prefix_caching=config.prefix_caching),
         max_num_seqs=config.max_num_seqs,
@@ -127,7 +127,7 @@ def _load(config: EngineConfig, channel: ControlChannel, producer: Producer) -> 
         publisher,
         vocab_size=runner.vocab_size,
         max_model_len=runner.max_model_len,
-        slow_reader_timeout=config.slow_reader_timeout,
+        slow_reader_timeout=slow_reader_timeout,
     )
     core = EngineCore(runner, scheduler, intake, publisher, step_cost=StepCost(config.max_decode_slowdown))
     ready = messages.Ready(
@@ -146,7 +146,7 @@ def _load(config: EngineConfig, channel: ControlChannel, producer: Producer) -> 
 
 
 class _LoadingReport:
-    """A `Progress`: beats the heartbeat for each part, and sends a record for each stage and at most every second."""
+    """A `Progress`: beats for each part of loading, and sends a record for each stage and at most every second."""
 
     def __init__(self, channel: ControlChannel, producer: Producer) -> None:
         self._channel = channel
@@ -155,7 +155,8 @@ class _LoadingReport:
         self._sent = 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        self._producer.beat(_LOADING)
+        self._producer.beat(EngineState.LOADING)
+        self._producer.progress.advance()
         now = time.monotonic()
         if stage != self._stage or now - self._sent > _SECONDS_BETWEEN_RECORDS:
             self._stage, self._sent = stage, now
@@ -185,7 +186,7 @@ class Loop:
                     logger.exception("A step failed; every request ends with an error.")
                     self._core.end_all(FinishReason.ERROR)
                     return 1
-                self._producer.beat(_STEPPING if stepped else _IDLE)
+                self._producer.beat(EngineState.STEPPING if stepped else EngineState.IDLE)
                 step_ns = time.monotonic_ns() - started if stepped else 0
                 self._producer.report(step_ns, **self._core.gauges()._asdict())
                 if not stepped:

@@ -1,7 +1,7 @@
-"""Checks that a folder holds a model that can be served as it is.
+"""Checks that a folder holds a model that can be served as it is, and reads its configuration.
 
-Owns the cheap checks: which files there must be, and that no weights file is cut short. Reads no weights, changes
-nothing, and knows no architecture.
+Owns the cheap checks: which files there must be, and that no weights file is cut short. Reads no weights and knows no
+architecture.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _INDEX = "model.safetensors.index.json"
 
 
 def check_folder(folder: Path) -> None:
-    """Raise a ModelError that says what `folder` lacks, and how to get it, unless it is a complete model."""
+    """Raise a ModelError that names what `folder` lacks, and how to get it, unless it is a complete model."""
     if not (folder / "config.json").is_file():
         guess = next(iter(sorted(folder.glob("*.gguf"))), None)
         remedy = (
@@ -37,17 +37,21 @@ def check_folder(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What config.json holds; a ModelError if it cannot be read or is no JSON object."""
-    file = folder / "config.json"
+    """The config.json of a model folder.
+
+    Raises:
+        ModelError: it cannot be read, or is no JSON object.
+    """
+    path = folder / "config.json"
     try:
-        values = _read_json(file)
+        config = _read_json(path)
     except OSError as error:
         raise ModelError(
             f"The folder {folder} holds no model: config.json cannot be read ({error.strerror or error})."
         ) from error
-    if not isinstance(values, dict):
-        raise ModelError(f"{file} does not describe a model. Copy the model's folder again.")
-    return values
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is not a JSON object. Copy the model's folder again.")
+    return config
 
 
 def weights_files(folder: Path) -> list[Path]:

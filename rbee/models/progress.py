@@ -1,7 +1,4 @@
-"""How work that takes seconds tells its user what it is doing.
-
-Owns the interface and its rendering on a console. Does not know what the work is.
-"""
+"""Progress of slow work: owns the interface and its rendering on a console. Does not know what the work is."""
 
 from __future__ import annotations
 
@@ -16,24 +13,20 @@ if TYPE_CHECKING:
 
 
 class Progress(Protocol):
-    """Told by whoever works; calls come from one thread, stages follow one another."""
+    """Called by the work, from one thread."""
 
     def stage(self, name: str, total: int = 0) -> None:
-        """A new stage begins, and the one before it has ended. `total` is its size in bytes, 0 if unknown."""
+        """A stage begins, and the one before it has ended; `total` is its size in bytes, 0 if unknown."""
 
     def done(self, amount: int) -> None:
         """`amount` bytes of the stage's total are done by now."""
 
     def note(self, text: str) -> None:
-        """Something the user should know, in one sentence."""
+        """Show a sentence."""
 
 
 class ConsoleProgress:
-    """Shows progress on stderr: bars on a terminal, elsewhere a plain line whenever a stage begins.
-
-    A context manager; leaving it ends the last bar. It shows nothing, and imports no rendering, before the first
-    stage: work that finds everything done already stays silent and fast.
-    """
+    """Shows bars on a terminal, elsewhere a line on stderr per stage; leaving the context ends the last bar."""
 
     def __init__(self) -> None:
         self._bars: rich.progress.Progress | None = None
@@ -74,7 +67,6 @@ class ConsoleProgress:
         print(f"rbee: {text}", file=sys.stderr, flush=True)  # noqa: T201 - a console is what this class is for
 
     def _finish_current(self, *, succeeded: bool) -> None:
-        """Fill the current bar, or leave it where it stands when its stage failed."""
         if self._bars is None or self._current is None:
             return
         if succeeded:
@@ -85,7 +77,7 @@ class ConsoleProgress:
 
 
 def _start_bars() -> rich.progress.Progress:
-    from rich.console import Console  # noqa: PLC0415 - only a terminal that has something to show pays for it
+    from rich.console import Console  # noqa: PLC0415 - slow
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
     bars = Progress(

@@ -8,31 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from rbee.transport import COUNTS, GAUGES, EngineState
+
 if TYPE_CHECKING:
     from rbee.transport import Histogram, Sample
 
-EVENTS = (
-    "tokens",
-    "steps",
-    "preemptions",
-    "prompt_tokens",
-    "cached_prompt_tokens",
-    "full_ring_pauses",
-    "wakes_written",
-    "wakes_elided",
-    "finishes",
-    "cancels",
-    "engine_wakes",
-    "stale_wakeups",
-    "direct_tokens",
-    "python_tokens",
-    "blocked_sends",
-    "gc_pauses",
-)
-"""What is counted: the names of `Counters`, and `python_tokens`, the records that went through the server's Python."""
-
-_STATES = ("starting", "loading", "idle", "stepping")
-_GAUGES = ("sequences_running", "sequences_waiting", "kv_blocks", "kv_blocks_used")
+EVENTS = (*COUNTS, "python_tokens")
+"""What is counted: the arena's counts, and the records that went through the server's Python."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +26,8 @@ class Interval:
     """At its end."""
     added: dict[str, int]
     """How much each of EVENTS has grown."""
-    step: Histogram
-    wakeup: Histogram
-    delivery: Histogram
-    loop_lag: Histogram
-    gc_pause_ns: int
-    """In all collections of the interval."""
+    histograms: dict[str, Histogram]
+    """The durations of the interval."""
 
     @classmethod
     def between(cls, before: Sample | None, now: Sample, seconds: float) -> Self:
@@ -59,35 +37,31 @@ class Interval:
         """
         totals = totals_of(now)
         if before is None or before.epoch != now.epoch:
-            return cls(seconds, now, totals, now.step, now.wakeup, now.delivery, now.loop_lag, now.counters.gc_pause_ns)
+            return cls(seconds, now, totals, now.histograms)
         earlier = totals_of(before)
         return cls(
             seconds,
             now,
             # Of python_tokens, a difference of counters that are read one after the other, a few may be yet to come.
             {name: max(0, totals[name] - earlier[name]) for name in EVENTS},
-            now.step.minus(before.step),
-            now.wakeup.minus(before.wakeup),
-            now.delivery.minus(before.delivery),
-            now.loop_lag.minus(before.loop_lag),
-            now.counters.gc_pause_ns - before.counters.gc_pause_ns,
+            {name: durations.minus(before.histograms[name]) for name, durations in now.histograms.items()},
         )
 
     @property
     def state(self) -> str:
         """What the engine was doing at last, in a word."""
-        number = self.now.counters.engine_state
-        return _STATES[number] if number < len(_STATES) else f"state {number}"
+        number = self.now.counters["engine_state"]
+        return EngineState(number).label if number in set(EngineState) else f"state {number}"
 
     @property
     def engine_silence(self) -> float | None:
         """Seconds since the engine's heartbeat; None if there never was one."""
-        return self._age(self.now.counters.engine_heartbeat_ns)
+        return self._age(self.now.counters["engine_heartbeat_ns"])
 
     @property
     def server_silence(self) -> float | None:
         """Seconds since the server's heartbeat; None if there never was one."""
-        return self._age(self.now.counters.server_heartbeat_ns)
+        return self._age(self.now.counters["server_heartbeat_ns"])
 
     @property
     def elided_share(self) -> float | None:
@@ -102,7 +76,7 @@ class Interval:
     @property
     def gc_pause_mean_ns(self) -> float | None:
         """The mean garbage collection; None without one."""
-        return _ratio(self.gc_pause_ns, self.added["gc_pauses"])
+        return _ratio(self.added["gc_pause_ns"], self.added["gc_pauses"])
 
     def rate(self, event: str) -> float:
         """How often one of EVENTS happened per second."""
@@ -113,22 +87,19 @@ class Interval:
         return {
             "server_pid": self.now.server_pid,
             "epoch": self.now.epoch,
-            "engine_pid": self.now.counters.engine_pid,
+            "engine_pid": self.now.counters["engine_pid"],
             "engine_state": self.state,
             "engine_silence_s": _rounded(self.engine_silence, 3),
             "server_silence_s": _rounded(self.server_silence, 3),
             "interval_s": _rounded(self.seconds, 3),
-            "streams": self.now.counters.rings_in_use,
-            **{name: getattr(self.now.counters, name) for name in _GAUGES},
+            "streams": self.now.counters["rings_in_use"],
+            **{name: self.now.counters[name] for name in GAUGES},
             "per_second": {name: _rounded(self.rate(name), 3) for name in EVENTS},
             "since_epoch_start": totals_of(self.now),
             "wakes_elided_share": _rounded(self.elided_share, 4),
             "prompt_cached_share": _rounded(self.cached_share, 4),
             "gc_pause_mean_us": _us(self.gc_pause_mean_ns),
-            "step_us": _percentiles_us(self.step),
-            "wakeup_us": _percentiles_us(self.wakeup),
-            "delivery_us": _percentiles_us(self.delivery),
-            "loop_lag_us": _percentiles_us(self.loop_lag),
+            **{f"{name}_us": _percentiles_us(durations) for name, durations in self.histograms.items()},
         }
 
     def _age(self, heartbeat_ns: int) -> float | None:
@@ -138,8 +109,8 @@ class Interval:
 def totals_of(sample: Sample) -> dict[str, int]:
     """How often each of EVENTS has happened since the epoch's start."""
     counters = sample.counters
-    python_tokens = max(0, counters.tokens_drained - counters.direct_tokens)
-    return {name: python_tokens if name == "python_tokens" else getattr(counters, name) for name in EVENTS}
+    python_tokens = max(0, counters["tokens_drained"] - counters["direct_tokens"])
+    return {name: counters[name] for name in COUNTS} | {"python_tokens": python_tokens}
 
 
 def _percentiles_us(durations: Histogram) -> dict[str, float | int | None]:

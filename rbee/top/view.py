@@ -89,7 +89,6 @@ def draw(interval: Interval | None, server: int) -> RenderableType:
     return Group(
         _identity(interval, server),
         _heartbeats(interval),
-        Text(),
         _standing(interval),
         Text(),
         _durations(interval),
@@ -104,7 +103,7 @@ def _json(interval: Interval | None, server: int) -> str:
 
 
 def _identity(interval: Interval, server: int) -> Text:
-    parts = {"server": server, "engine": interval.now.counters.engine_pid or "-", "epoch": interval.now.epoch}
+    parts = {"server": server, "engine": interval.now.counters["engine_pid"] or "-", "epoch": interval.now.epoch}
     line = Text("rbee top")
     for label, value in parts.items():
         line.append(f"  {label} ", _LABEL).append(str(value), "bold")
@@ -116,6 +115,8 @@ def _heartbeats(interval: Interval) -> Text:
     for who, silence in (("engine", interval.engine_silence), ("server", interval.server_silence)):
         if silence is None:
             line.append(f"  {who}: none yet", _FAINT)
+        elif silence > _PATIENCE and who == "engine" and interval.added["progress"]:
+            line.append(f"  {who}: in a step for {silence:.1f} s", "default")
         elif silence > _PATIENCE:
             line.append(f"  {who}: silent for {silence:.1f} s", _WARNING)
         else:
@@ -128,14 +129,16 @@ def _standing(interval: Interval) -> Table:
     counters = interval.now.counters
     table = Table.grid(padding=(0, 2))
     table.add_column(style=_LABEL)
-    table.add_row("streams", Text(f"{counters.rings_in_use:,}"))
-    table.add_row("sequences", Text(f"{counters.sequences_running:,} running, {counters.sequences_waiting:,} waiting"))
-    if counters.kv_blocks:
-        share = counters.kv_blocks_used / counters.kv_blocks
+    table.add_row("streams", Text(f"{counters['rings_in_use']:,}"))
+    table.add_row(
+        "sequences", Text(f"{counters['sequences_running']:,} running, {counters['sequences_waiting']:,} waiting")
+    )
+    if counters["kv_blocks"]:
+        share = counters["kv_blocks_used"] / counters["kv_blocks"]
         bar = Table.grid(padding=(0, 2, 0, 0))
         bar.add_row(
             ProgressBar(total=1, completed=share, width=_BAR_WIDTH),
-            Text(f"{counters.kv_blocks_used:,} of {counters.kv_blocks:,} blocks, {share:.1%}"),
+            Text(f"{counters['kv_blocks_used']:,} of {counters['kv_blocks']:,} blocks, {share:.1%}"),
         )
         table.add_row("KV cache", bar)
     else:
@@ -146,13 +149,16 @@ def _standing(interval: Interval) -> Table:
 def _durations(interval: Interval) -> Table:
     table = _right_aligned("", *_QUANTILES, "count", width=10)
     rows = {
-        "step": interval.step,
-        "wakeup": interval.wakeup,
-        "delivery": interval.delivery,
-        "event-loop lag": interval.loop_lag,
+        "step": "step",
+        "wakeup": "wakeup",
+        "delivery": "delivery",
+        "event-loop lag": "loop_lag",
+        "first token": "first_token",
+        "token gap": "token_gap",
     }
-    for label, durations in rows.items():
-        table.add_row(Text(label, _LABEL), *_quantiles(durations), _quantity(durations.count))
+    for label, name in rows.items():
+        durations = interval.histograms[name]
+        table.add_row(Text(label, _LABEL), *_quantiles(durations), quantity(durations.count))
     return table
 
 
@@ -168,7 +174,7 @@ def _rates(interval: Interval, events: dict[str, str]) -> Table:
     notes = {
         "wakes elided": None if interval.elided_share is None else f"{interval.elided_share:.0%}",
         "cached tokens": None if interval.cached_share is None else f"{interval.cached_share:.0%}",
-        "gc pauses": None if interval.gc_pause_mean_ns is None else _duration(interval.gc_pause_mean_ns),
+        "gc pauses": None if interval.gc_pause_mean_ns is None else duration(interval.gc_pause_mean_ns),
     }
     totals = totals_of(interval.now)
     for label, event in events.items():
@@ -177,7 +183,7 @@ def _rates(interval: Interval, events: dict[str, str]) -> Table:
         table.add_row(
             Text(label if note is None else f"{label}, {note}", _WARNING if bad else _LABEL),
             Text(_rate(interval.rate(event)), _WARNING if bad else ""),
-            Text(_quantity(totals[event]), _WARNING if bad else ""),
+            Text(quantity(totals[event]), _WARNING if bad else ""),
         )
     return table
 
@@ -192,10 +198,10 @@ def _right_aligned(first: str, *others: str, width: int) -> Table:
 
 
 def _quantiles(durations: Histogram) -> list[str]:
-    return [_duration(durations.quantile(fraction)) for fraction in _QUANTILES.values()]
+    return [duration(durations.quantile(fraction)) for fraction in _QUANTILES.values()]
 
 
-def _duration(ns: float | None) -> str:
+def duration(ns: float | None) -> str:
     """At most eight characters; two or three digits are all that a histogram knows."""
     if ns is None:
         return "-"
@@ -207,10 +213,10 @@ def _duration(ns: float | None) -> str:
 
 
 def _rate(per_second: float) -> str:
-    return f"{per_second:.1f}" if 0 < per_second < 99.95 else _quantity(round(per_second))
+    return f"{per_second:.1f}" if 0 < per_second < 99.95 else quantity(round(per_second))
 
 
-def _quantity(number: int) -> str:
+def quantity(number: int) -> str:
     """At most seven characters."""
     for unit, size in (("", 1), ("k", 10**3), ("M", 10**6), ("G", 10**9)):
         if number < 100_000 * size:

@@ -5,12 +5,13 @@ Every call keeps the GIL and is short: microseconds, and for a drain some more f
 `close()` every other call raises TransportError.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rbee.transport.arena import Arena
+from rbee.transport.frame_template import FrameTemplate
 
 def arena_size(num_rings: int, ring_capacity: int) -> int:
     """Bytes of an arena with these sizes; ValueError if there can be no such arena."""
@@ -26,17 +27,40 @@ def observe(buffer: memoryview) -> tuple[int, int, dict[str, int], dict[str, lis
 
     That is (epoch, server's pid, counters, histograms).
 
-    The counters are those of `Consumer.counters`. The histograms count durations by bucket, see `histogram_bounds`, all
-    since this epoch's start: `step` (one engine step), `wakeup` (a step's commit to the start of the drain that found
-    it), `delivery` (a token's commit to its bytes handed to the socket), `loop_lag` (how late a timer of the server's
-    event loop was).
+    Both since this epoch's start: the counters have a value for each of COUNTERS, the histograms the durations of each
+    of HISTOGRAMS, counted by bucket (see `histogram_bounds`).
 
     Raises:
         TransportError: the memory is not a sound arena of this version.
     """
 
+COUNTERS: Final[tuple[tuple[str, str, str], ...]]
+"""(name, kind, help) of everything that is counted; `native/include/rbee/counters.h` is the list.
+
+A `count` only grows, a `gauge` is how things stand, a `status` is a time, a state or a pid.
+"""
+
+HISTOGRAMS: Final[tuple[tuple[str, str], ...]]
+"""(name, help) of everything whose duration is counted, in ns."""
+
+ORDINARY_FINISHES: Final[dict[str, int]]
+"""The names and codes of the finish reasons that a `FrameTemplate` has last frames for."""
+
 def histogram_bounds() -> list[int]:
     """Where each bucket of a histogram starts, in ns; the last one has no end."""
+
+class Progress:
+    """Counts chunks of work, so that a long step is no hang. For one thread at a time."""
+
+    def __init__(self) -> None:
+        """Count in memory of its own. That of a `Producer` counts in its arena, until the producer is closed."""
+
+    def advance(self) -> None:
+        """One more chunk is done: a layer of a forward pass, a tensor that was loaded."""
+
+    @property
+    def chunks(self) -> int:
+        """How many have been done."""
 
 class Producer:
     """The engine's side of an arena."""
@@ -99,7 +123,11 @@ class Producer:
         """
 
     def beat(self, state: int) -> None:
-        """Write the heartbeat (now) and the engine's state: 0 starting, 1 loading, 2 idle, 3 stepping."""
+        """Write the heartbeat (now) and the engine's state, an `EngineState`."""
+
+    @property
+    def progress(self) -> Progress:
+        """What the runner advances while it loads and within a step. Always the same object."""
 
     def report(
         self,
@@ -155,6 +183,25 @@ class Vocabulary:
 
     def __len__(self) -> int: ...
 
+class Slot:
+    """The bytes that stand for what varies in a `FrameTemplate`, one control byte each. JSON text has none of them."""
+
+    TEXT: Final[bytes]
+    """The frame's text, as a JSON string with its quotes."""
+    INDEX: Final[bytes]
+    """How many text frames came before this one."""
+    NUM_TOKENS: Final[bytes]
+    """Output tokens so far."""
+    TOTAL_TOKENS: Final[bytes]
+    """The prompt's and the output's tokens so far."""
+    CACHED_TOKENS: Final[bytes]
+    """Tokens of the prompt that were in the prefix cache."""
+    COMMITTED_NS: Final[bytes]
+    """When the engine committed the newest of the tokens so far, CLOCK_MONOTONIC in ns."""
+    TOKEN_BEGIN: Final[bytes]
+    """What stands from here to TOKEN_END is only written if the batch that produced the frame has a token."""
+    TOKEN_END: Final[bytes]
+
 class Outlet:
     """One response's socket, and what `drain` writes to it for the ring that it is attached to."""
 
@@ -162,28 +209,28 @@ class Outlet:
         self,
         fd: int,
         vocabulary: Vocabulary,
-        parts: tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes],
+        template: FrameTemplate,
         *,
         strip: bool,
         prompt_tokens: int,
         stop_token_ids: list[int],
-        timing: bool,
-        usage: bool,
+        received_ns: int = 0,
     ) -> None:
         """A stream that has not begun.
 
         Args:
             fd: the socket. It stays its owner's, who detaches the outlet before closing it.
             vocabulary: of the model.
-            parts: the constant bytes of the frames: before the text in the first frame and in the others, in place of
-                the text in a last frame without any; after the text while more may come, after a `stop`, after a
-                `length`, after a `deadline` with at least one token; before the usage of the chunk that has nothing
-                else (empty: no such chunk); after everything.
+            template: its frames.
             strip: the vocabulary writes a space before the first word, which is not shown.
-            prompt_tokens: for the usage.
+            prompt_tokens: for TOTAL_TOKENS.
             stop_token_ids: tokens that are counted but not shown.
-            timing: each chunk says when its token was committed.
-            usage: each chunk counts the tokens so far.
+            received_ns: when the request had been received, CLOCK_MONOTONIC; 0 leaves its first token out of the
+                histogram.
+
+        Raises:
+            ValueError: the template has a control byte that is no slot, a bracket without its other half, or a slot in
+                a frame that has no value for it.
         """
 
     @property
@@ -207,11 +254,8 @@ class Consumer:
     def assign(self) -> tuple[int, int] | None:
         """A free ring and its new generation, or None when all rings are taken.
 
-        The ring comes back when `drain` delivers its finish, and in no other way once its Submit was sent.
+        The ring comes back when `drain` delivers its finish, and in no other way.
         """
-
-    def release_unsubmitted(self, ring: int) -> None:
-        """Hand back an assigned ring whose Submit was never sent."""
 
     def cancel(self, ring: int) -> bool:
         """Ask the engine to end the ring's request before its next step; True: the engine sleeps, send Wake."""
@@ -276,21 +320,21 @@ class Consumer:
     def in_use(self) -> int:
         """Rings that are assigned and have not finished."""
 
+    @property
+    def sequences_waiting(self) -> int:
+        """The counter of that name."""
+
     def beat(self, state: int) -> None:
-        """Write the server's heartbeat (now) and state."""
+        """Write the server's heartbeat (now) and its `ServerState`."""
 
     def counters(self) -> dict[str, int]:
-        """The counters of both processes, all since this epoch's start, and gauges of how things stand.
+        """The value of each of COUNTERS, of both processes, since this epoch's start."""
 
-        Engine: engine_heartbeat_ns, engine_state, engine_pid, steps (commits), tokens, wakes_written and wakes_elided
-        (commits that did and did not write the eventfd), full_ring_pauses (times a ring was found full), preemptions,
-        prompt_tokens and cached_prompt_tokens (of requests that began to run, and those of them that were in the prefix
-        cache); gauges: sequences_running, sequences_waiting, kv_blocks, kv_blocks_used.
-        Server: server_heartbeat_ns, server_state, drains, tokens_drained (notes too), finishes, cancels, engine_wakes
-        (times Wake had to be sent), stale_wakeups (what `find_stale` found), direct_tokens (rendered and sent by the
-        drain itself), direct_sends and blocked_sends (system calls that took, or found the socket full), drain_ns (in
-        all drains), render_ns and send_ns (parts of it), gc_pauses, gc_pause_ns; gauge: rings_in_use.
-        """
+    def note_first_token(self, ns: int) -> None:
+        """Count a request's time from its receipt to its first content written, for a stream that Python writes."""
+
+    def note_gap(self, ns: int) -> None:
+        """Count the time between two successive tokens written, for a stream that Python writes."""
 
     def note_loop_lag(self, ns: int) -> None:
         """Count how late a timer of the event loop was."""

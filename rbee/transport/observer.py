@@ -30,45 +30,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _BUCKET_STARTS = _native.histogram_bounds()
+COUNTS = tuple(name for name, kind, _ in _native.COUNTERS if kind == "count")
+GAUGES = tuple(name for name, kind, _ in _native.COUNTERS if kind == "gauge")
 _HIDDEN = "--api-key"  # the option whose value is not shown
-
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """All counters and gauges of an arena, since its epoch's start; `Consumer.counters` says what each of them is."""
-
-    engine_heartbeat_ns: int
-    engine_state: int
-    engine_pid: int
-    steps: int
-    tokens: int
-    wakes_written: int
-    wakes_elided: int
-    full_ring_pauses: int
-    preemptions: int
-    sequences_running: int
-    sequences_waiting: int
-    kv_blocks: int
-    kv_blocks_used: int
-    prompt_tokens: int
-    cached_prompt_tokens: int
-    server_heartbeat_ns: int
-    server_state: int
-    rings_in_use: int
-    drains: int
-    tokens_drained: int
-    finishes: int
-    cancels: int
-    engine_wakes: int
-    stale_wakeups: int
-    direct_tokens: int
-    direct_sends: int
-    blocked_sends: int
-    drain_ns: int
-    render_ns: int
-    send_ns: int
-    gc_pauses: int
-    gc_pause_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +80,10 @@ class Sample:
     """CLOCK_MONOTONIC, as the heartbeats."""
     epoch: int
     server_pid: int
-    counters: Counters
-    step: Histogram
-    """One engine step."""
-    wakeup: Histogram
-    """A step's commit to the start of the drain that found it."""
-    delivery: Histogram
-    """A token's commit to its bytes handed to the socket."""
-    loop_lag: Histogram
-    """How late a timer of the server's event loop was."""
+    counters: dict[str, int]
+    """By their names in `_native.COUNTERS`."""
+    histograms: dict[str, Histogram]
+    """By their names in `_native.HISTOGRAMS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +251,7 @@ def _read(mapping: mmap.mmap) -> Sample:
         epoch, server_pid, counters, histograms = _native.observe(memory)
     taken_ns = time.monotonic_ns()
     durations = {name: Histogram(tuple(buckets)) for name, buckets in histograms.items()}
-    return Sample(taken_ns, epoch, server_pid, Counters(**counters), **durations)
+    return Sample(taken_ns, epoch, server_pid, counters, durations)
 
 
 def _command_line(process: Path) -> str:

@@ -110,7 +110,9 @@ class Rings:
         Options are members of Submit, or else of SamplingParams.
         """
         members = {name: options.pop(name) for name in _SUBMIT_OPTIONS & options.keys()}
-        ring, generation = self.consumer.assign()
+        assigned = self.consumer.assign()
+        assert assigned is not None
+        ring, generation = assigned
         assert ring not in self._requests, "the ring was not free"
         request = self._requests[ring] = Request(ring)
         return request, messages.Submit(
@@ -228,7 +230,7 @@ class InProcessEngine:
 class EngineProcess:
     """`python -m rbee.engine`, spoken to as the server speaks to it."""
 
-    def __init__(self, folder: Path, config: EngineConfig, ring_capacity: int) -> None:
+    def __init__(self, folder: Path, config: EngineConfig, ring_capacity: int, slow_reader_timeout: float) -> None:
         self.rings = Rings(ring_capacity=ring_capacity)
         self.control, engine_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.control.settimeout(PATIENCE)
@@ -241,7 +243,8 @@ class EngineProcess:
                 pass_fds=(engine_end.fileno(), self.rings.doorbell),
                 stderr=stderr,
             )
-        self.send(messages.Configure(engine=config, arena_name=self.rings.arena.name))
+        arena_name = self.rings.arena.name
+        self.send(messages.Configure(engine=config, slow_reader_timeout=slow_reader_timeout, arena_name=arena_name))
 
     def send(self, record: messages.ToEngine) -> None:
         """Send one record."""
@@ -294,9 +297,11 @@ class EngineProcess:
 
 
 @contextlib.contextmanager
-def engine_process(folder: Path, config: EngineConfig, *, ring_capacity: int = 1024) -> Iterator[EngineProcess]:
+def engine_process(
+    folder: Path, config: EngineConfig, *, ring_capacity: int = 1024, slow_reader_timeout: float = 60
+) -> Iterator[EngineProcess]:
     """An engine process for the length of a block."""
-    engine = EngineProcess(folder, config, ring_capacity)
+    engine = EngineProcess(folder, config, ring_capacity, slow_reader_timeout)
     try:
         yield engine
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import select
 import signal
@@ -103,8 +102,7 @@ def test_engine_waits_for_slow_readers_and_their_cancels(tmp_path):
 
 def test_sleeping_engine_notices_a_reader_that_is_too_slow(tmp_path):
     """With nothing else to do and nobody who wakes it, the engine ends a sequence whose ring stays full."""
-    config = dataclasses.replace(SYNTHETIC, slow_reader_timeout=0.05)
-    with engine_process(tmp_path, config, ring_capacity=8) as engine:
+    with engine_process(tmp_path, SYNTHETIC, ring_capacity=8, slow_reader_timeout=0.05) as engine:
         engine.wait_for(messages.Ready)
         request = engine.submit([1], max_tokens=30)
         engine.rings.consumer.pause(request.ring)
@@ -164,7 +162,7 @@ def test_death_of_the_parent_kills_the_engine():
         pidfd = os.pidfd_open(int(server.stdout.readline()))
         control.settimeout(PATIENCE)
         arena = Arena.create(num_rings=64, ring_capacity=8, epoch=1)
-        configure = messages.Configure(engine=SYNTHETIC, arena_name=arena.name)
+        configure = messages.Configure(engine=SYNTHETIC, slow_reader_timeout=60, arena_name=arena.name)
         control.sendall(frame(messages.encode(configure)))
         records = FrameDecoder().feed(control.recv(65536))
         assert isinstance(messages.decode_to_server(records[0]), messages.Attached)
@@ -194,7 +192,7 @@ def test_engine_of_a_dead_parent_does_not_start(tmp_path):
     [
         ({"runner": "torch"}, "model.safetensors is damaged"),
         ({"model": "synthetic", "max_model_len": 9000}, "--max-model-len 9000"),
-        ({"model": "synthetic", "block_size": 0}, "--block-size 0"),
+        ({"model": "synthetic", "block_size": 0}, "--block-size is 0"),
     ],
     ids=["corrupt weights", "length", "block size"],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import math
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def test_greedy_takes_the_best_of_the_edited_logits():
     """Mask, bias, min_tokens and penalties come before the argmax."""
     logits = np.array([[0, 1, 2, 3, 4]], np.float32)
 
-    def greedy(**params: object) -> int:
+    def greedy(**params: Any) -> int:
         return int(sample(logits, [row(temperature=0.0, **params)]).token_ids[0])
 
     assert greedy() == 4

@@ -18,10 +18,10 @@ import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from rbee.engine.runners.torch.convert_gguf import Reporter, mend_pre_tokenizer, run
 from rbee.errors import ModelError
 from rbee.models import cache as cache_module
 from rbee.models import gguf_of, prepare
-from rbee.models.convert_gguf import Reporter, mend_pre_tokenizer, run
 from tests.models.models_parts import (
     FFN,
     HIDDEN,
@@ -169,7 +169,7 @@ def wait_for_stage(process, stage):
 def conversion_child(process):
     """The conversion process of a preparing process."""
     (child,) = psutil.Process(process.pid).children()
-    assert "rbee.models.convert_gguf" in child.cmdline()
+    assert "rbee.engine.runners.torch.convert_gguf" in child.cmdline()
     return child
 
 
@@ -188,7 +188,7 @@ def test_a_preparation_killed_at_any_stage_leaves_no_process_and_nothing_half_ma
         assert all(cache_module.is_whole(path) for path in left)
         assert not left or stage == "saving the weights"  # the last stage may have been over before the signal
         for path in left:
-            cache_module._remove(path)
+            shutil.rmtree(path)
     folder = prepare(str(tiny_gguf), progress=RecordingProgress())
     assert not list(cache.glob("*.partial"))
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
@@ -225,8 +225,11 @@ def test_two_preparations_at_once_convert_once(tiny_gguf, cache):
     """The second waits for the first, says so, and uses what the first has made."""
     with start_prepare(tiny_gguf, cache=cache) as first:
         wait_for_stage(first, "loading torch")
+        child = conversion_child(first)
+        child.suspend()  # so that it is not ready before the second has begun
         with start_prepare(tiny_gguf, cache=cache) as second:
             waiting = wait_for_stage(second, "waiting for another process")
+            child.resume()
             rest = second.stderr.read()
             assert second.stdout.read() == first.stdout.read() != ""
     assert (first.returncode, second.returncode) == (0, 0)

@@ -10,21 +10,35 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rbee.transport import Outlet, Vocabulary, _native  # noqa: TID251 - what observers see is tested here too
+from rbee.messages import FinishReason
+from rbee.transport import FrameTemplate, LastFrames, Outlet, Slot, Vocabulary, _native  # noqa: TID251 - what observers see is tested here too
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 VOCABULARY = Vocabulary([bytes([byte]) for byte in range(256)])
-# Frames that show where each part comes from: FIRST "a" AFTER } etc.
-PARTS = (b"F", b"N", b"E", b"A", b"S", b"L", b"T", b"", b"D")
+
+
+def last_frames(after: bytes) -> LastFrames:
+    """Frames that end with `after`."""
+    return LastFrames(b"F%b%b" % (Slot.TEXT, after), b"N%b%b" % (Slot.TEXT, after), b"E" + after, b'F""' + after)
+
+
+# Frames that show which they are: F "a" A, for example.
+TEMPLATE = FrameTemplate(
+    first=b"F%bA\n\n" % Slot.TEXT,
+    next=b"N%bA\n\n" % Slot.TEXT,
+    stop=last_frames(b"S\n\n"),
+    length=last_frames(b"L\n\n"),
+    deadline=last_frames(b"T\n\n"),
+    end=b"D",
+)
 STOP, LENGTH, ERROR, DEADLINE = 1, 2, 4, 5
 
 
-def make_outlet(fd: int, *, stop_token_ids: tuple[int, ...] = (), parts: tuple[bytes, ...] = PARTS) -> Outlet:
+def make_outlet(fd: int, *, stop_token_ids: tuple[int, ...] = (), template: FrameTemplate = TEMPLATE) -> Outlet:
     """An outlet that shows each byte in a frame of its own."""
-    stop = list(stop_token_ids)
-    return Outlet(fd, VOCABULARY, parts, strip=False, prompt_tokens=3, stop_token_ids=stop, timing=False, usage=False)
+    return Outlet(fd, VOCABULARY, template, strip=False, prompt_tokens=3, stop_token_ids=list(stop_token_ids))
 
 
 def chunk(body: bytes) -> bytes:
@@ -71,11 +85,11 @@ def test_tokens_become_chunks_on_the_socket(sides, connect):
     sides.commit([(ring, ord("a")), (ring, ord("b"))])
     drained = sides.consumer.drain()
     assert (drained.rings, drained.tokens, drained.ended, drained.blocked, drained.broken) == ([], [], [], [], [])
-    expected = chunk(b'F"a"A}\n\nN"b"A}\n\n')
+    expected = chunk(b'F"a"A\n\nN"b"A\n\n')
     assert receive(client, len(expected)) == expected
     sides.commit([(ring, ord('"'))], {ring: LENGTH})
     assert sides.consumer.drain().ended == [(ring, LENGTH)]
-    expected = chunk(b'N"\\""L}\n\nD')
+    expected = chunk(b'N"\\""L\n\nD')
     assert receive(client, len(expected)) == expected
     assert sides.consumer.in_use == 0
 
@@ -85,14 +99,78 @@ def test_ordinary_ends_count_tokens_and_what_was_cached(sides, connect, reason, 
     """The last frame says why it is the last; the usage behind it has the finish's detail as the cached tokens."""
     ring = sides.start()
     server, client = connect()
-    parts = (*PARTS[:7], b"U", b"D")
-    sides.consumer.attach(ring, make_outlet(server.fileno(), parts=parts))
+    template = TEMPLATE._replace(end=b"U%b,%b,%bD" % (Slot.NUM_TOKENS, Slot.TOTAL_TOKENS, Slot.CACHED_TOKENS))
+    sides.consumer.attach(ring, make_outlet(server.fileno(), template=template))
     finish = reason | 0xABCDEF << 8
     sides.commit([(ring, ord("a"))], {ring: finish})
     assert sides.consumer.drain().ended == [(ring, finish)]
-    usage = b',"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4,"prompt_tokens_details":'
-    expected = chunk(b'F"a"%b}\n\nU%b{"cached_tokens":%d}}}\n\nD' % (after, usage, 0xABCDEF))
+    expected = chunk(b'F"a"%b\n\nU1,4,%dD' % (after, 0xABCDEF))
     assert receive(client, len(expected)) == expected
+
+
+def test_stream_without_text_has_one_frame(sides, connect):
+    """It is `empty`, not the first text frame with no text."""
+    ring = sides.start()
+    server, client = connect()
+    sides.consumer.attach(ring, make_outlet(server.fileno(), stop_token_ids=(9,)))
+    sides.commit([(ring, 9)], {ring: STOP})
+    sides.consumer.drain()
+    expected = chunk(b'F""S\n\nD')
+    assert receive(client, len(expected)) == expected
+
+
+def test_slots_have_the_numbers_of_their_frame(sides, connect):
+    """Frames are counted apart from tokens; what is about a token is left out behind a batch that has none."""
+    ring = sides.start()
+    server, client = connect()
+    numbers = b"%b/%b/%b" % (Slot.INDEX, Slot.NUM_TOKENS, Slot.TOTAL_TOKENS)
+    token = Slot.TOKEN_BEGIN + b"@" + Slot.COMMITTED_NS + Slot.TOKEN_END
+    frame = b"(%b %b%b)" % (Slot.TEXT, numbers, token)
+    last = LastFrames(b"first" + frame, b"next" + frame, b"last(%b%b)" % (numbers, token), b"empty")
+    end = b"end(%b %b%b)" % (numbers, Slot.CACHED_TOKENS, token)
+    template = FrameTemplate(b"first" + frame, b"next" + frame, last, last, last, end)
+    sides.consumer.attach(ring, make_outlet(server.fileno(), stop_token_ids=(9,), template=template))
+    # The first byte of a character shows nothing.
+    earlier = sides.commit([(ring, ord("a")), (ring, 0xC3)])
+    sides.consumer.drain()
+    later = sides.commit([(ring, 0xA9), (ring, 9)])
+    sides.consumer.drain()
+    sides.commit([], {ring: LENGTH | 2 << 8})
+    sides.consumer.drain()
+    expected = (
+        chunk(b'first("a" 0/1/4@%d)' % earlier)
+        + chunk(b'next("\xc3\xa9" 1/3/6@%d)' % later)
+        + chunk(b"last(2/4/7)end(2/4/7 2)")
+    )
+    assert receive(client, len(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"first": b"\0"}, "control byte 0, which is no slot"),
+        ({"next": b"\x1f"}, "control byte 31, which is no slot"),
+        ({"end": b"\x0b"}, "control byte 11, which is no slot"),
+        ({"first": Slot.TOKEN_BEGIN}, "TOKEN_BEGIN without a TOKEN_END"),
+        ({"first": Slot.TOKEN_END}, "TOKEN_END without a TOKEN_BEGIN"),
+        ({"first": Slot.TOKEN_BEGIN * 2 + Slot.TOKEN_END}, "TOKEN_BEGIN inside of another"),
+        ({"end": Slot.TEXT}, "TEXT in a frame that has no text"),
+        ({"length": TEMPLATE.length._replace(last=Slot.TEXT)}, "TEXT in a frame that has no text"),
+        ({"stop": TEMPLATE.stop._replace(empty=Slot.TEXT)}, "TEXT in a frame that has no text"),
+        ({"next": Slot.CACHED_TOKENS}, "CACHED_TOKENS in a frame that is not the last"),
+    ],
+)
+def test_unsound_templates_are_refused(changed, sentence):
+    """Before anything is written with them."""
+    with pytest.raises(ValueError, match=sentence):
+        make_outlet(0, template=TEMPLATE._replace(**changed))
+
+
+def test_slots_are_control_bytes_that_no_frame_has():
+    """One byte each, all different, none of them a line end or a tab."""
+    slots = {name: value for name, value in vars(Slot).items() if name.isupper()}
+    assert len(set(slots.values())) == len(slots)
+    assert all(len(slot) == 1 and slot < b" " and slot not in b"\t\n\r" for slot in slots.values())
 
 
 def test_deadline_before_the_first_token_is_not_an_ordinary_end(sides, connect):
@@ -159,7 +237,7 @@ def test_full_socket_gives_the_rest_back_and_pauses_its_ring(make_sides, connect
     expected, rest = b"", b""
     while not rest:
         sides.commit([(ring, ord("x"))] * 500)
-        frames = (b"" if expected else b'F"x"A}\n\n') + b'N"x"A}\n\n' * (500 if expected else 499)
+        frames = (b"" if expected else b'F"x"A\n\n') + b'N"x"A\n\n' * (500 if expected else 499)
         expected += chunk(frames)
         for blocked_ring, data in sides.consumer.drain().blocked:
             assert blocked_ring == ring
@@ -170,7 +248,7 @@ def test_full_socket_gives_the_rest_back_and_pauses_its_ring(make_sides, connect
     assert received == expected
     assert sides.consumer.resume(ring)
     assert sides.consumer.drain().ended == [(ring, STOP)]
-    last = chunk(b'N"y"S}\n\nD')
+    last = chunk(b'N"y"S\n\nD')
     assert receive(client, len(last)) == last
     assert sides.consumer.counters()["blocked_sends"] == 1
 
@@ -191,7 +269,7 @@ def test_full_socket_of_a_ring_that_ends(make_sides, connect):
     assert drained.ended == [(ring, STOP)]
     [(blocked, rest)] = drained.blocked
     assert blocked == ring
-    assert chunk(b'F"x"S}\n\nD').endswith(rest)
+    assert chunk(b'F"x"S\n\nD').endswith(rest)
     assert sides.start() == ring
     sides.commit([(ring, 7)])
     assert sides.consumer.drain().tokens == [7]
@@ -220,7 +298,7 @@ def test_failure_shows_all_text_and_leaves_the_end_to_the_caller(sides, connect)
     sides.consumer.attach(ring, make_outlet(server.fileno()))
     sides.commit([(ring, ord("a")), (ring, 0xC3)], {ring: ERROR})
     assert sides.consumer.drain().ended == [(ring, ERROR)]
-    expected = chunk(b'F"a"A}\n\nN"\xef\xbf\xbd"A}\n\n')
+    expected = chunk(b'F"a"A\n\nN"\xef\xbf\xbd"A\n\n')
     assert receive(client, len(expected)) == expected
 
 
@@ -232,7 +310,7 @@ def test_stop_token_is_counted_and_not_shown(sides, connect):
     sides.consumer.attach(ring, outlet)
     sides.commit([(ring, ord("a")), (ring, 9)], {ring: STOP})
     sides.consumer.drain()
-    expected = chunk(b'F"a"A}\n\nES}\n\nD')
+    expected = chunk(b'F"a"A\n\nES\n\nD')
     assert receive(client, len(expected)) == expected
     assert outlet.num_tokens == 2
     assert outlet.written_ns > 0
@@ -248,9 +326,9 @@ def test_dead_engine_leaves_nothing_behind_a_full_socket(sides, connect):
     sides.commit([(paused, ord("a")), (ready, ord("b"))], {paused: STOP})
     sides.consumer.expect_all()
     drained = sides.consumer.drain()
-    assert drained.blocked == [(paused, chunk(b'F"a"S}\n\nD'))]
+    assert drained.blocked == [(paused, chunk(b'F"a"S\n\nD'))]
     assert drained.ended == [(paused, STOP)]
-    expected = chunk(b'F"b"A}\n\n')
+    expected = chunk(b'F"b"A\n\n')
     assert receive(ready_client, len(expected)) == expected
     paused_server.close()
     assert paused_client.recv(1) == b""
@@ -316,3 +394,56 @@ def test_polling_needs_no_doorbell(sides):
     assert sides.consumer.drain().tokens == []
     sides.commit([(ring, 3)])
     assert sides.rung()
+
+
+def test_first_token_and_gaps_are_timed(sides, connect):
+    """From the request's receipt to its first content; then one gap per token, of no length within one write."""
+    ring = sides.start()
+    server, _ = connect()
+    outlet = Outlet(
+        server.fileno(), VOCABULARY, TEMPLATE, strip=False, prompt_tokens=3, stop_token_ids=[], received_ns=1
+    )
+    sides.consumer.attach(ring, outlet)
+
+    def counts() -> tuple[int, int, int]:
+        *_, histograms = _native.observe(sides.created.buffer.toreadonly())
+        return sum(histograms["first_token"]), histograms["token_gap"][0], sum(histograms["token_gap"])
+
+    sides.commit([(ring, 0xC3)])
+    sides.consumer.drain()
+    assert counts() == (0, 0, 0), "half a character is no content"
+    sides.commit([(ring, 0xA9), (ring, ord("b"))])
+    sides.consumer.drain()
+    assert counts() == (1, 1, 1)
+    sides.commit([(ring, ord("c")), (ring, ord("d")), (ring, ord("e"))], {ring: STOP})
+    sides.consumer.drain()
+    assert counts() == (1, 3, 4)
+    *_, histograms = _native.observe(sides.created.buffer.toreadonly())
+    assert sum(histograms["first_token"][300:]) == 1, "since the machine's start"
+
+
+def test_streams_that_python_writes_are_timed_alike(sides):
+    """The same two histograms."""
+    sides.consumer.note_first_token(1000)
+    sides.consumer.note_gap(2000)
+    sides.consumer.note_gap(2000)
+    *_, histograms = _native.observe(sides.created.buffer.toreadonly())
+    assert (sum(histograms["first_token"]), sum(histograms["token_gap"])) == (1, 2)
+
+
+def test_progress_is_seen_until_the_producer_is_closed(sides):
+    """The same object each time; afterwards it counts for itself, so that a runner may outlive the arena."""
+    progress = sides.producer.progress
+    assert progress is sides.producer.progress
+    progress.advance()
+    progress.advance()
+    assert (progress.chunks, sides.consumer.counters()["progress"]) == (2, 2)
+    sides.producer.close()
+    progress.advance()
+    assert (progress.chunks, sides.consumer.counters()["progress"]) == (1, 2)
+
+
+def test_finish_codes_are_the_same_on_both_sides():
+    """C++ and `FinishReason` agree about the ordinary ends."""
+    assert {name: FinishReason[name] for name in _native.ORDINARY_FINISHES} == _native.ORDINARY_FINISHES
+    assert set(FrameTemplate._fields[2:5]) == {name.lower() for name in _native.ORDINARY_FINISHES}

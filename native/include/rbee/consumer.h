@@ -75,7 +75,10 @@ public:
     };
 
     Consumer(const Arena& arena, int doorbell_fd)
-        : arena_(arena), doorbell_fd_(doorbell_fd), rings_(arena.geometry.num_rings), pending_(arena.ready_words()),
+        : arena_(arena),
+          doorbell_fd_(doorbell_fd),
+          rings_(arena.geometry.num_rings),
+          pending_(arena.ready_words()),
           paused_(arena.ready_words()) {
         check_eventfd(doorbell_fd);
         // The free list is a stack: the ring that was used last is the one whose records, indices and page tables are
@@ -101,12 +104,6 @@ public:
         mine.assigned = true;
         assigned.generation = mine.generation;
         return true;
-    }
-
-    /// Takes back a ring that no Submit ever named.
-    void release_unsubmitted(std::uint32_t ring) {
-        assigned_at(ring);
-        give_back(ring);
     }
 
     /// Asks the engine to end the ring's request; true if the engine sleeps and must be sent Wake.
@@ -225,7 +222,7 @@ public:
 
     /// Heartbeat, for observers.
     void beat(std::uint32_t state) {
-        ServerLine& line = arena_.fixed->server;
+        ServerLines& line = arena_.fixed->server;
         set_gauge(line.state, state);
         set_gauge(line.rings_in_use, static_cast<std::uint32_t>(in_use()));
         set_gauge(line.heartbeat_ns, monotonic_ns());

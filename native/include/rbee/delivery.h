@@ -14,16 +14,18 @@
 #include <sys/socket.h>
 
 #include "rbee/consumer.h"
-#include "rbee/sse_stream.h"
+#include "rbee/frame_stream.h"
 
 namespace rbee {
 
 /// One response's socket, and what is written to it.
 struct Outlet {
     int fd;
-    SseStream stream;
-    std::uint64_t written_ns = 0;  // when the last frames went out
-    bool held = false;             // nothing is sent any more; all that is rendered is `blocked`
+    FrameStream stream;
+    std::uint64_t received_ns = 0;  // when the request had been received; 0: its first token is not timed
+    std::uint64_t token_ns = 0;     // when the newest token was handed over, from the first content on
+    std::uint64_t written_ns = 0;   // when the last frames went out
+    bool held = false;              // nothing is sent any more; all that is rendered is `blocked`
 };
 
 /// What a drain did at the attached rings that its caller must know of.
@@ -76,8 +78,8 @@ public:
         Split split{monotonic_ns(), 0, 0, 0, 0};
         const std::uint64_t start = split.now;
         std::uint64_t newest = 0;
-        const DrainEnd end = consumer_.drain(
-            max_records, then, [&](std::uint32_t ring, const Records& records, FinishCode finish) {
+        const DrainEnd end =
+            consumer_.drain(max_records, then, [&](std::uint32_t ring, const Records& records, FinishCode finish) {
                 if (records.size() != 0) {
                     newest = std::max(newest, records[records.size() - 1].commit_ns);
                 }
@@ -97,7 +99,7 @@ public:
         if (newest != 0 && newest <= start) {  // else it came while this drain was at work already
             consumer_.fixed().histograms.wakeup.add(start - newest);
         }
-        ServerLine& line = consumer_.fixed().server;
+        ServerLines& line = consumer_.fixed().server;
         count(line.drain_ns, monotonic_ns() - start);
         count(line.render_ns, split.render_ns);
         count(line.send_ns, split.send_ns);
@@ -139,10 +141,29 @@ private:
         for (std::uint32_t i = 0; i < records.size(); ++i) {
             latencies.add(split.now - records[i].commit_ns);
         }
+        if (records.size() != 0) {
+            time_tokens(outlet, records.size(), split.now);
+        }
         if (finish != 0) {
             deliveries.ended.push_back({ring, finish});
             outlets_[ring].reset();
         }
+    }
+
+    /// Counts the first token and the gaps. `chunk_` has the content of these tokens, or nothing.
+    void time_tokens(Outlet& outlet, std::uint32_t num_tokens, std::uint64_t now) {
+        Histograms& histograms = consumer_.fixed().histograms;
+        if (outlet.token_ns != 0) {
+            histograms.token_gap.add(now - outlet.token_ns);
+        } else if (chunk_.size() == kChunkHead) {
+            return;  // no content yet
+        } else if (outlet.received_ns != 0) {
+            histograms.first_token.add(now - outlet.received_ns);
+        }
+        if (num_tokens > 1) {
+            histograms.token_gap.add(0, num_tokens - 1);
+        }
+        outlet.token_ns = now;
     }
 
     /// Sends the frames in `chunk_` as one HTTP/1.1 chunk, with one system call.

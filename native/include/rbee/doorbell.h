@@ -34,8 +34,7 @@ inline std::uint64_t observe_doorbell(const DoorbellLine& line) {
 inline bool arm_doorbell(DoorbellLine& line, std::uint64_t seen) {
     // Relaxed on success: the engine reads nothing on the strength of ARMED, and the drain before this cannot sink
     // below it because its last loads of shared words were acquires. Relaxed on failure: the next drain observes anew.
-    return line.word.compare_exchange_strong(seen, seen | kArmed, std::memory_order_relaxed,
-                                             std::memory_order_relaxed);
+    return line.word.compare_exchange_strong(seen, seen | kArmed, std::memory_order_relaxed, std::memory_order_relaxed);
 }
 
 /// Server: true if a step came after `seen`.
@@ -48,8 +47,8 @@ inline bool rung_since(const DoorbellLine& line, std::uint64_t seen) {
 inline void check_eventfd(int fd) {
     const int flags = descriptor_flags(fd);
     if (flags == -1) {
-        throw TransportError("The doorbell's file descriptor " + std::to_string(fd) + " cannot be used: " +
-                             std::strerror(errno) + ". Pass it to the engine with pass_fds.");
+        throw TransportError("The doorbell's file descriptor " + std::to_string(fd) +
+                             " cannot be used: " + std::strerror(errno) + ". Pass it to the engine with pass_fds.");
     }
     if ((flags & O_NONBLOCK) == 0) {
         throw TransportError("The doorbell's file descriptor " + std::to_string(fd) +
@@ -61,8 +60,8 @@ inline void check_eventfd(int fd) {
 inline void wake(int fd) {
     // EAGAIN means that the counter is at its limit, hence readable already.
     if (add_to_eventfd(fd) == -1 && errno != EAGAIN) {
-        throw TransportError("The doorbell's file descriptor " + std::to_string(fd) + " cannot be written: " +
-                             std::strerror(errno) + ".");
+        throw TransportError("The doorbell's file descriptor " + std::to_string(fd) +
+                             " cannot be written: " + std::strerror(errno) + ".");
     }
 }
 
@@ -70,8 +69,8 @@ inline void wake(int fd) {
 inline void silence(int fd) {
     // EAGAIN means that nobody has rung: a drain of the server's own accord.
     if (take_eventfd(fd) == -1 && errno != EAGAIN) {
-        throw TransportError("The doorbell's file descriptor " + std::to_string(fd) + " cannot be read: " +
-                             std::strerror(errno) + ".");
+        throw TransportError("The doorbell's file descriptor " + std::to_string(fd) +
+                             " cannot be read: " + std::strerror(errno) + ".");
     }
 }
 

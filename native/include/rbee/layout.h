@@ -15,6 +15,7 @@
 #include <string>
 #include <type_traits>
 
+#include "rbee/counters.h"
 #include "rbee/histogram.h"
 #include "rbee/platform.h"
 
@@ -27,7 +28,7 @@ struct TransportError : std::runtime_error {
 
 constexpr std::size_t kLine = 128;
 constexpr std::uint64_t kMagic = 0x6d68735f65656272;  // "rbee_shm" as little-endian bytes
-constexpr std::uint32_t kAbiVersion = 3;
+constexpr std::uint32_t kAbiVersion = 4;
 constexpr std::uint32_t kMaxRings = 1u << 16;
 constexpr std::uint32_t kMaxRingCapacity = 1u << 20;
 
@@ -88,53 +89,75 @@ struct alignas(kLine) WaitLine {
     Word<std::uint32_t> engine_waiting;
 };
 
+#define RBEE_FIELD(type, field, name, kind, help) Word<type> field;
 /// Only the engine writes here: what it counts, and after each step how things stand.
 struct alignas(kLine) EngineLine {
-    Word<std::uint64_t> heartbeat_ns;
-    Word<std::uint32_t> state;
-    Word<std::uint32_t> pid;
-    Word<std::uint64_t> steps;
-    Word<std::uint64_t> tokens;
-    Word<std::uint64_t> wakes_written;
-    Word<std::uint64_t> wakes_elided;
-    Word<std::uint64_t> full_ring_pauses;
-    Word<std::uint64_t> preemptions;
-    Word<std::uint32_t> sequences_running;
-    Word<std::uint32_t> sequences_waiting;
-    Word<std::uint32_t> kv_blocks;
-    Word<std::uint32_t> kv_blocks_used;
-    Word<std::uint64_t> prompt_tokens;         // of requests that have begun to run
-    Word<std::uint64_t> cached_prompt_tokens;  // of those, found in the prefix cache
+    RBEE_ENGINE_COUNTERS(RBEE_FIELD)
 };
 
-/// Only the server writes here.
-struct alignas(kLine) ServerLine {
-    Word<std::uint64_t> heartbeat_ns;
-    Word<std::uint32_t> state;
-    Word<std::uint32_t> rings_in_use;
-    Word<std::uint64_t> drains;
-    Word<std::uint64_t> tokens_drained;  // notes included
-    Word<std::uint64_t> finishes;
-    Word<std::uint64_t> cancels;
-    Word<std::uint64_t> engine_wakes;
-    Word<std::uint64_t> stale_wakeups;
-    Word<std::uint64_t> direct_tokens;    // rendered and sent by the native drain
-    Word<std::uint64_t> direct_sends;     // system calls that took
-    Word<std::uint64_t> blocked_sends;    // those that found a full socket
-    Word<std::uint64_t> drain_ns;         // time in drains: everything up to the return to Python
-    Word<std::uint64_t> render_ns;        // of that, detokenizing and framing
-    Word<std::uint64_t> send_ns;          // of that, in send(2)
-    Word<std::uint64_t> gc_pauses;        // collections of Python's garbage collector
-    Word<std::uint64_t> gc_pause_ns;
+/// Only the server writes here: two lines, of which the second has room for more.
+struct alignas(2 * kLine) ServerLines {
+    RBEE_SERVER_COUNTERS(RBEE_FIELD)
 };
+#undef RBEE_FIELD
+
+/// A counter's place in its line.
+struct CounterPlace {
+    const char* name;
+    const char* kind;
+    const char* help;
+    std::size_t offset;
+    std::size_t bytes;
+};
+#define RBEE_PLACE(type, field, name, kind, help) {#name, #kind, help, offsetof(Line, field), sizeof(type)},
+template <typename Line>
+struct CountersOf;
+template <>
+struct CountersOf<EngineLine> {
+    using Line = EngineLine;
+    static constexpr CounterPlace places[] = {RBEE_ENGINE_COUNTERS(RBEE_PLACE)};
+};
+template <>
+struct CountersOf<ServerLines> {
+    using Line = ServerLines;
+    static constexpr CounterPlace places[] = {RBEE_SERVER_COUNTERS(RBEE_PLACE)};
+};
+#undef RBEE_PLACE
+
+/// True if the counters follow each other without a gap: each offset is the sum of the sizes before it.
+template <typename Line>
+constexpr bool counters_are_packed() {
+    std::size_t offset = 0;
+    for (const CounterPlace& place : CountersOf<Line>::places) {
+        if (place.offset != offset) {
+            return false;
+        }
+        offset += place.bytes;
+    }
+    return offset <= sizeof(Line);
+}
+static_assert(counters_are_packed<EngineLine>() && sizeof(EngineLine) == kLine);
+static_assert(counters_are_packed<ServerLines>() && sizeof(ServerLines) == 2 * kLine);
+
+/// Calls `visit(name, value)` for each counter of a line. Relaxed loads: each number stands for itself.
+template <typename Visit>
+void visit_counters(const EngineLine& line, Visit&& visit) {
+#define RBEE_VISIT(type, field, name, kind, help) visit(#name, line.field.load(std::memory_order_relaxed));
+    RBEE_ENGINE_COUNTERS(RBEE_VISIT)
+}
+template <typename Visit>
+void visit_counters(const ServerLines& line, Visit&& visit) {
+    RBEE_SERVER_COUNTERS(RBEE_VISIT)
+#undef RBEE_VISIT
+}
 
 /// What happens often is counted by how long it took.
 struct alignas(kLine) Histograms {
-    Histogram step;      // engine: one step, schedule to commit
-    Histogram wakeup;    // server: commit of a step to the start of the drain that found it
-    Histogram delivery;  // server: commit of a token to its bytes handed to the socket
-    Histogram loop_lag;  // server: how late a timer of the event loop was
+#define RBEE_HISTOGRAM(name, help) Histogram name;
+    RBEE_HISTOGRAMS(RBEE_HISTOGRAM)
+#undef RBEE_HISTOGRAM
 };
+static_assert(sizeof(Histograms) == 6 * kBuckets * 8);
 
 /// The part of the arena whose place does not depend on its size; the arrays of Geometry follow.
 struct FixedPart {
@@ -142,28 +165,13 @@ struct FixedPart {
     DoorbellLine doorbell;
     WaitLine wait;
     EngineLine engine;
-    ServerLine server;
+    ServerLines server;
     Histograms histograms;
 };
-static_assert(std::is_standard_layout_v<FixedPart> && sizeof(FixedPart) == 5 * kLine + 4 * kBuckets * 8);
+static_assert(std::is_standard_layout_v<FixedPart> && sizeof(FixedPart) == 6 * kLine + sizeof(Histograms));
 static_assert(offsetof(FixedPart, doorbell) == 1 * kLine && offsetof(FixedPart, wait) == 2 * kLine);
 static_assert(offsetof(FixedPart, engine) == 3 * kLine && offsetof(FixedPart, server) == 4 * kLine);
-static_assert(offsetof(FixedPart, histograms) == 5 * kLine);
-static_assert(offsetof(EngineLine, state) == 8 && offsetof(EngineLine, pid) == 12 && offsetof(EngineLine, steps) == 16);
-static_assert(offsetof(EngineLine, tokens) == 24 && offsetof(EngineLine, wakes_written) == 32);
-static_assert(offsetof(EngineLine, wakes_elided) == 40 && offsetof(EngineLine, full_ring_pauses) == 48);
-static_assert(offsetof(EngineLine, preemptions) == 56 && offsetof(EngineLine, sequences_running) == 64);
-static_assert(offsetof(EngineLine, sequences_waiting) == 68 && offsetof(EngineLine, kv_blocks) == 72);
-static_assert(offsetof(EngineLine, kv_blocks_used) == 76 && offsetof(EngineLine, prompt_tokens) == 80);
-static_assert(offsetof(EngineLine, cached_prompt_tokens) == 88 && sizeof(EngineLine) == kLine);
-static_assert(offsetof(ServerLine, state) == 8 && offsetof(ServerLine, rings_in_use) == 12);
-static_assert(offsetof(ServerLine, drains) == 16 && offsetof(ServerLine, tokens_drained) == 24);
-static_assert(offsetof(ServerLine, finishes) == 32 && offsetof(ServerLine, cancels) == 40);
-static_assert(offsetof(ServerLine, engine_wakes) == 48 && offsetof(ServerLine, stale_wakeups) == 56);
-static_assert(offsetof(ServerLine, direct_tokens) == 64 && offsetof(ServerLine, direct_sends) == 72);
-static_assert(offsetof(ServerLine, blocked_sends) == 80 && offsetof(ServerLine, drain_ns) == 88);
-static_assert(offsetof(ServerLine, render_ns) == 96 && offsetof(ServerLine, send_ns) == 104);
-static_assert(offsetof(ServerLine, gc_pauses) == 112 && offsetof(ServerLine, gc_pause_ns) == 120);
+static_assert(offsetof(FixedPart, histograms) == 6 * kLine);
 
 /// Between two rings lies one unused line: with a power of two alone, the records that one step writes for all rings
 /// would fall into the same few sets of every cache.

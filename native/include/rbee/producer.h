@@ -147,6 +147,9 @@ public:
         set_gauge(arena_.fixed->engine.heartbeat_ns, monotonic_ns());
     }
 
+    /// The word that says how far the engine is within a step; see progress.h.
+    Word<std::uint64_t>& progress() { return arena_.fixed->engine.progress; }
+
     /// How things stand after a step that took `step_ns`, for observers.
     void report(std::uint64_t step_ns, const Standing& standing) {
         EngineLine& line = arena_.fixed->engine;

@@ -38,13 +38,9 @@ inline std::uint32_t load_head(const Word<std::uint32_t>& word) {
 /// 0 is no finish.
 using FinishCode = std::uint32_t;
 
-constexpr std::uint8_t reason_of(FinishCode finish) {
-    return static_cast<std::uint8_t>(finish & 0xff);
-}
+constexpr std::uint8_t reason_of(FinishCode finish) { return static_cast<std::uint8_t>(finish & 0xff); }
 
-constexpr std::uint32_t detail_of(FinishCode finish) {
-    return finish >> 8;
-}
+constexpr std::uint32_t detail_of(FinishCode finish) { return finish >> 8; }
 
 /// Engine: ends `generation`, after its last tail has been published.
 inline void publish_finish(Word<std::uint64_t>& word, std::uint32_t generation, FinishCode finish) {

@@ -285,8 +285,7 @@ inline void fold_part(Band& band, std::size_t head_dim, bool is_first) {
     }
     const Fold fold = fold_of(load(band.folded_greatest), load(band.greatest));
     store(band.folded_greatest, fold.greatest);
-    store(band.folded_totals,
-          put_together(load(band.folded_totals), fold.before, load(band.totals), fold.after));
+    store(band.folded_totals, put_together(load(band.folded_totals), fold.before, load(band.totals), fold.after));
     float before[kLanes16], after[kLanes16];
     store(before, fold.before);
     store(after, fold.after);
@@ -464,8 +463,8 @@ inline void attend_bands(const AttentionTask& task, Band* bands, std::size_t num
         parts += parts == 0 || its_part != part ? 1 : 0;
         part = its_part;
         for (std::size_t i = 0; i < num_bands; ++i) {
-            attend_chunk_of<Element>(bands[i].size, std::make_index_sequence<kRows>())(
-                bands[i], tiles, count, layout.head_dim, scores);
+            attend_chunk_of<Element>(bands[i].size, std::make_index_sequence<kRows>())(bands[i], tiles, count,
+                                                                                       layout.head_dim, scores);
         }
     }
     if (parts > 1) {

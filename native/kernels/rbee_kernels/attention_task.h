@@ -61,7 +61,7 @@ struct AttentionTask {
     std::size_t first_position;
     std::size_t window;
     float scale;
-    const float* queries;  // of the first token's first head here: [num_queries] rows query_stride apart, each
+    const float* queries;      // of the first token's first head here: [num_queries] rows query_stride apart, each
     std::size_t query_stride;  // [heads_per_kv][head_dim]
     float* out;                // as the queries
     std::size_t out_stride;

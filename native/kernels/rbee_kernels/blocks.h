@@ -246,8 +246,8 @@ RBEE_AVX2 inline std::size_t collect(const float* values, Scaling scaling, float
         }
         const __m256i front = _mm256_cvtepu8_epi32(
             _mm_loadl_epi64(reinterpret_cast<const __m128i*>(static_cast<const void*>(kFront.lanes[set]))));
-        const __m256i id = _mm256_add_epi32(
-            _mm256_set1_epi32(static_cast<int>(first_id + static_cast<std::uint32_t>(i))), lanes);
+        const __m256i id =
+            _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(first_id + static_cast<std::uint32_t>(i))), lanes);
         _mm256_storeu_ps(exponents + size, _mm256_permutevar8x32_ps(exponent, front));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(static_cast<void*>(ids + size)),
                             _mm256_permutevar8x32_epi32(id, front));

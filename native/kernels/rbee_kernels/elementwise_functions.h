@@ -11,10 +11,10 @@ namespace rbee::kernels {
 
 /// A row of activations in 8 bits, quantized in groups of 32: value = scale * quant. The last group is filled with zeros.
 struct QuantizedRow {
-    std::int8_t* quants;  // [groups * 32]
-    float* scales;        // [groups]
-    float* sums;          // [groups], scale * (sum of the quants)
-    std::int32_t* biases; // [groups], -128 * (sum of the quants)
+    std::int8_t* quants;   // [groups * 32]
+    float* scales;         // [groups]
+    float* sums;           // [groups], scale * (sum of the quants)
+    std::int32_t* biases;  // [groups], -128 * (sum of the quants)
 };
 
 enum class Activation : std::uint32_t { kSilu = 0, kGeluTanh = 1 };

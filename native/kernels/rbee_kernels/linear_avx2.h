@@ -96,8 +96,7 @@ inline void add_products(const __m256i (&dots)[M][2], Vec scale, const float* x,
 }
 
 template <WeightFormat F, Source S, std::size_t M>
-[[gnu::noinline]] void quantized_tile(const std::uint8_t* panel, const TileInput& in, float* out,
-                                       std::size_t stride) {
+[[gnu::noinline]] void quantized_tile(const std::uint8_t* panel, const TileInput& in, float* out, std::size_t stride) {
     constexpr std::size_t step = S == Source::kUnpacked ? kUnpackedGroupBytes : group_bytes(F);
     const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     alignas(32) float sums[M * kPanelRows];
@@ -191,11 +190,10 @@ template <WeightFormat F, Source S, std::size_t M>
 template <WeightFormat F, Source S>
 void multiply_rows(const std::uint8_t* panel, std::size_t cols, const Activations& activations,
                    const std::uint8_t* next, float* out, std::size_t stride) {
-    for_each_tile<kQuantTileRows>(panel, panel_bytes(F, cols), cols, activations, next,
-                                  [&](auto rows, const TileInput& input, std::size_t row) {
-                                      quantized_tile<F, S, decltype(rows)::value>(panel, input, out + row * stride,
-                                                                                stride);
-                                  });
+    for_each_tile<kQuantTileRows>(
+        panel, panel_bytes(F, cols), cols, activations, next, [&](auto rows, const TileInput& input, std::size_t row) {
+            quantized_tile<F, S, decltype(rows)::value>(panel, input, out + row * stride, stride);
+        });
 }
 
 template <WeightFormat F>

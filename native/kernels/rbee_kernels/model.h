@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "rbee_kernels/attention_plan.h"
+#include "rbee/progress.h"
 #include "rbee_kernels/decoder.h"
 #include "rbee_kernels/instruction_sets.h"
 #include "rbee_kernels/memory.h"
@@ -31,9 +32,10 @@ struct Profile {
 class Model {
 public:
     /// `exact`: float activations and a float cache; otherwise activations in 8 bits wherever weights are quantized, and a
-    /// cache of binary16. The memory that `weights` points to must stay. std::bad_alloc if there is not enough.
+    /// cache of binary16. The memory that `weights` points to must stay. `progress` is
+    /// advanced with every phase of a step. std::bad_alloc if there is not enough.
     Model(const ModelShape& shape, Weights weights, bool exact, std::size_t num_blocks, std::size_t block_size,
-          const InstructionSet& set, ThreadPool& pool);
+          const InstructionSet& set, ThreadPool& pool, Progress* progress = nullptr);
 
     /// Memory that a block of the cache takes.
     static std::size_t block_bytes(const ModelShape& shape, std::size_t num_layers, std::size_t block_size, bool exact);
@@ -128,6 +130,7 @@ private:
     std::size_t block_size_;
     const InstructionSet& set_;
     ThreadPool& pool_;
+    Progress* progress_;
     std::vector<Phase> phases_;
     AttentionPlan attention_;
     Region cache_;

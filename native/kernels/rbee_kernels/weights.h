@@ -46,22 +46,23 @@ enum class WeightFormat : std::uint32_t {
     kQ8Fine = 7,  // 8 bits, two scales in float, for 16 columns each: GGUF Q6_K
 };
 
+/// For people, by their numbers.
+constexpr const char* kWeightFormatNames[] = {"float32", "float16", "bfloat16", "q4",
+                                              "q4-wide", "q8",      "q8-min",   "q8-fine"};
+constexpr std::uint32_t kNumWeightFormats = sizeof kWeightFormatNames / sizeof kWeightFormatNames[0];
+static_assert(static_cast<std::uint32_t>(WeightFormat::kQ8Fine) + 1 == kNumWeightFormats);
+
 constexpr bool is_quantized(WeightFormat format) { return format >= WeightFormat::kQ4; }
 
 /// Bytes of a panel's group of 32 columns in a quantized format.
 constexpr std::size_t group_bytes(WeightFormat format) {
     switch (format) {
-        case WeightFormat::kQ4:
-            return 256 + 2 * 32;
-        case WeightFormat::kQ4Wide:
-            return 256 + 2 * 64;
-        case WeightFormat::kQ8:
-            return 512 + 32;
+        case WeightFormat::kQ4: return 256 + 2 * 32;
+        case WeightFormat::kQ4Wide: return 256 + 2 * 64;
+        case WeightFormat::kQ8: return 512 + 32;
         case WeightFormat::kQ8Min:
-        case WeightFormat::kQ8Fine:
-            return 512 + 2 * 64;
-        default:
-            return 0;
+        case WeightFormat::kQ8Fine: return 512 + 2 * 64;
+        default: return 0;
     }
 }
 

@@ -118,8 +118,8 @@ struct Choice {
     std::size_t variant;
 };
 
-const char* const kNames[] = {"load",     "store",            "exchange", "fetch_add",
-                              "fetch_or", "compare_exchange", "await",    "fence"};
+const char* const kNames[] = {"load",  "store", "exchange", "fetch_add", "fetch_or", "compare_exchange",
+                              "await", "fence"};
 
 bool acquires(std::memory_order order) {
     return order == std::memory_order_acquire || order == std::memory_order_acq_rel;
@@ -368,10 +368,8 @@ private:
         const std::size_t known = thread.view.at[place.slot];
         const std::size_t size = place.messages.size();
         switch (thread.next.kind) {
-            case Kind::load:
-                return size - known;
-            case Kind::await:
-                return place.messages.back().value != 0;
+            case Kind::load: return size - known;
+            case Kind::await: return place.messages.back().value != 0;
             case Kind::store: {
                 std::size_t count = 1;  // at the end, or before any message that did not read the one in front of it
                 for (std::size_t i = known + 1; i < size; ++i) {
@@ -409,8 +407,7 @@ private:
         std::size_t at = place.messages.size();  // behind the place in the modification order
         switch (next.kind) {
             case Kind::load:
-            case Kind::await:
-                return read(me, place, at - 1 - variant);
+            case Kind::await: return read(me, place, at - 1 - variant);
             case Kind::store:
                 while (variant != 0) {
                     variant -= !place.messages[--at].continues();
@@ -428,8 +425,7 @@ private:
                 me.view.at[place.slot] = static_cast<std::uint8_t>(std::max(known, from));
                 return place.messages[from].value;
             }
-            default:
-                at -= variant;
+            default: at -= variant;
         }
         const std::uint64_t old = read(me, place, at - 1);
         const std::uint64_t value = next.kind == Kind::fetch_add  ? old + next.operand

@@ -16,21 +16,24 @@ from rbee.engine.runners.interface import Unsupported
 from rbee.engine.runners.native.spec import read_spec
 from rbee.errors import ConfigError, ModelError
 from rbee.models.folder import read_config
+from rbee.transport import Progress as Chunks
 
 if TYPE_CHECKING:
     from rbee.config import EngineConfig
-    from rbee.engine.runners.interface import ModelRunner, OnProgress, Progress
+    from rbee.engine.runners.interface import ModelRunner, Progress
 
 logger = logging.getLogger(__name__)
 
 
-def load(config: EngineConfig, progress: Progress, on_progress: OnProgress = lambda: None) -> ModelRunner:
+def load(config: EngineConfig, progress: Progress, chunks: Chunks | None = None) -> ModelRunner:
     """Load the model that `config` names (a ready folder, or "synthetic").
 
-    `progress` is called while it loads, `on_progress` within steps by the runners whose chunks of work are in Python.
+    `progress` is called while it loads; `chunks` counts chunks of work of loading and of steps, so that a long step is
+    not taken for a hang.
     ModelError: the folder cannot be loaded. ConfigError: options contradict each other or the model.
     """
     _check(config)
+    chunks = chunks or Chunks()
     cache = CacheSize(
         block_size=config.block_size,
         kv_cache_mib=config.kv_cache_mib,
@@ -40,14 +43,14 @@ def load(config: EngineConfig, progress: Progress, on_progress: OnProgress = lam
     if config.model == SYNTHETIC:
         from rbee.engine.runners.synthetic import SyntheticRunner  # noqa: PLC0415 - only the chosen one is imported
 
-        return SyntheticRunner(cache, step_seconds=config.synthetic_step_ms / 1e3, on_progress=on_progress)
+        return SyntheticRunner(cache, step_seconds=config.synthetic_step_ms / 1e3, on_progress=chunks.advance)
     if config.runner != "torch":
         try:
-            return _load_native(config, cache, progress)
+            return _load_native(config, cache, progress, chunks)
         except Unsupported as reason:
             _check_fallback(config, reason)
             logger.info("The torch runner serves %s, because the native one cannot: %s.", config.model, reason)
-    return _load_torch(config, cache, progress, on_progress)
+    return _load_torch(config, cache, progress, chunks)
 
 
 def _check(config: EngineConfig) -> None:
@@ -85,7 +88,7 @@ def _check_fallback(config: EngineConfig, reason: Unsupported) -> None:
         ) from reason
 
 
-def _load_native(config: EngineConfig, cache: CacheSize, progress: Progress) -> ModelRunner:
+def _load_native(config: EngineConfig, cache: CacheSize, progress: Progress, chunks: Chunks) -> ModelRunner:
     """The native runner; Unsupported if it does not do the model, or what the options ask for."""
     for option, value, expected in (("device", config.device, "cpu"), ("dtype", config.dtype, "auto")):
         if value != expected:
@@ -102,10 +105,11 @@ def _load_native(config: EngineConfig, cache: CacheSize, progress: Progress) -> 
         exact=config.exact,
         threads=config.threads,
         progress=progress,
+        chunks=chunks,
     )
 
 
-def _load_torch(config: EngineConfig, cache: CacheSize, progress: Progress, on_progress: OnProgress) -> ModelRunner:
+def _load_torch(config: EngineConfig, cache: CacheSize, progress: Progress, chunks: Chunks) -> ModelRunner:
     progress("importing torch and transformers", 0, 4)
     from rbee.engine.runners.torch.runner import TorchRunner  # noqa: PLC0415 - takes seconds
 
@@ -116,5 +120,5 @@ def _load_torch(config: EngineConfig, cache: CacheSize, progress: Progress, on_p
         dtype=config.dtype,
         threads=config.threads,
         progress=progress,
-        on_progress=on_progress,
+        on_progress=chunks.advance,
     )

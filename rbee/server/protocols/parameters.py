@@ -1,29 +1,31 @@
 """What a request asks of the engine besides its prompt: the range of each parameter, and what it means there.
 
-Owns the protocol's limits for them, and every refusal that depends on the model or on how the server was started. Pure
-functions; a refusal names its field. How a parameter works is `rbee.sampling_params`' to say.
+Owns the limits of parameters, and every refusal that depends on the model or on the server's options. A refusal names
+its field. How a parameter works is documented in `rbee.sampling_params`. Does not know which protocol is spoken.
 """
 
 from __future__ import annotations
 
 import random
 import re
+import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import msgspec
 
 from rbee.sampling_params import SamplingParams
-from rbee.server.errors import ApiError, deadline_passed, invalid
-from rbee.server.protocols.openai.schemas import ChatRequest, CompletionRequest
+from rbee.server.errors import deadline_passed, invalid
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
-
-    from rbee.server.protocols.openai.schemas import GenerationRequest
 
 DEADLINE_HEADER = "X-Request-Deadline"
 MAX_CHOICES = 128
 MAX_LOGIT_BIASES = 1024  # OpenAI has 300
 MAX_STOP_TOKEN_IDS = 256
+MAX_STOP_STRINGS = 4
+MAX_STOP_BYTES = 1000
 
 _MOST_TOKENS = 2**31 - 1
 _RANGES: dict[str, tuple[float, float]] = {
@@ -51,6 +53,74 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LONGEST_NS = 10 * 366 * 24 * 3600 * 10**9  # of a deadline: ten years are for ever, and fit 64 bits
 
 
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The parameters that every request for a generation has. `user` and `metadata` are labels and change nothing.
+
+    Names are OpenAI's; where it has none, vLLM's. Most values go to `rbee.sampling_params` as they are. A protocol's
+    request is a subclass that adds its prompt.
+
+    Attributes:
+        best_of: how many completions to choose the best n of; only n itself.
+        priority: smaller runs earlier.
+        deadline: ISO 8601 with a time zone; also the header X-Request-Deadline.
+        cache_salt: only requests with the same salt share cached prefixes.
+    """
+
+    prompt_field: ClassVar[str] = "prompt"
+    """The field to blame for a prompt that is too long."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[str, float] = {}
+    allowed_token_ids: list[int] | None = None
+    seed: int | None = None
+    stop: str | list[str] = []
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+    n: int = 1
+    best_of: int | None = None
+    priority: int = 0
+    deadline: str | None = None
+    cache_salt: str = ""
+    stream: bool = False
+    stream_options: dict[str, Any] | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+
+    @property
+    def echoes(self) -> bool:
+        """Whether the prompt comes before the completion."""
+        return False
+
+    @property
+    def asked_logprobs(self) -> tuple[str, int | None]:
+        """The field that asks for logprobs, and for how many of the most likely tokens; None for none at all."""
+        return "logprobs", None
+
+
+class Parameters(NamedTuple):
+    """What the parameters of a request mean.
+
+    Attributes:
+        sampling: of the first choice.
+        stops: stop strings.
+        deadline_ns: when the request ends at the latest, CLOCK_MONOTONIC; 0 is never.
+    """
+
+    sampling: SamplingParams
+    stops: list[str]
+    deadline_ns: int
+
+
 class Limits(NamedTuple):
     """What the model and the server allow.
 
@@ -68,7 +138,7 @@ class Limits(NamedTuple):
 
 
 def check_parameters(request: GenerationRequest) -> None:
-    """Raise ApiError for a value that no model and no server could take."""
+    """Raise Refusal for a value that no model and no server could take."""
     for name, (low, high) in _RANGES.items():
         value = getattr(request, name, None)  # None: absent, or not on this route
         if value is not None and not low <= value <= high:
@@ -77,7 +147,7 @@ def check_parameters(request: GenerationRequest) -> None:
         raise invalid("top_p", "top_p must be above 0; for the most likely token set temperature to 0.")
     if request.typical_p == 0:
         raise invalid("typical_p", "typical_p must be above 0; 1 keeps all tokens.")
-    if request.max_tokens == 0 and not (isinstance(request, CompletionRequest) and request.echo):
+    if request.max_tokens == 0 and not request.echoes:
         raise invalid("max_tokens", "max_tokens must be at least 1; 0 is for completions with echo.")
     if request.best_of is not None and request.best_of != request.n:
         raise invalid(
@@ -85,19 +155,46 @@ def check_parameters(request: GenerationRequest) -> None:
             f"best_of is {_shown(request.best_of)}, but n is {request.n}: all choices are returned, none are chosen "
             "among. Leave best_of out.",
         )
-    if isinstance(request, ChatRequest) and request.top_logprobs and not request.logprobs:
-        raise invalid("top_logprobs", "top_logprobs may only be set when logprobs is true.")
     if len(request.cache_salt) > _MAX_SALT_CHARACTERS:
         raise invalid("cache_salt", f"cache_salt may have at most {_MAX_SALT_CHARACTERS} characters.")
 
 
 def check_token_ids(token_ids: Collection[int], param: str, vocab_size: int) -> None:
-    """Raise ApiError unless every id exists."""
+    """Raise Refusal unless every id exists."""
     if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
         raise invalid(param, f"{param} holds a token id outside 0..{vocab_size - 1}.")
 
 
-def sampling_params(
+def read_parameters(
+    request: GenerationRequest,
+    *,
+    max_tokens: int | None,
+    prompt_tokens: int,
+    limits: Limits,
+    end_token_ids: Iterable[int],
+    deadlines: Sequence[str],
+) -> Parameters:
+    """What the parameters of a request mean for the engine.
+
+    Args:
+        request: one that `check_parameters` has let pass.
+        max_tokens: as asked for; None takes what the model's length leaves.
+        prompt_tokens: length of the prompt, in tokens.
+        limits: of model and server.
+        end_token_ids: stop there, unless the request ignores them.
+        deadlines: the values of its X-Request-Deadline headers.
+
+    Raises:
+        Refusal: a parameter that this model or this server cannot follow.
+    """
+    sampling = _sampling_params(
+        request, max_tokens=max_tokens, prompt_tokens=prompt_tokens, limits=limits, end_token_ids=end_token_ids
+    )
+    deadline_ns = read_deadline(request.deadline, deadlines, wall_ns=time.time_ns(), monotonic_ns=time.monotonic_ns())
+    return Parameters(sampling, stop_strings(request), deadline_ns)
+
+
+def _sampling_params(
     request: GenerationRequest,
     *,
     max_tokens: int | None,
@@ -107,29 +204,18 @@ def sampling_params(
 ) -> SamplingParams:
     """What the engine is asked for, for the first choice.
 
-    Args:
-        request: one that `check_parameters` has let pass.
-        max_tokens: as asked for; None takes what the model's length leaves. With 0 there is one token all the same,
-            because the engine has no other end: nobody is to see it.
-        prompt_tokens: length of the prompt, in tokens.
-        limits: of model and server.
-        end_token_ids: stop there, unless the request ignores them.
-
-    Raises:
-        ApiError: prompt and output do not fit the model, the prompt is empty, a token id does not exist, no token is
-            left to draw, or the server was started with too little for so many choices or logprobs.
+    With max_tokens 0 there is one token all the same, because the engine has no other end; it is not shown.
     """
     if prompt_tokens == 0:
         raise invalid("prompt", "The prompt has no tokens; send at least one.")
     room = limits.max_model_len - prompt_tokens
     wanted = max_tokens or 1
     if room < wanted:
-        raise ApiError(
-            400,
+        raise invalid(
+            request.prompt_field,
             f"This model's maximum context length is {limits.max_model_len} tokens, but {prompt_tokens + wanted} were "
             f"requested ({prompt_tokens} in the prompt, {wanted} in the output). "
             "Shorten the prompt or lower max_tokens.",
-            param="messages" if isinstance(request, ChatRequest) else "prompt",
             code="context_length_exceeded",
         )
     longest = room if max_tokens is None else max_tokens
@@ -158,7 +244,7 @@ def sampling_params(
         seed=random.getrandbits(63) if request.seed is None else request.seed,
         stop_token_ids=tuple(sorted(stop_token_ids)),
         num_logprobs=num_logprobs,
-        num_prompt_logprobs=num_logprobs if isinstance(request, CompletionRequest) and request.echo else None,
+        num_prompt_logprobs=num_logprobs if request.echoes else None,
     )
 
 
@@ -174,7 +260,7 @@ def read_deadline(field: str | None, headers: Sequence[str], *, wall_ns: int, mo
         monotonic_ns: CLOCK_MONOTONIC now, in ns.
 
     Raises:
-        ApiError: 400 if one of them is not a time, or they differ; 408 if it has passed.
+        Refusal: one of them is not a time, they differ, or it has passed.
     """
     given = [] if field is None else [("deadline", field)]
     given += [(DEADLINE_HEADER, value) for value in headers]
@@ -204,16 +290,12 @@ def _unix_ns(value: str, param: str) -> int:
 
 
 def _num_logprobs(request: GenerationRequest, limits: Limits) -> int | None:
-    """As SamplingParams has it; a token and its notes are published together, so that they have to fit a ring."""
-    if isinstance(request, ChatRequest):
-        name, number = "top_logprobs", request.top_logprobs if request.logprobs else None
-    else:
-        assert isinstance(request, CompletionRequest)
-        name, number = "logprobs", request.logprobs
+    """As SamplingParams has it. A token and its side records are published together, so that they must fit a ring."""
+    name, number = request.asked_logprobs
     if number is None:
         return None
     # As the engine counts them: a token of the output, one of an echoed prompt, and the number of cached tokens.
-    lists = 2 if getattr(request, "echo", False) else 1
+    lists = 2 if request.echoes else 1
     others = 1 + bool(request.stop)
     if others + lists * number > limits.ring_capacity:
         raise invalid(
@@ -223,6 +305,17 @@ def _num_logprobs(request: GenerationRequest, limits: Limits) -> int | None:
             f"At most {(limits.ring_capacity - others) // lists} is possible.",
         )
     return min(number, limits.vocab_size)
+
+
+def stop_strings(request: GenerationRequest) -> list[str]:
+    """The stop strings as a list, or a Refusal."""
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop
+    if len(stops) > MAX_STOP_STRINGS:
+        raise invalid("stop", f"stop holds {len(stops)} strings; at most {MAX_STOP_STRINGS} are possible.")
+    for stop in stops:
+        if not 1 <= len(stop.encode(errors="surrogatepass")) <= MAX_STOP_BYTES:
+            raise invalid("stop", f"Each stop string must have 1 to {MAX_STOP_BYTES} bytes.")
+    return stops
 
 
 def _stop_token_ids(request: GenerationRequest, vocab_size: int, end_token_ids: Iterable[int]) -> set[int]:

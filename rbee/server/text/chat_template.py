@@ -16,7 +16,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rbee.errors import ModelError
-from rbee.server.errors import ApiError, invalid
+from rbee.server.errors import invalid
 
 _RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
@@ -57,7 +57,7 @@ class ChatTemplate:
             variables: further template variables (`chat_template_kwargs`).
 
         Raises:
-            ApiError: the template refuses these messages (for example two in a row of one role), fails on them, or
+            Refusal: the template refuses these messages (for example two in a row of one role), fails on them, or
                 the variables would hide its own.
         """
         variables = variables or {}
@@ -98,10 +98,9 @@ class ChatTemplate:
         except _RefusedError as refusal:
             raise invalid("messages", f"The model's chat template refuses these messages: {refusal}") from None
         except Exception as error:  # whatever foreign code does, it is this request that fails
-            raise ApiError(
-                400,
+            raise invalid(
+                "messages",
                 f"The model's chat template fails on these messages: {type(error).__name__}: {error}",
-                param="messages",
                 code="chat_template_error",
             ) from error
 

@@ -34,23 +34,31 @@ class Detokenizer(Protocol):
         """The text of what is still incomplete, once no further token comes."""
         ...
 
+    def fork(self) -> Detokenizer:
+        """Another one in the same state, for a second sequence with the same beginning."""
+        ...
+
 
 class ByteLevelDetokenizer:
     """For byte-level vocabularies (GPT-2's and its successors'): a token is some bytes, whatever its neighbours are."""
 
-    __slots__ = ("_decode", "_pieces")
+    __slots__ = ("_decode", "_decoder", "_pieces")
 
     def __init__(self, pieces: _Pieces) -> None:
         self._pieces = pieces
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._decoder = _utf8_decoder()
+        self._decode = self._decoder.decode
 
     def push(self, token_id: int) -> str:
-        """See `Detokenizer`."""
         return self._decode(self._pieces.of(token_id))
 
     def flush(self) -> str:
-        """See `Detokenizer`."""
         return self._decode(b"", True)
+
+    def fork(self) -> ByteLevelDetokenizer:
+        other = ByteLevelDetokenizer(self._pieces)
+        other._decoder.setstate(self._decoder.getstate())
+        return other
 
 
 class ByteFallbackDetokenizer:
@@ -59,15 +67,15 @@ class ByteFallbackDetokenizer:
     A token of text ends a character whose bytes were incomplete.
     """
 
-    __slots__ = ("_decode", "_pieces", "_strip")
+    __slots__ = ("_decode", "_decoder", "_pieces", "_strip")
 
     def __init__(self, pieces: _Pieces, *, strip: bool) -> None:
         self._pieces = pieces
         self._strip = strip  # the vocabulary writes a space before the first word, which is not shown
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._decoder = _utf8_decoder()
+        self._decode = self._decoder.decode
 
     def push(self, token_id: int) -> str:
-        """See `Detokenizer`."""
         piece = self._pieces.of(token_id)
         text = self._decode(piece) if isinstance(piece, bytes) else self._decode(b"", True) + piece
         if self._strip and text:
@@ -76,8 +84,12 @@ class ByteFallbackDetokenizer:
         return text
 
     def flush(self) -> str:
-        """See `Detokenizer`."""
         return self._decode(b"", True)
+
+    def fork(self) -> ByteFallbackDetokenizer:
+        other = ByteFallbackDetokenizer(self._pieces, strip=self._strip)
+        other._decoder.setstate(self._decoder.getstate())
+        return other
 
 
 class WindowDetokenizer:
@@ -88,18 +100,17 @@ class WindowDetokenizer:
     text-generation-inference. Text that ends in a replacement character, which may be an incomplete one, is withheld.
     """
 
-    __slots__ = ("_decode", "_num_shown", "_shown_text", "_window")
+    __slots__ = ("_num_shown", "_shown_text", "_tokenizer", "_window")
 
     _LONGEST = 16  # tokens; after so many, a replacement character is not an incomplete one any more
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._decode: Callable[[list[int]], str] = tokenizer.decode  # skips special tokens by default
+        self._tokenizer = tokenizer
         self._window: list[int] = []
         self._num_shown = 0  # of the window's tokens
         self._shown_text = ""  # of these tokens alone
 
     def push(self, token_id: int) -> str:
-        """See `Detokenizer`."""
         self._window.append(token_id)
         text = self._decode(self._window)
         new = text[len(self._shown_text) :]
@@ -111,8 +122,17 @@ class WindowDetokenizer:
         return new
 
     def flush(self) -> str:
-        """See `Detokenizer`."""
         return self._decode(self._window)[len(self._shown_text) :]
+
+    def fork(self) -> WindowDetokenizer:
+        other = WindowDetokenizer(self._tokenizer)
+        other._window = self._window.copy()
+        other._num_shown = self._num_shown
+        other._shown_text = self._shown_text
+        return other
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids)  # skips special tokens by default
 
 
 class TokenTable(NamedTuple):
@@ -195,7 +215,6 @@ class _Pieces(list[Any]):
         return self[token_id] if token_id < len(self) else b""
 
     def token_bytes(self, token_id: int) -> bytes:
-        """See `Detokenizers`."""
         name = self._special.get(token_id)
         if name is not None:
             return name
@@ -205,6 +224,11 @@ class _Pieces(list[Any]):
     def table(self) -> Vocabulary:
         """The same for the native drain."""
         return Vocabulary(self)
+
+
+def _utf8_decoder() -> codecs.IncrementalDecoder:
+    """Invalid bytes become U+FFFD."""
+    return codecs.getincrementaldecoder("utf-8")("replace")
 
 
 def _byte_level_piece() -> Callable[[str], bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def case(request, tmp_path_factory):
     return Case(load_runner(folder), prompts, [each.tokens for each in answers])
 
 
-def generate(runner: ModelRunner, prompts: list[list[int]], **options: int) -> list[list[int]]:
+def generate(runner: ModelRunner, prompts: list[list[int]], **options: Any) -> list[list[int]]:
     """Greedy tokens for all prompts submitted together; every request must come to its proper end."""
     with InProcessEngine(runner, **options) as engine:
         requests = [engine.submit(prompt, max_tokens=NUM_TOKENS) for prompt in prompts]

@@ -34,7 +34,7 @@ SMALL: dict[str, Any] = {
     "tie_word_embeddings": False,  # a tied random model repeats its last token, whatever its attention sees
 }
 ALL_HEADS = {**SMALL, "num_key_value_heads": 4}
-EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+EXPERTS: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
 
 

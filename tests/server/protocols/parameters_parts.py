@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from rbee.messages import Ready
+from rbee.server.errors import Refusal
 from rbee.server.protocols.openai import schemas
+from rbee.server.protocols.openai.reader import RequestReader
 from rbee.server.text import served_model
 from tests.raw_client import CHAT, COMPLETIONS
 
@@ -30,3 +34,19 @@ def ready(**values):
     """A model with a length of 100 tokens and the synthetic model's vocabulary, unless told otherwise."""
     known = {"runner": "r", "device": "cpu", "dtype": "f", "num_blocks": 9, "block_size": 16, "load_seconds": 0.0}
     return Ready(**known | {"max_model_len": 100, "vocab_size": 256} | values)
+
+
+def read(route, fields, *, deadlines=(), num_rings=64, ring_capacity=1024, end_token_ids=frozenset({7, 8}), **engine):
+    """The generation for these fields, as the route reads it."""
+    model = dataclasses.replace(MODEL, end_token_ids=end_token_ids)
+    reader = RequestReader(model, num_rings=num_rings, ring_capacity=ring_capacity, lenient=False)
+    body = json.dumps((HI if route == CHAT else PROMPT) | fields).encode()
+    of_route = reader.read_chat if route == CHAT else reader.read_completion
+    return of_route(body, list(deadlines), ready(**engine)).generation
+
+
+def refusal(route, fields, **more):
+    """The error for these fields."""
+    with pytest.raises(Refusal) as caught:
+        read(route, fields, **more)
+    return caught.value

@@ -2,17 +2,12 @@
 
 import pytest
 
-from rbee.server.errors import ApiError
-from rbee.server.protocols.fields import (
-    FieldReader,
-    decode_object,
-    output_limit,
-    read_chat,
-    read_completion,
-    read_stream_options,
-    stop_strings,
-)
+from rbee.server.errors import Refusal
+from rbee.server.http.refusals import status_of
+from rbee.server.protocols.fields import FieldReader, decode_object
 from rbee.server.protocols.openai import schemas
+from rbee.server.protocols.openai.reader import output_limit, read_chat, read_completion, read_stream_options
+from rbee.server.protocols.parameters import stop_strings
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -31,9 +26,9 @@ def completion(**fields):
 
 def refusal(read, **fields):
     """The error for these fields."""
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(Refusal) as caught:
         read(**fields)
-    assert caught.value.status == 400
+    assert status_of(caught.value) == 400
     return caught.value
 
 

@@ -10,14 +10,15 @@ from tokenizers import AddedToken
 from rbee.messages import FinishReason
 from rbee.models import synthetic
 from rbee.sampling_params import SamplingParams
-from rbee.server.protocols.openai.logprobs import TokenRecords
-from rbee.server.streams.choices import AnnotatedChoiceSink, Echo, TokenText
+from rbee.server.streams.choices import LogprobsChoice
+from rbee.server.streams.records import TokenRecords
 from rbee.server.text.detokenizer import detokenizers
 from rbee.server.text.stop_strings import StopStrings
+from rbee.server.text.token_text import Echo, TokenText
 from rbee.server.text.tokenizer import TextCodec
 from tests.batches import batch, record_batch, scored, scored_prompt
 from tests.fakes import RecordingStream
-from tests.server.text.test_detokenizer import SENTENCEPIECE, SYNTHETIC
+from tests.server.text.text_parts import SENTENCEPIECE, SYNTHETIC
 
 CODEC = TextCodec(SYNTHETIC)
 
@@ -34,15 +35,15 @@ class Case:
             num_prompt_logprobs=options.pop("num_prompt_logprobs", None),
         )
         self.shown = TokenText(
-            codec.detokenizer(),
+            codec.detokenizer() if echo is None else echo.detokenizer.fork(),
             StopStrings(stops) if stops else None,
             stop_token_ids,
             min_tokens=min_tokens,
-            echo=echo,
+            num_echoed=0 if echo is None else len(echo.text),
         )
         records = TokenRecords(sampling, len(prompt))
         logprobs = sampling.num_logprobs is not None or sampling.num_prompt_logprobs is not None
-        self.choice = AnnotatedChoiceSink(0, self, self.shown, records, logprobs=logprobs, echo=echo, **options)
+        self.choice = LogprobsChoice(0, self, self.shown, records, logprobs=logprobs, echo=echo, **options)
         self.choice.stream = RecordingStream()
 
     def show(self, choice, pieces, reason):

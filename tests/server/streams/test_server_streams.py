@@ -8,13 +8,10 @@ import httpx
 import openai
 import pytest
 
-from rbee.models import synthetic
 from tests.raw_client import CHAT, COMPLETIONS, Client, read_stream, request_bytes, text_of
+from tests.server.server_parts import check_idle, counters, expected, until_rings
 
-
-def expected(prompt, count):
-    """What the synthetic model answers to a text."""
-    return bytes(synthetic.expected_tokens(list(prompt.encode()), count)).decode()
+pytestmark = pytest.mark.anyio
 
 
 def counts(prompt_tokens, completion_tokens):
@@ -25,25 +22,6 @@ def counts(prompt_tokens, completion_tokens):
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": 0},
     }
-
-
-async def until_rings(server, number):
-    """Wait until this many rings are in use."""
-    async with asyncio.timeout(60):
-        while await rings_in_use(server) != number:  # noqa: ASYNC110 - another process
-            await asyncio.sleep(0.01)
-
-
-async def rings_in_use(server):
-    """Rings that a request holds."""
-    async with httpx.AsyncClient(base_url=server.url) as client:
-        return (await client.get("/ready")).json()["rings_in_use"]
-
-
-async def check_idle(client, server):
-    """Every ring is back by the time that another request has run for 100 steps: those that held one were cancelled."""
-    await client.read(COMPLETIONS, {"prompt": "a while", "max_tokens": 100})
-    assert await rings_in_use(server) == 0
 
 
 def test_stream_byte_for_byte(synthetic_server):
@@ -118,27 +96,24 @@ def test_chat_runs_to_the_models_length_by_default(synthetic_server):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_stop_string_across_tokens(synthetic_server, stream):
+async def test_stop_string_across_tokens(synthetic_server, stream):
     """The text ends before it, with reason stop; the engine stops too."""
     text = expected("stop", 40)
     stop = text[20:24]
     body = {"prompt": "stop", "max_tokens": 4000, "stop": ["never", stop]}
 
-    if stream:
-        events = read_stream(synthetic_server.address, COMPLETIONS, body)
-        assert events[-1] == "[DONE]"
-        choice = {"text": text_of(events), "finish_reason": events[-2]["choices"][0]["finish_reason"]}
-    else:
-        answer = httpx.post(synthetic_server.url + COMPLETIONS, json=body).json()
-        assert answer["usage"]["completion_tokens"] == 24
-        choice = answer["choices"][0]
-    assert (choice["text"], choice["finish_reason"]) == (text[: text.index(stop)], "stop")
-
-    async def check():
-        async with Client(synthetic_server.address) as client:
-            await check_idle(client, synthetic_server)
-
-    asyncio.run(check())
+    async with Client(synthetic_server.address) as client:
+        if stream:
+            events = await client.read(COMPLETIONS, body)
+            assert events[-1] == "[DONE]"
+            choice = {"text": text_of(events), "finish_reason": events[-2]["choices"][0]["finish_reason"]}
+        else:
+            async with httpx.AsyncClient(base_url=synthetic_server.url) as http:
+                answer = (await http.post(COMPLETIONS, json=body)).json()
+            assert answer["usage"]["completion_tokens"] == 24
+            choice = answer["choices"][0]
+        assert (choice["text"], choice["finish_reason"]) == (text[: text.index(stop)], "stop")
+        await check_idle(client, synthetic_server)
 
 
 def test_stop_token_is_not_shown(synthetic_server):
@@ -151,7 +126,7 @@ def test_stop_token_is_not_shown(synthetic_server):
     assert events[-2]["choices"][0] == {"index": 0, "text": "", "finish_reason": "stop"}
 
 
-def test_hundred_streams_each_tenth_aborted(start_server):
+async def test_hundred_streams_each_tenth_aborted(start_server):
     """Every client gets exactly its own tokens, in order; the aborted ones leave no ring and no KV block behind.
 
     The KV cache holds 512 blocks, much less than the clients want together, so sequences are preempted too. That all
@@ -173,15 +148,14 @@ def test_hundred_streams_each_tenth_aborted(start_server):
         stream.abort()
         return expected(prompt, len(text)) == text
 
-    async def run(server):
-        async with Client(server.address) as client, asyncio.timeout(120):
-            assert all(await asyncio.gather(*(one(client, number) for number in range(100))))
-            await check_idle(client, server)
-            whole = "x" * (512 * 16 - 1)
-            events = await client.read(COMPLETIONS, {"prompt": whole, "max_tokens": 1})
-            assert text_of(events) == expected(whole, 1)
-
-    asyncio.run(run(start_server("--model", "synthetic", "--synthetic-step-ms", "1", "--kv-cache-mib", "8")))
+    server = start_server("--model", "synthetic", "--synthetic-step-ms", "1", "--kv-cache-mib", "8")
+    async with Client(server.address) as client:
+        assert all(await asyncio.gather(*(one(client, number) for number in range(100))))
+        await until_rings(server, 0)
+        assert counters(server)["cancels"] == 10, "those that were aborted, and no other"
+        whole = "x" * (512 * 16 - 1)
+        events = await client.read(COMPLETIONS, {"prompt": whole, "max_tokens": 1})
+        assert text_of(events) == expected(whole, 1)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +167,7 @@ def narrow_server(start_server):
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("stage", ["queue", "prefill", "decode", "decode after a large body"])
-def test_disconnect_cancels(narrow_server, stage, stream):
+async def test_disconnect_cancels(narrow_server, stage, stream):
     """A client that leaves while its request waits, is prefilled or decoded frees its ring, streamed or not.
 
     None of these requests could end by itself in the time the test waits.
@@ -202,20 +176,17 @@ def test_disconnect_cancels(narrow_server, stage, stream):
     if stage == "decode after a large body":
         long["metadata"] = {"label": "x" * 2**20}
 
-    async def run():
-        async with Client(narrow_server.address) as client:
-            if stage == "queue":
-                occupant = await client.open(COMPLETIONS, long | {"stream": True})
-                await anext(aiter(occupant.events()))
-            reader, writer = await client.send(COMPLETIONS, long | {"stream": stream})
-            await until_rings(narrow_server, 2 if stage == "queue" else 1)
-            if stage.startswith("decode") and stream:
-                await reader.readuntil(b'"text"')
-            writer.transport.abort()
-            await until_rings(narrow_server, 1 if stage == "queue" else 0)
-        await until_rings(narrow_server, 0)
-
-    asyncio.run(run())
+    async with Client(narrow_server.address) as client:
+        if stage == "queue":
+            occupant = await client.open(COMPLETIONS, long | {"stream": True})
+            await anext(aiter(occupant.events()))
+        reader, writer = await client.send(COMPLETIONS, long | {"stream": stream})
+        await until_rings(narrow_server, 2 if stage == "queue" else 1)
+        if stage.startswith("decode") and stream:
+            await reader.readuntil(b'"text"')
+        writer.transport.abort()
+        await until_rings(narrow_server, 1 if stage == "queue" else 0)
+    await until_rings(narrow_server, 0)
 
 
 def test_openai_client(synthetic_server):

@@ -41,9 +41,7 @@ public:
         return perform({model::Kind::fetch_add, order, this, value_, value});
     }
     /// Returns nothing, because the explorer lets others come between it and what follows: see explorer.h.
-    void fetch_or(T value, std::memory_order order) {
-        perform({model::Kind::fetch_or, order, this, value_, value});
-    }
+    void fetch_or(T value, std::memory_order order) { perform({model::Kind::fetch_or, order, this, value_, value}); }
     bool compare_exchange_strong(T& expected, T desired, std::memory_order success, std::memory_order failure) {
         if (failure != std::memory_order_relaxed) {
             model::violated("the model knows relaxed failures of compare_exchange_strong only");

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rbee.engine.runners.interface import Progress
     from rbee.engine.runners.native.spec import ModelSpec
     from rbee.engine.runners.native.weights import Weights
+    from rbee.transport import Progress as Chunks
 
 
 class NativeRunner:
@@ -38,6 +39,7 @@ class NativeRunner:
             weights are quantized, and a KV cache in binary16.
         threads: compute threads; 0 takes one per core this process may use. Between steps they wait for other work.
         progress: called for each part of loading.
+        chunks: counts the chunks of work of loading and of steps.
         instruction_set: "auto", or one of "avx512", "avx2" and "portable" that the processor has.
 
     ModelError: the weights cannot be read. Unsupported: the kernels do not know a format of the weights. ConfigError:
@@ -57,6 +59,7 @@ class NativeRunner:
         exact: bool,
         threads: int,
         progress: Progress,
+        chunks: Chunks | None = None,
         instruction_set: str = "auto",
     ) -> None:
         threads = threads or len(os.sched_getaffinity(0))
@@ -90,6 +93,7 @@ class NativeRunner:
                 block_size=cache.block_size,
                 instruction_set=instruction_set,
                 pool=self.pool,
+                progress=chunks,
             )
         except MemoryError as error:
             raise ConfigError(

@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMAT_NAMES", "Weights", "load_weights"]
 
-# The formats of weights.h, for people.
-FORMAT_NAMES = ("float32", "float16", "bfloat16", "q4", "q4-wide", "q8", "q8-min", "q8-fine")
+FORMAT_NAMES = _kernels.WEIGHT_FORMATS
 _Q4, _Q8 = FORMAT_NAMES.index("q4"), FORMAT_NAMES.index("q8")
 
 # Those of pack.h that can be packed; F32, F16 and BF16 are safetensors' names too.

@@ -1,4 +1,4 @@
-"""The shapes of requests: which fields each route knows, their types, and which values of the others mean nothing.
+"""The shapes of OpenAI's requests: which fields each route knows, and which values of the others mean nothing.
 
 Owns names and types, nothing that depends on a model. A field that is not here and not neutral is refused by
 `rbee.server.protocols.fields`: nothing that a client sent is silently ignored.
@@ -6,9 +6,11 @@ Owns names and types, nothing that depends on a model. A field that is not here 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
+
+from rbee.server.protocols.parameters import GenerationRequest
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,48 +45,10 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     resumable: bool | None = None
 
 
-class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What chat and plain completions have in common. `user` and `metadata` are labels and change nothing.
-
-    Names are OpenAI's; where it has none, vLLM's. Most values go to `rbee.sampling_params` as they are.
-
-    Attributes:
-        best_of: how many completions to choose the best n of; only n itself.
-        priority: smaller runs earlier.
-        deadline: ISO 8601 with a time zone; also the header X-Request-Deadline.
-        cache_salt: only requests with the same salt share cached prefixes.
-    """
-
-    model: str | None = None
-    max_tokens: int | None = None
-    min_tokens: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: dict[str, float] = {}
-    allowed_token_ids: list[int] | None = None
-    seed: int | None = None
-    stop: str | list[str] = []
-    stop_token_ids: list[int] = []
-    ignore_eos: bool = False
-    n: int = 1
-    best_of: int | None = None
-    priority: int = 0
-    deadline: str | None = None
-    cache_salt: str = ""
-    stream: bool = False
-    stream_options: dict[str, Any] | None = None
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-
-
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     """The body of POST /v1/chat/completions."""
+
+    prompt_field: ClassVar[str] = "messages"
 
     messages: list[dict[str, Any]]
     max_completion_tokens: int | None = None
@@ -93,6 +57,10 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+
+    @property
+    def asked_logprobs(self) -> tuple[str, int | None]:
+        return "top_logprobs", self.top_logprobs if self.logprobs else None
 
 
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
@@ -107,6 +75,14 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
     prompt: str | list[Any]
     logprobs: int | None = None
     echo: bool = False
+
+    @property
+    def echoes(self) -> bool:
+        return self.echo
+
+    @property
+    def asked_logprobs(self) -> tuple[str, int | None]:
+        return "logprobs", self.logprobs
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -66,7 +66,7 @@ def minimal(**changes: Any) -> _kernels.Model:
 
 def minimal_arguments() -> dict[str, Any]:
     """Of `_kernels.Model`."""
-    sizes = {
+    sizes: dict[str, Any] = {
         "query": (32, 16),
         "key": (16, 16),
         "value": (16, 16),
@@ -95,7 +95,7 @@ def minimal_arguments() -> dict[str, Any]:
 
 def minimal_shape(**changes: Any) -> _kernels.ModelShape:
     """Of the minimal model: two heads that share one kv head."""
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": 20,
         "hidden_size": 16,
         "intermediate_size": 8,

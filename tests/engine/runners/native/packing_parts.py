@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES
@@ -90,7 +90,7 @@ def random_blocks(random: np.random.Generator, kind: Type, rows: int, cols: int)
     return blocks
 
 
-def pack(source: NDArray, kind: int, rows: int, cols: int, *, fmt: int, **options) -> Bytes:
+def pack(source: NDArray[Any], kind: int, rows: int, cols: int, *, fmt: int, **options) -> Bytes:
     """The packed matrix, in memory that was not zero before."""
     packed = np.full(_kernels.packed_bytes(fmt, rows, cols), 0xFF, np.uint8)
     _kernels.pack(source.reshape(-1).view(np.uint8), kind, rows, cols, format=fmt, packed=packed, **options)
@@ -124,7 +124,7 @@ def floats_of(random: np.random.Generator, rows: int, cols: int) -> Floats:
     return floats.reshape(rows, cols).astype(np.float32)
 
 
-def as_source(floats: Floats, kind: Type) -> tuple[NDArray, Floats]:
+def as_source(floats: Floats, kind: Type) -> tuple[NDArray[Any], Floats]:
     """The floats in this type, and what they are then."""
     if kind == Type.F32:
         return floats, floats

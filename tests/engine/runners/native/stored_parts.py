@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import transformers
@@ -10,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 F32, F16, BF16, Q4, Q4_WIDE, Q8, Q8_MIN, Q8_FINE = range(8)  # of weights.h
 
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 70,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -60,6 +62,9 @@ def assert_same(ours, theirs):
     assert sorted(ours) == sorted(theirs)
     for name, tensor in theirs.items():
         np.testing.assert_array_equal(ours[name], tensor, err_msg=name)
+
+
+# ---- the cache -----------------------------------------------------------------------------------------------------
 
 
 def entries(cache):

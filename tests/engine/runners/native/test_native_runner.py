@@ -64,7 +64,7 @@ def native(folder: Path, **options: Any) -> NativeRunner:
     return NativeRunner(folder, spec, cache, **{**defaults, **others})
 
 
-def greedy(runner: NativeRunner, prompts: list[list[int]], **options: int) -> list[list[int]]:
+def greedy(runner: NativeRunner, prompts: list[list[int]], **options: Any) -> list[list[int]]:
     """24 tokens for all prompts submitted together."""
     with InProcessEngine(runner, **options) as engine:
         requests = [engine.submit(prompt, max_tokens=24) for prompt in prompts]

@@ -135,7 +135,7 @@ def assert_same_rope(rope, frequencies, attention_factor):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_every_rope_of_every_kind_is_that_of_transformers(kind, rope, tmp_path):
     """Frequencies, attention factor and position limit, with the parameters where transformers 5 writes them."""
-    parameters = {"rope_theta": 10000.0, **ROPES[rope]}
+    parameters: dict[str, Any] = {"rope_theta": 10000.0, **ROPES[rope]}
     if kind == "gemma3_text":
         parameters = {"full_attention": parameters, "sliding_attention": {"rope_type": "default", "rope_theta": 777.0}}
     config = CONFIGS[kind](**SMALL, rope_parameters=parameters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,7 +152,7 @@ def test_a_header_that_lies_about_a_tensor_is_refused(llama):
 
 # ---- GGUF ----------------------------------------------------------------------------------------------------------
 
-WIDE = {**SMALL, "vocab_size": 40, "hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+WIDE: dict[str, Any] = {**SMALL, "vocab_size": 40, "hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
 
 
 KINDS = {

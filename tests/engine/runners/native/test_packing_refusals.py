@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -72,9 +72,9 @@ def test_groups_that_cannot_be_quantized_are_nan(fmt: Format, value: float):
     ],
     ids=lambda value: str(list(value)) if isinstance(value, dict) else "",
 )
-def test_what_does_not_fit_is_refused(changed: dict, sentence: str):
+def test_what_does_not_fit_is_refused(changed: dict[str, Any], sentence: str):
     """Sizes, types, rows and formats that do not go together are a ValueError that names them."""
-    arguments = {
+    arguments: dict[str, Any] = {
         "source": np.zeros(20 * 40, np.uint8),
         "source_type": Type.Q4_1,
         "rows": 20,
@@ -143,9 +143,9 @@ def test_other_calls_refuse_what_does_not_fit():
     ],
     ids=str,
 )
-def test_arrays_of_another_kind_are_refused(changed: dict):
+def test_arrays_of_another_kind_are_refused(changed: dict[str, Any]):
     """Arrays of other types, strided ones, and a `packed` that cannot be written to are a TypeError."""
-    arguments = {
+    arguments: dict[str, Any] = {
         "source": np.zeros(640, np.uint8),
         "source_type": Type.Q4_1,
         "rows": 16,

@@ -11,10 +11,11 @@ from openai.types.completion_choice import Logprobs
 from tokenizers import Tokenizer
 
 from rbee.sampling_params import SamplingParams
-from rbee.server.protocols.openai.logprobs import LEAST, TokenLogprob, TokenRecords, chat_logprobs, completion_logprobs
+from rbee.server.protocols.openai.logprobs import LEAST, chat_logprobs, completion_logprobs
+from rbee.server.streams.records import TokenLogprob, TokenRecords
 from rbee.server.text.detokenizer import detokenizers
 from tests.batches import record_batch, scored, scored_prompt
-from tests.server.text.test_detokenizer import SENTENCEPIECE, SYNTHETIC, wordpiece
+from tests.server.text.text_parts import SENTENCEPIECE, SYNTHETIC, wordpiece
 
 BYTES = detokenizers(SYNTHETIC).token_bytes
 BEE = "🐝".encode()

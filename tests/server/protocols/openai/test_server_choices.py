@@ -3,7 +3,6 @@
 The synthetic model is certain: each of its tokens has logprob 0, every other token none.
 """
 
-import asyncio
 import itertools
 import os
 import signal
@@ -14,11 +13,14 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 
 from tests.raw_client import CHAT, COMPLETIONS, Client, read_stream
-from tests.server.streams.test_server_streams import check_idle, expected, until_rings
+from tests.server.server_parts import check_idle, expected, until_rings
+
+pytestmark = pytest.mark.anyio
 
 HI = [{"role": "user", "content": "hi"}]
 HI_PROMPT = "user: hi\nassistant: "
 NEVER = -9999.0
+MORE_THAN_A_RING = 1100  # tokens: no choice can be drained whole before the others begin
 
 
 def chunks_by_choice(events):
@@ -39,19 +41,25 @@ def post(server, path, body):
 @pytest.mark.parametrize("stop", [[], ["\x00"]])
 def test_choices_in_one_stream(synthetic_server, stop):
     """Each is whole, with its own role and finish reason; one usage for all and one [DONE] come last."""
-    body = {"messages": HI, "max_tokens": 20, "n": 3, "stop": stop, "stream_options": {"include_usage": True}}
+    body = {
+        "messages": HI,
+        "max_tokens": MORE_THAN_A_RING,
+        "n": 3,
+        "stop": stop,
+        "stream_options": {"include_usage": True},
+    }
     *chunks, usage, done = read_stream(synthetic_server.address, CHAT, body)
     assert done == "[DONE]"
     assert usage["choices"] == []
     assert usage["usage"]["prompt_tokens"] == len(HI_PROMPT)
-    assert usage["usage"]["completion_tokens"] == 60
-    assert usage["usage"]["total_tokens"] == len(HI_PROMPT) + 60
+    assert usage["usage"]["completion_tokens"] == 3 * MORE_THAN_A_RING
+    assert usage["usage"]["total_tokens"] == len(HI_PROMPT) + 3 * MORE_THAN_A_RING
     choices = chunks_by_choice(chunks)
     assert [choice[0]["index"] for choice in choices] == [0, 1, 2]
     for choice in choices:
-        assert [chunk["delta"].get("role") for chunk in choice] == ["assistant"] + [None] * 19
-        assert "".join(chunk["delta"]["content"] for chunk in choice) == expected(HI_PROMPT, 20)
-        assert [chunk["finish_reason"] for chunk in choice] == [None] * 19 + ["length"]
+        assert [chunk["delta"].get("role") for chunk in choice] == ["assistant"] + [None] * (MORE_THAN_A_RING - 1)
+        assert "".join(chunk["delta"]["content"] for chunk in choice) == expected(HI_PROMPT, MORE_THAN_A_RING)
+        assert [chunk["finish_reason"] for chunk in choice] == [None] * (MORE_THAN_A_RING - 1) + ["length"]
     assert len({chunk["id"] for chunk in chunks}) == 1
     order = [chunk["choices"][0]["index"] for chunk in chunks]
     assert order != sorted(order), "all choices come at the same time"
@@ -105,27 +113,22 @@ def five_ms_server(start_server):
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("read", [0, 1, 40])
-def test_client_that_leaves_cancels_all_choices(five_ms_server, stream, read):
+async def test_client_that_leaves_cancels_all_choices(five_ms_server, stream, read):
     """At any point of its answer; nothing is left of it."""
-
-    async def run(server):
-        async with Client(server.address) as client:
-            body = {"prompt": "leave", "max_tokens": 8000, "n": 4, "stream": stream}
-            reader, writer = await client.send(COMPLETIONS, body)
-            await until_rings(server, 4)
-            for _ in range(read if stream else 0):
-                await reader.readuntil(b'"text"')
-            writer.transport.abort()
-            await until_rings(server, 0)
-            await check_idle(client, server)
-
-    asyncio.run(run(five_ms_server))
+    async with Client(five_ms_server.address) as client:
+        body = {"prompt": "leave", "max_tokens": 8000, "n": 4, "stream": stream}
+        reader, writer = await client.send(COMPLETIONS, body)
+        await until_rings(five_ms_server, 4)
+        for _ in range(read if stream else 0):
+            await reader.readuntil(b'"text"')
+        writer.transport.abort()
+        await until_rings(five_ms_server, 0)
+        await check_idle(client, five_ms_server)
 
 
-def test_slow_reader_of_several_choices(start_server):
+async def test_slow_reader_of_several_choices(start_server):
     """All of its rings wait for it, and nothing is lost when it goes on."""
-
-    async def run(server):
+    with start_server("--model", "synthetic", "--synthetic-step-ms", "0", "--ring-capacity", "128") as server:
         async with Client(server.address) as client:
             body = {"prompt": "slow", "max_tokens": 3000, "n": 3, "stream": True, "logprobs": 1}
             slow = await client.open(COMPLETIONS, body, receive_buffer=4096)
@@ -136,14 +139,10 @@ def test_slow_reader_of_several_choices(start_server):
                 assert len(choice) == 3000
             await check_idle(client, server)
 
-    with start_server("--model", "synthetic", "--synthetic-step-ms", "0", "--ring-capacity", "128") as server:
-        asyncio.run(run(server))
 
-
-def test_engine_that_dies_ends_all_choices_once(start_server):
+async def test_engine_that_dies_ends_all_choices_once(start_server):
     """One error event and one [DONE], after all that the engine had committed."""
-
-    async def run(server):
+    with start_server("--model", "synthetic", "--synthetic-step-ms", "5") as server:
         async with Client(server.address) as client:
             stream = await client.open(COMPLETIONS, {"prompt": "die", "max_tokens": 8000, "n": 3, "stream": True})
             events = stream.events()
@@ -157,23 +156,16 @@ def test_engine_that_dies_ends_all_choices_once(start_server):
                 assert text == expected("die", len(text))
                 assert {chunk["finish_reason"] for chunk in choice} == {None}
 
-    with start_server("--model", "synthetic", "--synthetic-step-ms", "5") as server:
-        asyncio.run(run(server))
 
-
-def test_more_choices_than_places_are_refused_together(start_server):
+async def test_more_choices_than_places_are_refused_together(start_server):
     """A request gets all of its choices or none: nothing of a refused one has begun."""
-
-    async def run(server):
+    with start_server("--model", "synthetic", "--synthetic-step-ms", "5", "--max-requests", "64") as server:
         async with Client(server.address) as client:
             held = await client.open(COMPLETIONS, {"prompt": "hold", "max_tokens": 8000, "stream": True})
             await anext(held.events())
             refused = await client.open(COMPLETIONS, {"prompt": "x", "n": 64, "stream": True})
             assert refused.status == 429
             await until_rings(server, 1)
-
-    with start_server("--model", "synthetic", "--synthetic-step-ms", "5", "--max-requests", "64") as server:
-        asyncio.run(run(server))
 
 
 def test_completion_logprobs(synthetic_server):
@@ -270,15 +262,11 @@ def test_openai_client_with_choices_and_logprobs(synthetic_server):
         assert completion.choices[0].logprobs.tokens == ["a", "b"]
 
 
-def test_openai_async_client(synthetic_server):
+async def test_openai_async_client(synthetic_server):
     """The asynchronous client reads several choices beside one another too."""
-
-    async def run():
-        async with openai.AsyncOpenAI(base_url=f"{synthetic_server.url}/v1", api_key="none", max_retries=0) as client:
-            stream = await client.completions.create(model="synthetic", prompt="ab", max_tokens=9, n=2, stream=True)
-            texts = ["", ""]
-            async for chunk in stream:
-                texts[chunk.choices[0].index] += chunk.choices[0].text
-            assert texts == [expected("ab", 9)] * 2
-
-    asyncio.run(run())
+    async with openai.AsyncOpenAI(base_url=f"{synthetic_server.url}/v1", api_key="none", max_retries=0) as client:
+        stream = await client.completions.create(model="synthetic", prompt="ab", max_tokens=9, n=2, stream=True)
+        texts = ["", ""]
+        async for chunk in stream:
+            texts[chunk.choices[0].index] += chunk.choices[0].text
+        assert texts == [expected("ab", 9)] * 2

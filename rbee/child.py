@@ -1,4 +1,7 @@
-"""How a child process ends with its parent. Owns one system call."""
+"""What a child process does so that it never outlives its parent.
+
+Owns the one call for it. Does not know what parent or child do.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent_pid: int) -> bool:
-    """Have the kernel kill this process when its parent ends. False: it has ended already.
+    """Have the kernel kill this process when its parent ends (prctl(2)). False: the parent has ended already.
 
     Raises:
         OSError: the kernel refuses.

@@ -1,0 +1,92 @@
+"""How the choices of one reply end, and what they add up to.
+
+Owns which ends are ordinary ones, and the refusal behind every other. Does not know how a protocol names them.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from rbee.messages import FinishReason
+from rbee.server.errors import Refusal, RefusalKind, deadline_passed
+
+ORDINARY_ENDS = frozenset({FinishReason.STOP, FinishReason.LENGTH, FinishReason.DEADLINE})
+"""The ends that leave an answer complete. A deadline is one only after the first token."""
+
+
+class Countable(Protocol):
+    """A choice, as its outcome counts it."""
+
+    @property
+    def index(self) -> int:
+        """Its place in the answer."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Output tokens so far, a stop token included."""
+
+    @property
+    def cached_tokens(self) -> int | None:
+        """Tokens of the prompt found in the prefix cache; None until that is known."""
+
+
+class Outcome:
+    """What has become of the choices of one reply so far.
+
+    Attributes:
+        num_open: choices that have not ended.
+        completion_tokens: output tokens of those that have, stop tokens included.
+        cached_tokens: of the prompt, as the first choice found it; None while that is not known.
+    """
+
+    def __init__(self, num_choices: int) -> None:
+        self.num_open = num_choices
+        self.completion_tokens = 0
+        self.cached_tokens: int | None = None
+        self._any_tokens = False
+
+    def count(self, choice: Countable, reason: int) -> Refusal | None:
+        """Count what was shown of a choice, and its end if `reason` is a FinishReason and not 0.
+
+        Returns:
+            The refusal that ends the whole reply; None after an ordinary end, or without one.
+        """
+        self._any_tokens = self._any_tokens or choice.num_tokens > 0
+        if not reason:
+            return None
+        if reason != FinishReason.DEADLINE or not self._any_tokens:
+            refusal = finish_refusal(reason)
+            if refusal is not None:
+                self.num_open = 0
+                return refusal
+        self.num_open -= 1
+        self.completion_tokens += choice.num_tokens
+        if choice.index == 0:
+            self.cached_tokens = choice.cached_tokens
+        return None
+
+
+def finish_refusal(reason: int) -> Refusal | None:
+    """The refusal behind a finish that leaves no complete answer; None for the others.
+
+    A deadline counts as passed before the first token: after it, the deadline is an ordinary end.
+    """
+    match reason:
+        case FinishReason.ABORT:
+            message = "The engine stopped before this request was finished."
+            return Refusal(RefusalKind.UNAVAILABLE, message, code="aborted")
+        case FinishReason.ERROR:
+            message = "The engine failed on this request; other requests are not affected."
+            return Refusal(RefusalKind.FAILED, message, code="engine_error")
+        case FinishReason.DEADLINE:
+            return deadline_passed()
+        case FinishReason.SLOW_READER:
+            message = "The client read too slowly: its tokens had no room for longer than --slow-reader-timeout."
+            return slow_reader(message)
+        case _:
+            return None
+
+
+def slow_reader(message: str) -> Refusal:
+    """The client did not read its stream."""
+    return Refusal(RefusalKind.TIMED_OUT, message, code="slow_reader")
