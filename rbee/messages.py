@@ -1,7 +1,6 @@
 """The records of the control channel between the server process and the engine process, and their codec.
 
-Owns what is said; `rbee.transport.control` owns how bytes travel. Tokens never appear here on their way out: they go
-through the shared-memory rings.
+Owns the records; `rbee.transport.control` owns how bytes travel. Output tokens go through the shared-memory rings.
 """
 
 from __future__ import annotations
@@ -54,31 +53,24 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A request to run; its tokens go to `ring` under `generation`.
 
-    `prompt` holds the token ids as little-endian uint32, so that neither side walks a list of integers.
-
-    Attributes:
-        received_ns: when the server had the whole request; CLOCK_MONOTONIC.
-        priority: smaller runs earlier; see `rbee.engine.scheduling.sequence`.
-        deadline_ns: when it ends at the latest, CLOCK_MONOTONIC; 0 is never.
-        cache_salt: only requests with the same salt share cached prefixes.
-        report_cached: publish how many of the prompt's tokens were cached as the first record, not only with the
-            finish. For a request that the server may end before the engine does, because of a stop string.
+    With `report_cached` the number of cached prompt tokens is published as the first record, not only with the finish:
+    for a request that the server may end before the engine does, because of a stop string.
     """
 
     request_id: str
     ring: int
     generation: int
-    prompt: bytes
+    prompt: bytes  # token ids as little-endian uint32, so that neither side walks a list of integers
     sampling: SamplingParams
-    received_ns: int
-    priority: int = 0
-    deadline_ns: int = 0
-    cache_salt: str = ""
+    received_ns: int  # when the server had the whole request; CLOCK_MONOTONIC
+    priority: int = 0  # smaller runs earlier; see `rbee.engine.scheduling.sequence`
+    deadline_ns: int = 0  # when it ends at the latest, CLOCK_MONOTONIC; 0 is never
+    cache_salt: str = ""  # only requests with the same salt share cached prefixes
     report_cached: bool = False
 
 
 class Wake(msgspec.Struct, frozen=True, tag=True):
-    """Nothing but a reason to look again: a cancel or freed ring space while the engine was asleep."""
+    """Wakes a sleeping engine for a cancel or for freed ring space, which it then finds in shared memory."""
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
