@@ -1,7 +1,4 @@
-"""What the engine does, as its line in the arena says it.
-
-Owns the numbers. The core only carries them.
-"""
+"""The numbers for what the engine does. The core only carries them."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from enum import IntEnum
 
 
 class EngineState(IntEnum):
-    """The argument of `Producer.beat`."""
+    """What `Producer.beat` writes."""
 
     STARTING = 0
     LOADING = 1

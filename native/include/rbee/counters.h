@@ -2,7 +2,7 @@
 //
 // Owns the lists. The arena's lines (layout.h), the binding and all that Python shows of them are generated from these.
 // A new counter is a line at the end of its list, and the place that counts. Offsets never change, so that an observer
-// of another build reads what it knows.
+// of another build reads its own.
 //
 //   X(type, field, name for Python, kind, help)
 //
