@@ -16,7 +16,7 @@ from rbee.transport._native import Consumer, Drained, Outlet, Producer, Progress
 from rbee.transport.arena import Arena, create_doorbell
 from rbee.transport.frame_template import FrameTemplate, LastFrames
 from rbee.transport.observer import COUNTS, GAUGES, FoundServer, Histogram, Observer, Sample, find_servers
-from rbee.transport.states import EngineState
+from rbee.transport.states import EngineState, ServerState
 
 __all__ = [
     "COUNTS",
@@ -34,6 +34,7 @@ __all__ = [
     "Producer",
     "Progress",
     "Sample",
+    "ServerState",
     "Slot",
     "Vocabulary",
     "create_doorbell",

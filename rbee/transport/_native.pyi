@@ -321,7 +321,7 @@ class Consumer:
         """Rings that are assigned and have not finished."""
 
     def beat(self, state: int) -> None:
-        """Write the server's heartbeat (now) and state."""
+        """Write the server's heartbeat (now) and its `ServerState`."""
 
     def counters(self) -> dict[str, int]:
         """The value of each of COUNTERS, of both processes, since this epoch's start."""

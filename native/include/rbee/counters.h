@@ -31,7 +31,7 @@
 
 #define RBEE_SERVER_COUNTERS(X) \
     X(std::uint64_t, heartbeat_ns, server_heartbeat_ns, status, "When the server last beat, CLOCK_MONOTONIC; or 0.") \
-    X(std::uint32_t, state, server_state, status, "What the server does.") \
+    X(std::uint32_t, state, server_state, status, "What the server does; see rbee.transport.ServerState.") \
     X(std::uint32_t, rings_in_use, rings_in_use, gauge, "Rings that belong to a request.") \
     X(std::uint64_t, drains, drains, count, "Drains.") \
     X(std::uint64_t, tokens_drained, tokens_drained, count, "Records drained: tokens and notes.") \

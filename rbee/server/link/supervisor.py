@@ -14,14 +14,14 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from rbee.errors import EngineUnavailableError, TransportError
 from rbee.messages import Attached, Configure, Failed, Loading, Ready, Shutdown, ToEngine, decode_to_server, encode
 from rbee.server.errors import ApiError
 from rbee.server.link.engine_client import EngineClient
 from rbee.server.link.heartbeat import Pulse
-from rbee.transport import Arena, Consumer, create_doorbell
+from rbee.transport import Arena, Consumer, ServerState, create_doorbell
 from rbee.transport.control import FrameDecoder, frame
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 State = Literal["starting", "loading", "ready", "draining", "dead"]
-
-_STATES: tuple[State, ...] = get_args(State)  # observers see a state as its place in here
 
 _LAST_WORDS = 1.0  # seconds an engine may live on after it closed the control channel, to flush its log
 
@@ -130,7 +128,7 @@ class Supervisor:
             max_queued=self._max_queued,
             busy_poll=self._busy_poll,
         )
-        pulse = Pulse(consumer, lambda: _STATES.index(self.state), self.client.on_wake)
+        pulse = Pulse(consumer, lambda: ServerState[self.state.upper()], self.client.on_wake)
         pulse.start()
         self._resources.callback(pulse.stop)
         loop.add_reader(doorbell, self.client.on_wake)
