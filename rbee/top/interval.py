@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, Self
 from rbee.transport import COUNTS, GAUGES, EngineState, ServerState
 
 if TYPE_CHECKING:
-    from enum import IntEnum
-
     from rbee.transport import Histogram, Sample
 
 EVENTS = (*COUNTS, "python_tokens")
@@ -115,7 +113,7 @@ def totals_of(sample: Sample) -> dict[str, int]:
     return {name: counters[name] for name in COUNTS} | {"python_tokens": python_tokens}
 
 
-def _name(states: type[IntEnum], number: int) -> str:
+def _name(states: type[EngineState | ServerState], number: int) -> str:
     return states(number).label if number in set(states) else f"state {number}"
 
 
