@@ -18,6 +18,7 @@ class Generation:
     """What the engine is asked for, and what of it is shown.
 
     Attributes:
+        received_ns: when the server had the whole request, CLOCK_MONOTONIC.
         prompt: token ids.
         sampling: of choice 0; the seed of choice i is i more.
         stops: stop strings.
@@ -30,6 +31,7 @@ class Generation:
         cache_salt: only requests with the same salt share cached prefixes.
     """
 
+    received_ns: int
     prompt: list[int]
     sampling: SamplingParams
     stops: list[str]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
 
     from rbee.server.http.writer import Writer
+    from rbee.server.link.token_times import TokenTimes
     from rbee.server.streams.dialect import Dialect, Piece
     from rbee.server.streams.live import ReplyWatch
 
@@ -128,6 +129,7 @@ class ResumableReply(StreamedReply):
     Args:
         writer: of its first response.
         dialect: renders the frames, whose events are numbered here.
+        times: count the tokens.
         streams: where it is found.
         window: tokens whose frames can be had again.
 
@@ -135,11 +137,13 @@ class ResumableReply(StreamedReply):
         events: what has been rendered so far.
     """
 
-    def __init__(self, writer: Writer, dialect: Dialect, streams: ResumableStreams, window: int) -> None:
+    def __init__(
+        self, writer: Writer, dialect: Dialect, times: TokenTimes, streams: ResumableStreams, window: int
+    ) -> None:
         self.events = NumberedEvents(dialect, window)
         self._streams = streams
         self._connected = True
-        super().__init__(writer, dialect)
+        super().__init__(writer, dialect, [times])
 
     @property
     def stream_headers(self) -> list[tuple[bytes, bytes]]:

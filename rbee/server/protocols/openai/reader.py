@@ -71,7 +71,7 @@ class RequestReader:
         self._ring_capacity = ring_capacity
         self._lenient = lenient
 
-    def read_chat(self, body: bytes, deadlines: list[str], engine: Ready) -> Asked:
+    def read_chat(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         """The body of POST /v1/chat/completions, with the values of its X-Request-Deadline headers."""
         reader = FieldReader(lenient=self._lenient)
         request, messages = read_chat(decode_object(body), reader)
@@ -84,9 +84,9 @@ class RequestReader:
         )
         prompt = self._model.codec.encode(text, add_special_tokens=False)  # the template writes them
         asked = self._parameters(request, output_limit(request), len(prompt), deadlines, engine)
-        return self._asked(request, reader, ChatDialect, _generation(request, prompt, asked))
+        return self._asked(request, reader, ChatDialect, _generation(request, received_ns, prompt, asked))
 
-    def read_completion(self, body: bytes, deadlines: list[str], engine: Ready) -> Asked:
+    def read_completion(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         """The body of POST /v1/completions; see `read_chat`."""
         reader = FieldReader(lenient=self._lenient)
         request, given = read_completion(decode_object(body), reader)
@@ -101,7 +101,7 @@ class RequestReader:
         echo = None
         if request.echo:
             echo = Echo.of(prompt, given if isinstance(given, str) else None, self._model.codec)
-        generation = _generation(request, prompt, asked, echo, show_output=max_tokens != 0)
+        generation = _generation(request, received_ns, prompt, asked, echo, show_output=max_tokens != 0)
         return self._asked(request, reader, CompletionDialect, generation)
 
     def tokenize(self, body: bytes) -> list[int]:
@@ -234,6 +234,7 @@ def output_limit(request: ChatRequest) -> int | None:
 
 def _generation(
     request: GenerationRequest,
+    received_ns: int,
     prompt: list[int],
     parameters: Parameters,
     echo: Echo | None = None,
@@ -241,6 +242,7 @@ def _generation(
     show_output: bool = True,
 ) -> Generation:
     return Generation(
+        received_ns=received_ns,
         prompt=prompt,
         sampling=parameters.sampling,
         stops=parameters.stops,
