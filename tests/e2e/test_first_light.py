@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from rbee.config import DEFAULT_MODEL
-from rbee.transport.observer import Counters, Observer
+from rbee.transport.observer import Observer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -144,22 +144,22 @@ def _read_beside_a_stopped_engine(server: Server, start: Callable[[], Iterator[_
     """
     read: list[_Chunk] = []
     with Observer(server.pid) as observer:
-        while _counters(observer).rings_in_use:
+        while _counters(observer)["rings_in_use"]:
             time.sleep(0.001)
-        before = _counters(observer).tokens
+        before = _counters(observer)["tokens"]
         with server.stopped_engine():
             chunks = start()
-        while (committed := _counters(observer).tokens - before) < 64:
+        while (committed := _counters(observer)["tokens"] - before) < 64:
             if committed < len(read) + 2:
                 time.sleep(0.001)
                 continue
             with server.stopped_engine():
-                while len(read) < _counters(observer).tokens - before - 1:
+                while len(read) < _counters(observer)["tokens"] - before - 1:
                     read.append(next(chunks))
     return [*read, *chunks]
 
 
-def _counters(observer: Observer) -> Counters:
+def _counters(observer: Observer) -> dict[str, int]:
     sample = observer.sample()
     assert sample is not None
     return sample.counters

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from rbee.server.text.served_model import ServedModel
-    from rbee.transport.observer import Counters
     from tests.conftest import Server
     from tests.fakes import RecordingEngine
     from tests.raw_client import Client
@@ -34,7 +33,7 @@ def expected(prompt: str, count: int) -> str:
     return bytes(synthetic.expected_tokens(list(prompt.encode()), count)).decode()
 
 
-def counters(server: Server) -> Counters:
+def counters(server: Server) -> dict[str, int]:
     """What both processes have counted so far."""
     with Observer(server.pid) as observer:
         sample = observer.sample()
