@@ -131,7 +131,6 @@ class EngineClient:
         self._finished_at: deque[float] = deque(maxlen=_RATE_WINDOW)
 
     def counters(self) -> dict[str, int]:
-        """See `Consumer.counters`."""
         return self._consumer.counters()
 
     def start(self, doorbell: int) -> None:
