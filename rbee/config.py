@@ -1,7 +1,7 @@
 """The options of `rbee serve`: the command line, its help and the engine's start record are derived from here.
 
-Owns their names, types, defaults, bounds and explanation. Does not know how an option is parsed or what it does. A
-config is immutable; components receive the values they use, not a whole config.
+Owns their names, types, defaults, bounds and help. Does not know how an option is parsed or what it does. A config is
+immutable; components receive the values they use.
 """
 
 from __future__ import annotations
@@ -17,12 +17,9 @@ SYNTHETIC = "synthetic"
 
 
 def option(default: Any, help: str, **extra: Any) -> Any:  # noqa: A002 - the word every command-line library uses
-    """A dataclass field that is an option of the command line.
+    """A dataclass field that is an option of the command line; `help` is shown by --help.
 
-    Args:
-        default: its value if it is not given.
-        help: shown by --help.
-        **extra: `metavar`; and what `check_bounds` looks at: `minimum`, `maximum`, `power_of_two`.
+    `extra` has `metavar`, and what `check_bounds` looks at: `minimum`, `maximum`, `power_of_two`.
     """
     return dataclasses.field(default=default, metadata={"help": help, **extra})
 
