@@ -13,7 +13,7 @@ void check(bool condition, const std::string& otherwise) {
     }
 }
 
-/// Takes the weights by their names, and says which one does not fit.
+/// Takes the weights by their names; the error names the one that does not fit.
 class Collector {
 public:
     explicit Collector(const NamedWeights& named)

@@ -195,7 +195,7 @@ Model::Division Model::division(std::size_t rows, std::size_t panels, std::size_
 }
 
 std::size_t Model::num_chunks(std::size_t phase) const {
-    // One phase is opened at a time, and who opens it sees what was written before: one writer.
+    // One thread opens a phase and sees all earlier writes, so that this has one writer at a time.
     if (progress_ != nullptr) {
         progress_->advance();
     }

@@ -221,7 +221,7 @@ void copy_floats(const std::uint8_t* const* rows, std::size_t cols, std::uint8_t
     }
 }
 
-/// Null if floats of this type would lose something in this format that `pack` does not say.
+/// Null if floats of this type would lose something in this format that `pack` does not report.
 template <typename T, WeightFormat Own>
 PackPanel pack_floats(WeightFormat format) {
     return format == Own                  ? copy_floats<T, T>

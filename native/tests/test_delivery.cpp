@@ -1,5 +1,5 @@
 // From rings to sockets: text that is cut anywhere, sockets that are full at any time. What the frames look like in
-// detail is compared with the Python way in tests/server/test_direct_reply.py; here the sanitizers look on.
+// detail is compared with the Python way in tests/server/streams/test_direct_reply.py; here the sanitizers look on.
 
 #include <fcntl.h>
 #include <sys/socket.h>

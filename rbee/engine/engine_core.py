@@ -1,7 +1,7 @@
 """One engine step: take -> schedule -> execute -> sample -> update -> publish.
 
 Owns the order of a step, and what ends a sequence from within: a stop token, its length, logits that are no numbers.
-Does not know processes, sockets or what computes; `process` runs the loop around it.
+Does not know processes, sockets or what computes.
 """
 
 from __future__ import annotations
@@ -55,16 +55,7 @@ class EngineCore:
         step_cost: StepCost,
         step_clock: StepClock | None = None,
     ) -> None:
-        """Put a core together.
-
-        Args:
-            runner: computes the logits.
-            scheduler: decides who runs.
-            intake: owns the live sequences.
-            publisher: writes to the rings, once a step.
-            step_cost: how many tokens of prompts a step can take beside those that decode.
-            step_clock: measures the phases of steps.
-        """
+        """Put a core together; `step_clock` measures the phases of steps."""
         self._runner = runner
         self._scheduler = scheduler
         self._intake = intake

@@ -22,36 +22,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class InputBatch:
-    """T tokens of S sequences, packed without padding.
+    """T tokens of S sequences, packed without padding, and the R of them whose logits are wanted.
 
     Sequences that decode (one token each) come first, those with the shortest context leading; then the chunks of
-    several tokens, in the scheduler's order. A chunk of one token is a decode: the arithmetic is the same.
-
-    Attributes:
-        num_decodes: how many of the S, from the first on, have exactly one token in this step.
-        query_start: int64 [S + 1], where each sequence's tokens start in the T; the last entry is T.
-        context_lens: int64 [S], tokens of each sequence in the KV cache once this step is done.
-        token_ids: int64 [T].
-        positions: int64 [T], each token's index in its sequence.
-        slot_mapping: int64 [T], where its keys and values go: block * block_size + offset.
-        block_tables: int64 [S, most blocks of any], padded with 0.
-        logits_rows: int64 [R], the tokens of the T whose logits are wanted. A row of logits predicts what follows its
-            token. First the last tokens of sequences, whose rows sample; then tokens of prompts, whose rows score the
-            next token, grouped by sequence and in order.
-        row_sequences: whose each of the R is; `positions[logits_rows]` are their positions.
-        num_sampling: how many of the R, from the first on, sample.
+    several tokens, in the scheduler's order. A chunk of one token is a decode: the arithmetic is the same. A row of
+    logits predicts what follows its token. The rows of last tokens sample; they come before the rows that score the
+    next token of a prompt, which are grouped by sequence and in order.
     """
 
-    num_decodes: int
-    query_start: NDArray[np.int64]
-    context_lens: NDArray[np.int64]
-    token_ids: NDArray[np.int64]
-    positions: NDArray[np.int64]
-    slot_mapping: NDArray[np.int64]
-    block_tables: NDArray[np.int64]
-    logits_rows: NDArray[np.int64]
-    row_sequences: list[Sequence]
-    num_sampling: int
+    num_decodes: int  # how many of the S, from the first on, have exactly one token in this step
+    query_start: NDArray[np.int64]  # int64 [S + 1], where each sequence's tokens start in the T; the last entry is T
+    context_lens: NDArray[np.int64]  # int64 [S], tokens of each sequence in the KV cache once this step is done
+    token_ids: NDArray[np.int64]  # int64 [T]
+    positions: NDArray[np.int64]  # int64 [T], each token's index in its sequence
+    slot_mapping: NDArray[np.int64]  # int64 [T], where its keys and values go: block * block_size + offset
+    block_tables: NDArray[np.int64]  # int64 [S, most blocks of any], padded with 0
+    logits_rows: NDArray[np.int64]  # int64 [R], which of the T they are
+    row_sequences: list[Sequence]  # whose each of the R is; `positions[logits_rows]` are their positions
+    num_sampling: int  # how many of the R, from the first on, sample
 
     @classmethod
     def build(cls, scheduled: list[Scheduled], block_size: int) -> InputBatch:

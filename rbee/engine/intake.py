@@ -1,7 +1,7 @@
-"""What comes to the engine from outside between two steps: submissions, cancels, deadlines and the readers' pace.
+"""What comes from outside between two steps: submissions, cancels, deadlines and the readers' pace.
 
-Owns the live sequences, from their submission to their one finish reason, and how long a full ring may keep one alive.
-Does not know what computes or samples; `engine_core` ends sequences through `finish()` too.
+Owns the live sequences until their one finish reason, and how long a full ring may keep one alive. Does not know what
+computes or samples.
 """
 
 from __future__ import annotations
@@ -36,31 +36,18 @@ _MANY_DEADLINES = 64  # of requests that have ended
 
 @dataclass(slots=True, eq=False)
 class Live:
-    """A sequence that has not ended, and what belongs to its ring.
+    """A sequence that has not ended, and what belongs to its ring."""
 
-    Attributes:
-        sequence: the scheduler's.
-        row: what the sampler needs of it.
-        num_side_records: published with each of its tokens.
-        report_cached: its number of cached tokens is yet to be published, as its first record.
-        full_since_ns: when it was paused, if it is.
-        ended: it has its finish reason.
-    """
-
-    sequence: Sequence
-    row: sampler.Row
-    num_side_records: int
-    report_cached: bool
-    full_since_ns: int = 0
-    ended: bool = False
+    sequence: Sequence  # the scheduler's
+    row: sampler.Row  # what the sampler needs of it
+    num_side_records: int  # published with each of its tokens
+    report_cached: bool  # its number of cached tokens is yet to be published, as its first record
+    full_since_ns: int = 0  # when it was paused, if it is
+    ended: bool = False  # it has its finish reason
 
 
 class Intake:
-    """The live sequences by ring.
-
-    Attributes:
-        live: by ring.
-    """
+    """The live sequences, and the submissions that the next step will make live."""
 
     def __init__(
         self,
@@ -73,18 +60,8 @@ class Intake:
         slow_reader_timeout: float,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """Start without sequences.
-
-        Args:
-            scheduler: gets the sequences that can run.
-            producer: of the arena; it knows which rings are full and which requests are cancelled.
-            publisher: gets the finish reasons.
-            vocab_size: of the model.
-            max_model_len: of the model.
-            slow_reader_timeout: seconds after which a ring that is full without a break ends its sequence.
-            now_ns: CLOCK_MONOTONIC, for that and for deadlines.
-        """
-        self.live: dict[int, Live] = {}
+        """`slow_reader_timeout` is in seconds; `now_ns` is CLOCK_MONOTONIC, for it and for deadlines."""
+        self.live: dict[int, Live] = {}  # by ring
         self._scheduler = scheduler
         self._producer = producer
         self._publisher = publisher
@@ -154,7 +131,7 @@ class Intake:
         self._num_arrivals += 1
 
     def _problem(self, submission: Submit) -> str | None:
-        """Why a submission cannot run, or None. The server checks first; this keeps a mistake from hurting others."""
+        """Why a submission cannot run, or None. The server checks first; this protects the other requests."""
         size, remainder = divmod(len(submission.prompt), 4)
         if size == 0 or remainder:
             return f"its prompt is {len(submission.prompt)} bytes, which is no token ids."

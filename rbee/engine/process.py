@@ -1,11 +1,9 @@
 """The engine as a process: the start protocol, the loop around `EngineCore.step()`, teardown and exit codes.
 
-Owns time and sleep. While there is work the loop never waits; when there is none it waits in one epoll on the control
-channel, and starts at once when a record arrives; ten times a second it looks up, for the heartbeat and for readers
-that have been too slow for too long. Exit codes: 0 after Shutdown or when the server is gone, 1 when a step failed,
-2 when the model cannot be loaded.
-
-An engine never outlives its server: the kernel kills it with its parent, and the channel's end ends it too.
+Owns time and sleep. While there is work the loop never waits. When there is none it waits in one epoll on the control
+channel; it wakes when a record arrives, and ten times a second for the heartbeat and for readers that are too slow.
+Exit codes: 0 after Shutdown or when the server is gone, 1 when a step failed, 2 when the model cannot be loaded. The
+kernel kills an engine with its parent, and the end of the channel ends it too.
 """
 
 from __future__ import annotations
@@ -111,11 +109,7 @@ def _first_record(channel: ControlChannel) -> tuple[messages.Configure, list[byt
 def _load(
     config: EngineConfig, channel: ControlChannel, producer: Producer, *, slow_reader_timeout: float
 ) -> EngineCore:
-    """Load the model, put the engine together, and say so.
-
-    Raises:
-        RbeeError: it cannot be loaded; the message is for the user.
-    """
+    """Load the model and put the engine together; an RbeeError that it raises is for the user."""
     check_bounds(config)
     started = time.monotonic()
     producer.beat(EngineState.LOADING)
@@ -178,11 +172,7 @@ class Loop:
         self._core = core
 
     def run(self, records: list[bytes]) -> int:
-        """Until Shutdown (0) or a failed step (1); `records` are those read while starting.
-
-        Raises:
-            EOFError: the server is gone.
-        """
+        """Loop until Shutdown (0) or a failed step (1), `records` first; EOFError when the server is gone."""
         with select.epoll() as poller:
             poller.register(self._channel.fileno(), select.EPOLLIN)
             while True:

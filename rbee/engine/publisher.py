@@ -77,11 +77,7 @@ class Publisher:
         self._finished[ring] = reason | min(num_cached_tokens, _LARGEST_DETAIL) << 8
 
     def commit(self) -> bool:
-        """Publish all that was gathered. False: there was nothing.
-
-        Raises:
-            TransportError: a ring that is not open, or has no space; nothing was published then.
-        """
+        """Publish all that was gathered; False: nothing was. TransportError if a ring is not open or has no space."""
         if not self._records and not self._finished:
             return False
         match self._records:

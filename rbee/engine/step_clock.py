@@ -25,14 +25,10 @@ class PhaseTimes(NamedTuple):
 
 
 class StepClock:
-    """A stopwatch with a lap for each phase.
-
-    Attributes:
-        times: of all steps that ended.
-    """
+    """A stopwatch with a lap for each phase."""
 
     def __init__(self, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
-        self.times = PhaseTimes()
+        self.times = PhaseTimes()  # of all steps that ended
         self._now_ns = now_ns
         self._moments: list[int] = []
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from rbee.transport import COUNTS, GAUGES, EngineState
+from rbee.transport import COUNTS, GAUGES, EngineState, ServerState
 
 if TYPE_CHECKING:
     from rbee.transport import Histogram, Sample
@@ -50,8 +50,7 @@ class Interval:
     @property
     def state(self) -> str:
         """What the engine was doing at last, in a word."""
-        number = self.now.counters["engine_state"]
-        return EngineState(number).label if number in set(EngineState) else f"state {number}"
+        return _name(EngineState, self.now.counters["engine_state"])
 
     @property
     def engine_silence(self) -> float | None:
@@ -89,6 +88,7 @@ class Interval:
             "epoch": self.now.epoch,
             "engine_pid": self.now.counters["engine_pid"],
             "engine_state": self.state,
+            "server_state": _name(ServerState, self.now.counters["server_state"]),
             "engine_silence_s": _rounded(self.engine_silence, 3),
             "server_silence_s": _rounded(self.server_silence, 3),
             "interval_s": _rounded(self.seconds, 3),
@@ -111,6 +111,10 @@ def totals_of(sample: Sample) -> dict[str, int]:
     counters = sample.counters
     python_tokens = max(0, counters["tokens_drained"] - counters["direct_tokens"])
     return {name: counters[name] for name in COUNTS} | {"python_tokens": python_tokens}
+
+
+def _name(states: type[EngineState | ServerState], number: int) -> str:
+    return states(number).label if number in set(states) else f"state {number}"
 
 
 def _percentiles_us(durations: Histogram) -> dict[str, float | int | None]:

@@ -202,7 +202,7 @@ def _quantiles(durations: Histogram) -> list[str]:
 
 
 def duration(ns: float | None) -> str:
-    """At most eight characters; two or three digits are all that a histogram knows."""
+    """At most eight characters; two or three digits are all that a histogram has."""
     if ns is None:
         return "-"
     for unit, size in (("us", 1e3), ("ms", 1e6)):

@@ -17,13 +17,13 @@ def arena_size(num_rings: int, ring_capacity: int) -> int:
     """Bytes of an arena with these sizes; ValueError if there can be no such arena."""
 
 def format_arena(buffer: memoryview, *, num_rings: int, ring_capacity: int, epoch: int, first_index: int) -> None:
-    """Make fresh zeroed memory that no other process knows yet an empty arena."""
+    """Make fresh zeroed memory that no other process has mapped yet an empty arena."""
 
 def inspect_arena(buffer: memoryview) -> tuple[int, int, int]:
     """(num_rings, ring_capacity, epoch) of the arena in this memory; TransportError if it is not a sound one."""
 
 def observe(buffer: memoryview) -> tuple[int, int, dict[str, int], dict[str, list[int]]]:
-    """What an arena says of itself, through a mapping that may be read-only.
+    """Read an arena's numbers, through a mapping that may be read-only.
 
     That is (epoch, server's pid, counters, histograms).
 
@@ -144,7 +144,7 @@ class Producer:
         """How things stand after a step that took `step_ns` (0: there was none), for observers."""
 
     def close(self) -> None:
-        """Let go of the arena. A second call does nothing."""
+        """Release the arena. A second call does nothing."""
 
 class Drained(NamedTuple):
     """What one drain found, as flat lists."""
@@ -154,14 +154,14 @@ class Drained(NamedTuple):
     ends: list[int]
     """`ends[i]` is where the tokens of `rings[i]` end in `tokens`; they start at `ends[i - 1]`, the first at 0."""
     finishes: list[int]
-    """What `commit` was told of each ring's finish, or 0. With a finish the ring is free again, and this generation
+    """The finish of each ring as `commit` got it, or 0. With a finish the ring is free again, and this generation
     over."""
     tokens: list[int]
     commit_ns: list[int]
     """Per token: when the engine published it, CLOCK_MONOTONIC in ns."""
     logprobs: list[float]
     more: bool
-    """True: call `drain` again soon, nobody will ring. False: the doorbell is armed (unless `polling`)."""
+    """True: call `drain` again soon, no doorbell will ring. False: the doorbell is armed (unless `polling`)."""
     needs_wake: bool
     """True: the engine sleeps until there is space, and there is now: send Wake."""
     blocked: list[tuple[int, bytes]]
@@ -264,7 +264,7 @@ class Consumer:
         """Have `drain` leave this ring's records, and its finish, where they are."""
 
     def resume(self, ring: int) -> bool:
-        """End `pause`; True if the ring has something to drain already, for which nobody will ring."""
+        """End `pause`; True if the ring has something to drain already, for which no doorbell will ring."""
 
     def expect_all(self) -> None:
         """After the engine's death: have the next drain look into every assigned ring, paused or not.
@@ -343,4 +343,4 @@ class Consumer:
         """Count a garbage collection that took `ns`."""
 
     def close(self) -> None:
-        """Let go of the arena. A second call does nothing."""
+        """Release the arena. A second call does nothing."""

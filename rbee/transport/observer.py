@@ -70,7 +70,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one arena said of itself at one moment.
+    """An arena's numbers at one moment.
 
     The two processes go on counting while it is read: each number is whole, and none is older than the call, but two of
     them may be a few events apart.
@@ -111,7 +111,7 @@ class Observer:
         """Find the server's newest arena.
 
         Raises:
-            TransportError: no such process, it has no arena, or it belongs to somebody else.
+            TransportError: no such process, it has no arena, or it belongs to another user.
         """
         self.pid = pid
         self.epoch = 0
@@ -135,7 +135,7 @@ class Observer:
             stack.pop_all()
 
     def sample(self) -> Sample | None:
-        """What the newest arena says now; None while the server has none (its engine is being replaced, or it ends).
+        """The newest arena's numbers; None while the server has none (its engine is being replaced, or it ends).
 
         Raises:
             TransportError: the arena was damaged since it was found.
@@ -148,7 +148,7 @@ class Observer:
         return bool(self._end.poll(seconds * 1000))
 
     def close(self) -> None:
-        """Unmap the arena and let go of the process. A second call does nothing."""
+        """Unmap the arena. A second call does nothing."""
         self._take(None)
         self._resources.close()
 
@@ -217,7 +217,7 @@ def _held_segments(pid: int) -> dict[str, str]:
     Of two processes that hold one, the creator is meant: its pid is in the name.
 
     Raises:
-        PermissionError: the process is somebody else's.
+        PermissionError: the process belongs to another user.
     """
     prefix = f"{SHM_FOLDER}/rbee-{pid}-"
     held = {}

@@ -1,7 +1,4 @@
-"""The states that the two processes write into the arena with their heartbeats.
-
-Owns the codes and their names, for the writers and for observers. Does not know when a process changes its state.
-"""
+"""The numbers for what the engine and the server do. The core only carries them."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ class _State(IntEnum):
 
 
 class EngineState(_State):
-    """What the engine process does. A fresh arena has STARTING."""
+    """What `Producer.beat` writes. A fresh arena has STARTING."""
 
     STARTING = 0
     LOADING = 1
@@ -25,7 +22,7 @@ class EngineState(_State):
 
 
 class ServerState(_State):
-    """Whether the server takes requests, and why not. DEAD: the engine process has ended."""
+    """What `Consumer.beat` writes: whether requests are taken, and why not. DEAD: the engine process has ended."""
 
     STARTING = 0
     LOADING = 1

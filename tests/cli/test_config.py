@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ from rbee.errors import ConfigError
         ({"slow_reader_timeout": 0.0}, "at least 0.001"),
     ],
 )
-def test_server_options_that_cannot_work(options: dict[str, float], rule: str) -> None:
+def test_server_options_that_cannot_work(options: dict[str, Any], rule: str) -> None:
     """The message names the option, its value and the rule."""
     [(name, value)] = options.items()
     with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} is {value}; it must be {rule}."):
@@ -34,8 +35,9 @@ def test_server_options_that_cannot_work(options: dict[str, float], rule: str) -
 @pytest.mark.parametrize("name", ["max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_mib"])
 def test_engine_options_that_cannot_work(name: str) -> None:
     """The same for the engine's options."""
+    options: dict[str, Any] = {name: 0}
     with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} is 0; it must be at least 1."):
-        Config(engine=EngineConfig(**{name: 0}), server=ServerConfig())
+        Config(engine=EngineConfig(**options), server=ServerConfig())
 
 
 def test_defaults_are_within_their_bounds() -> None:
@@ -54,5 +56,5 @@ def test_command_line_has_the_same_bounds() -> None:
     ]
     assert len(bounded) > 10
     for field in bounded:
-        kind = options[field.name].type
+        kind: Any = options[field.name].type
         assert (kind.min, kind.max) == (field.metadata["minimum"], field.metadata.get("maximum"))

@@ -62,6 +62,7 @@ def test_rates_are_those_of_the_interval(server):
     assert (shown["streams"], shown["sequences_running"], shown["sequences_waiting"]) == (1, 3, 2)
     assert (shown["kv_blocks_used"], shown["kv_blocks"]) == (1024, 4096)
     assert (shown["server_pid"], shown["epoch"], shown["engine_state"]) == (server.pid(), 1, "stepping")
+    assert shown["server_state"] == "loading"
     assert 0 <= shown["server_silence_s"] <= shown["engine_silence_s"]
 
 

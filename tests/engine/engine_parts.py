@@ -17,7 +17,9 @@ from rbee import messages
 from rbee.engine.engine_core import EngineCore
 from rbee.engine.intake import Intake
 from rbee.engine.publisher import Publisher
+from rbee.engine.runners.context_length import CacheSize
 from rbee.engine.runners.interface import StepOutput
+from rbee.engine.runners.synthetic import SyntheticRunner
 from rbee.engine.scheduling.block_manager import BlockManager
 from rbee.engine.scheduling.scheduler import Scheduler
 from rbee.engine.scheduling.step_cost import StepCost
@@ -38,6 +40,11 @@ if TYPE_CHECKING:
 _SUBMIT_OPTIONS = frozenset({"received_ns", "priority", "deadline_ns", "cache_salt", "report_cached"})
 
 PATIENCE = 60.0  # seconds after which something that never comes fails a test
+
+
+def synthetic() -> SyntheticRunner:
+    """The synthetic model without waiting."""
+    return SyntheticRunner(CacheSize(block_size=16, kv_cache_mib=64), step_seconds=0)
 
 
 class ScriptedRunner:

@@ -52,6 +52,7 @@ async def under_our_server(app: ASGIApp) -> AsyncIterator[Address]:
 async def under_hypercorn(app: ASGIApp) -> AsyncIterator[Address]:
     """hypercorn, which starts and stops the engine of `app` through its lifespan."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)  # a client that does not read is soon noticed
         config = hypercorn.config.Config()
         config.bind = [f"fd://{sock.fileno()}"]
         config.accesslog = config.errorlog = None

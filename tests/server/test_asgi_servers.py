@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
@@ -15,6 +16,8 @@ from rbee.server.assembly import build
 from tests.server.asgi_parts import synthetic_config, synthetic_model, under_hypercorn, under_our_server
 
 if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
     from rbee.server.assembly import Assembly
     from tests.server.asgi_parts import Address
 
@@ -28,7 +31,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "whole": CHAT,
     "refused": CHAT | {"max_tokens": -1},
 }
-ENDLESS = CHAT | {"max_tokens": 4000, "stream": True}
+ENDLESS = CHAT | {"max_tokens": 8000, "stream": True}
 
 
 @pytest.fixture
@@ -85,7 +88,10 @@ async def until_ready(address: Address) -> None:
 async def open_stream(address: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A client that has asked for an endless stream and read the first bytes of it."""
     body = httpx.Request("POST", "http://x/v1/chat/completions", json=ENDLESS)
-    reader, writer = await asyncio.open_connection(*address, limit=2**12)
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+    sock.connect(address)
+    reader, writer = await asyncio.open_connection(sock=sock, limit=2**12)
     head = "".join(f"{name}: {value}\r\n" for name, value in body.headers.items())
     writer.write(f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n".encode() + body.content)
     await reader.readuntil(b"data: ")
@@ -107,11 +113,21 @@ async def test_a_client_that_does_not_read_under_hypercorn():
     """Its stream ends after the time for slow readers, and its connection is closed before the answer is complete."""
     config = synthetic_config(step_ms=0.0, slow_reader_timeout=0.2, ring_capacity=64)
     app, supervisor = build(config, synthetic_model())
-    async with under_hypercorn(app) as address:
+    dropped = asyncio.Event()
+
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        except ConnectionAbortedError:
+            dropped.set()
+            raise
+
+    async with under_hypercorn(watched) as address:
         await until_ready(address)
         reader, writer = await open_stream(address)
         writer.transport.pause_reading()
         await supervisor.client.wait_idle()
+        await dropped.wait()
         writer.transport.resume_reading()
         rest = await reader.read()
         assert b"[DONE]" not in rest

@@ -31,7 +31,7 @@ private:
     std::uint32_t size_;
 };
 
-/// How a drain ended. `more`: drain again soon, nobody will ring. `needs_wake`: the engine sleeps, send it Wake.
+/// How a drain ended. `more`: drain again soon, no doorbell will ring. `needs_wake`: the engine sleeps, send it Wake.
 struct DrainEnd {
     bool more;
     bool needs_wake;
@@ -228,7 +228,7 @@ public:
         set_gauge(line.heartbeat_ns, monotonic_ns());
     }
 
-    /// The counters: ours to write in the server's line and histograms, anybody's to read.
+    /// The counters: ours to write in the server's line and histograms, every process's to read.
     FixedPart& fixed() const { return *arena_.fixed; }
 
 private:

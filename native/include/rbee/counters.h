@@ -2,7 +2,7 @@
 //
 // Owns the lists. The arena's lines (layout.h), the binding and all that Python shows of them are generated from these.
 // A new counter is a line at the end of its list, and the place that counts. Offsets never change, so that an observer
-// of another build reads what it knows.
+// of another build reads its own.
 //
 //   X(type, field, name for Python, kind, help)
 //
@@ -31,7 +31,7 @@
 
 #define RBEE_SERVER_COUNTERS(X) \
     X(std::uint64_t, heartbeat_ns, server_heartbeat_ns, status, "When the server last beat, CLOCK_MONOTONIC; or 0.") \
-    X(std::uint32_t, state, server_state, status, "What the server does.") \
+    X(std::uint32_t, state, server_state, status, "What the server does; see rbee.transport.ServerState.") \
     X(std::uint32_t, rings_in_use, rings_in_use, gauge, "Rings that belong to a request.") \
     X(std::uint64_t, drains, drains, count, "Drains.") \
     X(std::uint64_t, tokens_drained, tokens_drained, count, "Records drained: tokens and notes.") \

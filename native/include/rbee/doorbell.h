@@ -1,4 +1,4 @@
-// The doorbell: one word that tells the engine whether the server must be woken, and the server whether it may sleep.
+// The doorbell: one word from which the engine sees if it must wake the server, and the server if it may sleep.
 //
 // The word is `sequence << 1 | ARMED`. The engine replaces it at the end of every step; the server sets ARMED when it
 // has drained everything that it saw. Both use read-modify-write on the same word, so all of these are totally ordered:
@@ -16,7 +16,7 @@ namespace rbee {
 
 constexpr std::uint64_t kArmed = 1;
 
-/// Engine: says that a step has been published. True if the server sleeps and must be woken with wake().
+/// Engine: announces a published step. True if the server sleeps and must be woken with wake().
 inline bool ring_doorbell(DoorbellLine& line, std::uint64_t sequence) {
     // Release pairs with the acquire in observe_doorbell(): who sees this step's number sees its ready bits. Nothing
     // is read from the server on the strength of ARMED, so no acquire.
@@ -67,7 +67,7 @@ inline void wake(int fd) {
 
 /// Server: makes the eventfd unreadable again.
 inline void silence(int fd) {
-    // EAGAIN means that nobody has rung: a drain of the server's own accord.
+    // EAGAIN means that the engine has not rung: a drain of the server's own accord.
     if (take_eventfd(fd) == -1 && errno != EAGAIN) {
         throw TransportError("The doorbell's file descriptor " + std::to_string(fd) +
                              " cannot be read: " + std::strerror(errno) + ".");

@@ -36,11 +36,11 @@ constexpr std::uint32_t kMaxRingCapacity = 1u << 20;
 static_assert(Word<std::uint32_t>::is_always_lock_free && sizeof(Word<std::uint32_t>) == 4);
 static_assert(Word<std::uint64_t>::is_always_lock_free && sizeof(Word<std::uint64_t>) == 8);
 
-/// This bit of a record's token says that it is a note: it says something about tokens, but is no output.
+/// This bit of a record's token says that it is a note: it describes tokens, but is no output.
 constexpr std::uint32_t kNote = 1u << 31;
 
 /// One sampled token, or a note. `commit_ns` is CLOCK_MONOTONIC at the commit of its step, `logprob` the natural
-/// logarithm of the token's probability, NaN if nobody asked for it.
+/// logarithm of the token's probability, NaN if the request did not ask for it.
 struct Record {
     std::uint32_t token_id;
     float logprob;
@@ -64,7 +64,7 @@ struct Geometry {
 };
 static_assert(sizeof(Geometry) == 72);
 
-/// Written by the server before anybody else can see the arena, and never again.
+/// Written by the server before another process can see the arena, and never again.
 struct alignas(kLine) Header {
     std::uint64_t magic;
     std::uint32_t abi_version;
@@ -276,7 +276,7 @@ inline void check_mapping(const void* base, std::uint64_t mapped_bytes, std::uin
 inline void format(void* base, std::uint64_t mapped_bytes, const Geometry& geometry, std::uint64_t epoch,
                    std::uint32_t first_index) {
     check_mapping(base, mapped_bytes, geometry.total_bytes);
-    // All stores here are relaxed: the other process maps the arena after it was told its name, through a system call.
+    // All stores here are relaxed: the other process maps the arena after it received its name through a system call.
     auto* fixed = new (base) FixedPart{};
     fixed->header.abi_version = kAbiVersion;
     fixed->header.record_bytes = sizeof(Record);

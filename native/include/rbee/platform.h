@@ -20,20 +20,20 @@ namespace rbee {
 template <typename T>
 using Word = std::atomic<T>;
 
-/// Copies plain shared memory out; the caller knows that nobody writes it now.
+/// Copies plain shared memory out; the caller ensures that no process writes it now.
 template <typename T>
 T load_plain(const T& from) {
     return from;
 }
 
-/// Writes plain shared memory; the caller knows that nobody reads it now.
+/// Writes plain shared memory; the caller ensures that no process reads it now.
 template <typename T>
 void store_plain(T& to, const T& value) {
     to = value;
 }
 
-/// Adds to a counter that only the calling process writes: no read-modify-write needed, and no order, since nobody
-/// concludes anything from it.
+/// Adds to a counter that only the calling process writes: no read-modify-write needed, and no order, since no
+/// reader concludes anything from it.
 inline void count(Word<std::uint64_t>& counter, std::uint64_t by = 1) {
     counter.store(counter.load(std::memory_order_relaxed) + by, std::memory_order_relaxed);
 }

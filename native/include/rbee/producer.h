@@ -43,7 +43,7 @@ public:
     Producer(const Arena& arena, int doorbell_fd)
         : arena_(arena), doorbell_fd_(doorbell_fd), rings_(arena.geometry.num_rings), ready_(arena.ready_words()) {
         check_eventfd(doorbell_fd);
-        // Relaxed: only we write these words from now on, and the server formatted them before it told us the name.
+        // Relaxed: only we write these words from now on, and the server formatted them before it sent the name.
         for (std::uint32_t ring = 0; ring < arena_.geometry.num_rings; ++ring) {
             rings_[ring].tail = arena_.tails[ring].load(std::memory_order_relaxed);
             rings_[ring].head = rings_[ring].tail;

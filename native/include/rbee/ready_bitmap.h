@@ -1,7 +1,7 @@
 // The ready bitmap: one bit per ring, set by the engine when it put something there, taken by the server.
 //
 // A bit is only ever a hint to look: it may be seen before the step's doorbell, and a ring may turn out to be empty.
-// What must hold is that whoever takes a bit sees the tail and the finish word that were written before it was set,
+// The side that takes a bit must see the tail and the finish word that were written before it was set,
 // because the bit is then gone.
 
 #pragma once

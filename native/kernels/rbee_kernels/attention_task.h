@@ -4,10 +4,10 @@
 //
 // The cache of a layer has a place per block and kv head. Keys lie there in tiles of 16 positions, [tile][head_dim][16], so
 // that a query's products with 16 keys are 16 lanes; values lie as they come, [position][head_dim]. The last tile of a
-// block whose size is no multiple of 16 has lanes that belong to nobody. (Paged: Kwon et al., SOSP 2023.)
+// block whose size is no multiple of 16 has lanes that belong to no key. (Paged: Kwon et al., SOSP 2023.)
 //
 // Nothing is read as a number that the sequence has not written itself: what is left in a freed block may be NaN, and NaN
-// times a weight of zero is NaN. Lanes of keys that nobody may see are computed with, each by itself, and their scores
+// times a weight of zero is NaN. Lanes of masked keys are computed with, each by itself, and their scores
 // are then replaced; values of such positions are not touched.
 
 #pragma once

@@ -29,7 +29,7 @@ struct NamedVector {
     std::size_t size;
 };
 
-/// The weights as they are in somebody's memory; see rbee/engine/_kernels.pyi for the names.
+/// The weights in memory that the caller keeps; see rbee/engine/_kernels.pyi for the names.
 struct NamedWeights {
     std::map<std::string, NamedMatrix> matrices;
     std::map<std::string, NamedVector> vectors;

@@ -135,7 +135,7 @@ std::size_t peak(std::size_t rounds) {
 #pragma GCC unroll 16
         for (std::size_t i = 0; i < kSums; ++i) {
             sums[i] = _mm512_dpbusd_epi32(sums[i], weights, x);
-            asm volatile("" : "+v"(sums[i]));  // or the compiler leaves out what nobody reads
+            asm volatile("" : "+v"(sums[i]));  // or the compiler leaves out what is not read
         }
     }
     return rounds * kSums * 64;

@@ -89,7 +89,7 @@ std::size_t peak(std::size_t rounds) {
         dot4(weights, quants, dots);
         quants[0] = static_cast<std::int8_t>(dots[round % kPanelRows]);  // each round depends on the one before it
     }
-    volatile std::int32_t kept = dots[0];  // or the compiler leaves out what nobody reads
+    volatile std::int32_t kept = dots[0];  // or the compiler leaves out what is not read
     (void)kept;
     return rounds * sizeof weights;
 }

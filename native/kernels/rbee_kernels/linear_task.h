@@ -27,7 +27,7 @@ struct LinearFunctions {
     /// Bytes of scratch memory (64-byte aligned) that `multiply` needs for a matrix with so many columns.
     std::size_t (*scratch_bytes)(std::size_t cols);
     /// out[m * stride + r] = sum over k of activations[m][k] * weight[16 panel + r][k], for all rows of `activations` and
-    /// r < 16; `next` is the panel that the thread will read afterwards (null: none, or nobody knows).
+    /// r < 16; `next` is the panel that the thread will read afterwards (null: none, or not known).
     void (*multiply)(const Matrix& matrix, std::size_t panel, const Activations& activations, const std::uint8_t* next,
                      void* scratch, float* out, std::size_t stride);
     /// Row `row` of a matrix as floats, [cols].

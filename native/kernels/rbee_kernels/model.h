@@ -40,8 +40,8 @@ public:
     /// Memory that a block of the cache takes.
     static std::size_t block_bytes(const ModelShape& shape, std::size_t num_layers, std::size_t block_size, bool exact);
 
-    /// Computes a step. The logits [num_logits][vocab_size] stay until the next one, and their memory as long as somebody
-    /// holds it: a step that needs more takes another.
+    /// Computes a step. The logits [num_logits][vocab_size] stay until the next one, and their memory as long as the
+    /// pointer is held: a larger step allocates another.
     const std::shared_ptr<Buffer<float>>& execute(const Step& step);
 
     Profile profile() const;

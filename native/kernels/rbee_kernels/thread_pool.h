@@ -3,10 +3,10 @@
 // Owns the threads, who does which chunk, and when a phase is through. Does not know what is computed.
 //
 // The cores are not ours alone: at any moment the kernel may take a thread off its core for the server's sake. So
-// nobody waits for a thread, only for a chunk that is being done. A phase is through when its chunks are, and whichever
+// a thread waits for no other, only for a chunk in work. A phase is through when its chunks are, and whichever
 // thread finishes the last of them, the calling one or a worker, opens the next phase.
 //
-// Why a straggler does no harm: `remaining_` is how many chunks of the current phase nobody has claimed. A claim is a
+// Why a straggler does no harm: `remaining_` is how many chunks of the current phase no thread has claimed. A claim is a
 // compare-and-swap that makes it one less, and a thread that succeeds has a chunk of the phase that is current at that
 // moment, however long ago it looked at the word first and whatever it meant then. Until it has finished the chunk, the
 // phase cannot end, nor can the run, and what describes them stands still. Before a claim it looks at atomic words of
@@ -65,7 +65,7 @@ public:
     ///
     /// num_chunks is called once per phase, by any thread, when the phases before are through: what they have computed
     /// may decide. `thread` is 0 for the caller, else below threads(); no two chunks have the same at the same time.
-    /// None of the three may throw (it would end the process) or use this pool. After the return nobody looks at the
+    /// None of the three may throw (it would end the process) or use this pool. After the return no thread looks at the
     /// plan any more. Of several callers at once, one runs and the others wait.
     template <typename Plan>
     void run(Plan& plan) noexcept {
@@ -114,7 +114,7 @@ private:
     void stop();
 
     // What changes hands with every phase, in one line of the cache.
-    alignas(64) std::atomic<std::uint32_t> remaining_{0};  // chunks of the current phase that nobody has claimed
+    alignas(64) std::atomic<std::uint32_t> remaining_{0};  // chunks of the current phase that are not claimed
     std::atomic<std::uint32_t> unfinished_{0};             // and those not finished; unused if the phase has but one
     std::atomic<State> state_{State::kIdle};
     // From here on only for who has claimed a chunk.

@@ -74,7 +74,7 @@ constexpr std::size_t panel_bytes(WeightFormat format, std::size_t cols) {
     return cols * kPanelRows * (format == WeightFormat::kF32 ? 4 : 2);
 }
 
-/// A packed matrix; the memory is somebody else's, 64-byte aligned. Panels follow each other, or lie `stride` bytes apart:
+/// A packed matrix; the memory is not its own, 64-byte aligned. Panels follow each other, or lie `stride` bytes apart:
 /// between those of two matrices that are read together are the other one's.
 struct Matrix {
     WeightFormat format = WeightFormat::kF32;

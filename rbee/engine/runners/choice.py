@@ -28,14 +28,9 @@ logger = logging.getLogger(__name__)
 def load(config: EngineConfig, progress: Progress, chunks: Chunks | None = None) -> ModelRunner:
     """Load the model that `config` names (a ready folder, or "synthetic").
 
-    Args:
-        config: of the engine.
-        progress: called while the model loads.
-        chunks: counts the chunks of work of loading and of steps, so that a long step can be told from a hang.
-
-    Raises:
-        ModelError: the folder cannot be loaded; the message names it and the reason.
-        ConfigError: options that contradict each other or the model.
+    `progress` is called while it loads; `chunks` counts chunks of work of loading and of steps, so that a long step is
+    not taken for a hang.
+    ModelError: the folder cannot be loaded. ConfigError: options contradict each other or the model.
     """
     _check(config)
     chunks = chunks or Chunks()
@@ -80,10 +75,7 @@ def _check(config: EngineConfig) -> None:
 
 
 def _check_fallback(config: EngineConfig, reason: Unsupported) -> None:
-    """Raise an error if the options do not let another runner than the native one serve the model.
-
-    It computes exactly anyway, but cannot quantize.
-    """
+    """Raise an error unless the options let the torch runner, which is exact and cannot quantize, serve the model."""
     if config.runner == "native":
         raise ModelError(
             f"--runner native cannot serve the model in {config.model}: {reason}. Leave --runner out, and the torch "
@@ -97,11 +89,7 @@ def _check_fallback(config: EngineConfig, reason: Unsupported) -> None:
 
 
 def _load_native(config: EngineConfig, cache: CacheSize, progress: Progress, chunks: Chunks) -> ModelRunner:
-    """The native runner.
-
-    Raises:
-        Unsupported: it does not do the model, or what the options ask for.
-    """
+    """The native runner; Unsupported if it does not do the model, or what the options ask for."""
     for option, value, expected in (("device", config.device, "cpu"), ("dtype", config.dtype, "auto")):
         if value != expected:
             raise Unsupported(f"--{option} is {value}")

@@ -1,4 +1,4 @@
-"""How many blocks the KV cache has and how long a sequence may be: what the user asks for, within what is possible.
+"""How many blocks the KV cache has, and how long a sequence may be.
 
 Owns the decision and its messages. Does not know runners.
 """
@@ -20,19 +20,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSize:
-    """What the user gives the KV cache.
+    """What the user gives the KV cache."""
 
-    Attributes:
-        block_size: tokens in a block.
-        kv_cache_mib: memory.
-        max_model_len: tokens of one sequence; 0 takes what the model and the cache allow.
-        max_num_seqs: sequences that can need the cache at once; no more is reserved than fits them all.
-    """
-
-    block_size: int
-    kv_cache_mib: int
-    max_model_len: int = 0
-    max_num_seqs: int = 256
+    block_size: int  # tokens in a block
+    kv_cache_mib: int  # memory
+    max_model_len: int = 0  # tokens of one sequence; 0 takes what the model and the cache allow
+    max_num_seqs: int = 256  # sequences that can need the cache at once; no more is reserved than fits them all
 
 
 class Fit(NamedTuple):
@@ -43,17 +36,10 @@ class Fit(NamedTuple):
 
 
 def fit(size: CacheSize, *, block_bytes: int, limit: int | None, path: Path) -> Fit:
-    """The cache that `size` allows for a model.
+    """The cache that `size` allows for a model; `limit` is what the model takes by its own account, None for no limit.
 
-    Args:
-        size: what the user asks for.
-        block_bytes: memory of a block in all layers.
-        limit: tokens that the model takes by its own account; None when its configuration has no limit.
-        path: of the model, for messages.
-
-    Raises:
-        ConfigError: max_model_len is more than the model or the cache allows, or neither limits it.
-        ModelError: the cache does not hold a single block.
+    ConfigError: max_model_len is more than the model or the cache allows, or neither limits it. ModelError: the cache
+    does not hold a single block.
     """
     affordable = (size.kv_cache_mib << 20) // block_bytes
     max_model_len = _max_model_len(limit, path, size.max_model_len, affordable * size.block_size, size.kv_cache_mib)
@@ -61,11 +47,10 @@ def fit(size: CacheSize, *, block_bytes: int, limit: int | None, path: Path) -> 
 
 
 def position_limit(limit: int | None, ropes: Iterable[Mapping[str, Any]]) -> int | None:
-    """Tokens that a model takes with these rope_parameters, `limit` being its max_position_embeddings.
+    """Tokens that a model takes with these rope_parameters; `limit` is its max_position_embeddings.
 
-    With `longrope` the frequencies of all rows change once one row is beyond the original length, so that a request
-    would depend on its neighbours: such a model is limited to that length. The same goes for `dynamic`, whose own
-    max_position_embeddings is the length from which on they change.
+    Beyond the original length `longrope` changes the frequencies of all rows, so that a request would depend on its
+    neighbours: that length is the limit. So it is with `dynamic`, whose max_position_embeddings is that length.
     """
     for rope in ropes:
         original = rope.get("original_max_position_embeddings")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     """Called with (stage, parts done, parts in all) for each part of the work while a model loads."""
 
     OnProgress = Callable[[], None]
-    """Called after each chunk of work within a step, so that a long step can be told from a hang."""
+    """Called after each chunk of work within a step, so that a long step is not taken for a hang."""
 
 
 class Unsupported(Exception):  # noqa: N818 - no failure: another runner may serve the model
@@ -28,36 +28,24 @@ class Unsupported(Exception):  # noqa: N818 - no failure: another runner may ser
 
 
 class StepOutput(NamedTuple):
-    """What a step has computed: a row for each of the batch's R `logits_rows`.
+    """A row for each of the batch's R `logits_rows`; the next step may overwrite the memory.
 
-    Attributes:
-        logits: float32 [R, vocab_size], C-contiguous. A row that the model could not compute properly is
-            not finite; the other rows do not depend on it. The next step may overwrite the memory.
-        hidden_states: float32 [R, hidden_size], the input of the head. None: the runner keeps none.
+    A row of logits that the model could not compute properly is not finite; the other rows do not depend on it.
     """
 
-    logits: NDArray[np.float32]
-    hidden_states: NDArray[np.float32] | None = None
+    logits: NDArray[np.float32]  # float32 [R, vocab_size], C-contiguous
+    hidden_states: NDArray[np.float32] | None = None  # float32 [R, hidden_size], the head's input; None: not kept
 
 
 class ModelRunner(Protocol):
-    """A loaded model with a KV cache of `num_blocks` blocks.
+    """A loaded model with a KV cache of `num_blocks` blocks."""
 
-    Attributes:
-        name: "native", "torch" or "synthetic", for people.
-        device: where it computes, for people.
-        dtype: precision of weights and KV cache, for people.
-        vocab_size: width of the logits; prompt tokens must be smaller.
-        max_model_len: tokens that one sequence may have, prompt plus output; they fit the KV cache.
-        num_blocks: blocks in the KV cache.
-    """
-
-    name: str
-    device: str
-    dtype: str
-    vocab_size: int
-    max_model_len: int
-    num_blocks: int
+    name: str  # "native", "torch" or "synthetic", for people
+    device: str  # where it computes, for people
+    dtype: str  # precision of weights and KV cache, for people
+    vocab_size: int  # width of the logits; prompt tokens must be smaller
+    max_model_len: int  # tokens that one sequence may have, prompt plus output; they fit the KV cache
+    num_blocks: int  # blocks in the KV cache
 
     @property
     def pool(self) -> ThreadPool | None:

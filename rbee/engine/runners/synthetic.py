@@ -1,8 +1,7 @@
 """A model without weights: a step takes a chosen time, and each prompt has one known answer.
 
-Owns the pace. The answer itself is `rbee.models.synthetic`'s, so that clients and tests can foretell it. Latency
-benchmarks and fault tests run on it through the same scheduler, sampler, rings and server as real models. Never loads
-torch.
+Owns the pace; `rbee.models.synthetic` owns the answer, so that clients and tests can foretell it. Latency benchmarks
+and fault tests run on it through the same scheduler, sampler, rings and server as real models. Never loads torch.
 """
 
 from __future__ import annotations
@@ -28,14 +27,12 @@ KV_BYTES_PER_TOKEN = 1024
 
 
 class SyntheticRunner:
-    """A `ModelRunner` that computes nothing.
+    """A `ModelRunner` that computes nothing; ConfigError for a max_model_len above 8192 or the KV cache.
 
-    Steps follow a fixed cadence: each is due `step_seconds` after the previous one was, whatever the engine did in
-    between, and one that is late does not shift those after it. After an idle time, or when the engine fell behind by
-    more than a step, the cadence starts anew. All work of a step is done before its wait, which never spins.
-
-    Raises:
-        ConfigError: `max_model_len` is more than 8192 or does not fit the KV cache.
+    Each step is due `step_seconds` after the one before it was; a late step does not shift those after it. After an
+    idle
+    time, or when the engine is behind by more than a step, the cadence starts anew. All work of a step is done before
+    its wait, which never spins.
     """
 
     name = "synthetic"
@@ -68,10 +65,7 @@ class SyntheticRunner:
         self._sleep = sleep
 
     def execute(self, batch: InputBatch) -> StepOutput:
-        """Wait for the step's end; each row is 0 at its one token and -inf elsewhere.
-
-        The tokens of a prompt are the ones that the model expects.
-        """
+        """Wait for the step's end; each row is 0 at its one token (of a prompt: the next one) and -inf elsewhere."""
         logits = np.full((len(batch.logits_rows), self.vocab_size), -np.inf, dtype=np.float32)
         for row, sequence in enumerate(batch.row_sequences[: batch.num_sampling]):
             prompt_hash = synthetic.prompt_hash(sequence.token_ids[: sequence.num_prompt_tokens])

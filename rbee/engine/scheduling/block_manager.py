@@ -1,8 +1,7 @@
-"""Which blocks of the paged KV cache are free, which sequence holds which, and what can be found in them again.
+"""Which blocks of the paged KV cache are free, which sequence holds which, and which can be found again.
 
 Owns block numbers, their reference counts and the prefix cache: a full block is known by a hash of its tokens and all
-before them, and a new sequence that begins with the same tokens holds the same block. Does not know how keys and
-values are stored (`kv_cache`) or who deserves a block (`scheduler`).
+before them. Does not know how keys and values are stored, or which sequence deserves a block (`scheduler`).
 
 The life of a block: free -> held, its tokens still being computed (*coming*) -> held and *findable* -> free and still
 findable -> evicted, when it is needed for something else. Only full blocks are findable, and those never change.
@@ -21,37 +20,25 @@ _DIGEST_SIZE = 16
 
 
 class Prefix(NamedTuple):
-    """What of a waiting sequence's tokens somebody else has computed, or is computing.
+    """What of a waiting sequence's tokens others have computed, or are computing."""
 
-    Attributes:
-        blocks: its first blocks, all findable.
-        num_coming: how many blocks behind these are being computed by running sequences.
-        producer: the sequence that computes the first of those; None if there is none.
-    """
-
-    blocks: list[int]
-    num_coming: int
-    producer: Sequence | None
+    blocks: list[int]  # its first blocks, all findable
+    num_coming: int  # how many blocks behind these are being computed by running sequences
+    producer: Sequence | None  # the sequence that computes the first of those; None if there is none
 
 
 class BlockManager:
-    """Hands out `num_blocks` blocks of `block_size` tokens each.
-
-    Attributes:
-        prefix_caching: False: no block is ever findable, and each has one holder at most.
-        prefix_queries: tokens of sequences when they were first admitted.
-        prefix_hits: how many of those were found in the cache.
-    """
+    """Hands out `num_blocks` blocks of `block_size` tokens each. Without `prefix_caching` no block is ever findable."""
 
     def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool = True) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.prefix_caching = prefix_caching
-        self.prefix_queries = 0
-        self.prefix_hits = 0
+        self.prefix_queries = 0  # tokens of sequences when they were first admitted
+        self.prefix_hits = 0  # how many of those were in the cache
         self._num_holders = [0] * num_blocks
-        # Free blocks. Those that nobody can find are a stack: the one freed last is used first, so that an engine
-        # without much to do touches little memory. The findable ones are in the order in which they will be evicted.
+        # Free blocks. Unfindable ones are a stack: the one freed last is used first, so that a little used engine
+        # touches little memory. The findable ones are in the order of their eviction.
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
         # Findable blocks by hash, and the way back; and who computes the blocks that will be findable soon.
@@ -61,7 +48,7 @@ class BlockManager:
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody holds, findable or not."""
+        """Blocks without a holder, findable or not."""
         return len(self._free) + len(self._cached)
 
     def find(self, sequence: Sequence) -> Prefix:
@@ -85,15 +72,12 @@ class BlockManager:
         return Prefix(blocks, len(producers), producers[0] if producers else None)
 
     def num_needed(self, sequence: Sequence, prefix: Prefix) -> int:
-        """How many free blocks it takes to admit a waiting sequence: those of its prefix may be free, or held."""
+        """Free blocks that it takes to admit a waiting sequence: those of its prefix may be free, or held."""
         num_held = sum(self._num_holders[block] > 0 for block in prefix.blocks)
         return -(-sequence.num_tokens // self.block_size) - num_held
 
     def admit(self, sequence: Sequence, prefix: Prefix, *, keep_free: int = 0) -> bool:
-        """Give a waiting sequence its prefix, as `find()` has just seen it, and blocks for the rest of its tokens.
-
-        False, and nothing given, when fewer than `keep_free` blocks would be free then.
-        """
+        """Give a waiting sequence its fresh `find()` and new blocks. False, and none: `keep_free` would not remain."""
         if self.num_needed(sequence, prefix) + keep_free > self.num_free:
             return False
         for block in prefix.blocks:
@@ -126,7 +110,7 @@ class BlockManager:
         return True
 
     def advance(self, sequence: Sequence, num_tokens: int) -> None:
-        """Note that the next `num_tokens` of `sequence` are computed; the blocks that this fills become findable."""
+        """Count the next `num_tokens` of `sequence` as computed; the blocks that this fills become findable."""
         start = sequence.num_computed_tokens // self.block_size
         sequence.num_computed_tokens += num_tokens
         end = sequence.num_computed_tokens // self.block_size
@@ -142,11 +126,8 @@ class BlockManager:
     def release(self, sequence: Sequence, *, invalid_kv: bool = False) -> None:
         """Take all blocks of `sequence` back; its tokens count as not computed until it finds them again.
 
-        Args:
-            sequence: admitted, or still waiting.
-            invalid_kv: its keys and values are no numbers any more, and none of its blocks may be found from now on.
-                That takes in the ones it shared, although they may be sound: it is not known which of them it spoilt.
-                Whoever else computed with spoilt ones comes to the same end, and takes its own out likewise.
+        `invalid_kv`: its logits were no finite numbers, and none of its blocks may be found from now on. That includes
+        shared ones: which of them are spoilt is not known. Others that computed with spoilt ones end alike.
         """
         for block_hash in sequence.block_hashes[sequence.num_computed_tokens // self.block_size :]:
             if self._coming.get(block_hash) is sequence:

@@ -1,9 +1,8 @@
 """Decides which sequences run in the next step, and for how many tokens each.
 
 Continuous batching by token budget, in the manner of vLLM's V1 scheduler: a sequence has no phase, it catches up with
-its own tokens. A prompt longer than its share of the budget is computed in chunks; that needs no code of its own.
-
-Owns the two queues and all calls to the block manager. Does not know models, tensors, samplers, rings or time.
+its own tokens; a prompt longer than its share is computed in chunks. Owns the two queues and all calls to the block
+manager. Does not know models, tensors, samplers, rings or time.
 """
 
 from __future__ import annotations
@@ -42,26 +41,22 @@ class Scheduler:
     """Two queues, both always in order of rank: `running` holds blocks, `waiting` holds none.
 
     Who runs:
-    * Running sequences come first, in order of rank; then waiting ones are admitted, in order of rank.
-    * A waiting sequence is admitted only when blocks for all of its present tokens are free, and gets them at once.
-    * When a running sequence needs a block and none is free, another one is preempted: a paused one if there is one,
-      else the last in rank. It keeps its tokens and its rank, and loses its blocks; those that nobody takes meanwhile
-      it finds again.
-    * A paused sequence (its reader is slow) keeps its blocks as long as nobody else needs them.
-    * A waiting sequence is held back while one that runs, unpaused and earlier in rank, computes its next block: it
-      finds that block in the cache when it is done, and many requests with one prompt compute it once. Those behind it
-      may be admitted meanwhile, but not with the blocks or the seat that it will need itself.
+    * Running sequences come first, then waiting ones are admitted, each in order of rank.
+    * A waiting sequence is admitted when blocks for all of its present tokens are free, and gets them at once.
+    * A running sequence that needs a block when none is free preempts another: the last paused one, else the last in
+      rank. That one keeps its tokens and rank and loses its blocks; those still in the cache it finds again.
+    * A paused sequence (its reader is slow) keeps its blocks as long as no other needs them.
+    * A waiting sequence is held back while one that runs, unpaused and earlier in rank, computes its next block: many
+      requests with one prompt compute it once. Those behind it may be admitted, but not with its blocks or its seat.
 
     For how many tokens:
-    * Whoever has one token to go (it decodes) gets it, in every step.
-    * What is left of the budget, bounded by `max_prompt_tokens` if anybody decodes, is shared by those that are further
-      behind. Half goes to the first in rank; the other half to whoever has the fewest tokens to go, so that a short
-      prompt does not wait behind a long one.
+    * A sequence with one token to go (it decodes) gets it, in every step.
+    * The rest of the budget, bounded by `max_prompt_tokens` if any sequence decodes, goes to those further behind: half
+      to the first in rank, half to those with the fewest tokens to go, so that a short prompt passes a long one.
 
-    Nothing starves. The first in rank of those that run unpaused gets further in each step and is never preempted, so
-    all that run come to their end. The first in rank of those that wait unpaused can be held back only by one that
-    runs and is earlier in rank; of these there are finitely many, because ranks follow the clock. After them nobody
-    overtakes it, and the blocks that become free are its.
+    Nothing starves. The first in rank of the unpaused running ones advances in each step and is never preempted. The
+    first of the unpaused waiting ones can be held back only by running ones earlier in rank, which are finitely many
+    because ranks follow the clock; after them nothing overtakes it, and the blocks that become free are its.
     """
 
     def __init__(
@@ -96,19 +91,14 @@ class Scheduler:
         bisect.insort(self.waiting, sequence, key=_rank)
 
     def remove(self, sequence: Sequence, *, invalid_kv: bool = False) -> None:
-        """Forget a sequence that ended, for whatever reason, and take its blocks back.
-
-        `invalid_kv` says that its logits were no finite numbers: nobody may find what it computed.
-        """
+        """Drop a sequence that ended and take its blocks back; `invalid_kv`: see `BlockManager.release`."""
         (self.running if sequence.block_table else self.waiting).remove(sequence)
         self.block_manager.release(sequence, invalid_kv=invalid_kv)
 
     def schedule(self, max_prompt_tokens: int) -> list[Scheduled]:
-        """What runs in the next step, in order of rank; empty when nothing can. Blocks for it are already allocated.
+        """What runs in the next step, in order of rank, its blocks allocated; empty when nothing can.
 
-        Args:
-            max_prompt_tokens: while any sequence decodes, all that are more than one token behind get so many tokens
-                at most, together; 1 at least.
+        While any sequence decodes, those that are more than one token behind get max(1, max_prompt_tokens) together.
         """
         chosen = self._continue_running()
         if len(chosen) < self.max_num_seqs and self.waiting:
@@ -116,7 +106,7 @@ class Scheduler:
         return self._share_tokens(chosen, max_prompt_tokens)
 
     def update(self, scheduled: list[Scheduled]) -> None:
-        """Note that what `schedule()` returned has been computed. Sequences removed since then are passed over."""
+        """Count what `schedule()` returned as computed. Sequences removed since then are passed over."""
         for sequence, num_tokens in scheduled:
             if sequence.block_table:
                 self.block_manager.advance(sequence, num_tokens)

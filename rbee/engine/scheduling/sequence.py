@@ -1,7 +1,6 @@
 """One request inside the engine: its tokens, how far they are computed, and the KV blocks it holds.
 
-Owns the state of a sequence. Does not know when it runs (`scheduler`), where its blocks come from (`block_manager`)
-or how its tokens travel (`publisher`).
+Owns the state of a sequence. Does not know when it runs, where its blocks come from or how its tokens travel.
 """
 
 from __future__ import annotations
@@ -26,40 +25,24 @@ in the end it is older than everything that could overtake it.
 class Sequence:
     """A prompt and its output so far; there is no phase, only tokens that are computed and tokens that are not.
 
-    Attributes:
-        request_id: the server's name for it, for log lines.
-        ring: the transport ring that its tokens go to; unique among live sequences.
-        rank: (when it came, delayed by its priority, in ns; number of its submission): smaller runs first. Both of
-            the scheduler's queues are in this order.
-        token_ids: prompt, then output; C unsigned ints.
-        num_prompt_tokens: how many of them are the prompt.
-        sampling: what the client asked of the sampler.
-        cache_salt: only sequences with the same salt share cached blocks.
-        num_computed_tokens: tokens whose keys and values are in `block_table`; 0 again after a preemption.
-        num_cached_tokens: of the prompt's tokens, how many were in the cache when it first ran.
-        num_scored_tokens: of the prompt's tokens, how many have their logprobs published, the first counted as such.
-        block_table: KV blocks in the order of the tokens they hold; C ints.
-        block_hashes: of its full blocks, as far as they have been needed; the block manager's.
-        num_preemptions: how often the scheduler took its blocks away.
-        paused: its ring has too little space, so it must not sample.
-        max_chunk: tokens that one step may compute of it at most, because of what its ring can take; 0: no limit.
+    `rank` is (arrival, delayed by its priority, in ns; number of its submission): smaller runs first.
     """
 
-    request_id: str
-    ring: int
+    request_id: str  # the server's name for it, for log lines
+    ring: int  # the transport ring that its tokens go to; unique among live sequences
     rank: tuple[int, int]
-    token_ids: array.array[int]
-    sampling: SamplingParams
-    cache_salt: str = ""
-    num_prompt_tokens: int = field(init=False)
-    num_computed_tokens: int = 0
-    num_cached_tokens: int = 0
-    num_scored_tokens: int = 1
-    block_table: array.array[int] = field(default_factory=lambda: array.array("i"))
-    block_hashes: list[bytes] = field(default_factory=list)
-    num_preemptions: int = 0
-    paused: bool = False
-    max_chunk: int = 0
+    token_ids: array.array[int]  # prompt, then output; C unsigned ints
+    sampling: SamplingParams  # what the client asked of the sampler
+    cache_salt: str = ""  # only sequences with the same salt share cached blocks
+    num_prompt_tokens: int = field(init=False)  # how many of them are the prompt
+    num_computed_tokens: int = 0  # tokens whose keys and values are in `block_table`; 0 again after a preemption
+    num_cached_tokens: int = 0  # of the prompt's tokens, how many were in the cache when it first ran
+    num_scored_tokens: int = 1  # of the prompt's tokens, those with published logprobs; the first counts as one
+    block_table: array.array[int] = field(default_factory=lambda: array.array("i"))  # in the order of its tokens
+    block_hashes: list[bytes] = field(default_factory=list)  # of full blocks, as far as the block manager needs
+    num_preemptions: int = 0  # how often the scheduler took its blocks away
+    paused: bool = False  # its ring has too little space, so it must not sample
+    max_chunk: int = 0  # tokens that one step may compute of it at most, because of what its ring can take; 0: no limit
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)

@@ -1,13 +1,12 @@
-"""How many prompt tokens a step can take before the streams beside them notice: learnt from the steps themselves.
+"""How many prompt tokens a step can take before the streams beside them notice, learnt from the steps themselves.
 
 Owns two estimates, of seconds for a step that only decodes and of seconds that each prompt token adds, and the limits
-that follow from them. Does not know who runs (`scheduler`), what computes or which clock measures.
+that follow. Does not know who runs (`scheduler`), what computes or which clock measures.
 
-What it assumes: a step takes decode(n) + per_token * p seconds for n decoding sequences and p prompt tokens, where
-decode grows with n, ever more slowly, and both change slowly (contexts grow, the machine gets other work). decode(n) is
-learnt from steps without prompt tokens alone; while prompts keep coming, a step now and then is limited to a single
-prompt token, which costs what a decode does, so that the estimate is never missing and never old. Where a step does not
-obey the model, the limits are off in proportion until the next steps have corrected the estimates.
+The model: a step takes decode(n) + per_token * p seconds for n decoding sequences and p prompt tokens, where decode
+grows ever more slowly with n, and both change slowly. Only steps without prompt tokens teach decode(n); while prompts
+keep coming, a step now and then is limited to a single prompt token, which costs what a decode does, so that the
+estimate is never old. A step that does not obey the model puts the limits off until the next ones correct them.
 """
 
 from __future__ import annotations
@@ -42,10 +41,8 @@ class StepCost:
     def __init__(self, max_slowdown: float, *, first_budget: int = 32, min_budget: int = 4) -> None:
         """Start without any knowledge.
 
-        Args:
-            max_slowdown: a step with prompt tokens shall take at most so many times as long as one without; > 1.
-            first_budget: prompt tokens for a step while nothing is known.
-            min_budget: prompt tokens that a step may have at any cost, so that prompts get on beside quick decodes.
+        A step with prompt tokens shall take at most `max_slowdown` (> 1) times as long as one without. It may have
+        `first_budget` prompt tokens while nothing is known, and `min_budget` at any cost.
         """
         assert max_slowdown > 1
         assert first_budget >= min_budget >= 1
@@ -63,13 +60,7 @@ class StepCost:
         self._largest_chunk = 0
 
     def observe(self, num_decodes: int, num_prompt_tokens: int, seconds: float) -> None:
-        """Learn from a step.
-
-        Args:
-            num_decodes: sequences that had one token to go.
-            num_prompt_tokens: tokens of all others.
-            seconds: how long the whole step took.
-        """
+        """Learn from a step of so many seconds: sequences with one token to go, and the tokens of all others."""
         looked_at, self._looked_at = self._looked_at, 0
         if num_prompt_tokens == 0:
             if looked_at and num_decodes == looked_at + 1:  # a single token of a prompt looks like one more decode
@@ -84,7 +75,7 @@ class StepCost:
         decode = self._decode_seconds(max(num_decodes, 1))
         if decode is None:
             if num_decodes:
-                return  # what is whose cannot be told yet
+                return  # the parts of the two cannot be separated yet
             decode = 0.0
         per_token = self._per_token()
         if per_token is not None:
@@ -97,9 +88,8 @@ class StepCost:
     def prompt_budget(self, num_decodes: int, num_prompts: int = 1) -> int:
         """Prompt tokens that a step may have beside `num_decodes` decoding sequences.
 
-        At least `min_budget`, or 1 to look at what the decodes take alone. Without any of these there is nobody to slow
-        down, and no limit; that is `sys.maxsize`. When more sequences wait for their prompts (`num_prompts`) than
-        decode, a step may take longer in proportion: one stream does not hold up a crowd.
+        At least `min_budget`, or 1 to measure what the decodes take alone; sys.maxsize when nothing decodes. When more
+        sequences wait for their prompts (`num_prompts`) than decode, the step may take longer in proportion.
         """
         if num_decodes == 0:
             return sys.maxsize
@@ -131,9 +121,9 @@ class StepCost:
     def _decode_seconds(self, num_decodes: int) -> float | None:
         """Seconds of a step that only decodes; None if no such step was seen yet.
 
-        Sizes not seen are guessed rather too quick than too slow. A line between two points of a curve that flattens
-        lies below it: so they are on the line between their neighbours, (0, 0) being one. Those beyond the largest
-        take as long as the largest.
+        Sizes not seen lie on the line between their neighbours, (0, 0) being one: below the flattening curve, so
+        rather too
+        quick than too slow. Those beyond the largest take as long as the largest.
         """
         size = seconds = 0.0
         for _, mean in sorted(self._decodes.items()):

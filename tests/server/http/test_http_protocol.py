@@ -7,7 +7,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from rbee.server.http.protocol import EXTENSION, MAX_HEAD_BYTES, WRITE_BUFFER_HIGH, StreamProtocol
+from rbee.server.http.protocol import MAX_HEAD_BYTES, StreamProtocol
+from rbee.server.http.writer import WRITE_BUFFER_HIGH, writer_of
 
 pytestmark = pytest.mark.anyio
 
@@ -79,12 +80,22 @@ def connect(app):
     return protocol, transport
 
 
+async def no_receive():
+    """Nothing is received in these tests."""
+    raise AssertionError("the request is not read")
+
+
+async def no_send(message):
+    """Nothing is sent through ASGI in these tests."""
+    raise AssertionError(message)
+
+
 @pytest.fixture
 async def parts():
     """A connected protocol, its transport, the writer of a request that is coming in, and a listener."""
     protocol, transport = connect(no_app)
     protocol.data_received(b"POST ")
-    return protocol, transport, protocol.scope["extensions"][EXTENSION], RecordingListener()
+    return protocol, transport, writer_of(protocol.scope, no_receive, no_send), RecordingListener()
 
 
 async def test_slow_clients_cost_is_bounded(parts):

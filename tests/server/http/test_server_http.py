@@ -210,6 +210,7 @@ async def test_no_free_ring_is_429_before_the_stream_starts(strict_server):
     """With every ring taken the next request is refused with a time to come back, and taken when there is room."""
     body = {"prompt": "hi", "max_tokens": 4000, "stream": True}
     key = "Authorization: Bearer first"
+    await until_rings(strict_server, 0)
     async with Client(strict_server.address) as client:
         with strict_server.stopped_engine():
             streams = [await client.open(COMPLETIONS, body, key) for _ in range(64)]

@@ -1,11 +1,11 @@
 """Packed weights in memory and on the disk: packed by several threads, kept in the model cache, mapped when there.
 
-Owns the layout of the cache's file, when an entry may be used and when it is of no use any more. Does not know what
-the weights are for, nor what decides their formats (`native_weights`).
+Owns the layout of the cache's file, and when an entry is valid or obsolete. Does not know what the weights are for,
+nor what decides their formats (`weights`).
 
-An entry of the cache holds `weights.bin` and a manifest that says what is where in it. It is known by the files that
-the weights came from, their sizes and times of change, as a converted model is. Matrices come first, in the order of
-the plan, then the vectors; each begins at a multiple of 64 bytes, the first at the beginning of a page.
+An entry holds `weights.bin` and a manifest of what is where in it; the identities of the files that the weights came
+from are its key. Matrices come first, in the order of the plan, then the vectors; each begins at a multiple of 64
+bytes, the first at the beginning of a page.
 """
 
 from __future__ import annotations
@@ -49,37 +49,27 @@ _ROWS_AT_ONCE = 4096  # of a matrix, for a thread; a multiple of a panel's 16
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A packed matrix.
+    """A packed matrix."""
 
-    Attributes:
-        format: how it is packed; see native/kernels/rbee_kernels/weights.h.
-        rows: outputs.
-        cols: inputs.
-        data: uint8, 64-byte aligned.
-    """
-
-    format: int
-    rows: int
-    cols: int
-    data: Bytes
+    format: int  # how it is packed; see native/kernels/rbee_kernels/weights.h
+    rows: int  # outputs
+    cols: int  # inputs
+    data: Bytes  # uint8, 64-byte aligned
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """All of a model's weights.
+    """All of a model's weights, ready to use.
 
-    Attributes:
-        matrices: "embedding", "head" (absent if that is the embedding) and "layers.N." with query, key, value, output,
-            gate, up, down.
-        vectors: float32; "final_norm" and "layers.N." with attention_norm, mlp_norm, and where the model has them
-            query_norm, key_norm, post_attention_norm, post_mlp_norm, and each matrix' name with _bias. Norms are ready
-            to multiply with.
-        memory: where they all lie, matrices first, in the order in which a step reads them.
+    Matrices: "embedding", "head" (absent if that is the embedding) and "layers.N." with query, key, value, output,
+    gate,
+    up, down. Vectors, float32: "final_norm" and "layers.N." with attention_norm, mlp_norm, and where the model has them
+    query_norm, key_norm, post_attention_norm, post_mlp_norm, and each matrix' name with _bias.
     """
 
     matrices: dict[str, Packed]
     vectors: dict[str, NDArray[np.float32]]
-    memory: Bytes
+    memory: Bytes  # where they all lie, matrices first, in the order in which a step reads them
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,21 +101,18 @@ def load_or_pack(
     progress: Progress,
     threads: int,
 ) -> Weights:
-    """The cache's weights, packed now if they are not there or no good.
+    """The cache's weights; packed now if they are not there or damaged.
 
-    Where the cache cannot be used the weights are packed into memory, and a warning says so.
+    Where the cache cannot be used the weights are packed into memory, with a warning. ModelError if the files change
+    meanwhile; what `make_plan` raises.
 
     Args:
         name: of the model, for people.
         sources: the files they come from.
-        facts: whatever else packing depends on.
+        facts: all else that packing depends on.
         make_plan: called if weights are packed.
-        progress: told (stage, parts done, parts in all).
+        progress: called for each piece.
         threads: that pack; 0 takes one per core this process may use.
-
-    Raises:
-        ModelError: the files changed meanwhile.
-        Exception: what `make_plan` raises.
     """
     identities = _identities(sources)
     key = hashlib.sha256(json.dumps([PACK_FORMAT, facts, identities]).encode()).hexdigest()[:16]
@@ -156,14 +143,10 @@ def load_or_pack(
 
 @dataclass(frozen=True)
 class _Layout:
-    """What is where: for a matrix its format, rows, cols and offset, for a vector its offset and length.
+    """Where each matrix and vector is. `weights()` raises LookupError, TypeError or ValueError if that does not fit."""
 
-    Raises:
-        LookupError, TypeError, ValueError: it is not that, or (of `weights`) does not fit the memory.
-    """
-
-    matrices: dict[str, list[int]]
-    vectors: dict[str, list[int]]
+    matrices: dict[str, list[int]]  # format, rows, cols, offset
+    vectors: dict[str, list[int]]  # offset, length
     size: int
 
     @classmethod
@@ -213,12 +196,7 @@ def _is_good(entry: Path) -> bool:
 
 
 def map_file(path: Path) -> Bytes:
-    """The bytes of a file, read-only and read when they are used.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is empty.
-    """
+    """The bytes of a file, read-only, read on first use; OSError if it cannot be read, ValueError if it is empty."""
     with path.open("rb") as file:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
@@ -262,7 +240,7 @@ def _fill(target: mmap.mmap, plan: Plan, layout: _Layout, progress: Progress, th
 
 
 def _remove_useless(folder: Path) -> None:
-    """Remove packed weights that nobody will ask for any more. Who has them mapped keeps them."""
+    """Remove packed weights that no start will use again. A process that has them mapped keeps them."""
     for entry in folder.glob(f"*{_INFIX}*"):
         if _is_useless(entry):
             shutil.rmtree(entry, ignore_errors=True)
@@ -273,7 +251,7 @@ def _is_useless(entry: Path) -> bool:
     try:
         manifest = json.loads((entry / cache.MANIFEST).read_bytes())
     except (OSError, ValueError):
-        return False  # a lock file, or somebody builds it now
+        return False  # a lock file, or an entry that a process builds now
     try:
         changed = any(cache.file_identity(Path(path)) != known for path, known in manifest["sources"].items())
         return changed or manifest["format"] < PACK_FORMAT
@@ -288,7 +266,7 @@ def _identities(paths: list[Path]) -> dict[str, list[int]]:
 
 
 class _Stages:
-    """A `rbee.models.Progress` for the cache, which tells the engine's."""
+    """A `rbee.models.Progress` for the cache, on top of the engine's."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

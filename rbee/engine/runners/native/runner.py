@@ -1,7 +1,7 @@
 """Runs a model of the Llama family on the CPU with our own kernels: one native call for a step's whole mixed batch.
 
-Owns the loaded model, how large its cache is, and the compute threads. What a model must be like is in `native_spec`,
-where its weights come from in `native_weights`, and what is computed in `native/kernels`. Imports no torch.
+Owns the loaded model and the compute threads. Imports no torch. Does not know what a model must be like (`spec`),
+where its weights come from (`weights`) or how it is computed (`native/kernels`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 class NativeRunner:
     """A `ModelRunner` on the kernels of `native/kernels`; loads in its constructor.
 
-    Attributes:
-        pool: the compute threads, which wait in between for whoever else has something for them.
-
     Args:
         path: a ready folder.
         spec: of its config.json.
@@ -40,15 +37,13 @@ class NativeRunner:
         quantize: for matrices that are stored as floats: "none", "q8" or "q4".
         exact: float32 activations and KV cache, for the torch runner's tokens; otherwise activations in 8 bits wherever
             weights are quantized, and a KV cache in binary16.
-        threads: compute threads; 0 takes one per core this process may use.
+        threads: compute threads; 0 takes one per core this process may use. Between steps they wait for other work.
         progress: called for each part of loading.
         chunks: counts the chunks of work of loading and of steps.
         instruction_set: "auto", or one of "avx512", "avx2" and "portable" that the processor has.
 
-    Raises:
-        ModelError: the weights cannot be read.
-        ConfigError: `max_model_len` is more than the model or the cache allows, or the cache does not fit in memory.
-        Unsupported: the weights are of a kind that the kernels do not know.
+    ModelError: the weights cannot be read. Unsupported: the kernels do not know a format of the weights. ConfigError:
+    max_model_len is more than the model or the cache allows, or the cache does not fit in memory.
     """
 
     name = "native"

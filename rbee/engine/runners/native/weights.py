@@ -1,8 +1,7 @@
-"""The weights of a model as the native kernels read them: found in its files, packed once, mapped at later starts.
+"""The weights of a model as the native kernels read them.
 
-Owns which matrices and vectors a model has, what they are called in GGUF and safetensors files, and in which format
-each is held. How packed weights are kept on the disk is in `packed_weights`, the formats are in native/kernels. Does
-not know what is computed with them.
+Owns which matrices and vectors a model has, what they are called in GGUF and safetensors files, and the format of
+each. `packed_weights` keeps them on the disk; native/kernels defines the formats. Does not know what is computed.
 """
 
 from __future__ import annotations
@@ -73,40 +72,26 @@ _NAMES_WITH_POST_NORMS = {
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A tensor that the model needs.
+    """A tensor that the model needs; llama.cpp's converter may have reordered the rows of its `turned_heads`."""
 
-    Attributes:
-        name: ours.
-        stored_name: its name in the file.
-        shape: outermost dimension first.
-        turned_heads: of a tensor whose rows llama.cpp's converter reorders for some models, how many heads they are.
-    """
-
-    name: str
-    stored_name: str
-    shape: tuple[int, ...]
+    name: str  # ours
+    stored_name: str  # its name in the file
+    shape: tuple[int, ...]  # outermost dimension first
     turned_heads: int = 0
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A tensor in a file."""
-
     path: Path
     stored: StoredTensor
 
 
 @dataclass(frozen=True)
 class _Source:
-    """The files of a model.
+    """The files of a model."""
 
-    Attributes:
-        gguf: the GGUF file, or None if there are safetensors.
-        files: all of them.
-    """
-
-    gguf: Path | None
-    files: list[Path]
+    gguf: Path | None  # the GGUF file, or None if there are safetensors
+    files: list[Path]  # all of them
 
 
 def load_weights(
@@ -122,15 +107,13 @@ def load_weights(
     Args:
         spec: of the model.
         folder: a ready folder.
-        quantize: what becomes of matrices of floats: "none" keeps them, "q4" and "q8" hold them in 4 or 8 bits per
-            weight, in groups of 32 columns; with "q4" embedding and head get 8, which costs little and saves most of
-            the loss. A matrix whose rows are not whole groups stays as it is. Blocks lose nothing in any case.
-        progress: told (stage, parts done, parts in all) while weights are packed.
+        quantize: of matrices of floats: "none" keeps them, "q4" and "q8" hold them in 4 or 8 bits, in groups of 32
+            columns; with "q4" embedding and head get 8, which costs little and saves most of the loss. A matrix whose
+            rows are not whole groups stays as it is. Blocks lose nothing in any case.
+        progress: called for each part while weights are packed.
         threads: that pack; 0 takes one per core this process may use.
 
-    Raises:
-        ModelError: a tensor is missing or has another shape than the model, or a file is damaged.
-        Unsupported: a tensor is of a type that cannot be held.
+    ModelError: a tensor is missing or has another shape, or a file is damaged. Unsupported: a type that cannot be held.
     """
     gguf = gguf_of(folder)
     source = _Source(gguf, weights_files(folder) if gguf is None else [gguf])
@@ -249,10 +232,7 @@ def _chosen(name: str, stored_type: str, cols: int, quantize: str) -> int | None
 
 
 def _row_order(want: _Wanted) -> NDArray[np.uint32]:
-    """Which row of the file each row is, where rows 2 i and 2 i + 1 of a head are those that are turned together.
-
-    We turn rows i and i + head_dim / 2 together, as transformers does.
-    """
+    """Which row of the file each row is. It turns rows 2i and 2i + 1 of a head together, we i and i + head_dim / 2."""
     rows = np.arange(want.shape[0], dtype=np.uint32)
     return np.ascontiguousarray(rows.reshape(want.turned_heads, -1, 2).swapaxes(1, 2)).reshape(-1)
 

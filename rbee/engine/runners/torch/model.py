@@ -1,7 +1,7 @@
-"""A transformers model, loaded quietly and run on packed tokens, with attention that is ours.
+"""A transformers model, loaded quietly and run on packed tokens, with our attention.
 
 Owns everything that is particular about transformers: loading, the attention interface, and what a forward pass takes
-and gives. Whether a model can be served at all is found out by `torch_probe`. Does not know steps or blocks.
+and returns. `probe` decides whether a model can be served. Does not know steps or blocks.
 """
 
 from __future__ import annotations
@@ -56,24 +56,14 @@ class Attend(Protocol):
 
 
 class TorchModel:
-    """A loaded model. Its layers attend with what `use_attention` was given last.
-
-    Attributes:
-        name: its class, for people.
-        config: of its decoder.
-        num_layers: how many layers its configuration promises.
-        vocab_size: width of its logits, by its configuration.
-        position_limit: tokens that a sequence may have by its own account; None when it does not say.
-        dtype: of its weights.
-        device: where they are.
-    """
+    """A loaded model. Its layers attend with what `use_attention` was given last."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.config = config = model.config.get_text_config(decoder=True)
-        self.name = type(model).__name__
+        self.name = type(model).__name__  # for people
         self.num_layers = int(config.num_hidden_layers)
-        self.vocab_size = int(config.vocab_size)
-        self.position_limit = _position_limit(config)
+        self.vocab_size = int(config.vocab_size)  # width of its logits, by its configuration
+        self.position_limit = _position_limit(config)  # None: it has none
         self.dtype = model.dtype
         self.device = model.device
         self._model = model
@@ -108,11 +98,7 @@ class TorchModel:
 
 
 def load_model(path: Path, *, dtype: torch.dtype | None, device: str) -> TorchModel:
-    """The model in `path`, ready for inference; `dtype` None takes its own.
-
-    Raises:
-        ModelError: no decoder-only language model, or weights that are missing, damaged or of another shape.
-    """
+    """The model in `path`, ready for inference, in its own dtype if that is None; ModelError says why it is not."""
     config = _load_config(path)
     _check_weights(path)
     AttentionInterface.register(_ATTENTION, _attention)

@@ -1,15 +1,13 @@
 """What a transformers model really does, seen by running it; or a sentence why it cannot be served.
 
-Owns the two short forward passes that stand between loading a model and serving it. Nothing is concluded from the name
-of an architecture or from its configuration:
+Owns the two short forward passes between loading a model and serving it. Concludes nothing from the name of an
+architecture or its configuration. Does not know blocks or steps.
 
-* Which layers attend, and with how many heads, is seen from their calls of the attention interface.
-* How far back a row looks is what the model's own masks say: transformers hands the rule of each mask to whoever
+* Which layers attend, and with how many heads, shows in their calls of the attention interface.
+* How far back a row looks is what the model's masks say: transformers hands the rule of each mask to whatever
   registers for it. Sliding windows are supported, any other rule is refused.
-* That attention is the only way from one row to another, and that a row's position is the one it is given, is tried:
-  a row must come out the same beside other neighbours and in another place of the step.
-
-Does not know blocks or steps.
+* Attention must be the only way from one row to another, and a row's position the given one: a row must come out
+  the same beside other neighbours and in another place of the step.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ _MANY = 1 << 20
 _ROUNDING = 0.02
 _ROUTING = 0.25
 
-# What attention is told and either obeys or need not know.
+# Arguments of attention that the cache obeys, and those that change nothing.
 _OBEYED = frozenset({"scaling", "softcap", "s_aux", "is_causal"})
 _HARMLESS = frozenset({"dropout", "position_ids", "cache_position", "use_cache", "output_router_logits"})
 
@@ -55,11 +53,7 @@ class _Seen(NamedTuple):
 
 
 def probe(path: Path, model: TorchModel) -> dict[int, Layer]:
-    """What each layer stores for a token, and how far back it looks.
-
-    Raises:
-        ModelError: the model does something that the paged cache cannot do; the message names it.
-    """
+    """What each layer stores for a token, and how far back it looks; ModelError names what the cache cannot do."""
     limit = model.position_limit or _MANY
     some = model.vocab_size // 8
     try:
@@ -163,10 +157,7 @@ def _unsupported_feature(module: torch.nn.Module, mask: torch.Tensor | None, oth
 def _note_rule(
     limit: int, *, mask_function: Callable[..., torch.Tensor], device: torch.device | str, **_: Any
 ) -> torch.Tensor:
-    """Stands in for a mask: int64 [1, 1, 1, 1], the sliding window of its rule, or 0 if all that came before is seen.
-
-    The rule itself says for a query position and a key position whether the one sees the other.
-    """
+    """Stands in for a mask: int64 [1, 1, 1, 1], the sliding window of its rule, or 0 if a row sees all before it."""
     keys = torch.arange(limit, device=device)
     window = 0
     for last in (limit - 1, limit - 1 - limit // 3):

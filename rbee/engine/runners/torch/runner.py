@@ -1,8 +1,6 @@
 """Runs any decoder-only transformers model over a paged KV cache, all sequences of a step in one packed forward pass.
 
-Owns the loaded model and its cache, and how large that is. What is particular about transformers is in `torch_model`,
-what a model does is found out by `torch_probe`, attention is in `kv_cache`. Does not know why a sequence runs now or
-what becomes of its logits.
+Owns the loaded model and its cache. Does not know why a sequence runs now or what becomes of its logits.
 """
 
 from __future__ import annotations
@@ -42,9 +40,7 @@ class TorchRunner:
         progress: called for each part of loading.
         on_progress: called before each layer's attention.
 
-    Raises:
-        ModelError: the folder cannot be served.
-        ConfigError: `max_model_len` is more than the model or the cache allows, or there is no such device.
+    ModelError: the folder cannot be served. ConfigError: max_model_len does not fit, or there is no such device.
     """
 
     name = "torch"
@@ -108,9 +104,9 @@ class TorchRunner:
         scaling: float | None = None,
         softcap: float | None = None,
         s_aux: torch.Tensor | None = None,
-        **others: Any,  # noqa: ARG002 - `torch_probe` has seen that they change nothing
+        **others: Any,  # noqa: ARG002 - `probe` has seen that they change nothing
     ) -> torch.Tensor:
-        """A layer's attention; see `torch_model.Attend`."""
+        """A layer's attention; see `model.Attend`."""
         self._on_progress()
         layer: Any = module.layer_idx
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
