@@ -57,7 +57,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Wake(msgspec.Struct, frozen=True, tag=True):
-    """A reason to look again: a cancel or freed ring space while the engine was asleep."""
+    """Wakes a sleeping engine for a cancel or for freed ring space, which it then finds in shared memory."""
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
