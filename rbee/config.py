@@ -17,10 +17,7 @@ SYNTHETIC = "synthetic"
 
 
 def option(default: Any, help: str, **extra: Any) -> Any:  # noqa: A002 - the word every command-line library uses
-    """A dataclass field that is an option of the command line; `help` is shown by --help.
-
-    `extra` has `metavar`, and what `check_bounds` looks at: `minimum`, `maximum`, `power_of_two`.
-    """
+    """An option of the command line as a dataclass field; `extra` has `metavar`, and the bounds of `check_bounds`."""
     return dataclasses.field(default=default, metadata={"help": help, **extra})
 
 
@@ -144,7 +141,7 @@ class ServerConfig:
     )
     resume_timeout: float = option(
         30.0,
-        "Seconds that such a stream is kept after its client lost the connection, also after its end. When "
+        "Seconds that a stream that can be resumed is kept without a connection, also after its end. When "
         "--ring-capacity tokens wait, --slow-reader-timeout counts too.",
         metavar="S",
         minimum=0.001,

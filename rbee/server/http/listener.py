@@ -101,7 +101,7 @@ def check_access(host: str, api_keys: Sequence[str], *, insecure: bool) -> None:
 
 
 def allow_descriptors(max_requests: int) -> None:
-    """Raise this process's limit to a connection for each of `max_requests`, or raise ConfigError."""
+    """Let this process open a connection for each of `max_requests`; ConfigError if its hard limit is lower."""
     needed = max_requests + _SPARE_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:

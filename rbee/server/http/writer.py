@@ -68,7 +68,7 @@ class Writer(Protocol):
         """Send what `descriptor` did not take of chunks that the native drain has framed."""
 
     async def finish(self) -> None:
-        """Return when everything has been handed to the server and the response is complete."""
+        """Complete the response. Returns when the server has taken everything, which waits for a slow client."""
 
     def close(self) -> None:
         """End the events. Harmless if it was not open."""

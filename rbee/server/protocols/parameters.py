@@ -1,7 +1,7 @@
 """What a request asks of the engine besides its prompt: the range of each parameter, and what it means there.
 
 Owns the limits of parameters, and every refusal that depends on the model or on the server's options. What a parameter
-does stands in `rbee.sampling_params`. Does not know which protocol is spoken.
+does stands in `rbee.sampling_params`. Does not know which protocol a request uses.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Resuming:
         return Ticket(self._streams, request.state.caller, (request_id, (kind, request_id)), self._replay_window)
 
     def by_request_id(self, request: Request, kind: str) -> Response:
-        """The answer to a POST with Last-Event-ID: the rest of the stream that it once started."""
+        """The answer to a POST with Last-Event-ID: it is not run again, but gets the rest of its stream."""
         name = request.headers.get("x-request-id", "")
         if name != request.state.request_id:
             raise invalid(

@@ -104,7 +104,7 @@ class ChoiceSink:
 
 
 class LogprobsChoice(ChoiceSink):
-    """A choice with logprobs, or with its prompt in front, or both. Without `show_output` the echo is all it shows."""
+    """A choice with logprobs, with its prompt in front, or both. `show_output` False: no output is shown or counted."""
 
     def __init__(
         self,

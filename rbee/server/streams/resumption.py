@@ -221,7 +221,7 @@ class ResumableStreams:
         """The owner's stream of this name, which a refusal calls `shown` if that differs.
 
         Raises:
-            Refusal: there is none. It does not tell an unknown stream from another owner's.
+            Refusal: there is none. Another owner's stream gives the same refusal as none at all.
         """
         reply = self._streams.get((owner, name))
         if reply is None:
