@@ -104,7 +104,7 @@ class Usage(NamedTuple):
 
 def make_generation(stream: int) -> Generation:
     """What the client of a stream asks for."""
-    return Generation(prompt=[stream], sampling=SamplingParams(max_tokens=RING_CAPACITY), stops=[])
+    return Generation(received_ns=0, prompt=[stream], sampling=SamplingParams(max_tokens=RING_CAPACITY), stops=[])
 
 
 def make_dialect(stream: int, codec: TextCodec) -> ChatDialect:
@@ -216,7 +216,9 @@ class _App:
 
     def _streamed(self, stream: int, writer: Writer) -> StreamedReply:
         text = TokenText(self._codec.detokenizer(), None, ())
-        reply = StreamedReply(writer, make_dialect(stream, self._codec))
+        reply = StreamedReply(
+            writer, make_dialect(stream, self._codec), [self._client.token_times(time.monotonic_ns())]
+        )
         sink = ChoiceSink(0, reply, text)
         sink.stream = reply.stream = self._submit(stream, sink)
         return reply
@@ -224,7 +226,9 @@ class _App:
     def _submit(self, stream: int, sink: ChoiceSink | DirectReply) -> TokenStream:
         target = DirectTarget(sink, sink.outlet) if isinstance(sink, DirectReply) else sink
         generation = make_generation(stream)
-        [submitted] = self._client.submit_all(str(stream), generation.prompt, [Choice(generation.sampling, target)])
+        [submitted] = self._client.submit_all(
+            str(stream), generation.prompt, [Choice(generation.sampling, target)], received_ns=generation.received_ns
+        )
         return submitted
 
 

@@ -19,6 +19,7 @@ from rbee.errors import QueueFullError, TransportError
 from rbee.messages import Submit, ToEngine, Wake, pack_token_ids
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.link.sinks import TokenBatch
+from rbee.server.link.token_times import TokenTimes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -156,6 +157,7 @@ class EngineClient:
         prompt: list[int],
         choices: Sequence[Choice],
         *,
+        received_ns: int,
         priority: int = 0,
         deadline_ns: int = 0,
         cache_salt: str = "",
@@ -168,7 +170,7 @@ class EngineClient:
             QueueFullError: not enough rings are free, or too many sequences wait.
         """
         self._check_room(len(choices))
-        packed, received_ns = pack_token_ids(prompt), time.monotonic_ns()
+        packed = pack_token_ids(prompt)
         streams = []
         for choice in choices:
             ring, generation = self._open(choice)
@@ -191,6 +193,10 @@ class EngineClient:
             self._polling = True
             self._loop.call_soon(self._poll)
         return streams
+
+    def token_times(self, received_ns: int) -> TokenTimes:
+        """For one sequence that Python writes."""
+        return TokenTimes(self._consumer, received_ns)
 
     def cancel(self, ring: int, generation: int) -> None:
         if self._generations[ring] != generation:

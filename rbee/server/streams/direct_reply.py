@@ -66,4 +66,5 @@ def make_outlet(writer: Writer, table: TokenTable | None, dialect: Dialect, gene
         strip=table.strip,
         prompt_tokens=len(generation.prompt),
         stop_token_ids=list(generation.sampling.stop_token_ids),
+        received_ns=generation.received_ns,
     )

@@ -89,11 +89,12 @@ class GenerationResponse(Response):
     def _start(self, writer: Writer) -> LiveReply:
         backend, generation, dialect, ticket = self._backend, self._generation, self._dialect, self._ticket
         if ticket is None:
-            reply, sinks = _make_reply(backend.codec, generation, dialect, writer)
+            reply, sinks = _make_reply(backend, generation, dialect, writer)
             _bind(reply, sinks, _submit(backend, generation, dialect, sinks))
             return reply
         assert generation.n == 1, "the ids of events count the tokens of one choice"
-        resumable = ResumableReply(writer, dialect, ticket.streams, ticket.window)
+        times = backend.supervisor.client.token_times(generation.received_ns)
+        resumable = ResumableReply(writer, dialect, times, ticket.streams, ticket.window)
         sinks = _choices(backend.codec, generation, resumable)
         _bind(resumable, sinks, _submit(backend, generation, dialect, sinks))
         ticket.streams.add(resumable, ticket.owner, dialect.answer_id, *ticket.names)
@@ -152,8 +153,7 @@ class ParkedGeneration:
     def attach(self, writer: Writer) -> LiveReply:
         """The reply that writes it to `writer`."""
         early = any(parked.batches or parked.refusal for parked in self._parked)
-        codec, generation, dialect = self._backend.codec, self._generation, self._dialect
-        reply, sinks = _make_reply(codec, generation, dialect, writer, may_be_direct=not early)
+        reply, sinks = _make_reply(self._backend, self._generation, self._dialect, writer, may_be_direct=not early)
         _bind(reply, sinks, self._streams)
         for stream, sink, parked in zip(self._streams, sinks, self._parked, strict=True):
             stream.redirect(_target(sink))
@@ -239,15 +239,16 @@ async def write_stream(
 
 
 def _make_reply(
-    codec: TextCodec, generation: Generation, dialect: Dialect, writer: Writer, *, may_be_direct: bool = True
+    backend: Backend, generation: Generation, dialect: Dialect, writer: Writer, *, may_be_direct: bool = True
 ) -> tuple[DirectReply | StreamedReply, Sequence[DirectReply | ChoiceSink]]:
     """The reply that writes a stream, through the native drain if possible, and the sink of each choice."""
-    outlet = make_outlet(writer, codec.table, dialect, generation) if may_be_direct else None
+    outlet = make_outlet(writer, backend.codec.table, dialect, generation) if may_be_direct else None
     if outlet is not None:
         direct = DirectReply(writer, dialect, outlet)
         return direct, [direct]
-    streamed = StreamedReply(writer, dialect, generation.n)
-    return streamed, _choices(codec, generation, streamed)
+    client = backend.supervisor.client
+    streamed = StreamedReply(writer, dialect, [client.token_times(generation.received_ns) for _ in range(generation.n)])
+    return streamed, _choices(backend.codec, generation, streamed)
 
 
 def _choices(codec: TextCodec, generation: Generation, reply: PieceSink) -> list[ChoiceSink]:
@@ -291,6 +292,7 @@ def _submit(
                 Choice(_seeded(generation.sampling, index), _target(sink), report_cached=bool(generation.stops))
                 for index, sink in enumerate(sinks)
             ],
+            received_ns=generation.received_ns,
             priority=generation.priority,
             deadline_ns=generation.deadline_ns,
             cache_salt=generation.cache_salt,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class Generation:
     """What the engine is asked for, and what of it is shown."""
 
+    received_ns: int  # when the server had the whole request, CLOCK_MONOTONIC
     prompt: list[int]  # token ids
     sampling: SamplingParams  # of choice 0; the seed of choice i is i more
     stops: list[str]  # stop strings

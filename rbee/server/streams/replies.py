@@ -13,8 +13,11 @@ from rbee.server.streams.live import LiveReply, Reply
 from rbee.server.streams.outcome import Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rbee.server.errors import Refusal
     from rbee.server.http.writer import Writer
+    from rbee.server.link.token_times import TokenTimes
     from rbee.server.streams.choices import ChoiceSink
     from rbee.server.streams.dialect import Dialect, Piece
 
@@ -56,10 +59,12 @@ class StreamedReply(LiveReply):
     all.
     """
 
-    def __init__(self, writer: Writer, dialect: Dialect, num_choices: int = 1) -> None:
+    def __init__(self, writer: Writer, dialect: Dialect, times: Sequence[TokenTimes]) -> None:
         super().__init__(writer, dialect)
-        self._num_frames = [0] * num_choices
-        self._outcome = Outcome(num_choices)
+        self._times = times  # of each choice
+        self._num_frames = [0] * len(times)
+        self._num_written = [0] * len(times)  # tokens
+        self._outcome = Outcome(len(times))
 
     def show(self, choice: ChoiceSink, pieces: list[Piece], reason: int) -> None:
         index = choice.index
@@ -77,6 +82,9 @@ class StreamedReply(LiveReply):
             out.append(self._finish())
         if out:
             self._write(b"".join(out))
+        if new := choice.num_tokens - self._num_written[index]:
+            self._num_written[index] += new
+            self._times[index].written(new, content=bool(out))
         if not self._outcome.num_open:
             self._end()
 

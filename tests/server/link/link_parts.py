@@ -72,7 +72,7 @@ class Engine:
     def submit(self, sink: RecordingSink | DirectTarget | None = None) -> tuple[TokenStream, int, Any]:
         """A request that the engine has taken; its stream, its ring and its sink."""
         sink = sink or RecordingSink()
-        [stream] = self.client.submit_all("r", [1, 2, 3], [Choice(SamplingParams(max_tokens=5), sink)])
+        [stream] = self.client.submit_all("r", [1, 2, 3], [Choice(SamplingParams(max_tokens=5), sink)], received_ns=9)
         submitted = self.sent.pop()
         assert isinstance(submitted, Submit)
         self.producer.open(submitted.ring, submitted.generation)

@@ -252,7 +252,7 @@ async def test_corrupt_arena_ends_the_engine(engine: Engine) -> None:
 async def test_submitted_choice_is_what_the_engine_gets(engine: Engine) -> None:
     """A choice whose sink needs the number of cached tokens early has that in its record."""
     choice = Choice(SamplingParams(max_tokens=5), RecordingSink(), report_cached=True)
-    engine.client.submit_all("r", [1], [choice])
+    engine.client.submit_all("r", [1], [choice], received_ns=9)
     [submitted] = engine.sent
     assert isinstance(submitted, Submit)
     assert submitted.report_cached

@@ -58,7 +58,7 @@ def submit(supervisor: Supervisor) -> tuple[TokenStream, RecordingSink]:
     """A request of more tokens than its ring holds, and its sink. It is paused, so that it stays open."""
     sink = RecordingSink()
     choice = Choice(SamplingParams(max_tokens=2 * SETTINGS.ring_capacity), sink)
-    [stream] = supervisor.client.submit_all("r", [1], [choice])
+    [stream] = supervisor.client.submit_all("r", [1], [choice], received_ns=9)
     stream.pause()
     return stream, sink
 

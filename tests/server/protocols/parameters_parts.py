@@ -42,7 +42,7 @@ def read(route, fields, *, deadlines=(), num_rings=64, ring_capacity=1024, end_t
     reader = RequestReader(model, num_rings=num_rings, ring_capacity=ring_capacity, lenient=False)
     body = json.dumps((HI if route == CHAT else PROMPT) | fields).encode()
     of_route = reader.read_chat if route == CHAT else reader.read_completion
-    return of_route(body, list(deadlines), ready(**engine)).generation
+    return of_route(body, list(deadlines), ready(**engine), 0).generation
 
 
 def refusal(route, fields, **more):

@@ -30,7 +30,7 @@ from rbee.server.text.detokenizer import detokenizers
 from rbee.server.text.stop_strings import StopStrings
 from rbee.server.text.token_text import Echo, TokenText
 from tests.batches import batch, record_batch
-from tests.fakes import RecordingStream, RecordingWatch, RecordingWriter
+from tests.fakes import RecordingStream, RecordingTimes, RecordingWatch, RecordingWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -54,7 +54,7 @@ def make_dialect(
 ) -> ChatDialect | CompletionDialect:
     """An answer of OpenAI's."""
     sampling = SamplingParams(max_tokens=99, num_logprobs=0 if logprobs else None)
-    generation = Generation(prompt=[1] * prompt_tokens, sampling=sampling, stops=[], n=n)
+    generation = Generation(received_ns=0, prompt=[1] * prompt_tokens, sampling=sampling, stops=[], n=n)
     kind = ChatDialect if chat else CompletionDialect
     dialect = kind(model, generation, options or StreamOptions(), NEW_DETOKENIZER.token_bytes, created=0)
     dialect.answer_id = "i"  # the same for all, so that answers can be compared
@@ -100,7 +100,7 @@ def make_direct_outlet(
 ) -> Outlet | None:
     """What the native drain writes such a reply with."""
     sampling = SamplingParams(max_tokens=99, stop_token_ids=tuple(stop_token_ids))
-    generation = Generation(prompt=[1] * prompt_tokens, sampling=sampling, stops=[])
+    generation = Generation(received_ns=0, prompt=[1] * prompt_tokens, sampling=sampling, stops=[])
     return make_outlet(writer, table, dialect, generation)
 
 
@@ -162,6 +162,7 @@ def make_generation(
 ) -> Generation:
     """A completion."""
     return Generation(
+        received_ns=7,
         prompt=[1],
         sampling=SamplingParams(max_tokens=max_tokens, seed=seed, min_tokens=min_tokens),
         stops=list(stops),
@@ -212,7 +213,7 @@ class StreamedCase:
         self.dialect = dialect or make_dialect(
             chat=chat, options=options, n=n, prompt_tokens=prompt_tokens, logprobs=logprobs
         )
-        self.reply = StreamedReply(self.writer, self.dialect, n)
+        self.reply = StreamedReply(self.writer, self.dialect, [RecordingTimes() for _ in range(n)])
         texts = [make_text(stops, stop_token_ids, new_detokenizer) for _ in range(n)]
         self.choices = make_choices(self.reply, texts, logprobs=logprobs)
 
@@ -265,7 +266,7 @@ class ResumableCase:
         self.streams = streams or make_streams(self.watch, resume_timeout=resume_timeout, max_ended=max_ended)
         self.writer = RecordingWriter()
         self.dialect = make_dialect(chat=chat, options=StreamOptions(**of_stream), logprobs=logprobs)
-        self.reply = ResumableReply(self.writer, self.dialect, self.streams, window)
+        self.reply = ResumableReply(self.writer, self.dialect, RecordingTimes(), self.streams, window)
         [self.choice] = make_choices(self.reply, [make_text(stops)], logprobs=logprobs)
         self.streams.add(self.reply, OWNER, "i", "request")
 

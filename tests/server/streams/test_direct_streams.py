@@ -7,6 +7,7 @@ import signal
 import psutil
 import pytest
 
+from rbee.transport.observer import Observer
 from tests.raw_client import CHAT, COMPLETIONS, Client, text_of
 from tests.server.server_parts import counters, expected, until_full
 
@@ -36,6 +37,23 @@ async def test_both_ways_say_the_same(synthetic_server, path):
         assert between["direct_tokens"] - before["direct_tokens"] == 20
         assert after["direct_tokens"] == between["direct_tokens"]
         assert after["tokens_drained"] - between["tokens_drained"] == 21  # the number of cached tokens is a record too
+
+
+async def test_both_ways_time_their_tokens(start_server):
+    """Each stream has one first token and a gap for each further one, whichever way it is written."""
+
+    def counts(server):
+        with Observer(server.pid) as observer:
+            sample = observer.sample()
+        return sample.histograms["first_token"].count, sample.histograms["token_gap"].count
+
+    with start_server("--model", "synthetic", "--synthetic-step-ms", "1") as server:
+        async with Client(server.address) as client:
+            body = {"prompt": "hello", "max_tokens": 20}
+            await client.read(COMPLETIONS, body)
+            assert counts(server) == (1, 19)
+            await client.read(COMPLETIONS, body | {"stop": NEVER})
+            assert counts(server) == (2, 38)
 
 
 async def test_no_stream_gets_the_tokens_of_a_dropped_one(synthetic_server):

@@ -12,7 +12,7 @@ from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.link.engine_process import EngineSettings
 from rbee.server.link.supervisor import Supervisor
 from tests.batches import batch
-from tests.fakes import RecordingStream, RecordingWatch, RecordingWriter
+from tests.fakes import RecordingStream, RecordingTimes, RecordingWatch, RecordingWriter
 from tests.server.streams.streams_parts import (
     collected,
     make_echo,
@@ -51,6 +51,10 @@ class RecordingClient:
     def check_ready(self):
         """It always is."""
 
+    def token_times(self, received_ns):  # noqa: ARG002 - the client's signature
+        """They go nowhere."""
+        return RecordingTimes()
+
     def submit_all(self, request_id, prompt, choices, **options):  # noqa: ARG002 - the client's signature
         """Keep it; each choice ends at once."""
         self.submitted.append((prompt, [choice.sampling for choice in choices], options))
@@ -67,7 +71,9 @@ async def test_choices_differ_in_their_seeds_only():
     generation = make_generation(5, seed=2**63 - 2, n=3, priority=-1, deadline_ns=7, cache_salt="salt")
     await collected(make_exchange(client, generation, RecordingWatch()))
     sampling = [SamplingParams(max_tokens=5, seed=seed) for seed in (2**63 - 2, 2**63 - 1, 0)]
-    assert client.submitted == [([1], sampling, {"priority": -1, "deadline_ns": 7, "cache_salt": "salt"})]
+    assert client.submitted == [
+        ([1], sampling, {"received_ns": 7, "priority": -1, "deadline_ns": 7, "cache_salt": "salt"})
+    ]
 
 
 async def answered(answer, generation):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse, Response
@@ -89,7 +90,9 @@ class ToyApi:
         asked = await request.json()
         job = f"toy-{next(self._numbers)}"
         sampling = SamplingParams(max_tokens=asked["max_tokens"])
-        generation = Generation(prompt=asked["prompt"], sampling=sampling, stops=asked.get("stops", []))
+        generation = Generation(
+            received_ns=time.monotonic_ns(), prompt=asked["prompt"], sampling=sampling, stops=asked.get("stops", [])
+        )
         self.jobs[job] = ParkedGeneration(self._backend, generation, ToyDialect(job))
         return JSONResponse({"job": job})
 

@@ -57,8 +57,8 @@ class RequestReader:
         self._ring_capacity = ring_capacity
         self._lenient = lenient
 
-    def read_chat(self, body: bytes, deadlines: list[str], engine: Ready) -> Asked:
-        """`deadlines` are the values of the X-Request-Deadline headers."""
+    def read_chat(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
+        """`deadlines` are the values of the X-Request-Deadline headers; for `received_ns` see `Generation`."""
         reader = FieldReader(lenient=self._lenient)
         request, messages = read_chat(decode_object(body), reader)
         self.check_model(request.model)
@@ -70,9 +70,9 @@ class RequestReader:
         )
         prompt = self._model.codec.encode(text, add_special_tokens=False)  # the template writes them
         asked = self._parameters(request, output_limit(request), len(prompt), deadlines, engine)
-        return self._asked(request, reader, ChatDialect, _generation(request, prompt, asked))
+        return self._asked(request, reader, ChatDialect, _generation(request, received_ns, prompt, asked))
 
-    def read_completion(self, body: bytes, deadlines: list[str], engine: Ready) -> Asked:
+    def read_completion(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         reader = FieldReader(lenient=self._lenient)
         request, given = read_completion(decode_object(body), reader)
         self.check_model(request.model)
@@ -86,7 +86,7 @@ class RequestReader:
         echo = None
         if request.echo:
             echo = Echo.of(prompt, given if isinstance(given, str) else None, self._model.codec)
-        generation = _generation(request, prompt, asked, echo, show_output=max_tokens != 0)
+        generation = _generation(request, received_ns, prompt, asked, echo, show_output=max_tokens != 0)
         return self._asked(request, reader, CompletionDialect, generation)
 
     def tokenize(self, body: bytes) -> list[int]:
@@ -217,6 +217,7 @@ def output_limit(request: ChatRequest) -> int | None:
 
 def _generation(
     request: GenerationRequest,
+    received_ns: int,
     prompt: list[int],
     parameters: Parameters,
     echo: Echo | None = None,
@@ -224,6 +225,7 @@ def _generation(
     show_output: bool = True,
 ) -> Generation:
     return Generation(
+        received_ns=received_ns,
         prompt=prompt,
         sampling=parameters.sampling,
         stops=parameters.stops,

@@ -88,17 +88,18 @@ class OpenAiApi:
         return json_response({"prompt": self._reader.detokenize(body)})
 
     async def _generate(
-        self, request: Request, read: Callable[[bytes, list[str], Ready], Asked], kind: str
+        self, request: Request, read: Callable[[bytes, list[str], Ready, int], Asked], kind: str
     ) -> Response:
         body = await read_json_body(request, self._max_body_bytes)
+        received_ns = time.monotonic_ns()
         if "last-event-id" in request.headers:
             return self._resuming.by_request_id(request, kind)
         engine = self._backend.supervisor.check_ready()
         deadlines = request.headers.getlist(DEADLINE_HEADER)
         if len(body) <= _INLINE_BODY_BYTES:
-            asked = read(body, deadlines, engine)
+            asked = read(body, deadlines, engine, received_ns)
         else:
-            asked = await asyncio.to_thread(read, body, deadlines, engine)
+            asked = await asyncio.to_thread(read, body, deadlines, engine, received_ns)
         generation, dialect, stream, resumable = asked
         ticket = None
         if stream and generation.n == 1 and is_resumable(resumable, request.headers.getlist("accept")):
