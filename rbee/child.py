@@ -13,11 +13,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent_pid: int) -> bool:
-    """Have the kernel kill this process when its parent ends (prctl(2)). False: the parent has ended already.
-
-    Raises:
-        OSError: the kernel refuses.
-    """
+    """Have the kernel kill this process when its parent ends (prctl(2)); OSError if it refuses. False: it has ended."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")

@@ -1,7 +1,7 @@
 """The `rbee` command: serve, pull, top.
 
-Owns how options are spelled and parsed (those of `serve` are derived from `rbee.config`) and how an error leaves the
-process: one sentence on stderr and exit code 2. Does not know how a model is served, fetched or watched.
+Owns how options are spelled and parsed, and how an error leaves the process: one sentence on stderr and exit code 2.
+Does not know how a model is served, fetched or watched.
 """
 
 from __future__ import annotations
@@ -160,8 +160,8 @@ def pull(model: str, *, list_only: bool, debug: bool) -> None:  # noqa: ARG001 -
 def top(*, pid: int | None, interval: float, count: int | None, once: bool, as_json: bool) -> None:
     """Watch a running server: streams, rates, latencies, wakeups, KV cache.
 
-    Reads the server's shared memory, which does not slow the server down. Only the user who runs the server, and root,
-    can read it. Ctrl-C ends the view, and so does the server's end.
+    Reads the server's shared memory, which does not slow the server down. Only the server's user and root can read it.
+    Ctrl-C ends the view, and so does the server's end.
     """
     style: Literal["live", "plain", "json"] = "json" if as_json else "plain" if once else "live"
     with contextlib.suppress(KeyboardInterrupt):

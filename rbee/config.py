@@ -1,7 +1,7 @@
 """The options of `rbee serve`: the command line, its help and the engine's start record are derived from here.
 
-Owns their names, types, defaults, bounds and explanation. Does not know how an option is parsed or what it does. A
-config is immutable; components receive the values they use, not a whole config.
+Owns their names, types, defaults, bounds and help. Does not know how an option is parsed or what it does. A config is
+immutable; components receive the values they use.
 """
 
 from __future__ import annotations
@@ -17,13 +17,7 @@ SYNTHETIC = "synthetic"
 
 
 def option(default: Any, help: str, **extra: Any) -> Any:  # noqa: A002 - the word every command-line library uses
-    """A dataclass field that is an option of the command line.
-
-    Args:
-        default: its value if it is not given.
-        help: shown by --help.
-        **extra: `metavar`; and what `check_bounds` looks at: `minimum`, `maximum`, `power_of_two`.
-    """
+    """An option of the command line as a dataclass field; `extra` has `metavar`, and the bounds of `check_bounds`."""
     return dataclasses.field(default=default, metadata={"help": help, **extra})
 
 
@@ -147,7 +141,7 @@ class ServerConfig:
     )
     resume_timeout: float = option(
         30.0,
-        "Seconds that such a stream is kept after its client lost the connection, also after its end. When "
+        "Seconds that a stream that can be resumed is kept without a connection, also after its end. When "
         "--ring-capacity tokens wait, --slow-reader-timeout counts too.",
         metavar="S",
         minimum=0.001,

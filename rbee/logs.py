@@ -1,7 +1,4 @@
-"""The log format of both processes: one line on stderr, with UTC time, process, level and logger name.
-
-Owns the format. Does not know what is logged.
-"""
+"""The log format of both processes: a line on stderr with UTC time, process, level, logger. Knows no event."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The records of the control channel between the server process and the engine process, and their codec.
 
-Owns the records; `rbee.transport.control` owns how bytes travel. Output tokens go through the shared-memory rings.
+Owns their fields. Does not know how bytes travel (`rbee.transport.control`), nor tokens, which go through the rings.
 """
 
 from __future__ import annotations
@@ -25,48 +25,35 @@ class FinishReason(IntEnum):
     SLOW_READER = 6
 
 
-SIDE_RECORD = 1 << 31
-"""This bit of a ring record's token marks a side record: no output, but a token id with its logprob, or a number.
-
-A request with `report_cached` gets one first of all: how many tokens of its prompt were cached.
-A request with `num_prompt_logprobs` P gets, before its first output token, for each token of its prompt but the first
-1 + P side records: the prompt's token itself, then the P most likely ones, best first. A request with `num_logprobs` K
-gets after each output token K side records: the most likely tokens, best first. Vocabularies are smaller than 2^31.
-"""
+# This bit of a ring record's token marks a side record: no output, but a token id with its logprob, or a number.
+# docs/transport.md ("Records") has which records a request gets, and their order.
+SIDE_RECORD = 1 << 31  # vocabularies are smaller
 
 
 # ---- server -> engine ------------------------------------------------------------------------------------------
 
 
 class Configure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """First record to the engine: what to load, and which arena to attach.
-
-    Attributes:
-        slow_reader_timeout: seconds after which a ring that is full without a break ends its sequence.
-    """
+    """First record to the engine: what to load, and which arena to attach."""
 
     engine: EngineConfig
-    slow_reader_timeout: float
+    slow_reader_timeout: float  # seconds after which a ring that is full without a break ends its sequence
     arena_name: str
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A request to run; its tokens go to `ring` under `generation`.
-
-    With `report_cached` the number of cached prompt tokens is published as the first record, not only with the finish:
-    for a request that the server may end before the engine does, because of a stop string.
-    """
+    """A request to run; its tokens go to `ring` under `generation`."""
 
     request_id: str
     ring: int
     generation: int
     prompt: bytes  # token ids as little-endian uint32, so that neither side walks a list of integers
     sampling: SamplingParams
-    received_ns: int  # when the server had the whole request; CLOCK_MONOTONIC
+    received_ns: int  # when the server had the whole request, CLOCK_MONOTONIC
     priority: int = 0  # smaller runs earlier; see `rbee.engine.scheduling.sequence`
     deadline_ns: int = 0  # when it ends at the latest, CLOCK_MONOTONIC; 0 is never
     cache_salt: str = ""  # only requests with the same salt share cached prefixes
-    report_cached: bool = False
+    report_cached: bool = False  # first record: the number of cached prompt tokens; for requests with stop strings
 
 
 class Wake(msgspec.Struct, frozen=True, tag=True):
@@ -122,5 +109,5 @@ decode_to_server = msgspec.msgpack.Decoder(ToServer).decode
 
 
 def pack_token_ids(token_ids: list[int]) -> bytes:
-    """Token ids as little-endian uint32 bytes."""
+    """Token ids as `Submit.prompt` has them."""
     return array.array("I", token_ids).tobytes()

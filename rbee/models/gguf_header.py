@@ -64,8 +64,7 @@ _TYPES = {
     40: ("NVFP4", 64, 36),
     41: ("Q1_0", 128, 18),
 }
-GGML_TYPES = {name: number for number, (name, _, _) in _TYPES.items()}
-"""The numbers that ggml gives its types."""
+GGML_TYPES = {name: number for number, (name, _, _) in _TYPES.items()}  # ggml's numbers
 
 
 @dataclass(frozen=True)
@@ -77,12 +76,11 @@ class GGUFHeader:
 
     @property
     def num_weights(self) -> int:
-        """Elements of all tensors."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
 
 class _Malformed(Exception):  # noqa: N818 - becomes the reason in a ModelError
-    """What is wrong."""
+    """The reason why a file cannot be used."""
 
 
 def read_header(path: Path) -> GGUFHeader:

@@ -1,7 +1,7 @@
 """Gets a model from the Hugging Face Hub, into the Hub client's own cache.
 
-Owns which files are wanted and what its errors mean to the user. Does not know what is done with them. huggingface_hub
-is imported when it is needed.
+Owns which files are fetched and what the client's errors mean to the user. Does not know what is done with them.
+Imports huggingface_hub when it is needed.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ from rbee.models.folder import check_folder
 if TYPE_CHECKING:
     from rbee.models.progress import Progress
 
-# No .bin or .pt: loading those formats runs code.
-_WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # loading .bin or .pt would run code
 
 
 def fetch_from_hub(model_id: str, *, progress: Progress) -> Path:
     """The folder of the Hub model `model_id` ("org/name"): the cached one if it is complete, else downloaded.
 
     Raises:
-        ModelError: the Hub cannot be reached, does not have the model or does not give it to this user, or the model
-            is not one that can be served.
+        ModelError: the Hub cannot be reached, has no such model, refuses it to this user, or it cannot be served.
     """
     import huggingface_hub  # noqa: PLC0415
     from huggingface_hub import errors  # noqa: PLC0415

@@ -1,7 +1,7 @@
 """From what the user calls a model to a folder that is ready to serve.
 
-Owns what a model may be called, the names of converted folders in the cache and the records in their manifests. A model
-that is ready costs a few system calls. Does not know how models are fetched, converted, checked and kept.
+Owns the names that a model may have, those of converted folders in the cache, and the records in their manifests. A
+model that is ready costs a few system calls. Does not know how models are fetched, converted, checked and kept.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ class ModelFolder:
 def prepare(model: str, *, progress: Progress) -> ModelFolder:
     """Find `model`, downloading and converting it if this is its first use.
 
-    Args:
-        model: a catalogue name, a folder, a .gguf file or a Hub id; the first of these that fits.
-        progress: shows what takes time.
+    `model` is a catalogue name, a folder, a .gguf file or a Hub id; the first of these that fits.
 
     Raises:
         ModelError: there is no such model, or it cannot be made ready.

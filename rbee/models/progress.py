@@ -1,4 +1,4 @@
-"""Progress of slow work: owns the interface and its rendering on a console. Does not know what the work is."""
+"""The progress of slow work. Owns the interface and its rendering on a console. Does not know what the work is."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ class Progress(Protocol):
     def done(self, amount: int) -> None:
         """`amount` bytes of the stage's total are done by now."""
 
-    def note(self, text: str) -> None:
-        """Show a sentence."""
+    def note(self, text: str) -> None: ...
 
 
 class ConsoleProgress:
@@ -42,7 +41,6 @@ class ConsoleProgress:
             self._bars.stop()
 
     def stage(self, name: str, total: int = 0) -> None:
-        """See `Progress`."""
         if not self._terminal:
             self._print(f"{name} ({total / 1e6:.0f} MB)" if total >= 1_000_000 else name)
             return
@@ -52,12 +50,10 @@ class ConsoleProgress:
         self._current = self._bars.add_task(name, total=total or None)
 
     def done(self, amount: int) -> None:
-        """See `Progress`."""
         if self._bars is not None and self._current is not None:
             self._bars.update(self._current, completed=amount)
 
     def note(self, text: str) -> None:
-        """See `Progress`."""
         if self._bars is not None:
             self._bars.console.print(f"rbee: {text}", markup=False, highlight=False, soft_wrap=True)
         else:

@@ -1,4 +1,4 @@
-"""Owns the check that a file is a safetensors file and has all of its bytes. Does not read tensor data.
+"""The header of a safetensors file, and the check that the file has all of its bytes. Does not read tensor data.
 
 Layout (safetensors' own README): uint64 little-endian length of the header, the header in JSON with each tensor's
 dtype, shape and [begin, end) in the data, the data.

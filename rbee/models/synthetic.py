@@ -1,7 +1,7 @@
 """The synthetic model's vocabulary, chat template and token sequence.
 
-Owns what its tokens mean (a token id is a byte) and which tokens answer a prompt; tests and benchmarks compute the
-expected answer with it. Does not know steps, sequences or requests.
+Owns what its tokens mean (a token id is a byte) and which tokens answer a prompt, also for tests and benchmarks. Does
+not know steps, sequences or requests.
 """
 
 from __future__ import annotations

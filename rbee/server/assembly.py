@@ -1,7 +1,7 @@
 """From a config and a model to the ASGI application and the supervisor of its engine.
 
-Owns which part gets which value of the config. Listens nowhere and starts nothing: our own process drives the
-supervisor in its own order; under another ASGI server the application's lifespan starts and stops the engine.
+Owns which part gets which value of the config. Starts nothing: `rbee.server.process` drives the supervisor in its own
+order; under another ASGI server the application's lifespan starts and stops the engine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LONGEST_PERIOD, _SHORTEST_PERIOD = 5.0, 0.05  # seconds between two checks of a
 
 
 class Assembly(NamedTuple):
-    """The parts of a server that others drive."""
+    """The parts of a server that its process or ASGI server drives."""
 
     app: App
     supervisor: Supervisor

@@ -1,8 +1,7 @@
 """The one error that ends a request: what went wrong, without HTTP.
 
-Owns the kinds of refusal. Does not know statuses, headers or envelopes: those belong to the protocol that answers
-(`rbee.server.http.refusals` has the usual ones). The same object is an answer before a stream has started and an event
-after.
+Owns the kinds of refusal. Does not know statuses, headers or envelopes: those belong to the protocol that answers.
+The same object is an answer before a stream has started and an event after.
 """
 
 from __future__ import annotations
@@ -31,15 +30,7 @@ class RefusalKind(Enum):
 
 
 class Refusal(RbeeError):  # noqa: N818 - the word of the architecture: it is an answer, not a mistake
-    """Ends one request; `message` is a sentence for the client.
-
-    Attributes:
-        kind: decides the status.
-        message: names the input and the remedy.
-        param: the field of the request that is to blame, as a path such as `messages[0].role`.
-        code: a word for programs; OpenAI's where OpenAI has one.
-        retry_after: seconds after which the same request may succeed; None if it never will.
-    """
+    """Ends one request; `message` is a sentence for the client that names the input and the remedy."""
 
     def __init__(
         self,
@@ -51,11 +42,11 @@ class Refusal(RbeeError):  # noqa: N818 - the word of the architecture: it is an
         retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.kind = kind
+        self.kind = kind  # decides the status
         self.message = message
-        self.param = param
-        self.code = code
-        self.retry_after = retry_after
+        self.param = param  # the field that is to blame, as a path such as `messages[0].role`
+        self.code = code  # a word for programs; OpenAI's where OpenAI has one
+        self.retry_after = retry_after  # seconds after which the same request may succeed; None if it never will
 
 
 def invalid(param: str | None, message: str, *, code: str = "invalid_value") -> Refusal:
@@ -64,7 +55,7 @@ def invalid(param: str | None, message: str, *, code: str = "invalid_value") -> 
 
 
 def deadline_passed() -> Refusal:
-    """The deadline of a request passed before its first token."""
+    """The refusal of a request whose deadline passed before its first token."""
     return Refusal(
         RefusalKind.TIMED_OUT,
         "The deadline of this request (deadline, or X-Request-Deadline) passed before its first token.",

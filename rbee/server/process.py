@@ -94,9 +94,8 @@ async def _until_stopped(
             first.cancel()
             return 2
         gc.collect()
-        # What is alive now stays alive: no collection in the token path has to look at it again. The thresholds stay as
-        # they are: without what was frozen, and with requests that leave no cycles of ours, a collection takes some
-        # 0.15 ms (bench_delivery's column `gc`); higher ones make for rarer and longer pauses.
+        # What is alive now stays alive: no collection in the token path scans it again. One then takes some 0.15 ms
+        # (bench_delivery's column `gc`); higher thresholds make for rarer and longer pauses.
         gc.freeze()
         _announce(f"ready (model {model}, runner {engine.runner}, {time.monotonic() - started:.1f} s)")
     await first

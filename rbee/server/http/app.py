@@ -1,7 +1,7 @@
 """The ASGI application: which routes there are, who may call them, and what an error looks like.
 
-Owns the outermost layer of every request: its id, its key, and the answer to whatever goes wrong before a response has
-started. Does not know what a route does.
+Owns the outermost layer of every request: its id, its key, and the answer to an error before a response has started.
+Does not know what a route does.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def build_app(
 
     Args:
         routes: of all protocols.
-        api_keys: a request must carry one of them as a Bearer token; with none, all may come in.
+        api_keys: a request must carry one of them as a Bearer token; with none, no key is needed.
         formats: how the protocols with paths of their own answer refusals, by path prefix; the longest one counts.
             All other paths have `rbee.server.http.refusals.answer`.
         lifespan: is entered when the ASGI server starts, and left when it stops.
@@ -70,13 +70,12 @@ def build_app(
 
 
 class _Refusals:
-    """The answer to each refusal, in the format of the path that it was sent to."""
+    """The answer to each refusal, in the format of the request's path."""
 
     def __init__(self, formats: Mapping[str, RefusalFormat]) -> None:
         self._formats = sorted(formats.items(), key=lambda item: -len(item[0]))
 
     def answer(self, path: str, refusal: Refusal) -> Response:
-        """The response to a request for `path`."""
         for prefix, make in self._formats:
             if path.startswith(prefix):
                 return make(refusal)
@@ -87,7 +86,6 @@ class _Refusals:
         return self.answer(request.url.path, error)
 
     async def on_http_exception(self, request: Request, error: Exception) -> Response:
-        """The router's own refusals."""
         assert isinstance(error, HTTPException)
         path = request.url.path
         match error.status_code:
@@ -104,17 +102,16 @@ class _Refusals:
         return response
 
     async def on_defect(self, request: Request, error: Exception) -> Response:  # noqa: ARG002 - starlette's signature
-        """An error of ours. Starlette raises it again after this answer, and uvicorn logs it with its traceback."""
-        message = "The server failed on this request; its log says why."
+        """Starlette raises the error again after this answer, and uvicorn logs it with its traceback."""
+        message = "The server failed on this request; its log has the reason."
         return self.answer(request.url.path, Refusal(RefusalKind.FAILED, message, code="internal_error"))
 
 
 class _Entrance:
-    """What every request passes first: it gets an id, and needs a key unless its path is open to all.
+    """Gives every request an id, and checks its key unless its path is open to all.
 
     The id is the client's X-Request-Id if that is sane, else ours. It stands in `scope["state"]["request_id"]` and in
-    the X-Request-Id header of every response. The index of the key stands in `scope["state"]["caller"]`; None where no
-    key is needed.
+    the X-Request-Id header of every response. `scope["state"]["caller"]` is the index of the key, or None.
     """
 
     def __init__(self, app: ASGIApp, *, api_keys: Sequence[str], answers: _Refusals) -> None:
@@ -144,10 +141,9 @@ class _Entrance:
             await self._app(scope, receive, send_with_id)
 
     def _caller(self, headers: Headers) -> int | None:
-        """Compare with every key, each in constant time; the first that matches."""
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip().encode()
-        matches = [hmac.compare_digest(given, key) for key in self._api_keys]
+        matches = [hmac.compare_digest(given, key) for key in self._api_keys]  # all, each in constant time
         return matches.index(True) if scheme.lower() == "bearer" and any(matches) else None
 
 
@@ -157,5 +153,4 @@ def _unauthenticated() -> Refusal:
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:  # noqa: ARG001 - starlette's signature
-    """The client is gone: this answer goes nowhere."""
-    return Response(status_code=499)
+    return Response(status_code=499)  # never sent: the client is gone

@@ -22,7 +22,7 @@ async def read_json_body(request: Request, limit: int) -> bytes:
     """The body of a JSON request, at most `limit` bytes.
 
     Raises:
-        Refusal: another media type, a larger body, or one that does not arrive in time.
+        Refusal: another media type, a larger body, or one that does not arrive within 60 s.
         ClientDisconnect: the client is gone.
     """
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()

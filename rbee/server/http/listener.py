@@ -57,8 +57,8 @@ class HttpServer(uvicorn.Server):
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket on `host` (a name takes its first IPv4 address, else its first IPv6 one) and `port`.
 
-    The connections that it accepts inherit no delay for small writes, and a bounded send buffer, so that a slow client
-    fills its own ring and not the kernel's memory.
+    Its connections inherit TCP_NODELAY, and a bounded send buffer, so that a slow client fills its ring and not the
+    kernel's memory.
 
     Raises:
         ConfigError: the address cannot be used.
@@ -101,11 +101,7 @@ def check_access(host: str, api_keys: Sequence[str], *, insecure: bool) -> None:
 
 
 def allow_descriptors(max_requests: int) -> None:
-    """Raise this process's limit so that it can open a connection for each of `max_requests`.
-
-    Raises:
-        ConfigError: the system does not allow that many.
-    """
+    """Let this process open a connection for each of `max_requests`; ConfigError if its hard limit is lower."""
     needed = max_requests + _SPARE_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
@@ -114,7 +110,7 @@ def allow_descriptors(max_requests: int) -> None:
             "raise the limit (ulimit -Hn) or lower the option."
         )
     if soft != resource.RLIM_INFINITY and soft < needed:
-        # Connections that wait for their turn need descriptors too: take all there is, up to twice the need.
+        # Connections in the backlog need descriptors too: take what there is, up to twice the need.
         most = 2 * needed if hard == resource.RLIM_INFINITY else min(hard, 2 * needed)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 

@@ -1,11 +1,8 @@
 """uvicorn's HTTP protocol, open to a `rbee.server.http.writer.SocketWriter`, with bounded heads and write buffers.
 
-Owns what a connection passes on: flow control and the end of the socket, to the response that is being streamed. An
-ASGI `send()` per frame would cost a task switch per token (`benchmarks/results/frames.md` has the figures). Knows
-nothing of tokens.
-
-`uvicorn.Config(http=StreamProtocol)` is the supported way to bring a protocol class. The attributes that it uses
-(`transport`, `flow`, `cycle`, `scope`) are public, but no documented interface: pyproject.toml bounds uvicorn.
+Owns what a connection passes to the response that is being streamed: flow control and the end of the socket. Knows
+nothing of tokens. `uvicorn.Config(http=StreamProtocol)` is the supported way to bring a protocol class. Its attributes
+`transport`, `flow`, `cycle` and `scope` are public but not documented: pyproject.toml bounds uvicorn.
 """
 
 from __future__ import annotations
@@ -24,8 +21,7 @@ if TYPE_CHECKING:
 
     from rbee.server.http.writer import WriterListener
 
-# A request's line and headers together; a client that sends more is cut off. (uvicorn bounds them only with h11.)
-MAX_HEAD_BYTES = 64 * 1024
+MAX_HEAD_BYTES = 64 * 1024  # of a request's line and headers together; uvicorn bounds them only with h11
 
 _HEAD_TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
@@ -44,12 +40,10 @@ class StreamProtocol(HttpToolsProtocol):
         self._head_bytes = 0  # of the present head so far, in such pieces
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the base class
-        """Bound what a slow client can make us hold."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH, low=WRITE_BUFFER_LOW)
 
     def data_received(self, data: bytes) -> None:
-        """Called by the transport; bounds what a head that never ends can make us hold."""
         self._only_head = self._in_head
         super().data_received(data)
         self._head_bytes = self._head_bytes + len(data) if self._only_head else 0
@@ -57,12 +51,10 @@ class StreamProtocol(HttpToolsProtocol):
             self._refuse_head()
 
     def on_headers_complete(self) -> None:
-        """Called by the parser when a request's head is complete."""
         self._in_head = self._only_head = False
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """Called by the parser when a request's body is complete."""
         self._in_head = True
         super().on_message_complete()
 
@@ -76,28 +68,23 @@ class StreamProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def on_message_begin(self) -> None:
-        """Called by the parser when a request begins."""
         super().on_message_begin()
         self.scope["extensions"] = {EXTENSION: partial(SocketWriter, self)}  # type: ignore[dict-item] # uvicorn types plain data
 
     def pause_writing(self) -> None:
-        """Called by the transport when more than WRITE_BUFFER_HIGH bytes wait."""
         super().pause_writing()
         if self.listener is not None:
             self.listener.on_pause()
 
     def resume_writing(self) -> None:
-        """Called by the transport when fewer than WRITE_BUFFER_LOW bytes wait."""
         super().resume_writing()
         if self.listener is not None:
             self.listener.on_resume()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the transport when the client is gone."""
         super().connection_lost(exc)
         listener, self.listener = self.listener, None
         if listener is not None:
             listener.on_closed()
-        # The request knows its protocol. What still runs has its own hold on it; without ours it is freed when that
-        # ends, and not when the garbage collector comes by.
+        # The request refers to this protocol. Without the cycle it is freed when it ends, not by the garbage collector.
         self.cycle = self.scope = None  # type: ignore[assignment]

@@ -1,7 +1,6 @@
 """How a refusal becomes an HTTP answer: status, headers, and the envelope of requests that belong to no protocol.
 
-Owns that mapping. A protocol with other statuses or another envelope brings its own `RefusalFormat`. Does not know why
-a request is refused.
+Owns that mapping; a protocol with another one brings its own `RefusalFormat`. Does not know why a request is refused.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ from starlette.responses import Response
 
 from rbee.server.errors import Refusal, RefusalKind
 
-RefusalFormat: TypeAlias = Callable[[Refusal], Response]
-"""Makes the answer to a refused request whose response has not started."""
+RefusalFormat: TypeAlias = Callable[[Refusal], Response]  # the answer, as long as no response has started
 
 _STATUS = {
     RefusalKind.INVALID: 400,
@@ -64,12 +62,12 @@ def envelope(refusal: Refusal) -> bytes:
 
 
 def answer(refusal: Refusal) -> Response:
-    """The usual answer: the status, the headers and the envelope."""
+    """The usual answer: status, headers and envelope."""
     return Response(envelope(refusal), status_of(refusal), headers_of(refusal), media_type="application/json")
 
 
 def _type(status: int) -> str:
-    """OpenAI's word for the kind of error, which follows from the status."""
+    """OpenAI's word for the kind of error."""
     match status:
         case 401 | 403:
             return "authentication_error"

@@ -1,7 +1,4 @@
-"""JSON responses.
-
-Owns their encoding. Does not know what is in them.
-"""
+"""JSON responses. Owns their encoding, and does not know what is in them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What all SSE responses have in common: their headers, the end that OpenAI's clients wait for, a comment.
-
-Owns these bytes. Does not know what is inside an event.
-"""
+"""What SSE responses have in common: headers, the end that OpenAI's clients wait for, a comment. Knows no event."""
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"

@@ -1,11 +1,7 @@
 """The way of one streamed response to its client, whatever ASGI server the application runs under.
 
-Owns flow control and the two ways there are: `SocketWriter` under our own uvicorn protocol, which writes to the
-connection without a task switch per frame, and `AsgiWriter` over plain ASGI `send`. Knows nothing of tokens.
-
-The response's start and its last, empty body go through `send` in both, so that the server's view of the response is
-right. A writer is used in this order: `start`, `open`, then `write` from anywhere in the event loop, `finish`, `close`.
-What is written before `open` waits for it: an answer that ends early must not overtake the head of its response.
+Owns flow control and both ways: `SocketWriter` under our own uvicorn protocol, which writes without a task switch per
+frame (benchmarks/results/frames.md has its cost), and `AsgiWriter` over plain ASGI `send`. Knows nothing of tokens.
 """
 
 from __future__ import annotations
@@ -21,35 +17,35 @@ if TYPE_CHECKING:
 
 EXTENSION = "rbee.stream"  # of the ASGI scope: makes the Writer of the response from its `send`
 
-# What may wait in user space for a slow client's socket before its ring is paused. One drain can add to it what the
-# ring held (ring_capacity frames of some 200 bytes) and no more, because a paused ring is not drained.
+# Bytes that may wait in user space for a slow client's socket before its ring is paused. The drain that passes the
+# limit adds at most what its ring held; a paused ring is not drained.
 WRITE_BUFFER_HIGH = 32 * 1024
 WRITE_BUFFER_LOW = 8 * 1024
 
 
 class WriterListener(Protocol):
-    """Gets the events of a response's connection. `on_pause` can come while `write` still runs: a write may fill it."""
+    """Gets the events of a response's connection. A `write` that fills it calls `on_pause` before it returns."""
 
-    def on_pause(self) -> None:
-        """The client reads too slowly: nothing should be written now."""
+    def on_pause(self) -> None: ...
 
-    def on_resume(self) -> None:
-        """The connection takes bytes again."""
+    def on_resume(self) -> None: ...
 
     def on_closed(self) -> None:
         """The client is gone; called once at most."""
 
 
 class Writer(Protocol):
-    """One response's way to its client."""
+    """One response's way to its client: `start`, `open`, `write` from anywhere in the event loop, `finish`, `close`.
+
+    What is written before `open` waits for it: an answer that ends early must not overtake the head of its response.
+    The head and the last, empty body go through `send`, so that the server's view of the response is right.
+    """
 
     @property
-    def closed(self) -> bool:
-        """Whether the client is gone."""
+    def closed(self) -> bool: ...
 
     @property
-    def paused(self) -> bool:
-        """Whether more bytes wait for the client than should."""
+    def paused(self) -> bool: ...
 
     @property
     def descriptor(self) -> int | None:
@@ -59,23 +55,23 @@ class Writer(Protocol):
         """Send the head of the response: status 200 and `headers`."""
 
     def open(self, listener: WriterListener, *, direct: bool = False) -> None:
-        """From now on frames go out and `listener` gets the connection's events, at once if the client is gone.
+        """Let frames out and give the connection's events to `listener`, at once if the client is gone.
 
         With `direct` the native drain sends to `descriptor` too. Then `on_pause` comes as soon as a single byte waits
         in user space, because what is sent past it would overtake it, and `on_resume` when none does.
         """
 
     def write(self, frames: bytes) -> None:
-        """Send `frames`, which are not empty, in one write. Nothing happens if the client is gone."""
+        """Send `frames`, which are not empty, in one write. Does nothing if the client is gone."""
 
     def write_rest(self, data: bytes) -> None:
         """Send what `descriptor` did not take of chunks that the native drain has framed."""
 
     async def finish(self) -> None:
-        """Return when everything has been handed to the server and the response is complete."""
+        """Complete the response. Returns when the server has taken everything, which waits for a slow client."""
 
     def close(self) -> None:
-        """The listener gets no more events. Harmless when it got none."""
+        """End the events. Harmless if it was not open."""
 
     def abort(self) -> None:
         """Drop the connection, with all that waits for it."""
@@ -86,25 +82,17 @@ class Flow(Protocol):
 
     write_paused: bool
 
-    def resume_reading(self) -> None:
-        """Read from the socket again."""
+    def resume_reading(self) -> None: ...
 
 
 class Connection(Protocol):
-    """The protocol object of a connection, as `SocketWriter` uses it.
-
-    Attributes:
-        transport: asyncio's.
-        flow: uvicorn's flow control.
-        listener: of the one response that is being streamed.
-    """
+    """The protocol object of a connection, as `SocketWriter` uses it."""
 
     transport: asyncio.Transport
-    listener: WriterListener | None
+    listener: WriterListener | None  # of the one response that is being streamed
 
     @property
-    def flow(self) -> Flow:
-        """See above."""
+    def flow(self) -> Flow: ...
 
 
 def writer_of(scope: Scope, receive: Receive, send: Send) -> Writer:
@@ -134,7 +122,7 @@ class SocketWriter:
 
     @property
     def descriptor(self) -> int | None:
-        """See `Writer`. None under TLS, and for a connection that is ending: its number may soon be another one's."""
+        """None under TLS, and for a connection that is ending: its number may soon be another one's."""
         transport = self._connection.transport
         if transport.get_extra_info("sslcontext") is not None or transport.is_closing():
             return None
@@ -144,15 +132,11 @@ class SocketWriter:
         await _send_start(self._send, headers)
 
     def open(self, listener: WriterListener, *, direct: bool = False) -> None:
-        """See `Writer`.
-
-        Resumes reading: it may have been paused while a large request body came in, and a socket that is not read
-        shows no end.
-        """
         self._opened = True
         self._connection.listener = listener
         if direct:
             self._connection.transport.set_write_buffer_limits(high=0, low=0)
+        # Reading may be paused since a large request body; a socket that is not read shows no end.
         self._connection.flow.resume_reading()
         if self._early:
             self.write_rest(self._early)
@@ -170,7 +154,6 @@ class SocketWriter:
             transport.write(data)
 
     async def finish(self) -> None:
-        """See `Writer`. Returns when the client takes it."""
         await _send_end(self._send)
 
     def close(self) -> None:
@@ -183,7 +166,7 @@ class SocketWriter:
 
 
 class AsgiWriter:
-    """Writes with ASGI's `send`, in a task of its own, and learns of a disconnect from `receive`.
+    """Writes with ASGI's `send`, in a task of its own; `receive` reports a disconnect.
 
     The request's body must have been read: `receive` has only the disconnect left to give.
     """
@@ -203,8 +186,7 @@ class AsgiWriter:
 
     @property
     def descriptor(self) -> None:
-        """See `Writer`. ASGI has none."""
-        return
+        return  # ASGI has none
 
     async def start(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         await _send_start(self._send, headers)
@@ -267,10 +249,9 @@ class AsgiWriter:
             self._pump = asyncio.create_task(self._send_waiting())
 
     async def _send_waiting(self) -> None:
-        """Send what waits, all that has gathered meanwhile in one body."""
         try:
             while self._waiting:
-                data = b"".join(self._waiting)
+                data = b"".join(self._waiting)  # all that has gathered during the last send
                 self._waiting.clear()
                 await self._send({"type": "http.response.body", "body": data, "more_body": True})
                 self._num_waiting -= len(data)
@@ -278,7 +259,7 @@ class AsgiWriter:
                     self.paused = False
                     if self._listener is not None:
                         self._listener.on_resume()
-        except OSError:  # as ASGI has it for a client that is gone
+        except OSError:  # what ASGI raises for a client that is gone
             self._on_closed()
         finally:
             self._pump = None

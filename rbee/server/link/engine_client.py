@@ -132,7 +132,6 @@ class EngineClient:
         self._finished_at: deque[float] = deque(maxlen=_RATE_WINDOW)
 
     def counters(self) -> dict[str, int]:
-        """See `Consumer.counters`."""
         return self._consumer.counters()
 
     def start(self, doorbell: int) -> None:
@@ -196,7 +195,7 @@ class EngineClient:
         return streams
 
     def token_times(self, received_ns: int) -> TokenTimes:
-        """Counts first token and gaps of one sequence that Python writes."""
+        """For one sequence that Python writes."""
         return TokenTimes(self._consumer, received_ns)
 
     def cancel(self, ring: int, generation: int) -> None:

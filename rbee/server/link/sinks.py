@@ -38,8 +38,7 @@ class DirectSink(Protocol):
     def on_blocked(self, rest: bytes) -> None:
         """The socket did not take `rest`; the ring is paused until `resume`, if it has not ended."""
 
-    def on_broken(self) -> None:
-        """The socket cannot be written any more."""
+    def on_broken(self) -> None: ...
 
     def on_finish(self, reason: int, cached_tokens: int) -> None:
         """All tokens were sent or are in an earlier `rest`; the arguments are those of `TokenBatch`."""

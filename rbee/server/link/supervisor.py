@@ -1,7 +1,7 @@
 """Which requests the server takes, and when the engine process starts and ends.
 
 Owns the states of the server and what a request is refused with in each of them. Does not know HTTP, tokens, or how an
-engine process is run; that is `rbee.server.link.engine_process`.
+engine process is run (`rbee.server.link.engine_process`).
 """
 
 from __future__ import annotations
@@ -32,12 +32,7 @@ _REFUSALS = {  # message, seconds until a retry
 
 
 class Supervisor:
-    """Runs the engine process, and decides whether requests can be submitted to it. The `EngineOwner` of each epoch.
-
-    Attributes:
-        progress: the last record while loading.
-        ready: the engine's own description, once it is ready.
-    """
+    """Runs the engine process, and decides whether requests can be submitted. The `EngineOwner` of each epoch."""
 
     _engine: EngineProcess
     _settled: asyncio.Future[Ready]
@@ -51,8 +46,8 @@ class Supervisor:
 
     def _reset(self) -> None:
         self.state = ServerState.STARTING
-        self.progress: Loading | None = None
-        self.ready: Ready | None = None
+        self.progress: Loading | None = None  # the last record while loading
+        self.ready: Ready | None = None  # the engine's own description, once it is ready
         self._stopping = False
 
     @property
@@ -73,11 +68,7 @@ class Supervisor:
         await self._engine.start()
 
     async def wait_ready(self) -> Ready:
-        """The engine's description, when it is ready.
-
-        Raises:
-            EngineUnavailableError: it cannot be ready; the message is the reason.
-        """
+        """The engine's description when it is ready, or EngineUnavailableError with the reason."""
         return await asyncio.shield(self._settled)
 
     def check_ready(self) -> Ready:
@@ -94,7 +85,6 @@ class Supervisor:
             self.state = ServerState.DRAINING
 
     def end_requests(self) -> None:
-        """Take no further requests, and end the open ones with an error."""
         self.refuse_new()
         self.client.fail_all(
             Refusal(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class TokenTimes:
-    """Of one sequence whose request was received at `received_ns` (CLOCK_MONOTONIC)."""
+    """The times of one sequence, whose request was received at `received_ns` (CLOCK_MONOTONIC)."""
 
     __slots__ = ("_consumer", "_received_ns", "_written_ns")
 
@@ -23,7 +23,7 @@ class TokenTimes:
         self._written_ns = 0  # 0 before the first content
 
     def written(self, num_tokens: int, *, content: bool) -> None:
-        """So many tokens, at least one, were written at once; `content` is whether they showed anything."""
+        """Count one write of `num_tokens` tokens, at least one; `content`: they showed anything."""
         now = time.monotonic_ns()
         if self._written_ns:
             self._consumer.note_gap(now - self._written_ns)

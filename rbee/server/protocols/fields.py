@@ -22,10 +22,9 @@ T = TypeVar("T")
 
 
 class FieldReader:
-    """Turns JSON objects into structs, field by field, and remembers what it was told to ignore.
+    """Turns JSON objects into structs, field by field.
 
-    Args:
-        lenient: ignore unknown fields (they are collected in `ignored`) instead of refusing them.
+    With `lenient` unknown fields are collected in `ignored`, else they are refused.
     """
 
     def __init__(self, *, lenient: bool) -> None:
@@ -61,7 +60,7 @@ class FieldReader:
 
 
 def decode_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in a request's body. Raises Refusal with the position of what is malformed."""
+    """The JSON object in a request's body, or a Refusal with the position of what is malformed."""
     try:
         given = msgspec.json.decode(body)
     except msgspec.DecodeError as error:
@@ -74,8 +73,7 @@ def decode_object(body: bytes) -> dict[str, Any]:
 
 
 def _is_flag(value: Any) -> bool:
-    """Whether this is true or false, which Python takes for 1 and 0."""
-    return isinstance(value, bool)
+    return isinstance(value, bool)  # which equals 1 or 0
 
 
 def _unsupported(path: str, neutral: tuple[Any, ...]) -> Refusal:
@@ -90,11 +88,10 @@ def _unknown(name: str, path: str, known: set[str]) -> Refusal:
 
 
 def _wrong_type(error: msgspec.ValidationError, path: str) -> Refusal:
-    """What msgspec says ends with where it was, as in "Expected `int`, got `str` - at `$.max_tokens`"."""
     missing = re.search(r"missing required field `(\w+)`", str(error))
     if missing:
         param = path + missing[1]
         return invalid(param, f"{param} is missing.", code="missing_parameter")
-    reason, _, where = str(error).partition(" - at `$.")
+    reason, _, where = str(error).partition(" - at `$.")  # "Expected `int`, got `str` - at `$.max_tokens`"
     param = path + where.rstrip("`").replace("[...]", "")
     return invalid(param, f"{param} has a wrong type: {reason}.", code="invalid_type")

@@ -1,7 +1,6 @@
 """Routes for operators: /health, /ready, /version.
 
-Owns their answers. None of them waits for anything, so that they are true under any load. Does not know how the engine
-is started.
+Owns their answers. None of them waits, so that they are true under any load. Does not know how the engine is started.
 """
 
 from __future__ import annotations
@@ -39,11 +38,10 @@ class OperationsApi:
         ]
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002 - starlette's signature
-        """GET /health: 200 while the process answers."""
         return json_response({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:  # noqa: ARG002 - starlette's signature
-        """GET /ready: 200 if a request sent now would be taken, else 503 with the state and the progress of loading."""
+        """200 if a request sent now would be taken, else 503 with the state and the progress of loading."""
         supervisor = self._supervisor
         state = supervisor.state.label
         try:

@@ -1,7 +1,7 @@
 """What a request asks of the engine besides its prompt: the range of each parameter, and what it means there.
 
-Owns the limits of parameters, and every refusal that depends on the model or on the server's options. A refusal names
-its field. How a parameter works is documented in `rbee.sampling_params`. Does not know which protocol is spoken.
+Owns the limits of parameters, and every refusal that depends on the model or on the server's options. What a parameter
+does stands in `rbee.sampling_params`. Does not know which protocol a request uses.
 """
 
 from __future__ import annotations
@@ -54,20 +54,12 @@ _LONGEST_NS = 10 * 366 * 24 * 3600 * 10**9  # of a deadline: ten years are for e
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The parameters that every request for a generation has. `user` and `metadata` are labels and change nothing.
+    """The parameters that every request for a generation has; a protocol's request is a subclass that adds its prompt.
 
-    Names are OpenAI's; where it has none, vLLM's. Most values go to `rbee.sampling_params` as they are. A protocol's
-    request is a subclass that adds its prompt.
-
-    Attributes:
-        best_of: how many completions to choose the best n of; only n itself.
-        priority: smaller runs earlier.
-        deadline: ISO 8601 with a time zone; also the header X-Request-Deadline.
-        cache_salt: only requests with the same salt share cached prefixes.
+    Names are OpenAI's; where it has none, vLLM's. Most values go to `rbee.sampling_params` as they are.
     """
 
-    prompt_field: ClassVar[str] = "prompt"
-    """The field to blame for a prompt that is too long."""
+    prompt_field: ClassVar[str] = "prompt"  # to blame for a prompt that is too long
 
     model: str | None = None
     max_tokens: int | None = None
@@ -87,13 +79,13 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: list[int] = []
     ignore_eos: bool = False
     n: int = 1
-    best_of: int | None = None
-    priority: int = 0
-    deadline: str | None = None
-    cache_salt: str = ""
+    best_of: int | None = None  # completions to choose the best n of; only n itself
+    priority: int = 0  # smaller runs earlier
+    deadline: str | None = None  # ISO 8601 with a time zone; also the header X-Request-Deadline
+    cache_salt: str = ""  # only requests with the same salt share cached prefixes
     stream: bool = False
     stream_options: dict[str, Any] | None = None
-    user: str | None = None
+    user: str | None = None  # a label, which changes nothing, as the next one
     metadata: dict[str, Any] | None = None
 
     @property
@@ -103,38 +95,25 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def asked_logprobs(self) -> tuple[str, int | None]:
-        """The field that asks for logprobs, and for how many of the most likely tokens; None for none at all."""
+        """The field that asks for logprobs, and for how many of the most likely tokens; None for no logprobs."""
         return "logprobs", None
 
 
 class Parameters(NamedTuple):
-    """What the parameters of a request mean.
+    """What the parameters of a request mean."""
 
-    Attributes:
-        sampling: of the first choice.
-        stops: stop strings.
-        deadline_ns: when the request ends at the latest, CLOCK_MONOTONIC; 0 is never.
-    """
-
-    sampling: SamplingParams
-    stops: list[str]
-    deadline_ns: int
+    sampling: SamplingParams  # of the first choice
+    stops: list[str]  # stop strings
+    deadline_ns: int  # when the request ends at the latest, CLOCK_MONOTONIC; 0 is never
 
 
 class Limits(NamedTuple):
-    """What the model and the server allow.
+    """What the model and the server allow."""
 
-    Attributes:
-        max_model_len: prompt plus output, in tokens.
-        vocab_size: token ids are below it.
-        num_rings: sequences that there can be at once.
-        ring_capacity: records that a sequence's ring holds.
-    """
-
-    max_model_len: int
-    vocab_size: int
-    num_rings: int
-    ring_capacity: int
+    max_model_len: int  # prompt plus output, in tokens
+    vocab_size: int  # token ids are below it
+    num_rings: int  # sequences that there can be at once
+    ring_capacity: int  # records that a sequence's ring holds
 
 
 def check_parameters(request: GenerationRequest) -> None:
@@ -174,15 +153,10 @@ def read_parameters(
     end_token_ids: Iterable[int],
     deadlines: Sequence[str],
 ) -> Parameters:
-    """What the parameters of a request mean for the engine.
+    """What the parameters of a request, which `check_parameters` has let pass, mean for the engine.
 
-    Args:
-        request: one that `check_parameters` has let pass.
-        max_tokens: as asked for; None takes what the model's length leaves.
-        prompt_tokens: length of the prompt, in tokens.
-        limits: of model and server.
-        end_token_ids: stop there, unless the request ignores them.
-        deadlines: the values of its X-Request-Deadline headers.
+    `max_tokens` is as asked for; None takes what the model's length leaves. `end_token_ids` stop the output, unless the
+    request ignores them. `deadlines` are the values of its X-Request-Deadline headers.
 
     Raises:
         Refusal: a parameter that this model or this server cannot follow.
@@ -202,10 +176,7 @@ def _sampling_params(
     limits: Limits,
     end_token_ids: Iterable[int],
 ) -> SamplingParams:
-    """What the engine is asked for, for the first choice.
-
-    With max_tokens 0 there is one token all the same, because the engine has no other end; it is not shown.
-    """
+    """For the first choice. max_tokens 0 becomes 1, as the engine has no other end; that token is not shown."""
     if prompt_tokens == 0:
         raise invalid("prompt", "The prompt has no tokens; send at least one.")
     room = limits.max_model_len - prompt_tokens
@@ -251,13 +222,8 @@ def _sampling_params(
 def read_deadline(field: str | None, headers: Sequence[str], *, wall_ns: int, monotonic_ns: int) -> int:
     """When a request ends at the latest, CLOCK_MONOTONIC in ns; 0 is never.
 
-    It is converted once, when the request is read: a wall clock that is set afterwards moves no deadline.
-
-    Args:
-        field: `deadline` of the request.
-        headers: the values of its X-Request-Deadline headers.
-        wall_ns: UNIX time now, in ns.
-        monotonic_ns: CLOCK_MONOTONIC now, in ns.
+    It is converted once, when the request is read: a wall clock that is set afterwards moves no deadline. `field` is
+    the request's `deadline`, `headers` its X-Request-Deadline; the two clocks are now, in ns.
 
     Raises:
         Refusal: one of them is not a time, they differ, or it has passed.
@@ -276,7 +242,7 @@ def read_deadline(field: str | None, headers: Sequence[str], *, wall_ns: int, mo
 
 
 def _unix_ns(value: str, param: str) -> int:
-    """UNIX time in ns of an ISO 8601 time that says its zone."""
+    """UNIX time in ns of an ISO 8601 time with a zone."""
     try:
         when = datetime.fromisoformat(value)
     except ValueError:
@@ -290,7 +256,7 @@ def _unix_ns(value: str, param: str) -> int:
 
 
 def _num_logprobs(request: GenerationRequest, limits: Limits) -> int | None:
-    """As SamplingParams has it. A token and its side records are published together, so that they must fit a ring."""
+    """As SamplingParams has it. A token and its side records are published together and must fit a ring."""
     name, number = request.asked_logprobs
     if number is None:
         return None
@@ -335,7 +301,6 @@ def _allowed_token_ids(request: GenerationRequest, vocab_size: int) -> tuple[int
 
 
 def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
-    """The keys are strings, as in any JSON object."""
     if len(given) > MAX_LOGIT_BIASES:
         raise invalid("logit_bias", f"logit_bias has {len(given)} entries; at most {MAX_LOGIT_BIASES} are possible.")
     biases: dict[int, float] = {}
@@ -350,6 +315,6 @@ def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
 
 
 def _shown(value: Any) -> str:
-    """A number in a message. Integers of a request can have thousands of digits."""
+    """A number in a message, cut: JSON integers can have thousands of digits."""
     text = str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

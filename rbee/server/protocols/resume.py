@@ -1,6 +1,6 @@
 """GET /v1/streams/{id}: the rest of a stream that lost its connection, in the words of the protocol that began it.
 
-Owns how a request names a stream. Which events it still lacks is `rbee.server.streams.resumption`'s business.
+Owns how a request names a stream. `rbee.server.streams.resumption` owns which events it still lacks.
 """
 
 from __future__ import annotations
@@ -25,13 +25,7 @@ if TYPE_CHECKING:
 
 
 class Resuming:
-    """Streams that can be resumed, for all protocols of a server.
-
-    Args:
-        streams: all there are.
-        watch: checks them while they are written.
-        replay_window: tokens whose frames can be had again.
-    """
+    """Streams that can be resumed, for all protocols of a server. `replay_window` is in tokens."""
 
     def __init__(self, streams: ResumableStreams, watch: ReplyWatch, *, replay_window: int) -> None:
         self._streams = streams
@@ -39,28 +33,25 @@ class Resuming:
         self._replay_window = replay_window
 
     def routes(self) -> list[Route]:
-        """For the application's router."""
         return [Route("/v1/streams/{id}", self.resume, methods=["GET"])]
 
     async def resume(self, request: Request) -> Response:
-        """GET /v1/streams/{id}, as EventSource asks for it. The id is that of the chunks, or the X-Request-Id."""
+        """The id is that of the chunks, or the X-Request-Id."""
         if request.method != "GET":  # HEAD, which would take the stream away from its reader
             raise HTTPException(405, headers={"Allow": "GET"})
         name = request.path_params["id"]
         return self._rest(request, name, name)
 
     def ticket(self, request: Request, kind: str) -> Ticket:
-        """Lets the client of a request resume the stream that it starts.
+        """Lets the client of a POST resume the stream that it starts.
 
-        Args:
-            request: a POST.
-            kind: what its route generates. The same POST, sent again to resume, must ask for the same.
+        `kind` is what the route generates: the same POST, sent again to resume, must ask for the same.
         """
         request_id = request.state.request_id
         return Ticket(self._streams, request.state.caller, (request_id, (kind, request_id)), self._replay_window)
 
     def by_request_id(self, request: Request, kind: str) -> Response:
-        """The answer to a POST with Last-Event-ID: it is not run again, but names the stream that it once started."""
+        """The answer to a POST with Last-Event-ID: it is not run again, but gets the rest of its stream."""
         name = request.headers.get("x-request-id", "")
         if name != request.state.request_id:
             raise invalid(

@@ -1,12 +1,7 @@
 """One choice of an answer: from the records of its ring to pieces that may be shown.
 
-Owns which piece each token's logprobs belong to. A streamed answer and one that is not are made of the same pieces, see
-`rbee.server.streams.replies`. Knows neither protocols nor sockets.
-
-With logprobs every token is listed that the engine generated, as vLLM does it: a stop token too, and special tokens,
-which show no text. An entry comes with the piece that shows the first character of its token; without any it waits for
-the next piece, at the latest for the last one. A stop string takes with it the entries of the tokens that begin where
-the text ends, or behind that.
+Owns which piece each token's logprobs belong to (docs/architecture.md, "Logprobs"). Streamed and collected answers are
+made of the same pieces. Knows neither protocols nor sockets.
 """
 
 from __future__ import annotations
@@ -34,37 +29,24 @@ class PieceSink(Protocol):
     """The reply that a choice belongs to."""
 
     def show(self, choice: ChoiceSink, pieces: list[Piece], reason: int) -> None:
-        """What one drain adds to a choice. With a `reason`, a FinishReason, the last piece is its end, even if empty.
+        """Take what one drain adds to a choice; the list is the reply's to keep.
 
-        The list is the reply's to keep.
+        With a `reason`, a FinishReason, the last piece is the choice's end, even if it is empty.
         """
 
     def fail(self, refusal: Refusal) -> None:
-        """Nothing more will come, for any choice, and this is why."""
+        """End every choice."""
 
 
 class ChoiceSink:
-    """The `TokenSink` of one choice.
+    """The `TokenSink` of one choice."""
 
-    Args:
-        index: of the choice in its answer.
-        reply: gets the pieces of `text`.
-        text: of this sequence.
-        report_cached: the first record is the number of cached tokens (`Submit.report_cached`): a choice that a stop
-            string ends does not get the engine's finish.
-
-    Attributes:
-        index: see above.
-        stream: set after submission.
-        cached_tokens: of the prompt; None until that is known.
-    """
-
-    stream: TokenStream
+    stream: TokenStream  # set after submission
 
     def __init__(self, index: int, reply: PieceSink, text: TokenText, *, report_cached: bool = False) -> None:
         self.index = index
-        self._report_cached = report_cached
-        self.cached_tokens: int | None = None
+        self._report_cached = report_cached  # a first record holds cached_tokens, see `rbee.messages.Submit`
+        self.cached_tokens: int | None = None  # of the prompt; None until that is known
         self._reply = reply
         self._text = text
 
@@ -94,7 +76,7 @@ class ChoiceSink:
         self._reply.fail(error)
 
     def _take(self, batch: TokenBatch, pieces: list[Piece]) -> int | None:
-        """Append what a batch shows, up to a stop string; the commit time of the last token that was taken."""
+        """Append what a batch shows, up to a stop string. Returns the commit time of the last token taken."""
         text, committed_ns = self._text, None
         for token_id, committed_ns in zip(batch.token_ids, batch.commit_ns, strict=True):
             shown = text.push(token_id)
@@ -105,7 +87,7 @@ class ChoiceSink:
         return committed_ns
 
     def _last_piece(self, pieces: list[Piece], committed_ns: int | None) -> Piece:
-        """All that is left: it joins the last token's piece, if that token has one."""
+        """All that is left, joined to the last token's piece if that token has one."""
         text = "" if self._text.stopped else self._text.flush()
         entries = self._last_entries()
         if pieces and pieces[-1].num_tokens == self._text.num_tokens:
@@ -117,23 +99,12 @@ class ChoiceSink:
         return []
 
     def _end_reason(self, reason: int) -> int:
-        """As it is shown: a stop string counts, even one that only the end completed."""
+        """As shown: a stop string counts, even one that only the flush completed."""
         return FinishReason.STOP if self._text.stopped and reason in ORDINARY_ENDS else reason
 
 
 class LogprobsChoice(ChoiceSink):
-    """A choice with logprobs, or with its prompt in front, or both.
-
-    Args:
-        index: see `ChoiceSink`, as for the next two.
-        reply: gets the pieces.
-        text: of this choice; with an echo it follows that.
-        records: of its ring.
-        report_cached: see `ChoiceSink`.
-        logprobs: the pieces have entries.
-        echo: comes in front, as a piece of its own.
-        show_output: False: the echo is all that the client wants, and no token of the output is shown or counted.
-    """
+    """A choice with logprobs, with its prompt in front, or both. `show_output` False: no output is shown or counted."""
 
     def __init__(
         self,
@@ -189,7 +160,6 @@ class LogprobsChoice(ChoiceSink):
             pieces.append(Piece(text, self._text.num_tokens, token.committed_ns, self._due_entries()))
 
     def _due_entries(self) -> list[TokenLogprob]:
-        """Those of the tokens that have begun to show."""
         end = bisect_left(self._entries, self._text.num_shown, key=_offset)
         due, self._entries = self._entries[:end], self._entries[end:]
         return due
@@ -198,6 +168,5 @@ class LogprobsChoice(ChoiceSink):
         return self._due_entries() if self._text.stopped else self._entries
 
     def _end_reason(self, reason: int) -> int:
-        """A token that is not shown has not stopped anything either."""
-        reason = super()._end_reason(reason)
+        reason = super()._end_reason(reason)  # a token that is not shown stops nothing
         return FinishReason.LENGTH if reason == FinishReason.STOP and not self._show_output else reason

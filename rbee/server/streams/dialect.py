@@ -1,4 +1,4 @@
-"""What a protocol says at each moment of an answer: the only thing that streams know of it.
+"""How a protocol renders each moment of an answer: all that streams see of a protocol.
 
 Owns the interface. A protocol makes one dialect per answer; `rbee.server.protocols` has them.
 """
@@ -24,42 +24,27 @@ class PieceKind(Enum):
 
 
 class Piece(NamedTuple):
-    """What a choice shows at once.
+    """What a choice shows at once."""
 
-    Attributes:
-        text: never empty, but in the last piece.
-        num_tokens: output tokens of the choice so far.
-        committed_ns: when the engine published the last of them, CLOCK_MONOTONIC; None if no token brought this piece.
-        entries: the tokens that begin to show here, if logprobs were asked for.
-        kind: of the text.
-    """
-
-    text: str
-    num_tokens: int
-    committed_ns: int | None
-    entries: list[TokenLogprob]
+    text: str  # never empty, but in the last piece
+    num_tokens: int  # output tokens of the choice so far
+    committed_ns: int | None  # when the engine published the last of them, CLOCK_MONOTONIC; None without a token
+    entries: list[TokenLogprob]  # the tokens that begin to show here, if logprobs were asked for
     kind: PieceKind = PieceKind.TEXT
 
 
 class CollectedChoice(NamedTuple):
-    """A choice of an answer that is not streamed.
+    """A choice of an answer that is not streamed."""
 
-    Attributes:
-        pieces: all of it.
-        reason: the FinishReason, one of `rbee.server.streams.outcome.ORDINARY_ENDS`.
-    """
-
-    pieces: list[Piece]
-    reason: int
+    pieces: list[Piece]  # all of it
+    reason: int  # a FinishReason of `rbee.server.streams.outcome.ORDINARY_ENDS`
 
     @property
     def text(self) -> str:
-        """All of its text."""
         return "".join([piece.text for piece in self.pieces])
 
     @property
     def entries(self) -> list[TokenLogprob]:
-        """Of all its tokens."""
         return [entry for piece in self.pieces for entry in piece.entries]
 
 
@@ -68,18 +53,12 @@ class Dialect(Protocol):
 
     Its methods return bytes and change nothing, so that a frame that was lost can be rendered again. A frame is what
     one call returns; it may hold several events, or none.
-
-    Attributes:
-        answer_id: the answer's name, which no other client can guess.
-        stream_headers: of the response that streams it.
-        answer_headers: of the response that does not, besides its length; with its content-type.
-        keep_alive: written after a long silence; empty for a protocol that knows no comments.
     """
 
-    answer_id: str
+    answer_id: str  # no other client can guess it
     stream_headers: Sequence[tuple[bytes, bytes]]
-    answer_headers: Sequence[tuple[bytes, bytes]]
-    keep_alive: bytes
+    answer_headers: Sequence[tuple[bytes, bytes]]  # with the content-type, without the length
+    keep_alive: bytes  # written after a long silence; empty for a protocol without comments
 
     def begin(self) -> bytes:
         """What comes before the first token; may be empty."""
@@ -88,13 +67,13 @@ class Dialect(Protocol):
         """The frame of a piece while more may come; `number` counts the frames of its choice, from 0."""
 
     def end(self, choice: int, piece: Piece, number: int, reason: int) -> bytes:
-        """The last frame of a choice: its last piece, which may have no text, and its FinishReason."""
+        """The last frame of a choice: its last piece, perhaps without text, and its FinishReason."""
 
     def finish(self, outcome: Outcome) -> bytes:
-        """What comes after the last choice has ended."""
+        """What follows the end of the last choice."""
 
     def error(self, refusal: Refusal) -> bytes:
-        """The end of a stream that cannot go on, in place of what is still missing."""
+        """The end of a stream that cannot go on."""
 
     def answer(self, choices: Sequence[CollectedChoice], outcome: Outcome) -> bytes:
         """The body of the answer that is not streamed."""
@@ -102,5 +81,5 @@ class Dialect(Protocol):
     def template(self) -> FrameTemplate | None:
         """The frames of the only choice for the native drain; None if they hold more than its slots.
 
-        Filled in, they are the bytes that `piece`, `end` and `finish` return.
+        Filled in, they are the bytes of `piece`, `end` and `finish`.
         """

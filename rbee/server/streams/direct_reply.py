@@ -1,7 +1,7 @@
 """A streamed reply that costs no Python per token: the drain renders its frames and sends them to its socket.
 
-Owns which streams can be written like that, and what to do when the socket does not take everything. The bytes are
-those that `rbee.server.streams.replies.StreamedReply` would write; the dialect's template makes them so.
+Owns which streams can be written so, and what follows when the socket does not take everything. The bytes are those of
+`rbee.server.streams.replies.StreamedReply`.
 """
 
 from __future__ import annotations
@@ -21,18 +21,14 @@ if TYPE_CHECKING:
 
 
 class DirectReply(LiveReply):
-    """A `DirectSink`. It gets the events of the socket, as any reply; the tokens go past it.
-
-    Attributes:
-        outlet: to be submitted with this sink.
-    """
+    """A `DirectSink`: it receives the events of the socket, and the tokens go past it."""
 
     def __init__(self, writer: Writer, dialect: Dialect, outlet: Outlet) -> None:
-        self.outlet = outlet
+        self.outlet = outlet  # to be submitted with this sink
         super().__init__(writer, dialect)
 
     def on_blocked(self, rest: bytes) -> None:
-        """See `DirectSink`. The event loop writes the rest; when it has, the socket calls `on_resume`."""
+        """Let the event loop write the rest; when it has, the socket calls `on_resume`."""
         self._writer.write_rest(rest)
         if not self._writer.paused:
             self.stream.resume()
@@ -41,8 +37,7 @@ class DirectReply(LiveReply):
         self._writer.abort()
 
     def on_finish(self, reason: int, cached_tokens: int) -> None:  # noqa: ARG002 - the drain has written it
-        """See `DirectSink`. An ordinary end is written already."""
-        refusal = finish_refusal(reason)
+        refusal = finish_refusal(reason)  # None: an ordinary end, which is written already
         if refusal is not None and not (reason == FinishReason.DEADLINE and self.outlet.num_tokens):
             self._write(self._error_frames(refusal))
         self._end()
@@ -54,9 +49,8 @@ class DirectReply(LiveReply):
 def make_outlet(writer: Writer, table: TokenTable | None, dialect: Dialect, generation: Generation) -> Outlet | None:
     """The outlet of a stream of one choice with nothing but its text.
 
-    Returns:
-        None if the request, its dialect, its vocabulary or its socket allows none: an outlet knows neither stop strings
-        nor logprobs nor an echo.
+    Returns None if the request (stop strings, logprobs, an echo), its dialect, its vocabulary or its socket allows
+    none.
     """
     descriptor = writer.descriptor
     plain = generation.n == 1 and generation.echo is None and not generation.stops and not generation.has_logprobs

@@ -1,10 +1,7 @@
 """One generation and its response: submitted to the engine, streamed or collected, and ended.
 
-Owns the order of these things, and that nothing of a generation is left when its response is over, unless the client
-may come back for the rest. Does not know how a request is read (its protocol does), nor what becomes of the tokens
-(`rbee.server.streams.replies`).
-
-A generation can also run before its stream is asked for: `ParkedGeneration`. Its tokens wait in their rings meanwhile.
+Owns this order, and that nothing of a generation is left when its response is over, unless the client may come back for
+the rest. Does not know how a request is read, nor what becomes of the tokens (`rbee.server.streams.replies`).
 """
 
 from __future__ import annotations
@@ -50,31 +47,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backend:
-    """What every generation of a server needs.
+    """What every generation of a server needs."""
 
-    Attributes:
-        supervisor: of the engine that runs it.
-        codec: of the served model.
-        watch: checks the replies that are being written.
-    """
-
-    supervisor: Supervisor
-    codec: TextCodec
-    watch: ReplyWatch
+    supervisor: Supervisor  # of the engine that runs it
+    codec: TextCodec  # of the served model
+    watch: ReplyWatch  # checks the replies that are being written
 
 
 class GenerationResponse(Response):
-    """Runs a generation and answers with it.
+    """Runs a generation and answers with it: streamed, or collected and sent whole.
 
-    Nothing is submitted before the response is asked for, and nothing is sent before the engine has the request: a
-    refusal has its true status.
-
-    Args:
-        backend: runs it.
-        generation: what to run.
-        dialect: renders the answer.
-        stream: whether the client wants the answer as it comes.
-        ticket: lets the client resume the stream; None for a client that cannot.
+    Nothing is submitted before the response is asked for, and nothing is sent before the engine has the request, so
+    that a refusal has its true status. A `ticket` lets the client resume the stream.
     """
 
     def __init__(
@@ -94,7 +78,6 @@ class GenerationResponse(Response):
         self._ticket = ticket
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stream the answer: start, frames as tokens come, one end. Or collect it and send it whole."""
         writer = writer_of(scope, receive, send)
         if self._stream:
             await write_stream(self._start(writer), writer, self._backend.watch, self._dialect.stream_headers)
@@ -118,7 +101,7 @@ class GenerationResponse(Response):
         return resumable
 
     async def _collect(self, writer: Writer) -> bytes:
-        """Wait for the end; the body of the whole answer."""
+        """Wait for the end. Returns the body of the whole answer."""
         backend, generation = self._backend, self._generation
         reply = CollectedReply(generation.n)
         sinks = _choices(backend.codec, generation, reply)
@@ -140,15 +123,10 @@ class GenerationResponse(Response):
 
 
 class ParkedGeneration:
-    """A generation that runs before anybody reads it: its tokens wait in their rings until `claim`.
+    """A generation that runs before its stream is asked for: its tokens wait in their rings until `claim`.
 
-    A ring that is full pauses its sequence, as a slow reader's does, and --slow-reader-timeout then ends it. The caller
-    bounds how long a generation may stay unclaimed, and cancels it then.
-
-    Args:
-        backend: runs it; the generation is submitted at once.
-        generation: what to run.
-        dialect: renders its stream.
+    A full ring pauses its sequence, as a slow reader's does, and --slow-reader-timeout then ends it. The caller bounds
+    how long a generation may stay unclaimed, and then cancels it.
 
     Raises:
         Refusal: the engine does not take it.
@@ -164,7 +142,7 @@ class ParkedGeneration:
             stream.pause()
 
     def cancel(self) -> None:
-        """The answer is not wanted any more. Harmless after the end."""
+        """Discard the answer. Harmless after the end."""
         for stream in self._streams:
             stream.cancel()
 
@@ -184,17 +162,15 @@ class ParkedGeneration:
 
     @property
     def backend(self) -> Backend:
-        """What runs it."""
         return self._backend
 
     @property
     def dialect(self) -> Dialect:
-        """What renders it."""
         return self._dialect
 
 
 class _ParkedSink:
-    """A `TokenSink` without a reply. Its ring is paused, so that something comes only from an engine that has died."""
+    """A `TokenSink` without a reply. Its ring is paused: only the death of the engine delivers something."""
 
     def __init__(self) -> None:
         self.batches: list[TokenBatch] = []
@@ -207,7 +183,6 @@ class _ParkedSink:
         self.refusal = error
 
     def pass_on(self, sink: ChoiceSink | DirectReply) -> None:
-        """Give what has come to the sink that takes over."""
         if isinstance(sink, ChoiceSink):
             for batch in self.batches:
                 sink.deliver(batch)
@@ -216,8 +191,6 @@ class _ParkedSink:
 
 
 class _ClaimedResponse(Response):
-    """Streams a parked generation."""
-
     def __init__(self, parked: ParkedGeneration) -> None:
         self.background = None
         self._parked = parked
@@ -229,13 +202,7 @@ class _ClaimedResponse(Response):
 
 
 class Resumption(Response):
-    """The rest of a stream, on another connection.
-
-    Args:
-        reply: goes on, after the event with `last_id`.
-        last_id: of the last event that the client has got.
-        watch: checks the reply while it is written.
-    """
+    """The rest of a stream, after the event with `last_id`, on another connection."""
 
     def __init__(self, reply: ResumableReply, last_id: int, watch: ReplyWatch) -> None:
         self.background = None
@@ -244,7 +211,6 @@ class Resumption(Response):
         self._watch = watch
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stream what the client has not got."""
         writer = writer_of(scope, receive, send)
         self._reply.attach(writer, self._last_id)
         await write_stream(self._reply, writer, self._watch, self._reply.stream_headers)
@@ -253,7 +219,7 @@ class Resumption(Response):
 async def write_stream(
     reply: LiveReply, writer: Writer, watch: ReplyWatch, headers: Sequence[tuple[bytes, bytes]]
 ) -> None:
-    """Write `reply` as the response that `writer` belongs to, until its end, or until another response has it."""
+    """Write `reply` as the response of `writer`, until its end, or until another response takes it over."""
     done = reply.done
     watch.add(reply)
     try:
@@ -275,7 +241,7 @@ async def write_stream(
 def _make_reply(
     backend: Backend, generation: Generation, dialect: Dialect, writer: Writer, *, may_be_direct: bool = True
 ) -> tuple[DirectReply | StreamedReply, Sequence[DirectReply | ChoiceSink]]:
-    """The reply that writes a stream, by the drain itself if that is possible, and the sink of each choice."""
+    """The reply that writes a stream, through the native drain if possible, and the sink of each choice."""
     outlet = make_outlet(writer, backend.codec.table, dialect, generation) if may_be_direct else None
     if outlet is not None:
         direct = DirectReply(writer, dialect, outlet)
@@ -315,7 +281,7 @@ def _choice(index: int, codec: TextCodec, generation: Generation, reply: PieceSi
 def _submit(
     backend: Backend, generation: Generation, dialect: Dialect, sinks: Sequence[TokenSink | DirectReply]
 ) -> list[TokenStream]:
-    """Hand the generation to the engine, or raise the Refusal that is true now."""
+    """Submit to the engine, or raise the Refusal that is true now."""
     backend.supervisor.check_ready()
     client = backend.supervisor.client
     try:
@@ -336,7 +302,6 @@ def _submit(
 
 
 def _target(sink: TokenSink | DirectReply) -> TokenSink | DirectTarget:
-    """Where the tokens of a sink's sequence go."""
     return DirectTarget(sink, sink.outlet) if isinstance(sink, DirectReply) else sink
 
 
@@ -352,5 +317,4 @@ def _bind(
 
 
 def _seeded(sampling: SamplingParams, index: int) -> SamplingParams:
-    """The parameters of a choice: other random numbers for each."""
     return msgspec.structs.replace(sampling, seed=(sampling.seed + index) % 2**63)

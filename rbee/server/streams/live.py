@@ -1,19 +1,7 @@
 """A reply as its connection sees it: pauses, keep-alives, slow readers, the one end.
 
-Owns all about the socket of a reply, and the one timer that checks all of them. Knows nothing of tokens.
-
-A client that reads slowly holds up nothing but its own stream, and what it makes the server hold is bounded, per stream
-(of several choices: rings and frames for each of them):
-
-    its ring                --ring-capacity records of 16 bytes; when it is full its sequence pauses    16 KiB
-    the write buffer        WRITE_BUFFER_HIGH, and the frames (some 250 bytes each, and some 100 for
-                            each token that logprobs list) of the one drain that passed it, which
-                            found a full ring at most                                               32 + 256 KiB
-    the kernel's buffer     the listening socket's send buffer, booked twice                           256 KiB
-
-A prompt that is echoed with its logprobs is one frame more, of some 100 bytes for each token that is listed. A stream
-that can be resumed has a replay window besides (`rbee.server.streams.resumption`). After --slow-reader-timeout the
-stream ends, after twice that time its connection is dropped, and all of this is free.
+Owns the socket side of a reply, and the one timer that checks all replies. Knows nothing of tokens. docs/operating.md
+("Slow readers") bounds the memory that a reply can hold.
 """
 
 from __future__ import annotations
@@ -36,7 +24,7 @@ KEEP_ALIVE_SILENCE = 15.0  # seconds
 
 
 class TokenStreams(list["TokenStream"]):
-    """The sequences of one request, as if they were one."""
+    """The sequences of one request, handled as one."""
 
     def cancel(self) -> None:
         for stream in self:
@@ -52,20 +40,15 @@ class TokenStreams(list["TokenStream"]):
 
 
 class Reply:
-    """One accepted request, until its one end.
+    """One accepted request, until its one end."""
 
-    Attributes:
-        done: resolved when nothing more will be written or collected.
-        stream: all of its sequences; set after submission.
-    """
-
-    stream: TokenStream | TokenStreams
+    stream: TokenStream | TokenStreams  # all of its sequences; set after submission
 
     def __init__(self) -> None:
+        # Resolved when nothing more will be written or collected.
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def on_closed(self) -> None:
-        """The client is gone: the rest has no reader."""
         self.stream.cancel()
         self._end()
 
@@ -75,10 +58,9 @@ class Reply:
 
 
 class LiveReply(Reply):
-    """A reply that is written while it is made. It is the `WriterListener` of its response.
+    """A reply that is written while it is made, and the `WriterListener` of its response.
 
-    A subclass renders what there is to show, writes it with `_write` and calls `_end` after the last frame. While the
-    connection takes nothing the tokens wait in their rings, where they cost nothing.
+    A subclass renders frames, writes them with `_write`, and calls `_end` after the last one.
     """
 
     _paused_at: float | None  # since when the connection has had no room for more, without a break
@@ -92,48 +74,39 @@ class LiveReply(Reply):
             self._write(beginning)
 
     def fail(self, refusal: Refusal) -> None:
-        """Nothing more will come, and this is why."""
+        """End the reply with an error, in place of what is still missing."""
         self.stream.cancel()
         self._write(self._error_frames(refusal))
         self._end()
 
     def on_pause(self) -> None:
-        """The connection is full."""
         self._paused_at = time.monotonic()
         self.stream.pause()
 
     def on_resume(self) -> None:
-        """All that waited goes out in one write."""
         self._paused_at = None
         self.stream.resume()
 
     def on_closed(self) -> None:
-        """The client is gone."""
         self.leave(self._writer)
 
     def is_written_to(self, writer: Writer) -> bool:
-        """Whether it is this response that the reply is written to now."""
         return writer is self._writer
 
     def leave(self, writer: Writer) -> bool:  # noqa: ARG002 - a reply with several connections needs it
-        """The response that `writer` belongs to is over: the rest has no reader. Harmless after the end.
+        """End this reply with the response of `writer`. Harmless after the end.
 
-        Returns:
-            False if the reply is written to another response by now, which everything further belongs to.
+        Returns False if another response has taken the reply over; it then goes on there.
         """
         self.stream.cancel()
         self._end()
         return True
 
     def check(self, now: float, slow_reader_timeout: float) -> None:
-        """Send a keep-alive after a long silence; end the stream of a client that has not read for too long.
+        """Send a keep-alive after 15 s of silence; end a stream not read for `slow_reader_timeout` seconds.
 
-        The error goes behind what already waits for the connection. The client has the same time again to read it, then
-        the connection is dropped.
-
-        Args:
-            now: time.monotonic().
-            slow_reader_timeout: in seconds.
+        The error goes behind what already waits for the connection, and after the same time again the connection is
+        dropped. `now` is time.monotonic().
         """
         if self._paused_at is None:
             silent = now - self._last_written() >= KEEP_ALIVE_SILENCE
@@ -155,11 +128,9 @@ class LiveReply(Reply):
         return self._dialect.error(refusal)
 
     def _last_written(self) -> float:
-        """When the last frame was written, in time.monotonic()'s seconds."""
-        return self._written_at
+        return self._written_at  # time.monotonic()
 
     def _connect(self, writer: Writer) -> None:
-        """From now on this is written to `writer`'s response."""
         self._writer = writer
         self.done = asyncio.get_running_loop().create_future()
         self._written_at = time.monotonic()
@@ -171,18 +142,17 @@ class LiveReply(Reply):
 
 
 class Checked(Protocol):
-    """What needs a check now and then."""
+    """What a `ReplyWatch` checks; for the arguments see `LiveReply.check`."""
 
-    def check(self, now: float, slow_reader_timeout: float) -> None:
-        """Do what is due. `now` is time.monotonic(), the timeout in seconds."""
+    def check(self, now: float, slow_reader_timeout: float) -> None: ...
 
 
 class ReplyWatch:
-    """Checks every open reply now and then, all of them with one timer; see `LiveReply.check`.
+    """Checks every open reply periodically, all of them with one timer.
 
     Args:
         period: seconds between two checks, hence by how much an end can come late.
-        slow_reader_timeout: seconds after which a client that does not read is given up.
+        slow_reader_timeout: seconds, for `LiveReply.check`.
         clock: time.monotonic, or a test's.
     """
 
@@ -199,13 +169,11 @@ class ReplyWatch:
         return len(self._open)
 
     def add(self, reply: Checked) -> None:
-        """From now on this is checked."""
         self._open.add(reply)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._period, self._check)
 
     def discard(self, reply: Checked) -> None:
-        """This needs no more checks."""
         self._open.discard(reply)
         if not self._open and self._timer is not None:
             self._timer.cancel()

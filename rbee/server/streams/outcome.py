@@ -1,6 +1,6 @@
 """How the choices of one reply end, and what they add up to.
 
-Owns which ends are ordinary ones, and the refusal behind every other. Does not know how a protocol names them.
+Owns which ends are ordinary, and the refusal behind every other. Does not know how a protocol names them.
 """
 
 from __future__ import annotations
@@ -10,46 +10,36 @@ from typing import Protocol
 from rbee.messages import FinishReason
 from rbee.server.errors import Refusal, RefusalKind, deadline_passed
 
+# These leave an answer complete; a deadline does so only after the first token.
 ORDINARY_ENDS = frozenset({FinishReason.STOP, FinishReason.LENGTH, FinishReason.DEADLINE})
-"""The ends that leave an answer complete. A deadline is one only after the first token."""
 
 
 class Countable(Protocol):
-    """A choice, as its outcome counts it."""
+    """A choice, as its outcome counts it; see `rbee.server.streams.choices.ChoiceSink`."""
 
     @property
-    def index(self) -> int:
-        """Its place in the answer."""
+    def index(self) -> int: ...
 
     @property
-    def num_tokens(self) -> int:
-        """Output tokens so far, a stop token included."""
+    def num_tokens(self) -> int: ...
 
     @property
-    def cached_tokens(self) -> int | None:
-        """Tokens of the prompt found in the prefix cache; None until that is known."""
+    def cached_tokens(self) -> int | None: ...
 
 
 class Outcome:
-    """What has become of the choices of one reply so far.
-
-    Attributes:
-        num_open: choices that have not ended.
-        completion_tokens: output tokens of those that have, stop tokens included.
-        cached_tokens: of the prompt, as the first choice found it; None while that is not known.
-    """
+    """What has become of the choices of one reply so far."""
 
     def __init__(self, num_choices: int) -> None:
-        self.num_open = num_choices
-        self.completion_tokens = 0
-        self.cached_tokens: int | None = None
+        self.num_open = num_choices  # choices that have not ended
+        self.completion_tokens = 0  # output tokens of those that have, stop tokens included
+        self.cached_tokens: int | None = None  # of the prompt, as the first choice found it; None until known
         self._any_tokens = False
 
     def count(self, choice: Countable, reason: int) -> Refusal | None:
         """Count what was shown of a choice, and its end if `reason` is a FinishReason and not 0.
 
-        Returns:
-            The refusal that ends the whole reply; None after an ordinary end, or without one.
+        Returns the refusal that ends the whole reply, or None.
         """
         self._any_tokens = self._any_tokens or choice.num_tokens > 0
         if not reason:
@@ -67,10 +57,7 @@ class Outcome:
 
 
 def finish_refusal(reason: int) -> Refusal | None:
-    """The refusal behind a finish that leaves no complete answer; None for the others.
-
-    A deadline counts as passed before the first token: after it, the deadline is an ordinary end.
-    """
+    """The refusal behind a finish that leaves no complete answer, else None. DEADLINE: before the first token."""
     match reason:
         case FinishReason.ABORT:
             message = "The engine stopped before this request was finished."
@@ -88,5 +75,5 @@ def finish_refusal(reason: int) -> Refusal | None:
 
 
 def slow_reader(message: str) -> Refusal:
-    """The client did not read its stream."""
+    """The refusal for a client that does not read its stream."""
     return Refusal(RefusalKind.TIMED_OUT, message, code="slow_reader")

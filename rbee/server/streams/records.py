@@ -1,7 +1,6 @@
 """From the records of a ring to tokens with their logprobs.
 
-Owns how records belong together. Which tokens an answer lists is `rbee.server.streams.choices`' decision, and what an
-entry looks like is the dialect's.
+Owns how records belong together. `rbee.server.streams.choices` decides which tokens an answer lists.
 """
 
 from __future__ import annotations
@@ -18,44 +17,28 @@ if TYPE_CHECKING:
 
 
 class ScoredToken(NamedTuple):
-    """A token with its logprobs.
-
-    Attributes:
-        token_id: which.
-        logprob: natural logarithm; NaN in a sequence that asked for none.
-        top: the most likely tokens at its place as (token id, logprob), best first; as many as were asked for.
-        committed_ns: when the engine published it, CLOCK_MONOTONIC.
-        of_prompt: it is no output.
-    """
+    """A token with its logprobs."""
 
     token_id: int
-    logprob: float
-    top: list[tuple[int, float]]
-    committed_ns: int
-    of_prompt: bool
+    logprob: float  # natural logarithm; NaN in a sequence that asked for none
+    top: list[tuple[int, float]]  # (token id, logprob) of the most likely tokens, best first, as many as asked for
+    committed_ns: int  # when the engine published it, CLOCK_MONOTONIC
+    of_prompt: bool  # it is no output
 
 
 class TokenLogprob(NamedTuple):
-    """An entry in the list of logprobs of an answer.
-
-    Attributes:
-        token_id: which.
-        logprob: None for the first token of a prompt, which follows nothing.
-        top: see `ScoredToken`.
-        offset: where its text begins in the whole text of the choice, in characters.
-    """
+    """An entry in the list of logprobs of an answer."""
 
     token_id: int
-    logprob: float | None
-    top: list[tuple[int, float]]
-    offset: int
+    logprob: float | None  # None for the first token of a prompt, which follows nothing
+    top: list[tuple[int, float]]  # see `ScoredToken`
+    offset: int  # characters before its text in the whole text of the choice
 
 
 class TokenRecords:
-    """Puts the records of one sequence together again: each token with its `rbee.messages.SIDE_RECORD`s.
+    """Joins each token of one sequence to its `rbee.messages.SIDE_RECORD`s.
 
-    A batch may end anywhere, also between a token and its side records. The token comes with the batch that completes
-    it.
+    A batch may end between a token and its side records; the token comes with the batch that completes it.
     """
 
     def __init__(self, sampling: SamplingParams, num_prompt_tokens: int) -> None:

@@ -1,9 +1,7 @@
 """What becomes of the choices of one request: frames while they come, or one answer at the end.
 
 Owns the way from pieces to frames, and that each request has exactly one end. Runs inside the drain callback. Does not
-know routes, tokens or the engine; what a frame looks like is the dialect's.
-
-A reply that is not streamed never pauses: its tokens are collected as they come, bounded by the model's length.
+know routes, tokens or the engine.
 """
 
 from __future__ import annotations
@@ -25,19 +23,13 @@ if TYPE_CHECKING:
 
 
 class CollectedReply(Reply):
-    """Gathers the choices, for a response that is not streamed.
-
-    Attributes:
-        choices: by their index.
-        outcome: of these.
-        refusal: set after any end that is not an ordinary one.
-    """
+    """Gathers the choices. It never pauses: its tokens are bounded by the model's length."""
 
     def __init__(self, num_choices: int = 1) -> None:
         super().__init__()
         self.choices = [CollectedChoice([], 0) for _ in range(num_choices)]
         self.outcome = Outcome(num_choices)
-        self.refusal: Refusal | None = None
+        self.refusal: Refusal | None = None  # set after any end that is not an ordinary one
 
     def show(self, choice: ChoiceSink, pieces: list[Piece], reason: int) -> None:
         collected = self.choices[choice.index]
@@ -55,36 +47,28 @@ class CollectedReply(Reply):
         self.stream.cancel()
         self._end()
 
-    def on_pause(self) -> None:
-        """Nothing is written before the end."""
+    def on_pause(self) -> None: ...
 
-    def on_resume(self) -> None:
-        """Nothing is written before the end."""
+    def on_resume(self) -> None: ...
 
 
 class StreamedReply(LiveReply):
     """Writes a frame for each piece of each choice, all that one drain has of a choice in one write.
 
-    The frames of several choices come as their tokens do, one among the other. The whole ends when the last one does;
-    an error of one ends all.
-
-    Args:
-        writer: of its response.
-        dialect: renders the frames.
-        times: count the tokens of each choice of the request.
+    The frames of several choices alternate as their tokens come. The last choice ends the reply; an error of one ends
+    all.
     """
 
     def __init__(self, writer: Writer, dialect: Dialect, times: Sequence[TokenTimes]) -> None:
         super().__init__(writer, dialect)
-        self._times = times
+        self._times = times  # of each choice
         self._num_frames = [0] * len(times)
         self._num_written = [0] * len(times)  # tokens
         self._outcome = Outcome(len(times))
 
     def show(self, choice: ChoiceSink, pieces: list[Piece], reason: int) -> None:
-        """See `PieceSink`. The end rides on the last token's frame, if that shows text."""
         index = choice.index
-        last = pieces.pop() if reason else None
+        last = pieces.pop() if reason else None  # the end shares the frame of the last token's text
         out = [self._piece(index, piece) for piece in pieces]
         refusal = self._outcome.count(choice, reason)
         if last is not None and refusal is None:

@@ -1,13 +1,7 @@
 """Streams that outlive their connection: a client that lost it gets exactly the rest, by the id of its last event.
 
 Owns the ids of events, the window from which lost ones are written again, and who may ask for which stream for how
-long. Only clients that know events have such streams: others would take an id for a part of the data. An answer of
-several choices cannot be resumed.
-
-Without a connection a stream is a slow reader's: its tokens wait in its ring, then its sequence pauses. What it holds
-here besides is the replay window: --replay-window tokens of some 250 bytes, 250 KiB by default; with logprobs some 100
-bytes more for each token that is listed. The window is written in one go to a client that comes back, as a full ring
-is: no more than that is in the write buffer at once.
+long (docs/architecture.md, "Resumption"). Knows no connection but the writer of the present response.
 """
 
 from __future__ import annotations
@@ -31,19 +25,10 @@ _MAX_DIGITS = 18  # of an event's id
 
 
 class NumberedEvents:
-    """The events of one stream of one choice, each with an `id: N` line; the last ones can be had again, byte for byte.
+    """The events of one stream of one choice, each with an `id: N` line; the last ones can be rendered again.
 
-    N is how many tokens the stream had consumed when the event was written, those included that show no text. An event
-    that comes without a further token counts on by one, so that no two have the same id.
-
-    Args:
-        dialect: renders the frames.
-        window: of how many tokens the frames can be had again.
-
-    Attributes:
-        last_id: of the last event; 0 before the first.
-        forgotten_id: of the last event that cannot be had again; 0 if all can.
-        finished: nothing comes after the last event.
+    N is how many tokens the stream had consumed when the event was written, those without text included. An event
+    without a further token counts on by one, so that no two have the same id. `window` is in tokens.
     """
 
     def __init__(self, dialect: Dialect, window: int) -> None:
@@ -53,9 +38,9 @@ class NumberedEvents:
         self._num_forgotten = 0  # pieces
         self._end: list[tuple[int, bytes]] = []  # id and bytes of each event behind the pieces
         self._num_tokens = 0
-        self.last_id = 0
-        self.forgotten_id = 0
-        self.finished = False
+        self.last_id = 0  # of the last event; 0 before the first
+        self.forgotten_id = 0  # of the last event that cannot be rendered again; 0 if all can
+        self.finished = False  # nothing comes after the last event
 
     def piece(self, piece: Piece, number: int) -> bytes:
         self._num_tokens = piece.num_tokens
@@ -67,12 +52,12 @@ class NumberedEvents:
         return _joined(events)
 
     def end(self, piece: Piece, frame: bytes) -> bytes:
-        """The last frame of the choice, which holds this piece."""
+        """Number the last frame of the choice, which holds this piece."""
         self._num_tokens = piece.num_tokens
         return self.keep(frame)
 
     def keep(self, frame: bytes) -> bytes:
-        """A frame behind the last piece."""
+        """Number a frame behind the last piece."""
         events = self._number(frame)
         self._end += events
         return _joined(events)
@@ -106,35 +91,18 @@ def _joined(events: Iterable[tuple[int, bytes]]) -> bytes:
 
 
 class Ticket(NamedTuple):
-    """What lets a client resume the stream it asks for.
+    """What lets a client resume the stream it asks for."""
 
-    Attributes:
-        streams: where the stream will be found.
-        owner: who may ask for it.
-        names: what it is called besides the dialect's answer id.
-        window: tokens whose frames can be had again.
-    """
-
-    streams: ResumableStreams
-    owner: Hashable
-    names: tuple[Hashable, ...]
-    window: int
+    streams: ResumableStreams  # where the stream will be found
+    owner: Hashable  # who may ask for it
+    names: tuple[Hashable, ...]  # besides the dialect's answer id
+    window: int  # tokens whose frames can be rendered again
 
 
 class ResumableReply(StreamedReply):
     """A streamed reply that is written to one connection after another, or to none for a while.
 
-    The newest connection has it: an older one that still holds on, perhaps half dead, is dropped.
-
-    Args:
-        writer: of its first response.
-        dialect: renders the frames, whose events are numbered here.
-        times: count the tokens.
-        streams: where it is found.
-        window: tokens whose frames can be had again.
-
-    Attributes:
-        events: what has been rendered so far.
+    The newest connection has it; an older one that is still open, perhaps half dead, is dropped. `window` is in tokens.
     """
 
     def __init__(
@@ -147,19 +115,15 @@ class ResumableReply(StreamedReply):
 
     @property
     def stream_headers(self) -> list[tuple[bytes, bytes]]:
-        """Of every response that streams it."""
         return list(self._dialect.stream_headers)
 
     @property
     def finished(self) -> bool:
-        """Whether all of it has been written, to whichever connection."""
+        """Whether all of it has been rendered, for whichever connection."""
         return self.events.finished
 
     def check_replay(self, last_id: int) -> None:
-        """Raise Refusal unless the stream can go on after the event with this id.
-
-        Either there was no such event yet, or those after it are not remembered any more.
-        """
+        """Raise Refusal if there was no such event yet, or if those after it have left the window."""
         events = self.events
         if last_id > events.last_id:
             raise Refusal(
@@ -176,7 +140,6 @@ class ResumableReply(StreamedReply):
             )
 
     def has_more(self, last_id: int) -> bool:
-        """Whether anything comes after the event with this id."""
         return last_id < self.events.last_id or not self.finished
 
     def attach(self, writer: Writer, last_id: int) -> None:
@@ -195,7 +158,7 @@ class ResumableReply(StreamedReply):
             self._end()
 
     def leave(self, writer: Writer) -> bool:
-        """See `LiveReply.leave`. The stream stays for a while, for a client that comes back."""
+        """See `LiveReply.leave`. The stream stays for the resume timeout."""
         if not self.is_written_to(writer):
             return False
         if self._connected:
@@ -234,12 +197,12 @@ class ResumableStreams:
     """The streams that may be resumed, and by whom.
 
     One without a connection is kept for the resume timeout, whether it has ended or not; one that has ended holds no
-    ring then. Of those that have ended there are at most `max_ended`, the last ones.
+    ring then. Of those that have ended the last `max_ended` are kept.
 
     Args:
         watch: checks this object while a stream is without a connection.
-        resume_timeout: seconds that such a stream is kept.
-        max_ended: how many that have ended are kept.
+        resume_timeout: in seconds.
+        max_ended: how many streams that have ended are kept.
     """
 
     def __init__(self, watch: ReplyWatch, *, resume_timeout: float, max_ended: int) -> None:
@@ -253,7 +216,7 @@ class ResumableStreams:
         self._ended: dict[ResumableReply, float] = {}
 
     def add(self, reply: ResumableReply, owner: Hashable, *names: Hashable) -> None:
-        """From now on `owner` finds this stream under these names. A name that stood for another one stands for it."""
+        """Let `owner` find this stream under these names; an earlier stream of a name loses it."""
         self._keys[reply] = [(owner, name) for name in names]
         self._streams.update(dict.fromkeys(self._keys[reply], reply))
 
@@ -261,7 +224,7 @@ class ResumableStreams:
         """The owner's stream of this name, which a refusal calls `shown` if that differs.
 
         Raises:
-            Refusal: there is none. It gives no more away, because a stream may be another owner's.
+            Refusal: there is none. Another owner's stream gives the same refusal as none at all.
         """
         reply = self._streams.get((owner, name))
         if reply is None:
@@ -274,14 +237,14 @@ class ResumableStreams:
         return reply
 
     def hold(self, reply: ResumableReply) -> None:
-        """The stream has a connection."""
+        """The stream has a connection again."""
         self._open.pop(reply, None)
         self._ended.pop(reply, None)
         if not self._open and not self._ended:
             self._watch.discard(self)
 
     def release(self, reply: ResumableReply) -> None:
-        """The stream has no connection, or has ended without one: from now on its time runs out."""
+        """The stream has no connection, or has ended without one: its time begins to run."""
         if reply not in self._keys:
             return
         self._open.pop(reply, None)
@@ -291,7 +254,7 @@ class ResumableStreams:
             self._forget(next(iter(self._ended)))
 
     def check(self, now: float, slow_reader_timeout: float) -> None:  # noqa: ARG002 - as the watch calls it
-        """Forget the streams whose time has run out. `now` is time.monotonic()."""
+        """Forget the streams whose time has run out."""
         for waiting in (self._open, self._ended):
             while waiting:
                 reply, since = next(iter(waiting.items()))
@@ -308,11 +271,9 @@ class ResumableStreams:
 
 
 def is_resumable(asked: bool | None, accept: Iterable[str]) -> bool:  # noqa: FBT001 - a field of the request
-    """Whether a client knows event ids: it asks for them, or it accepts text/event-stream by name, as EventSource does.
+    """Whether a client understands event ids: it asks for them, or accepts text/event-stream by name (EventSource).
 
-    Args:
-        asked: what its request wants; None leaves it to the headers.
-        accept: the values of its Accept headers.
+    `asked` is its request's field, None if that is absent; `accept` the values of its Accept headers.
     """
     if asked is not None:
         return asked

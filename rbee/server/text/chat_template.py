@@ -1,7 +1,7 @@
 """Messages to one prompt text, by the model's own chat template.
 
-Owns the jinja environment, which offers templates what transformers offers them. Does not know where a template comes
-from or what becomes of the text. A template is foreign code: it runs in jinja's immutable sandbox.
+Owns the jinja environment, which offers templates what transformers offers them; a template is foreign code, and runs
+in jinja's immutable sandbox. Does not know where a template comes from or what becomes of the text.
 """
 
 from __future__ import annotations
@@ -110,12 +110,11 @@ class _RefusedError(jinja2.TemplateError):
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` ... `{% endgeneration %}` marks the assistant's text for training; here its body is all."""
+    """`{% generation %}` ... `{% endgeneration %}` marks text for training; here the block becomes its body."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja's declaration
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        """Replace the block by its body."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 

@@ -3,10 +3,9 @@
 Owns the three ways in which vocabularies write text. Text is never cut inside a character, and never withheld once no
 further token can change it. Knows nothing of stop strings or frames.
 
-What comes out equals `tokenizer.decode(ids, skip_special_tokens=True)`, with one exception. The byte-fallback decoder
-of `tokenizers` turns a whole run of byte tokens into replacement characters when any byte of it is invalid, also
-those that were complete characters before. A stream cannot take back what it has shown: here only the invalid bytes
-become U+FFFD.
+What comes out equals `tokenizer.decode(ids, skip_special_tokens=True)`, except for byte fallback with an invalid byte:
+`tokenizers` then replaces the whole run of byte tokens, also complete characters before it. A stream cannot take those
+back: here only the invalid bytes become U+FFFD.
 """
 
 from __future__ import annotations
@@ -26,17 +25,11 @@ if TYPE_CHECKING:
 class Detokenizer(Protocol):
     """The text of one sequence, token by token."""
 
-    def push(self, token_id: int) -> str:
-        """The text that this token completes; "" while a character is incomplete."""
-        ...
+    def push(self, token_id: int) -> str: ...  # the text that it completes; "" while a character is incomplete
 
-    def flush(self) -> str:
-        """The text of what is still incomplete, once no further token comes."""
-        ...
+    def flush(self) -> str: ...  # the text of what is still incomplete, once no further token comes
 
-    def fork(self) -> Detokenizer:
-        """Another one in the same state, for a second sequence with the same beginning."""
-        ...
+    def fork(self) -> Detokenizer: ...  # another one in the same state, for a sequence with the same beginning
 
 
 class ByteLevelDetokenizer:
@@ -95,9 +88,9 @@ class ByteFallbackDetokenizer:
 class WindowDetokenizer:
     """For every other decoder: decodes the last few tokens again with each new one.
 
-    A token's text may depend on the tokens before it (a space, or none), so it is what `decode` says of the last shown
-    tokens and the new ones, less what it says of the last shown ones alone. The method is that of Hugging Face's
-    text-generation-inference. Text that ends in a replacement character, which may be an incomplete one, is withheld.
+    A token's text may depend on the tokens before it (a space, or none). It is the decoded text of the last shown
+    tokens and the new ones, less that of the last shown ones alone, as in Hugging Face's text-generation-inference.
+    Text that ends in a replacement character, which may be an incomplete one, is withheld.
     """
 
     __slots__ = ("_num_shown", "_shown_text", "_tokenizer", "_window")
@@ -136,38 +129,29 @@ class WindowDetokenizer:
 
 
 class TokenTable(NamedTuple):
-    """A vocabulary whose tokens can be looked up one by one, as the native drain has it.
+    """A vocabulary whose tokens can be looked up one by one, as the native drain has it."""
 
-    Attributes:
-        vocabulary: every token's piece.
-        strip: the space before the first word is not shown.
-    """
-
-    vocabulary: Vocabulary
-    strip: bool
+    vocabulary: Vocabulary  # every token's piece
+    strip: bool  # the space before the first word is not shown
 
 
 class Detokenizers(NamedTuple):
     """Makes a detokenizer for each sequence of a vocabulary.
 
-    Attributes:
-        make: what does.
-        table: the same vocabulary for the native drain; None if its tokens cannot be looked up one by one.
-        token_bytes: a token as it is on its own: its bytes, also if they are only a part of a character; the name of a
-            special token; nothing for an id that the vocabulary does not have.
+    `token_bytes` is a token as it is on its own: its bytes, also if they are only a part of a character; the name of a
+    special token; nothing for an id that the vocabulary does not have.
     """
 
     make: Callable[[], Detokenizer]
-    table: TokenTable | None
+    table: TokenTable | None  # for the native drain; None if tokens cannot be looked up one by one
     token_bytes: Callable[[int], bytes]
 
     def __call__(self) -> Detokenizer:
-        """A new one."""
         return self.make()
 
 
 def detokenizers(tokenizer: Tokenizer) -> Detokenizers:
-    """The right kind for this vocabulary; its token table is shared by all of them."""
+    """The right kind for this vocabulary; all of them share its token table."""
     decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {}
     if decoder.get("type") == "ByteLevel":
         byte_level = _Pieces(tokenizer, _byte_level_piece())
@@ -211,8 +195,7 @@ class _Pieces(list[Any]):
                 self[token_id] = piece(token)
 
     def of(self, token_id: int) -> Any:
-        """The piece of a token; models may have more ids than their vocabulary."""
-        return self[token_id] if token_id < len(self) else b""
+        return self[token_id] if token_id < len(self) else b""  # models may have more ids than their vocabulary
 
     def token_bytes(self, token_id: int) -> bytes:
         name = self._special.get(token_id)
@@ -222,13 +205,11 @@ class _Pieces(list[Any]):
         return piece if isinstance(piece, bytes) else bytes(piece, "utf-8")
 
     def table(self) -> Vocabulary:
-        """The same for the native drain."""
         return Vocabulary(self)
 
 
 def _utf8_decoder() -> codecs.IncrementalDecoder:
-    """Invalid bytes become U+FFFD."""
-    return codecs.getincrementaldecoder("utf-8")("replace")
+    return codecs.getincrementaldecoder("utf-8")("replace")  # invalid bytes become U+FFFD
 
 
 def _byte_level_piece() -> Callable[[str], bytes]:

@@ -16,19 +16,12 @@ if TYPE_CHECKING:
 
 
 class Echo(NamedTuple):
-    """A prompt that comes in front of its completion.
-
-    Attributes:
-        token_ids: of the prompt.
-        text: as it is shown.
-        offsets: where each token begins in it, in characters.
-        detokenizer: after the prompt. Each choice forks it: its first word may begin with a space then.
-    """
+    """A prompt that comes in front of its completion."""
 
     token_ids: list[int]
-    text: str
-    offsets: list[int]
-    detokenizer: Detokenizer
+    text: str  # as it is shown
+    offsets: list[int]  # where each token begins in it, in characters
+    detokenizer: Detokenizer  # after the prompt; each choice forks it, as its first word may begin with a space
 
     @classmethod
     def of(cls, token_ids: list[int], text: str | None, codec: TextCodec) -> Echo:
@@ -59,12 +52,6 @@ class TokenText:
         stop_token_ids: tokens that are not shown.
         min_tokens: a stop string that one of so many first tokens completes is ordinary text.
         num_echoed: characters that come before.
-
-    Attributes:
-        num_tokens: pushed so far.
-        num_decoded: characters that they stand for, an echoed prompt's included.
-        num_shown: those of them that may be shown.
-        stopped: a stop string is complete: no more text.
     """
 
     def __init__(
@@ -80,9 +67,9 @@ class TokenText:
         self._stops = stops
         self._stop_token_ids = frozenset(stop_token_ids)
         self._min_tokens = min_tokens
-        self.num_tokens = 0
-        self.num_decoded = self.num_shown = num_echoed
-        self.stopped = False
+        self.num_tokens = 0  # pushed so far
+        self.num_decoded = self.num_shown = num_echoed  # characters of them, and of these those that may be shown
+        self.stopped = False  # a stop string is complete: no more text
 
     def push(self, token_id: int) -> str:
         """The text that can be shown because of this token."""

@@ -1,6 +1,6 @@
 """OpenAI's two dialects: chat completions and plain completions.
 
-Owns what their answers and streams are made of. The bytes of chunks are `rbee.server.protocols.openai.frames'.
+Owns what their answers and streams are made of. `rbee.server.protocols.openai.frames` owns the bytes of chunks.
 """
 
 from __future__ import annotations
@@ -33,13 +33,8 @@ _JSON = (b"content-type", b"application/json")
 class OpenAiDialect:
     """What both have in common: see `rbee.server.streams.dialect.Dialect`.
 
-    Args:
-        model: the served model's name.
-        generation: that is answered.
-        options: what a stream carries besides text.
-        token_bytes: a token as it is on its own, for logprobs.
-        ignored: names of the fields that are not followed.
-        created: UNIX time of the answer, in seconds; now if None.
+    `token_bytes` is a token as it is on its own, for logprobs; `ignored` names the fields that are not followed;
+    `created` is UNIX time in seconds, now if None.
     """
 
     _CHAT: ClassVar[bool]
@@ -74,31 +69,24 @@ class OpenAiDialect:
         self._chunks: Chunks | None = None
 
     def begin(self) -> bytes:
-        """Nothing: the role comes with the first token."""
-        return b""
+        return b""  # the role comes with the first token
 
     def piece(self, choice: int, piece: Piece, number: int) -> bytes:
-        """One chunk."""
         return self._frames().text(choice, number, piece, self._entries(piece))
 
     def end(self, choice: int, piece: Piece, number: int, reason: int) -> bytes:
-        """One chunk with a finish reason."""
         return self._frames().last(choice, number, piece, reason, self._entries(piece))
 
     def finish(self, outcome: Outcome) -> bytes:
-        """The usage if it was asked for, and [DONE]."""
         return self._frames().usage(outcome.completion_tokens, outcome.cached_tokens) + sse.DONE
 
     def error(self, refusal: Refusal) -> bytes:
-        """The error as data, and [DONE]."""
         return error(refusals.envelope(refusal)) + sse.DONE
 
     def template(self) -> FrameTemplate | None:
-        """The chunks without logprobs."""
         return None if self._has_logprobs else self._frames().template()
 
     def answer(self, choices: Sequence[CollectedChoice], outcome: Outcome) -> bytes:
-        """The completion object."""
         usage: dict[str, Any] = {
             "prompt_tokens": self._prompt_tokens,
             "completion_tokens": outcome.completion_tokens,
@@ -117,7 +105,6 @@ class OpenAiDialect:
         return msgspec.json.encode(answer)
 
     def _text_member(self, text: str) -> dict[str, Any]:
-        """The text of a choice, as the answer has it."""
         raise NotImplementedError
 
     def _choice(self, index: int, choice: CollectedChoice) -> dict[str, Any]:
@@ -134,8 +121,7 @@ class OpenAiDialect:
         return logprobs_member(self._listed(piece)) if self._has_logprobs and piece.entries else b""
 
     def _frames(self) -> Chunks:
-        """The chunks, once the answer turns out to be a stream."""
-        if self._chunks is None:
+        if self._chunks is None:  # the answer turns out to be a stream
             self._chunks = Chunks(
                 kind=self._CHUNK_OBJECT,
                 answer_id=self.answer_id,
@@ -176,7 +162,7 @@ class CompletionDialect(OpenAiDialect):
 
 
 def _warning(ignored: Sequence[str]) -> list[tuple[bytes, bytes]]:
-    """The header that names the fields that were ignored (RFC 9111 still lists 299: a miscellaneous warning)."""
+    """The header that names the ignored fields (RFC 9111 still lists 299: a miscellaneous warning)."""
     if not ignored:
         return []
     names = ", ".join(name if re.fullmatch(r"[\w.\[\]-]{1,64}", name, re.ASCII) else "?" for name in ignored)

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 FINISH_NAMES: dict[int, str] = {
     FinishReason.STOP: "stop",
     FinishReason.LENGTH: "length",
-    FinishReason.DEADLINE: "deadline",
+    FinishReason.DEADLINE: "deadline",  # ours; the others are OpenAI's words
 }
-"""The ordinary ends in OpenAI's words, and one of ours."""
 
 _encode = msgspec.json.Encoder().encode
 _FINISH = {reason: _encode(name) for reason, name in FINISH_NAMES.items()}
@@ -33,15 +32,7 @@ _NOT_YET = b"null"
 class Chunks:
     """The chunks of one answer. The role comes with the first chunk of a choice, never before it.
 
-    Args:
-        kind: the chunks' `object`.
-        answer_id: their `id`.
-        created: UNIX time, in seconds.
-        model: the served model's name.
-        chat: chunks with a `delta` (chat completions) or with `text` (completions).
-        options: what the stream carries besides text.
-        prompt_tokens: for the usage.
-        num_choices: of the answer.
+    `kind` is the chunks' `object`, `created` UNIX time in seconds. `chat` chunks have a `delta`, the others `text`.
     """
 
     def __init__(
@@ -147,13 +138,7 @@ class Chunks:
 
 
 class _Choice:
-    """What is constant in the chunks of one choice, up to the text.
-
-    Attributes:
-        first: of the first chunk.
-        next: of the others.
-        empty: in place of the text, in a last chunk that has none.
-    """
+    """What is constant in the chunks of one choice, up to the text; `empty` is for a last chunk without text."""
 
     __slots__ = ("empty", "first", "next")
 

@@ -1,7 +1,6 @@
 """Logprobs as OpenAI's routes list them.
 
-Owns the two forms in which clients know them. Which tokens an answer lists, and in which chunk, is decided by
-`rbee.server.streams.choices`.
+Owns the two forms that clients understand. `rbee.server.streams.choices` decides which tokens a chunk lists.
 """
 
 from __future__ import annotations
@@ -16,18 +15,15 @@ if TYPE_CHECKING:
 
     from rbee.server.streams.records import TokenLogprob
 
-LEAST = -9999.0
-"""The logprob of a token that cannot come: JSON has no infinity. Clients know this number from vLLM."""
-
+LEAST = -9999.0  # of a token that cannot come, as vLLM has it: JSON has no infinity
 
 TokenBytes: TypeAlias = Callable[[int], bytes]
 
 
 class Format(Protocol):
-    """Makes the `logprobs` of a choice."""
+    """Makes the `logprobs` of a choice: `chat_logprobs` or `completion_logprobs`."""
 
-    def __call__(self, entries: Sequence[TokenLogprob], *, token_bytes: TokenBytes) -> dict[str, Any]:
-        """See `chat_logprobs`."""
+    def __call__(self, entries: Sequence[TokenLogprob], *, token_bytes: TokenBytes) -> dict[str, Any]: ...
 
 
 def chat_logprobs(entries: Sequence[TokenLogprob], *, token_bytes: TokenBytes) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """From the bytes of an OpenAI request to a generation and its dialect: where fields, model and limits meet.
 
-Owns the order of the checks, and which prompt a request means. Runs in the event loop or in a thread, and changes
-nothing: a request that is refused here has cost the engine nothing.
+Owns the order of the checks, and which prompt a request means. Runs in the event loop or in a thread. Changes nothing:
+a refused request costs the engine nothing.
 """
 
 from __future__ import annotations
@@ -40,30 +40,16 @@ DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for plain completions
 
 
 class Asked(NamedTuple):
-    """What a request asks for.
-
-    Attributes:
-        generation: to run.
-        dialect: that answers it.
-        stream: whether the client wants the answer as it comes.
-        resumable: whether it wants to be able to resume the stream; None leaves that to its headers.
-    """
+    """What a request asks for."""
 
     generation: Generation
     dialect: Dialect
-    stream: bool
-    resumable: bool | None
+    stream: bool  # whether the client wants the answer as it comes
+    resumable: bool | None  # whether it wants to be able to resume the stream; None leaves that to its headers
 
 
 class RequestReader:
-    """Reads the requests for one model. All methods raise Refusal for what cannot be done, naming the field.
-
-    Args:
-        model: that requests are for.
-        num_rings: sequences that there can be at once.
-        ring_capacity: records that a sequence's ring holds.
-        lenient: ignore unknown fields instead of refusing them.
-    """
+    """Reads the requests for one model. All methods raise Refusal for what cannot be done, naming the field."""
 
     def __init__(self, model: ServedModel, *, num_rings: int, ring_capacity: int, lenient: bool) -> None:
         self._model = model
@@ -72,7 +58,7 @@ class RequestReader:
         self._lenient = lenient
 
     def read_chat(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
-        """The body of POST /v1/chat/completions, with the values of its X-Request-Deadline headers."""
+        """`deadlines` are the values of the X-Request-Deadline headers; for `received_ns` see `Generation`."""
         reader = FieldReader(lenient=self._lenient)
         request, messages = read_chat(decode_object(body), reader)
         self.check_model(request.model)
@@ -87,7 +73,6 @@ class RequestReader:
         return self._asked(request, reader, ChatDialect, _generation(request, received_ns, prompt, asked))
 
     def read_completion(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
-        """The body of POST /v1/completions; see `read_chat`."""
         reader = FieldReader(lenient=self._lenient)
         request, given = read_completion(decode_object(body), reader)
         self.check_model(request.model)
@@ -105,7 +90,6 @@ class RequestReader:
         return self._asked(request, reader, CompletionDialect, generation)
 
     def tokenize(self, body: bytes) -> list[int]:
-        """The token ids that the body of POST /tokenize asks for."""
         reader = FieldReader(lenient=self._lenient)
         asked = reader.read(decode_object(body), TokenizeRequest, {})
         self.check_model(asked.model)
@@ -120,7 +104,6 @@ class RequestReader:
         return self._model.codec.encode(text, add_special_tokens=add_special_tokens)
 
     def detokenize(self, body: bytes) -> str:
-        """The text that the body of POST /detokenize asks for."""
         asked = FieldReader(lenient=self._lenient).read(decode_object(body), DetokenizeRequest, {})
         self.check_model(asked.model)
         check_token_ids(asked.tokens, "tokens", self._model.codec.size)

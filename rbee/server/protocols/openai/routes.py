@@ -1,7 +1,7 @@
 """OpenAI's routes: chat and plain completions, the model list; and /tokenize, /detokenize as vLLM has them.
 
-Owns the way from a request to its response, or to the stream that it asks the rest of. A request's content is read by
-`rbee.server.protocols.openai.reader`.
+Owns the way from a request to its response, or to the stream whose rest it asks for. Does not know fields or limits:
+`rbee.server.protocols.openai.reader` reads a request's content.
 """
 
 from __future__ import annotations
@@ -31,22 +31,14 @@ if TYPE_CHECKING:
     from rbee.server.streams.exchange import Backend
     from rbee.server.text.served_model import ServedModel
 
-# A body up to this size is handled on the event loop (under 2 ms, mostly the tokenizer); a larger one in a thread,
-# where the tokenizer runs without Python's lock.
+# A smaller body is read on the event loop (under 2 ms, mostly the tokenizer), a larger one in a thread, where the
+# tokenizer runs without Python's lock.
 _INLINE_BODY_BYTES = 4096
 _CHAT, _COMPLETION = "chat", "completion"
 
 
 class OpenAiApi:
-    """The OpenAI routes of one server.
-
-    Args:
-        backend: runs generations.
-        model: that is served.
-        resuming: the streams that can be resumed.
-        max_body_bytes: of a request.
-        lenient: ignore unknown fields instead of refusing them.
-    """
+    """The OpenAI routes of one server. With `lenient` unknown fields are ignored, else refused."""
 
     def __init__(
         self, backend: Backend, model: ServedModel, resuming: Resuming, *, max_body_bytes: int, lenient: bool
@@ -62,7 +54,6 @@ class OpenAiApi:
         self._created = int(time.time())
 
     def routes(self) -> list[Route]:
-        """For the application's router."""
         return [
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
             Route("/v1/completions", self.completions, methods=["POST"]),
@@ -73,24 +64,19 @@ class OpenAiApi:
         ]
 
     async def chat_completions(self, request: Request) -> Response:
-        """POST /v1/chat/completions."""
         return await self._generate(request, self._reader.read_chat, _CHAT)
 
     async def completions(self, request: Request) -> Response:
-        """POST /v1/completions."""
         return await self._generate(request, self._reader.read_completion, _COMPLETION)
 
     async def list_models(self, request: Request) -> Response:  # noqa: ARG002 - starlette's signature
-        """GET /v1/models: the one there is."""
         return json_response({"object": "list", "data": [self._card()]})
 
     async def show_model(self, request: Request) -> Response:
-        """GET /v1/models/{name}."""
         self._reader.check_model(request.path_params["name"])
         return json_response(self._card())
 
     async def tokenize(self, request: Request) -> Response:
-        """POST /tokenize: the token ids of a prompt or of messages."""
         body = await read_json_body(request, self._max_body_bytes)
         token_ids = await asyncio.to_thread(self._reader.tokenize, body)
         engine = self._backend.supervisor.ready
@@ -98,7 +84,6 @@ class OpenAiApi:
         return json_response(answer)
 
     async def detokenize(self, request: Request) -> Response:
-        """POST /detokenize: the text of token ids."""
         body = await read_json_body(request, self._max_body_bytes)
         return json_response({"prompt": self._reader.detokenize(body)})
 

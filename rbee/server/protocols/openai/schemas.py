@@ -1,7 +1,7 @@
-"""The shapes of OpenAI's requests: which fields each route knows, and which values of the others mean nothing.
+"""The shapes of OpenAI's requests: the fields of each route, and which values of other fields mean nothing.
 
-Owns names and types, nothing that depends on a model. A field that is not here and not neutral is refused by
-`rbee.server.protocols.fields`: nothing that a client sent is silently ignored.
+Owns names and types, nothing that depends on a model. Does not know how a field that is in neither list is refused
+(`rbee.server.protocols.fields`).
 """
 
 from __future__ import annotations
@@ -29,20 +29,12 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What else a stream carries.
+    """What else a stream carries."""
 
-    Attributes:
-        include_usage: a last chunk with the token counts and no choices.
-        continuous_usage_stats: the token counts so far in every chunk.
-        include_timing: in every chunk `timing.committed_ns`, when the engine committed its token (CLOCK_MONOTONIC).
-        resumable: events have ids, and a client that lost its connection gets the rest by the last one. By default so
-            for requests that accept text/event-stream; clients that know no ids would take one for data.
-    """
-
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
-    include_timing: bool = False
-    resumable: bool | None = None
+    include_usage: bool = False  # a last chunk with the token counts and no choices
+    continuous_usage_stats: bool = False  # the token counts so far in every chunk
+    include_timing: bool = False  # `timing.committed_ns` in every chunk: its token's commit, CLOCK_MONOTONIC
+    resumable: bool | None = None  # events have ids; None: so if the request accepts text/event-stream by name
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
@@ -64,17 +56,11 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
 
 
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
-    """The body of POST /v1/completions.
+    """The body of POST /v1/completions."""
 
-    Attributes:
-        prompt: text, token ids, or a list with one of these.
-        logprobs: how many of the most likely tokens each token comes with; None: not even its own logprob.
-        echo: the prompt comes before the completion, with its logprobs if these are asked for.
-    """
-
-    prompt: str | list[Any]
-    logprobs: int | None = None
-    echo: bool = False
+    prompt: str | list[Any]  # text, token ids, or a list with one of these
+    logprobs: int | None = None  # how many of the most likely tokens each token comes with; None: not even its own
+    echo: bool = False  # the prompt comes before the completion, with its logprobs if these are asked for
 
     @property
     def echoes(self) -> bool:
@@ -102,8 +88,8 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     tokens: list[int]
 
 
-# Fields that clients know and rbee does not support yet, each with the values that ask for nothing: those are accepted
-# (besides null), any other value is refused by name.
+# Fields that rbee does not support yet, each with the values that ask for nothing. These and null are accepted; any
+# other value is refused by name.
 _NEUTRAL_EVERYWHERE: dict[str, tuple[Any, ...]] = {
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
