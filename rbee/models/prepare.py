@@ -19,7 +19,6 @@ from rbee.errors import ModelError
 from rbee.models import cache, catalogue
 from rbee.models.convert import convert_gguf
 from rbee.models.fetch import fetch_gguf
-from rbee.models.files import file_identity
 from rbee.models.folder import check_folder
 from rbee.models.hub import fetch_from_hub
 
@@ -91,12 +90,12 @@ def _from_catalogue(model: CatalogueModel, progress: Progress) -> ModelFolder:
 
 
 def _from_gguf(path: Path, progress: Progress) -> ModelFolder:
-    identity = file_identity(path)
+    identity = _identity(path)
     entry = cache.cache_folder() / _entry_name(path.stem, identity)
 
     def build(folder: Path, lock_fd: int) -> None:
         sha256 = convert_gguf(path, folder, lock_fd=lock_fd, progress=progress)
-        if file_identity(path) != identity:
+        if _identity(path) != identity:
             raise ModelError(f"The model file {path} was changed while it was being converted. Start again.")
         _write_manifest(folder, path.stem, str(path), sha256, gguf=str(path), gguf_identity=identity)
 
@@ -112,7 +111,7 @@ def gguf_of(folder: Path) -> Path | None:
         return None
     path = folder / name  # which is `name` if that is absolute
     try:
-        current = path.is_file() and manifest.get("gguf_identity") in (None, file_identity(path))
+        current = path.is_file() and manifest.get("gguf_identity") in (None, _identity(path))
     except OSError:
         return None
     return path if current else None
@@ -150,3 +149,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
+
+
+def _identity(path: Path) -> str:
+    return "|".join(map(str, [path, *cache.file_identity(path)]))
