@@ -18,7 +18,7 @@ from tests.faults.resume_parts import (
     read_cut,
     read_rest,
 )
-from tests.raw_client import COMPLETIONS, Client
+from tests.raw_client import COMPLETIONS, STREAMS, Client
 from tests.server.server_parts import expected
 
 pytestmark = pytest.mark.anyio
@@ -44,7 +44,7 @@ async def test_cut_at_every_byte(server, path, body, prompt):
         events = parse_events(decode_chunked(raw))
         if cut % 4 < 2 and events:
             chunk_id = events[0].data["id"]
-            again = get(f"{path}/{chunk_id}", f"Last-Event-ID: {last_id(events)}")
+            again = get(f"{STREAMS}/{chunk_id}", f"Last-Event-ID: {last_id(events)}")
         else:
             again = post(path, body, name, f"Last-Event-ID: {last_id(events)}")
         rest = await read_rest(client, again)
@@ -104,7 +104,7 @@ async def test_text_that_is_not_ascii(default_server):
         whole = decode_chunked(raw)
         events = parse_events(whole)
         check_whole(events, " 🐝" * 4, "length")
-        path = f"{COMPLETIONS}/{events[0].data['id']}"
+        path = f"{STREAMS}/{events[0].data['id']}"
         for cut in range(len(whole) + 1):  # after its end
             got = parse_events(whole[:cut])
             assert got + await read_rest(client, get(path, f"Last-Event-ID: {last_id(got)}")) == events
