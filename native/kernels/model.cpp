@@ -16,7 +16,8 @@ constexpr std::size_t kBlockRows = 128;
 constexpr std::size_t kOwnRows = 2;
 // Tokens in a chunk of what is done token by token.
 constexpr std::size_t kTokensPerChunk = 8;
-// A chunk should take some microseconds: a claim costs a tenth of one, and a thread that is late at the end is waited for.
+// A chunk should take some microseconds: a claim costs a tenth of one, and a thread that is late at the end is waited
+// for.
 constexpr double kChunkNs = 8000;
 constexpr std::size_t kStartBytes = 2048;
 // What a thread reads and computes in a nanosecond, for estimates.

@@ -1,7 +1,8 @@
 // Products of packed matrices with activations, on every instruction set of this machine, against sums in double.
 //
-// Matrices are made of random bits here, by the layout that weights.h describes, so that every quant, the extreme ones too,
-// meets every position. Results are compared with the sum of the absolute products: that is what rounding is relative to.
+// Matrices are made of random bits here, by the layout that weights.h describes, so that every quant, the extreme ones
+// too, meets every position. Results are compared with the sum of the absolute products: that is what rounding is
+// relative to.
 
 #include <cmath>
 #include <cstring>
@@ -17,9 +18,9 @@ using namespace rbee::kernels;
 
 namespace {
 
-// Of the sum of absolute products: that many roundings, a column each, to half a unit in the last place, all in the same
-// direction; twice as many where multiplying and adding are two operations. A column that is left out or taken twice makes
-// several times as much.
+// Of the sum of absolute products: that many roundings, a column each, to half a unit in the last place, all in the
+// same direction; twice as many where multiplying and adding are two operations. A column that is left out or taken
+// twice makes several times as much.
 double tolerance(std::size_t cols) { return static_cast<double>(cols) * 0x1p-24; }
 
 constexpr WeightFormat kFormats[] = {WeightFormat::kF32,   WeightFormat::kF16,    WeightFormat::kBF16,

@@ -179,8 +179,9 @@ public:
     /// For a server that polls: makes an eventfd that was rung nevertheless unreadable again.
     void silence_doorbell() { silence(doorbell_fd_); }
 
-    /// For a server that polls: true if there is a reason to drain, after at most `patience_ns` of looking: a step since
-    /// the last drain, or rings that it left something in, because of its budget or because they were paused then.
+    /// For a server that polls: true if there is a reason to drain, after at most `patience_ns` of looking: a step
+    /// since the last drain, or rings that it left something in, because of its budget or because they were paused
+    /// then.
     bool poll(std::uint64_t patience_ns) const {
         for (std::size_t word = 0; word < pending_.size(); ++word) {
             if ((pending_[word] & ~paused_[word]) != 0) {

@@ -1,9 +1,9 @@
 // The way back: an engine that sleeps although rings are open waits for a cancel or for space in a full ring.
 //
 // The server sends it a Wake record on the control channel, but only if the engine has announced that it waits. As with
-// the doorbell both sides read-modify-write one word. The engine's set is ordered against the server's take: if the take
-// comes first, the engine's set reads from it and the engine's next look at cancel words and heads sees what the server
-// wrote before; if it comes second, it finds the word set and the server sends Wake.
+// the doorbell both sides read-modify-write one word. The engine's set is ordered against the server's take: if the
+// take comes first, the engine's set reads from it and the engine's next look at cancel words and heads sees what the
+// server wrote before; if it comes second, it finds the word set and the server sends Wake.
 
 #pragma once
 

@@ -248,8 +248,8 @@ struct Band {
     Range positions() const { return {seen[0].from, seen[size - 1].to}; }
 };
 
-/// What sums relative to two different scores are multiplied with, to be put together. From -infinity, which is that of a
-/// part in which a row has seen nothing, nothing could be subtracted.
+/// What sums relative to two different scores are multiplied with, to be put together. From -infinity, which is that of
+/// a part in which a row has seen nothing, nothing could be subtracted.
 struct Fold {
     Vec greatest;
     Vec before;

@@ -1,8 +1,8 @@
 // Matrix products with packed weights: what is the same on every instruction set.
 //
-// Owns how a product is divided into tiles, floating-point tiles, and exact products with quantized weights. Integer dot
-// products, on which everything else rests, are in the one of `linear_avx512.h`, `linear_avx2.h` and `linear_portable.h`
-// that fits what this is compiled for.
+// Owns how a product is divided into tiles, floating-point tiles, and exact products with quantized weights. Integer
+// dot products, on which everything else rests, are in the one of `linear_avx512.h`, `linear_avx2.h` and
+// `linear_portable.h` that fits what this is compiled for.
 //
 // A tile is some rows of activations times the 16 rows of a panel, its sums in registers. With quantized weights and
 // activations (both in groups of 32), group by group,

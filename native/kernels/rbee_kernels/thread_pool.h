@@ -6,12 +6,12 @@
 // a thread waits for no other, only for a chunk in work. A phase is through when its chunks are, and whichever
 // thread finishes the last of them, the calling one or a worker, opens the next phase.
 //
-// Why a straggler does no harm: `remaining_` is how many chunks of the current phase no thread has claimed. A claim is a
-// compare-and-swap that makes it one less, and a thread that succeeds has a chunk of the phase that is current at that
-// moment, however long ago it looked at the word first and whatever it meant then. Until it has finished the chunk, the
-// phase cannot end, nor can the run, and what describes them stands still. Before a claim it looks at atomic words of
-// the pool and at nothing else, in particular not at the plan. So a thread that comes back late finds work of now or
-// none, and the caller waits for no thread that holds no chunk.
+// Why a straggler does no harm: `remaining_` is how many chunks of the current phase no thread has claimed. A claim is
+// a compare-and-swap that makes it one less, and a thread that succeeds has a chunk of the phase that is current at
+// that moment, however long ago it looked at the word first and whatever it meant then. Until it has finished the
+// chunk, the phase cannot end, nor can the run, and what describes them stands still. Before a claim it looks at atomic
+// words of the pool and at nothing else, in particular not at the plan. So a thread that comes back late finds work of
+// now or none, and the caller waits for no thread that holds no chunk.
 //
 // What the orders are for:
 //

@@ -1,12 +1,12 @@
 // How weight matrices lie in memory for the kernels.
 //
-// Owns the formats and their sizes. Does not know files, models, or how a matrix got here (`pack.h`) and what is computed
-// with it (`linear.h`).
+// Owns the formats and their sizes. Does not know files, models, or how a matrix got here (`pack.h`) and what is
+// computed with it (`linear.h`).
 //
-// A matrix has `rows` outputs and `cols` inputs. Sixteen rows make a panel; the last one is filled up with rows of zeros.
-// A panel is one linear stream, so that a processor reads nothing but what comes next. In a quantized format it is a block
-// per group of 32 columns: the quants, then 16 scales (32 in kQ8Fine: first those of columns 0 to 15, then those of 16 to
-// 31), then 16 minimums if the format has any; entry r of those belongs to row r.
+// A matrix has `rows` outputs and `cols` inputs. Sixteen rows make a panel; the last one is filled up with rows of
+// zeros. A panel is one linear stream, so that a processor reads nothing but what comes next. In a quantized format it
+// is a block per group of 32 columns: the quants, then 16 scales (32 in kQ8Fine: first those of columns 0 to 15, then
+// those of 16 to 31), then 16 minimums if the format has any; entry r of those belongs to row r.
 //
 //   weight = scale * quant + minimum
 //
