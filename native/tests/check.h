@@ -1,4 +1,4 @@
-// The smallest test runner that says what failed where, and an arena in memory that faults when one steps out of it.
+// A small test runner that prints what failed where, and an arena in memory that faults on an access outside it.
 
 #pragma once
 

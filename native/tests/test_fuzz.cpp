@@ -25,7 +25,7 @@ std::uint64_t from_environment(const char* name, std::uint64_t otherwise) {
     return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
 }
 
-/// One arena, the sides that work on it, and somebody who scribbles.
+/// One arena, both of its sides, and a writer of random bytes.
 class Round {
 public:
     explicit Round(std::uint64_t seed)

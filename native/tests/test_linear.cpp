@@ -48,7 +48,7 @@ float half_to_float(std::uint16_t bits) {
 struct TestMatrix {
     TestMatrix(WeightFormat format, std::size_t rows, std::size_t cols, Random& random)
         : matrix{format, rows, cols, nullptr} {
-        // The last byte is the last of an allocation, so that AddressSanitizer sees whoever reads on.
+        // The last byte is the last of an allocation, so that AddressSanitizer reports a read beyond it.
         memory.reserve(matrix.bytes());
         matrix.data = memory.data();
         weights.resize(matrix.num_panels() * kPanelRows * cols);
@@ -253,7 +253,7 @@ void floats_may_have_any_number_of_columns() {
     }
 }
 
-/// Whatever rows are computed beside a row: a request's tokens must not depend on who else is there.
+/// Whatever rows are computed beside a row: a request's tokens must not depend on other requests.
 void a_row_does_not_depend_on_others() {
     Random random{11};
     for (const WeightFormat format : kFormats) {

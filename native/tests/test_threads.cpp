@@ -33,7 +33,7 @@ public:
                 return;
             }
             if (!step()) {
-                // Nothing fits: sleep, unless space or a cancel came just before the server was told of the sleep.
+                // Nothing fits: sleep, unless space or a cancel came just before the server saw the announcement.
                 producer_.arm_wait();
                 if (!step() && !receive(true)) {
                     return;

@@ -1,6 +1,6 @@
 // Attention of consecutive tokens of one sequence over the paged cache.
 //
-// Owns the computation. Does not know models or threads: attention_task.h says what is computed and where keys and
+// Owns the computation. Does not know models or threads: attention_task.h has what is computed and where keys and
 // values lie. Only files that are compiled for one instruction set include it (vector16.h).
 //
 // A row is one query head of one token. Rows are taken in bands of up to kRows, so that a key or value that is in a

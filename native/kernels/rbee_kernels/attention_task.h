@@ -1,4 +1,4 @@
-// What attention is asked to do, and how keys and values lie in memory.
+// The task of attention, and how keys and values lie in memory.
 //
 // Owns the layout of the paged cache and the task's description. Does not know models; `attention.h` computes.
 //

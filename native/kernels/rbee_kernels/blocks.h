@@ -1,6 +1,6 @@
 // Blocks of floats: the loops that a sampled row spends its time in, portable and for AVX2.
 //
-// Owns the arithmetic of 512 numbers at a time, as 64 vectors of 8 lanes. Knows nothing of tokens' parameters.
+// Owns the arithmetic of 512 numbers at a time, as 64 vectors of 8 lanes. Does not know tokens' parameters.
 //
 // Both versions give the same results bit for bit: they do the same IEEE operations in the same order (each lane by
 // itself, then the lanes in a fixed tree), with the same polynomial, and are compiled with -ffp-contract=off.

@@ -15,7 +15,7 @@
 
 namespace rbee::kernels {
 
-/// A packed matrix that nothing is known of but what is said here.
+/// A packed matrix as it was stored, not checked yet.
 struct NamedMatrix {
     std::uint32_t format;
     std::size_t rows;

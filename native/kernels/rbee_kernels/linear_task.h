@@ -1,6 +1,6 @@
-// What a matrix product is asked to do.
+// The task of a matrix product.
 //
-// Owns the description; `linear.h` computes. Does not know who splits a product among threads.
+// Owns the description; `linear.h` computes. Does not know threads.
 
 #pragma once
 

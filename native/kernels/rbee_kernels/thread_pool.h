@@ -1,6 +1,6 @@
 // The compute threads of a step: its phases one after the other, the chunks of a phase side by side.
 //
-// Owns the threads, who does which chunk, and when a phase is through. Does not know what is computed.
+// Owns the threads, which of them computes which chunk, and the end of a phase. Does not know what is computed.
 //
 // The cores are not ours alone: at any moment the kernel may take a thread off its core for the server's sake. So
 // a thread waits for no other, only for a chunk in work. A phase is through when its chunks are, and whichever
@@ -17,13 +17,13 @@
 //
 // | release                                  | acquire                  | so that
 // |------------------------------------------|--------------------------|----------------------------------------------
-// | remaining_, set by open_next_phase()     | claim()                  | who has a chunk sees what describes its phase
-// |                                          |                          | and what earlier phases have computed
-// | unfinished_, decreased by finish_chunk() | finish_chunk(), the last | who opens a phase sees what others have
-// |                                          |                          | computed, and overwrites what described the
-// |                                          |                          | one before only when they have read it
+// | remaining_, set by open_next_phase()     | claim()                  | with a chunk, what describes its phase and
+// |                                          |                          | what earlier phases computed are visible
+// | unfinished_, decreased by finish_chunk() | finish_chunk(), the last | opening a phase, what others computed is
+// |                                          |                          | visible, and they have read what described
+// |                                          |                          | the one before, which is overwritten now
 // | state_, set idle by open_next_phase()    | await_chunk()            | the caller returns with everything computed
-// | bell_, changed by ring()                 | work()                   | who has seen a run's bell sees its state
+// | bell_, changed by ring()                 | work()                   | with a run's bell, its state is visible
 //
 // In the first two, others may claim or finish chunks in between: read-modify-writes, which hand on what was released
 // before them.
@@ -117,7 +117,7 @@ private:
     alignas(64) std::atomic<std::uint32_t> remaining_{0};  // chunks of the current phase that are not claimed
     std::atomic<std::uint32_t> unfinished_{0};             // and those not finished; unused if the phase has but one
     std::atomic<State> state_{State::kIdle};
-    // From here on only for who has claimed a chunk.
+    // From here on only for a thread that has claimed a chunk.
     std::uint32_t num_chunks_ = 0;
     std::size_t phase_ = 0;
     Work work_{};

@@ -11,7 +11,7 @@
 //   weight = scale * quant + minimum
 //
 //   8 bits, signed:   byte 64 j + 4 r + i is column 4 j + i of row r, for j < 8
-//   4 bits, unsigned: byte 64 j + 4 r + i has in its low half column 4 j + i, in its high half column 16 + 4 j + i, j < 4
+//   4 bits, unsigned: byte 64 j + 4 r + i has column 4 j + i in its low half, 16 + 4 j + i in its high half, for j < 4
 //
 // So that four columns of a row are the 32-bit lane r of a vector, which integer dot products take against four
 // activations broadcast to all lanes. In a floating-point format a panel is [cols][16 rows].
