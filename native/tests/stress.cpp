@@ -3,8 +3,8 @@
 // The engine's steps come in bursts, with pauses in which the server falls asleep, and at the very moment when it is
 // about to; then nothing comes after a step until it has been read, which would hide that its wakeup was lost. Requests
 // come and go in rings that are often full, and some are cancelled. Both sides sleep without a timeout that would help
-// them: when nothing has happened for kPatienceMs, the one that sleeps only looks at the words, to tell a missed wakeup
-// from a slow machine. Prints what it saw as one line of JSON; exit code 1 if anything is wrong.
+// them: when nothing has happened for kPatienceMs, the one that sleeps only looks at the words, to distinguish a missed
+// wakeup from a slow machine. Prints what it saw as one line of JSON; exit code 1 if anything is wrong.
 
 #include <cinttypes>
 #include <csignal>

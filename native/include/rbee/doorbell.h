@@ -1,8 +1,8 @@
 // The doorbell: one word that decides whether a step wakes the server and whether the server may sleep; the eventfd.
 //
 // The word is `sequence << 1 | ARMED`. The engine replaces it at the end of every step and wakes the server if it was
-// ARMED; the server sets ARMED when it has drained everything that it saw. Owns both sides of the word. Why no wakeup is
-// lost: docs/transport.md, "The order".
+// ARMED; the server sets ARMED when it has drained everything that it saw. Owns both sides of the word. Why no wakeup
+// is lost: docs/transport.md, "The order".
 
 #pragma once
 

@@ -55,7 +55,7 @@ inline FinishCode load_finish(const Word<std::uint64_t>& word, std::uint32_t gen
 }
 
 /// How many records lie between the indices; TransportError if no ring of this capacity can be in that state, so that a
-/// scribbled index can never make either side leave its ring.
+/// corrupted index can never lead either side outside its ring.
 inline std::uint32_t records_between(std::uint32_t head, std::uint32_t tail, std::uint32_t capacity,
                                      std::uint32_t ring) {
     const std::uint32_t records = tail - head;

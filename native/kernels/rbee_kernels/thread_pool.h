@@ -17,13 +17,13 @@
 //
 // | release                                  | acquire                  | so that
 // |------------------------------------------|--------------------------|----------------------------------------------
-// | remaining_, set by open_next_phase()     | claim()                  | with a chunk, what describes its phase and
-// |                                          |                          | what earlier phases computed are visible
-// | unfinished_, decreased by finish_chunk() | finish_chunk(), the last | opening a phase, what others computed is
-// |                                          |                          | visible, and they have read what described
-// |                                          |                          | the one before, which is overwritten now
+// | remaining_, set by open_next_phase()     | claim()                  | the claimer reads its phase's description and
+// |                                          |                          | what earlier phases computed
+// | unfinished_, decreased by finish_chunk() | finish_chunk(), the last | the opener reads what others computed, and
+// |                                          |                          | overwrites the last phase's description only
+// |                                          |                          | after they have read it
 // | state_, set idle by open_next_phase()    | await_chunk()            | the caller returns with everything computed
-// | bell_, changed by ring()                 | work()                   | with a run's bell, its state is visible
+// | bell_, changed by ring()                 | work()                   | a worker with a run's bell reads its state
 //
 // In the first two, others may claim or finish chunks in between: read-modify-writes, which hand on what was released
 // before them.

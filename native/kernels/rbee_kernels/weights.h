@@ -46,7 +46,7 @@ enum class WeightFormat : std::uint32_t {
     kQ8Fine = 7,  // 8 bits, two scales in float, for 16 columns each: GGUF Q6_K
 };
 
-/// For people, by their numbers.
+/// Names for messages, by format number.
 constexpr const char* kWeightFormatNames[] = {"float32", "float16", "bfloat16", "q4",
                                               "q4-wide", "q8",      "q8-min",   "q8-fine"};
 constexpr std::uint32_t kNumWeightFormats = sizeof kWeightFormatNames / sizeof kWeightFormatNames[0];
