@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := $(shell find native -name '*.h' -o -name '*.cpp' -o -name CMakeLists.txt)
+CXX_FILES := $(filter %.h %.cpp,$(NATIVE))
 
 .PHONY: setup serve test test-fast test-native-long coverage lint bench bench-transport bench-peers bench-llama-cpp bench-quality clean
 
@@ -55,6 +56,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tests/lint/import_circles.py
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
 bench: setup
 	$(BIN)/python benchmarks/bench_delivery.py $(ARGS)

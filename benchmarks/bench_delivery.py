@@ -55,7 +55,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def measure_rbee(server: OwnServer, streams: int, steps: int, step_ms: float, body: dict[str, Any]) -> dict[str, Any]:
-    """One run of rbee: delivery latencies, the server's CPU per frame, and where the server says that it went."""
+    """One run of rbee: delivery latencies, the server's CPU per frame, and its parts by the server's counters."""
     before, cpu_before = server.sample(), server.cpu_seconds()
     sockets = [_start_stream(server.url, number, steps, body) for number in range(streams)]
     pieces = read_until_closed(sockets, lambda data: data.endswith(b"0\r\n\r\n"))

@@ -1,4 +1,4 @@
-"""How soon every client learns that the engine was killed.
+"""How soon every client receives the error after the engine was killed.
 
     python benchmarks/bench_engine_death.py --save
 

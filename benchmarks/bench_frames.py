@@ -100,11 +100,11 @@ class _Child:
         return self._process.sentinel
 
     def send(self, message: object) -> None:
-        """Tell the process something."""
+        """Send the process a command."""
         self._control.send(message)
 
     def receive(self) -> Any:
-        """What the process says next; SystemExit if it fails instead, or says nothing."""
+        """Return the process's next message; SystemExit if it fails or hangs instead."""
         if wait([self._control], _PATIENCE):
             with contextlib.suppress(EOFError, ConnectionResetError):
                 return self._control.recv()
@@ -123,7 +123,7 @@ class _Child:
 
 def _child(run: Callable[..., None], plan: Plan, control: Connection) -> None:
     """The start of a `_Child`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, who then ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this one
     if plan.cpus is not None:
         os.sched_setaffinity(0, {plan.cpus[run is run_server]})
     run(plan, recv_handle(control), control)
@@ -179,7 +179,7 @@ def measure(plan: Plan) -> dict[str, Any]:
 def _read(
     sockets: list[socket.socket], marks: list[tuple[int, Callable[[], None]]], children: tuple[_Child, _Child]
 ) -> list[list[tuple[int, bytes]]]:
-    """Read all sockets to their ends, stamping every read; after so many frames on all of them do what `marks` says."""
+    """Read all sockets to their ends, stamping every read; call each mark's function after its number of frames."""
     by_fd = {sock.fileno(): sock for sock in sockets}
     reads: dict[int, list[tuple[int, bytes]]] = {fd: [(0, b"")] for fd in by_fd}
     left, received = len(sockets), 0
@@ -211,7 +211,7 @@ def _read(
 
 
 def latencies(plan: Plan, reads: list[list[tuple[int, bytes]]], start_ns: int, stamps: list[int]) -> dict[str, Any]:
-    """Check every stream, then say how long its frames took, in `delivery_us` and `intended_us`, and their size."""
+    """Check every stream, then return its frames' latencies, `delivery_us` and `intended_us`, and their size."""
     delivery, intended, size = [], [], 0
     for number, pieces in enumerate(reads):
         stream = Stream(pieces=pieces)

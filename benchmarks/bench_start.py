@@ -31,7 +31,7 @@ def _free_port() -> int:
 
 
 def _seconds_until_200(process: subprocess.Popen[bytes], port: int, path: str, started: float) -> float:
-    """Ask for `path` every 5 ms until it answers 200; seconds since `started`."""
+    """Request `path` every 5 ms until the status is 200; return the seconds since `started`."""
     while time.monotonic() - started < _TIMEOUT_S:
         if process.poll() is not None:
             raise SystemExit(f"The server ended with exit code {process.returncode} before {path} answered.")

@@ -95,7 +95,7 @@ class Rig:
         self._streams: dict[int, Stream] = {}
 
     def submit(self, prompt: list[int], now_ns: int, **sampling: Any) -> Stream:
-        """Hand a request to the core; greedy unless `sampling` says otherwise."""
+        """Hand a request to the core; greedy without `sampling`."""
         assigned = self._consumer.assign()
         assert assigned is not None
         ring, generation = assigned
@@ -132,7 +132,7 @@ class Rig:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say what runs: the model, its runner and how that computes."""
+    """Add the options for the model, its runner and how that computes."""
     parser.add_argument("--model", default=DEFAULT_MODEL, help="as `rbee serve` takes it")
     parser.add_argument(
         "--runner", choices=["auto", "native", "torch"], default="auto", help="as `rbee serve` takes it"
@@ -168,7 +168,7 @@ def num_threads(options: argparse.Namespace) -> int:
 
 
 def add_gguf_option(parser: argparse.ArgumentParser) -> None:
-    """The option that says where the model's GGUF file is, --gguf."""
+    """Add --gguf, the path of the model's GGUF file."""
     parser.add_argument(
         "--gguf",
         type=Path,
@@ -197,7 +197,7 @@ def model_folder(name: str) -> Path:
 
 
 def load_runner(folder: Path, options: argparse.Namespace, *, kv_cache_mib: int = 1024) -> ModelRunner:
-    """The runner that `add_model_options` asks for, on a ready folder; torch computes in fp32."""
+    """The runner of the options of `add_model_options`, on a ready folder; torch computes in fp32."""
     config = EngineConfig(
         model=str(folder),
         runner=options.runner,

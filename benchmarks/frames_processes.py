@@ -103,7 +103,7 @@ class Usage(NamedTuple):
 
 
 def make_generation(stream: int) -> Generation:
-    """What the client of a stream asks for."""
+    """The request of a stream's client."""
     return Generation(received_ns=0, prompt=[stream], sampling=SamplingParams(max_tokens=RING_CAPACITY), stops=[])
 
 
@@ -233,7 +233,7 @@ class _App:
 
 
 def run_server(plan: Plan, doorbell: int, control: Connection) -> None:
-    """Serve until told to stop; say where, which streams were asked for, and what their frames cost."""
+    """Serve until a stop command; send the address, the streams that were requested, and what their frames cost."""
     if plan.way == "floor":
         _serve_floor(plan, doorbell, control)
         return

@@ -52,7 +52,7 @@ class Stream:
         return frames
 
 
-# Some servers send no [DONE]: there the last chunk says why it is the last.
+# Some servers send no [DONE]: there the last chunk has a finish reason.
 _FINISHED = re.compile(r'"finish_reason": ?"')
 
 

@@ -92,7 +92,7 @@ class Contender(ABC):
 
     @abstractmethod
     def publish(self, committed_ns: int, tokens: NDArray[np.uint32]) -> int:
-        """Send a step, waiting while there is no room for it; the commit time that the consumer will be told.
+        """Send a step, waiting while there is no room for it; return the commit time that the consumer will receive.
 
         Args:
             committed_ns: the time to send along, unless the transport stamps steps itself.

@@ -16,7 +16,8 @@ constexpr std::size_t kBlockRows = 128;
 constexpr std::size_t kOwnRows = 2;
 // Tokens in a chunk of what is done token by token.
 constexpr std::size_t kTokensPerChunk = 8;
-// A chunk should take some microseconds: a claim costs a tenth of one, and a thread that is late at the end is waited for.
+// A chunk should take some microseconds: a claim costs a tenth of one, and a thread that is late at the end is waited
+// for.
 constexpr double kChunkNs = 8000;
 constexpr std::size_t kStartBytes = 2048;
 // What a thread reads and computes in a nanosecond, for estimates.
@@ -30,7 +31,7 @@ std::pair<std::size_t, std::size_t> share(std::size_t size, std::size_t index, s
     return {size * index / count, size * (index + 1) / count};
 }
 
-/// What a product reads before it asks for what comes then, while its input is prepared.
+/// What a product reads before it prefetches what follows, while its input is prepared.
 void prefetch(const std::uint8_t* weights) {
     for (std::size_t i = 0; i < kStartBytes; i += 64) {
         __builtin_prefetch(weights + i);
@@ -352,8 +353,8 @@ void Model::prepare_row(Part part, std::size_t layer_index, std::size_t row, con
     }
 }
 
-Activations Model::activations(Part part, std::size_t layer, std::size_t first, std::size_t rows, std::uint64_t serial,
-                               Thread& thread) {
+Activations Model::prepare_activations(Part part, std::size_t layer, std::size_t first, std::size_t rows,
+                                       std::uint64_t serial, Thread& thread) {
     const Inputs& inputs = every_thread_prepares_ ? thread.inputs : inputs_;
     if (every_thread_prepares_ && thread.prepared != serial) {
         for (std::size_t row = first; row < first + rows; ++row) {
@@ -427,7 +428,7 @@ void Model::project(std::size_t layer_index, std::size_t chunk, std::uint64_t se
         prefetch(layer.query.matrix.panel(begin));
     }
     const Activations input =
-        activations(Part::kProjections, layer_index, first_row, end_row - first_row, serial, thread);
+        prepare_activations(Part::kProjections, layer_index, first_row, end_row - first_row, serial, thread);
     const std::size_t stride = (shape_.num_heads + 2 * shape_.num_kv_heads) * shape_.head_dim;
     float* out = projected_.data() + first_row * stride;
     std::size_t offset = 0;
@@ -527,7 +528,7 @@ void Model::add_product(Part part, std::size_t layer_index, std::size_t chunk, s
     const auto [first_row, end_row] = share(step_->num_tokens, chunk / divided.shares, divided.row_blocks);
     const auto [begin, end] = share(linear.matrix.num_panels(), chunk % divided.shares, divided.shares);
     prefetch(linear.matrix.panel(begin));
-    const Activations input = activations(part, layer_index, first_row, end_row - first_row, serial, thread);
+    const Activations input = prepare_activations(part, layer_index, first_row, end_row - first_row, serial, thread);
     multiply(linear, begin, end, input, thread, sum_.data() + first_row * hidden, hidden);
     if (!has_post_norms_) {
         const std::size_t column = begin * kPanelRows, count = std::min(end * kPanelRows, hidden) - column;
@@ -543,7 +544,8 @@ void Model::gate(std::size_t layer_index, std::size_t chunk, std::uint64_t seria
     const auto [first_row, end_row] = share(step_->num_tokens, chunk / gate_.shares, gate_.row_blocks);
     const auto [begin, end] = share(layer.gate.matrix.num_panels(), chunk % gate_.shares, gate_.shares);
     prefetch(layer.gate.matrix.panel(begin));
-    const Activations input = activations(Part::kGate, layer_index, first_row, end_row - first_row, serial, thread);
+    const Activations input =
+        prepare_activations(Part::kGate, layer_index, first_row, end_row - first_row, serial, thread);
     float* gates = gated_.data() + first_row * width;
     float* ups = up_.data() + first_row * width;
     for (std::size_t panel = begin; panel < end; ++panel) {
@@ -564,7 +566,7 @@ void Model::head(std::size_t chunk, std::uint64_t serial, Thread& thread) {
     const auto [first_row, end_row] = share(step_->num_logits, chunk / head_.shares, head_.row_blocks);
     const auto [begin, end] = share(weights_.head.num_panels(), chunk % head_.shares, head_.shares);
     prefetch(weights_.head.panel(begin));
-    const Activations input = activations(Part::kHead, 0, first_row, end_row - first_row, serial, thread);
+    const Activations input = prepare_activations(Part::kHead, 0, first_row, end_row - first_row, serial, thread);
     multiply({weights_.head}, begin, end, input, thread, logits_->data() + first_row * shape_.vocab_size,
              shape_.vocab_size);
 }

@@ -1,4 +1,4 @@
-// The smallest test runner that says what failed where, and an arena in memory that faults when one steps out of it.
+// A small test runner that prints what failed where, and an arena in memory that faults on an access outside it.
 
 #pragma once
 
@@ -46,8 +46,8 @@ struct Test {
     void (*run)();
 };
 
-/// How often a search is repeated. Fewer times under a sanitizer: that looks at every access, and for rare moments there
-/// are the model check and the stress program. All of them: `make test-native-long`.
+/// How often a search is repeated. Fewer times under a sanitizer: that looks at every access, and for rare moments
+/// there are the model check and the stress program. All of them: `make test-native-long`.
 constexpr std::uint32_t repeats(std::uint32_t all, std::uint32_t under_sanitizer) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
     return static_cast<void>(all), under_sanitizer;

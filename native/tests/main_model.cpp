@@ -7,6 +7,4 @@ extern const Test kModelTests[];
 extern const Test kSamplingTests[];
 extern const Test kThreadPoolTests[];
 
-int main(int argc, char** argv) {
-    return run_tests({kSamplingTests, kThreadPoolTests, kModelTests}, argc, argv);
-}
+int main(int argc, char** argv) { return run_tests({kSamplingTests, kThreadPoolTests, kModelTests}, argc, argv); }

@@ -1,10 +1,10 @@
-// Two processes over one arena, for as long as one likes: rbee_core_stress [steps [seed]], 10^6 steps by default.
+// Two processes over one arena, for any number of steps: rbee_core_stress [steps [seed]], 10^6 steps by default.
 //
 // The engine's steps come in bursts, with pauses in which the server falls asleep, and at the very moment when it is
 // about to; then nothing comes after a step until it has been read, which would hide that its wakeup was lost. Requests
 // come and go in rings that are often full, and some are cancelled. Both sides sleep without a timeout that would help
-// them: when nothing has happened for kPatienceMs, the one that sleeps only looks at the words, to tell a missed wakeup
-// from a slow machine. Prints what it saw as one line of JSON; exit code 1 if anything is wrong.
+// them: when nothing has happened for kPatienceMs, the one that sleeps only looks at the words, to distinguish a missed
+// wakeup from a slow machine. Prints what it saw as one line of JSON; exit code 1 if anything is wrong.
 
 #include <cinttypes>
 #include <csignal>
@@ -35,7 +35,7 @@ struct Submission {
     std::uint32_t length;
 };
 
-/// Says whose token it is, and which.
+/// Encodes the request and the number of a token.
 std::uint32_t token(std::uint32_t request, std::uint32_t index) { return request << 12 | (index & 0xfff); }
 
 void idle(std::uint32_t turns) {
@@ -354,7 +354,7 @@ private:
     bool stopping_ = false;
 };
 
-/// Runs the engine in a process of its own; what it has to say comes through `report`.
+/// Runs the engine in a process of its own; its result comes through `report`.
 pid_t start_engine(const TestArena& memory, const int (&control)[2], const int (&report)[2], std::uint64_t steps,
                    std::uint64_t seed) {
     const pid_t pid = fork();

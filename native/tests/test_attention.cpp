@@ -151,7 +151,7 @@ private:
     }
 };
 
-/// A cache in memory of exactly its size with a sequence in scattered blocks. What nobody has written is NaN, and so is
+/// A cache in memory of exactly its size with a sequence in scattered blocks. What was not written is NaN, and so is
 /// what was written before the given position.
 class Cache {
 public:
@@ -414,7 +414,7 @@ void parts_make_the_whole() {
         const std::vector<Expected> expected = expected_of(sequence);
         std::vector<std::size_t> bounds{0, shape.context() + between(random, 0, 40)};
         for (std::size_t i = between(random, 0, 6); i > 0; --i) {
-            bounds.push_back(between(random, 0, bounds[1]));  // some parts are empty, or nobody sees them
+            bounds.push_back(between(random, 0, bounds[1]));  // some parts are empty, or visible to no row
         }
         std::sort(bounds.begin(), bounds.end());
         for (const InstructionSet* set : sets()) {

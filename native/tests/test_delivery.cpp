@@ -72,7 +72,7 @@ struct Connection {
         received.append(piece, 0, size > 0 ? static_cast<std::size_t>(size) : 0);
     }
 
-    /// As an event loop that is told to write what the drain could not.
+    /// As an event loop that must write what the drain could not.
     void write_all(std::string_view rest) {
         while (!rest.empty()) {
             const ssize_t sent = send(ends[0], rest.data(), rest.size(), MSG_NOSIGNAL);

@@ -1,5 +1,6 @@
-// Random scribbling over the whole arena between random calls of both sides: whatever the other process may have left
-// there, every call returns or throws one of its two errors, and touches nothing outside the mapping or beside a ring.
+// Random bytes written over the whole arena between random calls of both sides: whatever the other process may have
+// left there, every call returns or throws one of its two errors, and touches nothing outside the mapping or beside a
+// ring.
 //
 // RBEE_FUZZ_ROUNDS sets how long; a failure names the seed of its round, and RBEE_FUZZ_SEED starts with that one.
 
@@ -25,7 +26,7 @@ std::uint64_t from_environment(const char* name, std::uint64_t otherwise) {
     return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
 }
 
-/// One arena, the sides that work on it, and somebody who scribbles.
+/// One arena, both of its sides, and a writer of random bytes.
 class Round {
 public:
     explicit Round(std::uint64_t seed)

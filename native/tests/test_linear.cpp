@@ -1,7 +1,8 @@
 // Products of packed matrices with activations, on every instruction set of this machine, against sums in double.
 //
-// Matrices are made of random bits here, by the layout that weights.h describes, so that every quant, the extreme ones too,
-// meets every position. Results are compared with the sum of the absolute products: that is what rounding is relative to.
+// Matrices are made of random bits here, by the layout that weights.h describes, so that every quant, the extreme ones
+// too, meets every position. Results are compared with the sum of the absolute products: that is what rounding is
+// relative to.
 
 #include <cmath>
 #include <cstring>
@@ -17,9 +18,9 @@ using namespace rbee::kernels;
 
 namespace {
 
-// Of the sum of absolute products: that many roundings, a column each, to half a unit in the last place, all in the same
-// direction; twice as many where multiplying and adding are two operations. A column that is left out or taken twice makes
-// several times as much.
+// Of the sum of absolute products: that many roundings, a column each, to half a unit in the last place, all in the
+// same direction; twice as many where multiplying and adding are two operations. A column that is left out or taken
+// twice makes several times as much.
 double tolerance(std::size_t cols) { return static_cast<double>(cols) * 0x1p-24; }
 
 constexpr WeightFormat kFormats[] = {WeightFormat::kF32,   WeightFormat::kF16,    WeightFormat::kBF16,
@@ -47,7 +48,7 @@ float half_to_float(std::uint16_t bits) {
 struct TestMatrix {
     TestMatrix(WeightFormat format, std::size_t rows, std::size_t cols, Random& random)
         : matrix{format, rows, cols, nullptr} {
-        // The last byte is the last of an allocation, so that AddressSanitizer sees whoever reads on.
+        // The last byte is the last of an allocation, so that AddressSanitizer reports a read beyond it.
         memory.reserve(matrix.bytes());
         matrix.data = memory.data();
         weights.resize(matrix.num_panels() * kPanelRows * cols);
@@ -252,7 +253,7 @@ void floats_may_have_any_number_of_columns() {
     }
 }
 
-/// Whatever rows are computed beside a row: a request's tokens must not depend on who else is there.
+/// Whatever rows are computed beside a row: a request's tokens must not depend on other requests.
 void a_row_does_not_depend_on_others() {
     Random random{11};
     for (const WeightFormat format : kFormats) {

@@ -391,7 +391,7 @@ private:
 // ---- steps ----------------------------------------------------------------------------------------------------------
 
 using Tokens = std::vector<std::int64_t>;
-/// Of each sequence the logits behind each token; empty where nobody has asked for them.
+/// Of each sequence the logits behind each token; empty where they are not needed.
 using Logits = std::vector<std::vector<std::vector<float>>>;
 
 /// A step that is put together sequence by sequence.
@@ -528,7 +528,7 @@ void check_model(const Options& options, std::uint64_t seed) {
             token = random.below(static_cast<std::uint32_t>(weights.nan_token));
         }
     }
-    // Nobody may suffer from one whose logits are NaN.
+    // A sequence whose logits are NaN must not change the others.
     sequences.push_back(Tokens(3, static_cast<std::int64_t>(weights.nan_token)));
     for (const bool exact : {true, false}) {
         const Reference reference(options.shape, weights.weights, exact);

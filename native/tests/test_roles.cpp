@@ -239,7 +239,7 @@ void the_doorbell_rings_only_for_a_server_that_sleeps() {
     CHECK(pair.rung());
     pair.drain();
     CHECK(!pair.drain().more && !pair.rung());  // a drain while armed stays armed
-    pair.producer.commit({});                   // nothing to say
+    pair.producer.commit({});                   // nothing to publish
     CHECK(!pair.rung());
     CHECK(pair.consumer.fixed().engine.wakes_written.load() == 2);
     CHECK(pair.consumer.fixed().engine.wakes_elided.load() == 2);

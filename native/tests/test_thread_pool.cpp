@@ -1,6 +1,6 @@
 // The compute pool: every chunk exactly once and not before its phase, whatever the threads are held up by; sleep, wake
 // and end. Chunks write and read plain memory, so that ThreadSanitizer sees an order that is missing, and a plan's
-// memory is gone as soon as its run has returned, so that AddressSanitizer sees who comes too late.
+// memory is gone as soon as its run has returned, so that AddressSanitizer reports a late access.
 
 #include <algorithm>
 #include <atomic>
@@ -127,7 +127,7 @@ void on_every_thread(ThreadPool& pool, Function function) {
     CHECK(there == all);
 }
 
-/// A worker, as the kernel knows it.
+/// A worker, as the kernel identifies it.
 struct Worker {
     explicit Worker(ThreadPool& pool) {
         on_every_thread(pool, [&](std::size_t thread) {
@@ -293,7 +293,7 @@ void test_nobody_waits_for_a_thread() {
         Handler::held = true;
         pthread_kill(worker.handle, SIGUSR1);  // while it looks for work, or sleeps
         CHECK(comes_true([&] {
-            run_plans(pool, random, 1);  // ThreadSanitizer has no signal handled in a sleep that it does not know
+            run_plans(pool, random, 1);  // ThreadSanitizer handles no signal in a sleep that it does not intercept
             return Handler::is_held.load();
         }));
         run_plans(pool, random, 500);

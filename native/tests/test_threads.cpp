@@ -33,7 +33,7 @@ public:
                 return;
             }
             if (!step()) {
-                // Nothing fits: sleep, unless space or a cancel came just before the server was told of the sleep.
+                // Nothing fits: sleep, unless space or a cancel came just before the server saw the announcement.
                 producer_.arm_wait();
                 if (!step() && !receive(true)) {
                     return;
@@ -187,8 +187,8 @@ private:
 
     std::uint64_t steps() const { return consumer_.fixed().engine.steps.load(std::memory_order_relaxed); }
 
-    /// The engine's steps end a pause, however the machine shares its cores out; or that it makes none any more, because
-    /// all that is left is full or finished.
+    /// The engine's steps end a pause, however the machine shares its cores out; or that it makes none any more,
+    /// because all that is left is full or finished.
     bool is_pause_over() {
         const std::uint64_t now = steps();
         idle_turns_ = now == seen_steps_ ? idle_turns_ + 1 : 0;

@@ -1,1 +1,1 @@
-"""The engine process: takes submissions, runs the model step by step, publishes tokens. Never sees HTTP or text."""
+"""The engine process: takes submissions, runs the model step by step, publishes tokens. Does not know HTTP or text."""

@@ -52,7 +52,7 @@ def pack(
     `source` has the bytes of all rows, one after the other, in the type that ggml gives this number; it may be a
     read-only map of a file, at any address. The packed row i is its row `row_order[i]`. `packed` has `packed_bytes` and
     is written from `first_row`, a multiple of 16, to `end_row`, another one or `rows`: threads can pack ranges of the
-    same matrix at once. What is lost, if anything, is said in `rbee_kernels/pack.h`.
+    same matrix at once. `rbee_kernels/pack.h` has what is lost, if anything.
 
     Raises:
         ValueError: sizes, types and rows that do not fit, or a format that would lose something and is neither Q4 nor
@@ -180,7 +180,7 @@ class Model:
         """The one that computes."""
 
 class RowParams:
-    """The parameters of a sequence, of which `rbee.engine.sampler.invalid` has nothing to say."""
+    """The parameters of a sequence, which `rbee.engine.sampler.invalid` accepts."""
 
     def __init__(
         self,
@@ -216,7 +216,7 @@ def sample(
 ) -> None:
     """Sample a token for each row of the logits [n, vocab_size]: (parameters, prompt and output, prompt's length).
 
-    Writes token_ids [n] and valid [n]; and for valid rows that ask for them logprobs [n] and the first num_logprobs of
+    Writes token_ids [n] and valid [n]; and for valid rows that need them logprobs [n] and the first num_logprobs of
     top_ids and top_logprobs [n, at least that many]. The logprob of another row is NaN; all else in the two tables
     stays what it was.
 

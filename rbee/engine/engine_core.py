@@ -1,6 +1,6 @@
 """One engine step: take -> schedule -> execute -> sample -> update -> publish.
 
-Owns the order of a step, and what ends a sequence from within: a stop token, its length, logits that are no numbers.
+Owns the order of a step, and what ends a sequence from within: a stop token, its length, logits that are not finite.
 Does not know processes, sockets or what computes.
 """
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class EngineGauges(NamedTuple):
-    """Where the engine stands between two steps; preemptions and prompt tokens count from its start."""
+    """Gauges between two steps; preemptions and prompt tokens count from the engine's start."""
 
     sequences_running: int
     sequences_waiting: int
@@ -55,7 +55,6 @@ class EngineCore:
         step_cost: StepCost,
         step_clock: StepClock | None = None,
     ) -> None:
-        """Put a core together; `step_clock` measures the phases of steps."""
         self._runner = runner
         self._scheduler = scheduler
         self._intake = intake
@@ -66,15 +65,13 @@ class EngineCore:
 
     @property
     def times(self) -> PhaseTimes:
-        """Where the time of all steps went."""
         return self._clock.times
 
     def submit(self, submission: Submit) -> None:
-        """Queue a request for the next step."""
         self._intake.submit(submission)
 
     def step(self) -> bool:
-        """One step. False when there was nothing to do: no sequence, or all of them wait for ring space."""
+        """Run one step. False: there was nothing to do, because no sequence is live or all wait for ring space."""
         clock = self._clock
         clock.begin()
         self._intake.take()
@@ -105,7 +102,6 @@ class EngineCore:
         self._publisher.commit()
 
     def gauges(self) -> EngineGauges:
-        """Where things stand between two steps."""
         blocks = self._scheduler.block_manager
         return EngineGauges(
             sequences_running=len(self._scheduler.running),
@@ -146,7 +142,7 @@ class EngineCore:
             sequence.num_scored_tokens = end
 
     def _take_tokens(self, lives: list[Live], sampled: sampler.Sampled) -> None:
-        """Append what was sampled, publish it, and end the sequences that this ends."""
+        """Append the sampled tokens, publish them, and end the sequences that they end."""
         max_model_len = self._runner.max_model_len
         taken: list[int] = []
         for row, (live, token, valid) in enumerate(
@@ -173,12 +169,12 @@ class EngineCore:
             self._publisher.tokens(rings, sampled, [live.num_side_records for live in lives])
 
     def _report_cached(self, live: Live) -> None:
-        """Publish how many of a prompt's tokens were cached, once, if the request asks for it."""
+        """Publish how many of a prompt's tokens were cached, once, if the request needs it."""
         if live.report_cached:
             self._publisher.number(live.sequence.ring, live.sequence.num_cached_tokens)
             live.report_cached = False
 
     def _fail(self, live: Live) -> None:
-        """End a sequence whose logits leave nothing to draw, and share nothing of what it computed."""
+        """End a sequence whose logits leave nothing to draw, and share none of its blocks."""
         logger.error("request %s ends: its logits leave no token to draw.", live.sequence.request_id)
         self._intake.finish(live, FinishReason.ERROR, invalid_kv=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class InputBatch:
-    """T tokens of S sequences, packed without padding, and the R of them whose logits are wanted.
+    """T tokens of S sequences, packed without padding, and the R of them whose logits are needed.
 
     Sequences that decode (one token each) come first, those with the shortest context leading; then the chunks of
     several tokens, in the scheduler's order. A chunk of one token is a decode: the arithmetic is the same. A row of

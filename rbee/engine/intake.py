@@ -1,7 +1,6 @@
-"""What comes from outside between two steps: submissions, cancels, deadlines and the readers' pace.
+"""What comes from outside between two steps: submissions, cancels, deadlines and full rings.
 
-Owns the live sequences until their one finish reason, and how long a full ring may keep one alive. Does not know what
-computes or samples.
+Owns the live sequences until their one finish reason. Does not know what computes or samples.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Live:
     """A sequence that has not ended, and what belongs to its ring."""
 
     sequence: Sequence  # the scheduler's
-    row: sampler.Row  # what the sampler needs of it
+    row: sampler.Row  # its parameters and tokens for the sampler
     num_side_records: int  # published with each of its tokens
     report_cached: bool  # its number of cached tokens is yet to be published, as its first record
     full_since_ns: int = 0  # when it was paused, if it is
@@ -47,7 +46,10 @@ class Live:
 
 
 class Intake:
-    """The live sequences, and the submissions that the next step will make live."""
+    """The live sequences and the submissions for the next step.
+
+    A ring full for `slow_reader_timeout` seconds ends its sequence. `now_ns` is CLOCK_MONOTONIC.
+    """
 
     def __init__(
         self,
@@ -60,7 +62,6 @@ class Intake:
         slow_reader_timeout: float,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """`slow_reader_timeout` is in seconds; `now_ns` is CLOCK_MONOTONIC, for it and for deadlines."""
         self.live: dict[int, Live] = {}  # by ring
         self._scheduler = scheduler
         self._producer = producer
@@ -75,7 +76,6 @@ class Intake:
 
     @property
     def num_submitted(self) -> int:
-        """Submissions that the next step will take."""
         return len(self._submitted)
 
     def submit(self, submission: Submit) -> None:
@@ -83,7 +83,6 @@ class Intake:
         self._submitted.append(submission)
 
     def take(self) -> None:
-        """Do all that is due before a step."""
         now = self._now_ns()
         self.take_submissions()
         self._end_cancelled()
@@ -92,7 +91,7 @@ class Intake:
             self._end_slow_readers(full, now)
 
     def take_submissions(self) -> None:
-        """Make the queued requests live, or end those that cannot run with ERROR."""
+        """Make the queued requests live; end those that cannot run with ERROR."""
         while self._submitted:
             submission = self._submitted.popleft()
             self._producer.open(submission.ring, submission.generation)
@@ -131,7 +130,7 @@ class Intake:
         self._num_arrivals += 1
 
     def _problem(self, submission: Submit) -> str | None:
-        """Why a submission cannot run, or None. The server checks first; this protects the other requests."""
+        """Why a submission cannot run, or None. The server checked it too; this check protects other requests."""
         size, remainder = divmod(len(submission.prompt), 4)
         if size == 0 or remainder:
             return f"its prompt is {len(submission.prompt)} bytes, which is no token ids."
@@ -154,23 +153,23 @@ class Intake:
                 self.finish(live, FinishReason.ABORT)
 
     def _end_overdue(self, now: int) -> None:
-        """End the sequences whose deadline has come, also those that never ran."""
+        """End the sequences whose deadline has passed, also those that never ran."""
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, live = heapq.heappop(self._deadlines)
             if not live.ended:
                 self.finish(live, FinishReason.DEADLINE)
 
     def _drop_ended_deadlines(self) -> None:
-        """Most requests end long before their deadline, which would keep them in memory until then."""
+        """Free ended requests, which the heap would keep in memory until their deadlines."""
         if len(self._deadlines) > 2 * len(self.live) + _MANY_DEADLINES:
             self._deadlines = [entry for entry in self._deadlines if not entry[2].ended]
             heapq.heapify(self._deadlines)
 
     def _pause_full_rings(self, now: int) -> list[Live]:
-        """Pause the sequences whose ring is too full for a step, and bound the chunks of prompts that are scored.
+        """Pause sequences whose ring is too full for a step and return them; bound the chunks of scored prompts.
 
-        Returns the paused ones. A step adds a token with its side records; or, for each token of a chunk but a
-        prompt's last one, the side records that score the next.
+        A step adds a token with its side records, or, for each token of a chunk but a prompt's last, the side records
+        that score the next.
         """
         full = []
         for ring, live in self.live.items():
@@ -190,7 +189,7 @@ class Intake:
         return full
 
     def _end_slow_readers(self, full: list[Live], now: int) -> None:
-        """End those of the `full` ones that have been so for too long without a break."""
+        """End the sequences whose ring has been full without a break for the timeout."""
         for live in full:
             if now - live.full_since_ns >= self._slow_reader_ns:
                 self.finish(live, FinishReason.SLOW_READER)

@@ -45,7 +45,7 @@ _SECONDS_BETWEEN_RECORDS = 1.0  # of one stage of loading; each is a line of the
 
 
 def main() -> int:
-    """Run an engine on the descriptors in the command line; the exit code."""
+    """Run an engine on the descriptors in the command line; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m rbee.engine", description="Started by `rbee serve`, not by hand.")
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--doorbell-fd", type=int, required=True)
@@ -102,14 +102,14 @@ def _first_record(channel: ControlChannel) -> tuple[messages.Configure, list[byt
     while not (records := channel.receive()):
         poller.poll()
     configure = messages.decode_to_engine(records[0])
-    assert isinstance(configure, messages.Configure), "the server speaks first, and says Configure"
+    assert isinstance(configure, messages.Configure), "the first record is Configure"
     return configure, records[1:]
 
 
 def _load(
     config: EngineConfig, channel: ControlChannel, producer: Producer, *, slow_reader_timeout: float
 ) -> EngineCore:
-    """Load the model and put the engine together; an RbeeError that it raises is for the user."""
+    """Load the model and assemble the engine; the message of an RbeeError is for the user."""
     check_bounds(config)
     started = time.monotonic()
     producer.beat(EngineState.LOADING)
@@ -164,7 +164,7 @@ class _LoadingReport:
 
 
 class Loop:
-    """Steps while there is work, sleeps while there is none, and obeys the control channel between steps."""
+    """Steps while there is work, sleeps while there is none, and handles control records between steps."""
 
     def __init__(self, channel: ControlChannel, producer: Producer, core: EngineCore) -> None:
         self._channel = channel
@@ -194,14 +194,14 @@ class Loop:
                 records = self._channel.receive()
 
     def _step(self) -> bool:
-        """Step; when there is nothing to do, arm the wakeup and look once more at what may have come before it."""
+        """Step; if there was nothing to do, announce sleep and step again, for what came before the announcement."""
         if self._core.step():
             return True
         self._producer.arm_wait()
         return self._core.step()
 
     def _obey(self, records: list[bytes]) -> bool:
-        """Do what the server asks. False: stop."""
+        """Handle the server's records. False: stop."""
         for payload in records:
             match messages.decode_to_engine(payload):
                 case messages.Submit() as submission:

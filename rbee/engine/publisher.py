@@ -1,7 +1,7 @@
 """Gathers the records of a step and hands them to the transport in one commit.
 
-Owns the arrays of a commit, and which records stand for what in a ring (see `rbee.messages.SIDE_RECORD`). Does not know
-why a sequence ended or how a ring works.
+Owns the arrays of a commit and the meaning of its records (`rbee.messages.SIDE_RECORD`). Does not know why a sequence
+ended or how a ring works.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LARGEST_DETAIL = (1 << 24) - 1
 
 
 class _Records(NamedTuple):
-    """Records for rings; all [n], a ring's own in their order."""
+    """Arrays [n]; the records of one ring are in order."""
 
     rings: NDArray[np.uint32]
     tokens: NDArray[np.uint32]
@@ -35,7 +35,7 @@ _NO_RECORDS = _Records(np.empty(0, np.uint32), np.empty(0, np.uint32), np.empty(
 
 
 class Publisher:
-    """Gathers records for rings; `commit()` publishes them. A ring's records keep the order of the calls."""
+    """Gathers records; `commit()` publishes them. A ring's records keep the order of the calls."""
 
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
@@ -43,7 +43,7 @@ class Publisher:
         self._finished: dict[int, int] = {}
 
     def tokens(self, rings: list[int], sampled: Sampled, num_side_records: list[int]) -> None:
-        """An output token for each of n rings, each followed by so many of its most likely tokens as side records."""
+        """Add a token for each of n rings, followed by that many of its most likely tokens as side records."""
         ring_array = np.array(rings, np.uint32)
         token_ids, logprobs, _, top_ids, top_logprobs = sampled
         num_top = top_ids.shape[1]
@@ -60,24 +60,24 @@ class Publisher:
         )
 
     def prompt_scores(self, ring: int, token_ids: NDArray[np.uint32], scored: Scored) -> None:
-        """Side records for a prompt's tokens [m]: each with its logprob, then the most likely tokens in its place."""
+        """Add side records for a prompt's tokens [m]: its logprob, then the most likely tokens in its place."""
         records = np.column_stack([token_ids, scored.top_ids]).ravel() | _SIDE_RECORD
         rings = np.full(len(records), ring, np.uint32)
         logprobs = np.column_stack([scored.logprobs, scored.top_logprobs]).ravel()
         self._records.append(_Records(rings, records, logprobs))
 
     def number(self, ring: int, number: int) -> None:
-        """A side record that is a number below 2^31."""
+        """Add a side record that is a number below 2^31."""
         record = np.array([number | SIDE_RECORD], np.uint32)
         self._records.append(_Records(np.array([ring], np.uint32), record, np.array([np.nan], np.float32)))
 
     def finish(self, ring: int, reason: FinishReason, num_cached_tokens: int = 0) -> None:
-        """`ring` ends with `reason`, behind its last token."""
+        """End `ring` behind its last token."""
         assert ring not in self._finished, "a ring ends once"
         self._finished[ring] = reason | min(num_cached_tokens, _LARGEST_DETAIL) << 8
 
     def commit(self) -> bool:
-        """Publish all that was gathered; False: nothing was. TransportError if a ring is not open or has no space."""
+        """Publish; False: there was nothing. TransportError if a ring is not open or has too little space."""
         if not self._records and not self._finished:
             return False
         match self._records:

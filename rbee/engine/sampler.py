@@ -3,12 +3,12 @@
 Owns the check of SamplingParams, the arrays that the kernels of `native/kernels/` fill, and one native call for all
 rows of a step. Does not know sequences, models or rings.
 
-A row's result depends on that row alone, bit for bit, beside any neighbours, on any machine and thread, and after a
-preemption: its draw is a hash of (seed, position), and every sum has an order that only the row decides.
+A row's result depends on that row alone, bit for bit, on any machine and thread, and after a preemption: its draw is a
+hash of (seed, position), and the row alone decides the order of every sum.
 
-Filters are thresholds, and leave at least one token. Tokens that are equally likely (or equally typical) stay or go
-together, even where that is one more than top_k; so do transformers' top-k and typical, while its top-p cuts between
-equal tokens wherever sorting has left them.
+Filters are thresholds and leave at least one token. Equally likely (or equally typical) tokens stay or go together,
+even if they exceed top_k. transformers' top-k and typical do the same; its top-p cuts between equal tokens, wherever
+sorting left them.
 """
 
 from __future__ import annotations
@@ -29,17 +29,15 @@ if TYPE_CHECKING:
     from rbee.sampling_params import SamplingParams
 
 ThreadPool = _kernels.ThreadPool
-"""Threads to share rows among."""
 
 _LARGEST_SEED = 0xFFFF_FFFF_FFFF_FFFF
 _LARGEST_COUNT = 0xFFFF_FFFF
 
 
 class RowSampler(_kernels.RowParams):
-    """The parameters of a sequence, ready for the kernels; kept from step to step."""
+    """The parameters of a sequence, which `invalid` accepts, in the form of the kernels; kept from step to step."""
 
     def __init__(self, params: SamplingParams) -> None:
-        """Take parameters that `invalid` accepts."""
         super().__init__(
             temperature=params.temperature,
             top_k=min(params.top_k, _LARGEST_COUNT),
@@ -68,10 +66,10 @@ class Row(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """One entry per row; `only()` takes some.
+    """One entry per row.
 
     The first num_logprobs entries of a row of `top_ids` are its most likely tokens under the unmodified logits, best
-    first, of equal ones the lowest id; the others are 0, their logprobs NaN. k is the most that any row asks for.
+    first, of equal ones the lowest id; the others are 0, their logprobs NaN. k is the largest num_logprobs.
     """
 
     token_ids: NDArray[np.uint32]  # uint32 [n]
@@ -81,7 +79,6 @@ class Sampled(NamedTuple):
     top_logprobs: NDArray[np.float32]  # float32 [n, k], theirs; the others are NaN
 
     def only(self, rows: list[int]) -> Sampled:
-        """The entries of these rows."""
         token_ids, logprobs, valid, top_ids, top_logprobs = self
         return Sampled(token_ids[rows], logprobs[rows], valid[rows], top_ids[rows], top_logprobs[rows])
 
@@ -107,7 +104,7 @@ def sample(
     Args:
         logits: float32 [n, vocab_size], C-contiguous; -inf is a token that cannot be. Not changed.
         rows: the n rows.
-        most_logprobs: the most that any row asks for; None looks at the rows, which after a forward pass are in no
+        most_logprobs: the largest num_logprobs; None reads it from the rows, which after a forward pass are in no
             cache: 5 us for 32 of them, of 80 us (a vocabulary of 64) to 320 us (49152) for all sampling.
         pool: threads to share the rows among; None for this one alone.
         portable: without this machine's vector instructions; the result is the same.

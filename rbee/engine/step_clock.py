@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PhaseTimes(NamedTuple):
-    """Where the time of steps goes, each in ns since the start; a step that runs nothing does not count."""
+    """Sums over all steps that ran something, in ns."""
 
     steps: int = 0
     schedule: int = 0
@@ -33,15 +33,14 @@ class StepClock:
         self._moments: list[int] = []
 
     def begin(self) -> None:
-        """A step begins, and with it its first phase."""
+        """Start a step and its first phase."""
         self._moments = [self._now_ns()]
 
     def lap(self) -> None:
-        """A phase ends and the next one begins."""
         self._moments.append(self._now_ns())
 
     def end(self) -> float:
-        """The last phase and the step end; returns the step's seconds."""
+        """End the last phase and the step; return the step's seconds."""
         self.lap()
         phases = (end - start for start, end in itertools.pairwise(self._moments))
         self.times = PhaseTimes(*(sum(pair) for pair in zip(self.times, (1, *phases), strict=True)))

@@ -1,6 +1,6 @@
-"""What happened between two samples of an arena, and how things stand at the second.
+"""What happened between two samples of an arena, and the state at the second one.
 
-Owns rates, shares and percentiles, and their form for other programs. Does not know where samples come from.
+Owns rates, shares and percentiles, and their JSON. Does not know where samples come from.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from rbee.transport import COUNTS, GAUGES, EngineState, ServerState
 if TYPE_CHECKING:
     from rbee.transport import Histogram, Sample
 
-EVENTS = (*COUNTS, "python_tokens")
-"""What is counted: the arena's counts, and the records that went through the server's Python."""
+EVENTS = (*COUNTS, "python_tokens")  # the arena's counts, and the records that went through the server's Python
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,19 +21,13 @@ class Interval:
     """A stretch of one epoch."""
 
     seconds: float
-    now: Sample
-    """At its end."""
-    added: dict[str, int]
-    """How much each of EVENTS has grown."""
-    histograms: dict[str, Histogram]
-    """The durations of the interval."""
+    now: Sample  # at its end
+    added: dict[str, int]  # by how much each of EVENTS has grown
+    histograms: dict[str, Histogram]  # the durations of the interval
 
     @classmethod
     def between(cls, before: Sample | None, now: Sample, seconds: float) -> Self:
-        """The last `seconds`, from `before` to `now`.
-
-        If there was no arena then, or an earlier epoch's, all that the new one has counted has happened in them.
-        """
+        """The `seconds` from `before` to `now`; all that `now` has counted, if `before` has no or an earlier epoch."""
         totals = totals_of(now)
         if before is None or before.epoch != now.epoch:
             return cls(seconds, now, totals, now.histograms)
@@ -42,14 +35,13 @@ class Interval:
         return cls(
             seconds,
             now,
-            # Of python_tokens, a difference of counters that are read one after the other, a few may be yet to come.
+            # python_tokens is a difference of counters that are read one after the other, so it may shrink by a few.
             {name: max(0, totals[name] - earlier[name]) for name in EVENTS},
             {name: durations.minus(before.histograms[name]) for name, durations in now.histograms.items()},
         )
 
     @property
     def state(self) -> str:
-        """What the engine was doing at last, in a word."""
         return _name(EngineState, self.now.counters["engine_state"])
 
     @property
@@ -64,25 +56,25 @@ class Interval:
 
     @property
     def elided_share(self) -> float | None:
-        """Of the commits, how many needed no wakeup of the server, 0 to 1; None without a commit."""
+        """The share of commits that needed no wakeup of the server, 0 to 1; None without a commit."""
         return _ratio(self.added["wakes_elided"], self.added["wakes_elided"] + self.added["wakes_written"])
 
     @property
     def cached_share(self) -> float | None:
-        """Of the prompt tokens, how many were found in the prefix cache, 0 to 1; None without any."""
+        """The share of prompt tokens that were found in the prefix cache, 0 to 1; None without any."""
         return _ratio(self.added["cached_prompt_tokens"], self.added["prompt_tokens"])
 
     @property
     def gc_pause_mean_ns(self) -> float | None:
-        """The mean garbage collection; None without one."""
+        """None without a garbage collection."""
         return _ratio(self.added["gc_pause_ns"], self.added["gc_pauses"])
 
     def rate(self, event: str) -> float:
-        """How often one of EVENTS happened per second."""
+        """One of EVENTS, per second."""
         return self.added[event] / self.seconds
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, for scripts: durations in the unit that ends their name, null where nothing happened."""
+        """Everything, for scripts: a name ends with its unit; null where nothing happened."""
         return {
             "server_pid": self.now.server_pid,
             "epoch": self.now.epoch,
@@ -107,7 +99,7 @@ class Interval:
 
 
 def totals_of(sample: Sample) -> dict[str, int]:
-    """How often each of EVENTS has happened since the epoch's start."""
+    """Each of EVENTS since the epoch's start."""
     counters = sample.counters
     python_tokens = max(0, counters["tokens_drained"] - counters["direct_tokens"])
     return {name: counters[name] for name in COUNTS} | {"python_tokens": python_tokens}

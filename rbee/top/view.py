@@ -1,6 +1,6 @@
-"""How an interval is shown: on a terminal, as plain text, or as JSON.
+"""Shows an interval: on a terminal, as plain text, or as JSON.
 
-Owns the words and their places; all of it fits into 80 columns and 24 lines. Does not know where the numbers are from.
+Owns labels and layout, which fits into 80 columns and 24 lines. Does not know where the numbers come from.
 """
 
 from __future__ import annotations
@@ -57,10 +57,9 @@ _SERVER_EVENTS = {
 
 @contextlib.contextmanager
 def opened(style: Style, server: int) -> Iterator[Show]:
-    """Within the block: a function that shows one interval, or that the server with this pid has no engine now.
+    """Within the block: a function that shows one interval; None means that the server has no engine now.
 
-    `live` redraws a terminal, and elsewhere is `plain`: one block of text after the other. What a terminal showed last
-    stays there.
+    `live` redraws a terminal, whose last view stays; elsewhere it is `plain`, one block of text after the other.
     """
     console = Console(highlight=False, markup=False)
     if style == "json":
@@ -83,13 +82,13 @@ def opened(style: Style, server: int) -> Iterator[Show]:
 
 
 def draw(interval: Interval | None, server: int) -> RenderableType:
-    """The whole view."""
+    """Return the whole view."""
     if interval is None:
         return Text(f"rbee top  server {server}  no engine: it is being replaced, or the server ends", _WARNING)
     return Group(
         _identity(interval, server),
         _heartbeats(interval),
-        _standing(interval),
+        _gauges(interval),
         Text(),
         _durations(interval),
         Text(),
@@ -124,8 +123,7 @@ def _heartbeats(interval: Interval) -> Text:
     return line
 
 
-def _standing(interval: Interval) -> Table:
-    """How things stand: no rates."""
+def _gauges(interval: Interval) -> Table:
     counters = interval.now.counters
     table = Table.grid(padding=(0, 2))
     table.add_column(style=_LABEL)
@@ -163,7 +161,7 @@ def _durations(interval: Interval) -> Table:
 
 
 def _events(interval: Interval) -> Table:
-    """What is counted, in two columns: at the left what the engine does, at the right what the server does."""
+    """Counts in two columns: the engine's on the left, the server's on the right."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_row(_rates(interval, _ENGINE_EVENTS), _rates(interval, _SERVER_EVENTS))
     return table
@@ -189,7 +187,7 @@ def _rates(interval: Interval, events: dict[str, str]) -> Table:
 
 
 def _right_aligned(first: str, *others: str, width: int) -> Table:
-    """An empty table of numbers with a label before each row."""
+    """An empty table of numbers with a label in front of each row."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style=_FAINT)
     table.add_column(first, min_width=19)
     for title in others:

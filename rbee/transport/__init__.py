@@ -1,13 +1,6 @@
-"""How sampled tokens get from the engine process to the server process: through shared memory, with one doorbell.
+"""Shared memory with one doorbell, which carries sampled tokens from the engine process to the server process.
 
-Owns the arena (one shared-memory segment per start of the engine), its two sides, and the framing of the control
-socket. Knows nothing of HTTP, models or scheduling. `docs/transport.md` has the memory map and argues why no wakeup is
-lost and no token dropped.
-
-A request's ring is assigned by the server (`Consumer.assign`), named with a generation in the Submit record, opened by
-the engine (`Producer.open`), filled step by step (`Producer.commit`), emptied by `Consumer.drain`, and free again when
-its finish has been drained. Most streams cost no Python per token: `drain` writes the frames of an attached `Outlet`
-to the client's socket.
+Owns the arena, its two sides and the framing of the control socket (docs/transport.md). Does not know HTTP or models.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The numbers for what the engine and the server do. The core only carries them."""
+"""Numbers for the states of engine and server; the native core does not interpret them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from enum import IntEnum
 class _State(IntEnum):
     @property
     def label(self) -> str:
-        """The name that users see."""
         return self.name.lower()
 
 
 class EngineState(_State):
-    """What `Producer.beat` writes. A fresh arena has STARTING."""
+    """What `Producer.beat` writes; STARTING in a new arena."""
 
     STARTING = 0
     LOADING = 1
@@ -22,7 +21,7 @@ class EngineState(_State):
 
 
 class ServerState(_State):
-    """What `Consumer.beat` writes: whether requests are taken, and why not. DEAD: the engine process has ended."""
+    """What `Consumer.beat` writes. Only READY accepts requests. DEAD: the engine process has ended."""
 
     STARTING = 0
     LOADING = 1

@@ -1,4 +1,4 @@
-// What is counted in the arena: two lists of counters, one for each process, and one of histograms.
+// The counters of the arena: two lists, one for each process, and one of histograms.
 //
 // Owns the lists. The arena's lines (layout.h), the binding and all that Python shows of them are generated from these.
 // A new counter is a line at the end of its list, and the place that counts. Offsets never change, so that an observer
@@ -6,7 +6,7 @@
 //
 //   X(type, field, name for Python, kind, help)
 //
-// `count` only grows, `gauge` is how things stand, `status` is a time, a state or a pid.
+// `count` only grows, `gauge` is a present value, `status` is a time, a state or a pid.
 
 #pragma once
 
@@ -34,7 +34,7 @@
     X(std::uint32_t, state, server_state, status, "What the server does; see rbee.transport.ServerState.") \
     X(std::uint32_t, rings_in_use, rings_in_use, gauge, "Rings that belong to a request.") \
     X(std::uint64_t, drains, drains, count, "Drains.") \
-    X(std::uint64_t, tokens_drained, tokens_drained, count, "Records drained: tokens and notes.") \
+    X(std::uint64_t, tokens_drained, tokens_drained, count, "Records drained: tokens and side records.") \
     X(std::uint64_t, finishes, finishes, count, "Rings that finished.") \
     X(std::uint64_t, cancels, cancels, count, "Cancels.") \
     X(std::uint64_t, engine_wakes, engine_wakes, count, "Times that the engine had to be sent Wake.") \

@@ -1,6 +1,6 @@
 // From rings straight to sockets: a drain that renders and sends the frames of the streams that were attached to it.
 //
-// Owns which ring has which outlet, and what a full or broken socket means. Knows neither the event loop nor HTTP
+// Owns which ring has which outlet, and what a full or broken socket means. Does not know the event loop, nor HTTP
 // beyond the framing of one chunk. The sockets belong to the event loop: an outlet must be detached before its
 // descriptor is closed, and while bytes that the socket did not take wait elsewhere, the ring must be paused, or frames
 // would overtake them.
@@ -28,7 +28,7 @@ struct Outlet {
     bool held = false;              // nothing is sent any more; all that is rendered is `blocked`
 };
 
-/// What a drain did at the attached rings that its caller must know of.
+/// What a drain did at attached rings and its caller must act on.
 struct Deliveries {
     struct Rest {
         std::uint32_t ring;

@@ -1,6 +1,7 @@
 // The frames of one stream: token records in, bytes for the socket out.
 //
-// Owns when a frame is written and with which numbers and text. What it looks like is its template's. Knows no sockets.
+// Owns when a frame is written and with which numbers and text. What it looks like is its template's. Does not know
+// sockets.
 
 #pragma once
 

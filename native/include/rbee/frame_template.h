@@ -1,6 +1,6 @@
 // The frames of one stream as bytes with slots for what varies.
 //
-// Owns the slots and how a template is compiled and filled. Does not know any protocol: what stands around the slots
+// Owns the slots and how a template is compiled and filled. Does not know protocols: what stands around the slots
 // comes rendered from the server's Python, which writes the same bytes on its other path.
 //
 // A slot is one control byte. JSON text and event streams contain no raw control bytes but tabs and line ends.

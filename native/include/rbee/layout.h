@@ -1,9 +1,7 @@
 // The arena: what lies where in the one shared-memory segment of an engine epoch.
 //
-// Owns the layout, its validation and the errors of the core. Knows nothing of Python, nor of who does what when: that
-// is producer.h (engine process) and consumer.h (server process). Everything is grouped by writer, in 128-byte lines
-// (two 64-byte cache lines, because x86 prefetches them in pairs), so that no line is ever written by both processes
-// unless both must write the same word.
+// Owns the layout, its validation and the errors of the core. Does not know Python, nor the procedures of producer.h
+// (engine process) and consumer.h (server process). Why lines have 128 bytes and one writer each: docs/transport.md.
 
 #pragma once
 
@@ -36,11 +34,11 @@ constexpr std::uint32_t kMaxRingCapacity = 1u << 20;
 static_assert(Word<std::uint32_t>::is_always_lock_free && sizeof(Word<std::uint32_t>) == 4);
 static_assert(Word<std::uint64_t>::is_always_lock_free && sizeof(Word<std::uint64_t>) == 8);
 
-/// This bit of a record's token says that it is a note: it describes tokens, but is no output.
-constexpr std::uint32_t kNote = 1u << 31;
+/// With this bit in its token, a record is a side record: it describes tokens, but is no output.
+constexpr std::uint32_t kSideRecord = 1u << 31;
 
-/// One sampled token, or a note. `commit_ns` is CLOCK_MONOTONIC at the commit of its step, `logprob` the natural
-/// logarithm of the token's probability, NaN if the request did not ask for it.
+/// One sampled token, or a side record. `commit_ns` is CLOCK_MONOTONIC at the commit of its step, `logprob` the natural
+/// logarithm of the token's probability, NaN if the request did not need it.
 struct Record {
     std::uint32_t token_id;
     float logprob;
@@ -90,12 +88,12 @@ struct alignas(kLine) WaitLine {
 };
 
 #define RBEE_FIELD(type, field, name, kind, help) Word<type> field;
-/// Only the engine writes here: what it counts, and after each step how things stand.
+/// Written by the engine only: counters, and after each step gauges.
 struct alignas(kLine) EngineLine {
     RBEE_ENGINE_COUNTERS(RBEE_FIELD)
 };
 
-/// Only the server writes here: two lines, of which the second has room for more.
+/// Written by the server only: two lines; the second has room for more.
 struct alignas(2 * kLine) ServerLines {
     RBEE_SERVER_COUNTERS(RBEE_FIELD)
 };
@@ -151,7 +149,7 @@ void visit_counters(const ServerLines& line, Visit&& visit) {
 #undef RBEE_VISIT
 }
 
-/// What happens often is counted by how long it took.
+/// Durations of frequent events.
 struct alignas(kLine) Histograms {
 #define RBEE_HISTOGRAM(name, help) Histogram name;
     RBEE_HISTOGRAMS(RBEE_HISTOGRAM)
@@ -271,12 +269,12 @@ inline void check_mapping(const void* base, std::uint64_t mapped_bytes, std::uin
     }
 }
 
-/// Turns fresh zeroed memory, which no other process knows yet, into an empty arena. All rings start at index
+/// Turns fresh zeroed memory, which no other process has mapped, into an empty arena. All rings start at index
 /// `first_index`, which is 0 except in tests of the wrap-around.
 inline void format(void* base, std::uint64_t mapped_bytes, const Geometry& geometry, std::uint64_t epoch,
                    std::uint32_t first_index) {
     check_mapping(base, mapped_bytes, geometry.total_bytes);
-    // All stores here are relaxed: the other process maps the arena after it received its name through a system call.
+    // Relaxed, no pair: the other process maps the arena after it received its name through a system call.
     auto* fixed = new (base) FixedPart{};
     fixed->header.abi_version = kAbiVersion;
     fixed->header.record_bytes = sizeof(Record);

@@ -1,6 +1,6 @@
 // The progress word: counted up per chunk of work, so that one long step is no hang.
 //
-// Owns where it is. Knows neither what a chunk is nor who looks.
+// Owns where the word is. Does not know chunks or observers.
 
 #pragma once
 

@@ -1,6 +1,6 @@
 // Attention of consecutive tokens of one sequence over the paged cache.
 //
-// Owns the computation. Does not know models or threads: attention_task.h says what is computed and where keys and
+// Owns the computation. Does not know models or threads: attention_task.h has what is computed and where keys and
 // values lie. Only files that are compiled for one instruction set include it (vector16.h).
 //
 // A row is one query head of one token. Rows are taken in bands of up to kRows, so that a key or value that is in a
@@ -248,8 +248,8 @@ struct Band {
     Range positions() const { return {seen[0].from, seen[size - 1].to}; }
 };
 
-/// What sums relative to two different scores are multiplied with, to be put together. From -infinity, which is that of a
-/// part in which a row has seen nothing, nothing could be subtracted.
+/// What sums relative to two different scores are multiplied with, to be put together. From -infinity, which is that of
+/// a part in which a row has seen nothing, nothing could be subtracted.
 struct Fold {
     Vec greatest;
     Vec before;

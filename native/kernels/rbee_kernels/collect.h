@@ -15,7 +15,7 @@
 
 namespace rbee::kernels {
 
-/// A packed matrix that nothing is known of but what is said here.
+/// A packed matrix as it was stored, not checked yet.
 struct NamedMatrix {
     std::uint32_t format;
     std::size_t rows;
@@ -45,8 +45,8 @@ struct CollectedWeights {
     Weights weights;  // in `memory`
 };
 
-/// Copies what a decoder of this shape needs, in the order in which a step reads it. std::invalid_argument names what is
-/// missing or does not fit.
+/// Copies what a decoder of this shape needs, in the order in which a step reads it. std::invalid_argument names what
+/// is missing or does not fit.
 CollectedWeights collect_weights(const ModelShape& shape, const std::vector<LayerKind>& layers,
                                  std::vector<Rotary> rotaries, const NamedWeights& named, ThreadPool& pool,
                                  Progress& progress);

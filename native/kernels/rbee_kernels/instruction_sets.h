@@ -1,6 +1,6 @@
 // What is compiled once per instruction set, as a table of functions, and the choice of one.
 //
-// Owns the list. What each function does is said where it is defined: `linear.h`, `attention.h`, `elementwise.h`.
+// Owns the list. Each function is documented where it is defined: `linear.h`, `attention.h`, `elementwise.h`.
 
 #pragma once
 

@@ -1,8 +1,8 @@
 // Matrix products with packed weights: what is the same on every instruction set.
 //
-// Owns how a product is divided into tiles, floating-point tiles, and exact products with quantized weights. Integer dot
-// products, on which everything else rests, are in the one of `linear_avx512.h`, `linear_avx2.h` and `linear_portable.h`
-// that fits what this is compiled for.
+// Owns how a product is divided into tiles, floating-point tiles, and exact products with quantized weights. Integer
+// dot products, on which everything else rests, are in the one of `linear_avx512.h`, `linear_avx2.h` and
+// `linear_portable.h` that fits what this is compiled for.
 //
 // A tile is some rows of activations times the 16 rows of a panel, its sums in registers. With quantized weights and
 // activations (both in groups of 32), group by group,
@@ -42,7 +42,7 @@ struct Group {
     }
 };
 
-/// One tile's activations, and what to ask the memory for meanwhile: `ahead_step` bytes from `ahead` on in each group.
+/// One tile's activations, and what to prefetch meanwhile: `ahead_step` bytes from `ahead` on in each group.
 struct TileInput {
     const std::int8_t* quants;
     const float* scales;
@@ -55,7 +55,7 @@ struct TileInput {
 };
 
 constexpr std::size_t kLineBytes = 64;
-// A panel that is used once takes as long as it takes from memory, and is asked for this far ahead.
+// A panel that is used once is limited by memory, and is prefetched this far ahead.
 constexpr std::size_t kStreamAhead = 1536;
 
 /// Tiles of `left` rows, none above `most` and none much smaller than another.

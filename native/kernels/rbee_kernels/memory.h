@@ -1,8 +1,8 @@
 // Memory of the kernels: aligned, uninitialized, on huge pages where it is large.
 //
 // A step reads all weights once, in order: on pages of 4 KiB the processor would look up tens of thousands of addresses
-// and stop reading ahead at each page's end. So weights are copied from their mapped file (timed by hand, with and without
-// huge pages, on a 2-core machine: about a tenth of a step of one stream).
+// and stop reading ahead at each page's end. So weights are copied from their mapped file (timed by hand, with and
+// without huge pages, on a 2-core machine: about a tenth of a step of one stream).
 
 #pragma once
 

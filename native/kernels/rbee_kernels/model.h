@@ -1,8 +1,8 @@
 // A decoder of the Llama family: one step for a mixed batch of decoding sequences and chunks of prompts.
 //
-// Owns the order of what a step computes, how each part is divided into chunks, the memory for what is between the parts,
-// and the paged cache. Does not know where weights come from, why a sequence runs now, or what becomes of the logits. What
-// a decoder is, is in `decoder.h`; who attends to what, in `attention_plan.h`.
+// Owns the order of what a step computes, how each part is divided into chunks, the memory for what is between the
+// parts, and the paged cache. Does not know where weights come from, why a sequence runs now, or what becomes of the
+// logits. What a decoder is, is in `decoder.h`; which rows attend to what, in `attention_plan.h`.
 
 #pragma once
 
@@ -31,9 +31,9 @@ struct Profile {
 
 class Model {
 public:
-    /// `exact`: float activations and a float cache; otherwise activations in 8 bits wherever weights are quantized, and a
-    /// cache of binary16. The memory that `weights` points to must stay. `progress` is
-    /// advanced with every phase of a step. std::bad_alloc if there is not enough.
+    /// `exact`: float activations and a float cache; otherwise activations in 8 bits wherever weights are quantized,
+    /// and a cache of binary16. The memory that `weights` points to must stay. `progress` is advanced with every phase
+    /// of a step. std::bad_alloc if there is not enough.
     Model(const ModelShape& shape, Weights weights, bool exact, std::size_t num_blocks, std::size_t block_size,
           const InstructionSet& set, ThreadPool& pool, Progress* progress = nullptr);
 
@@ -106,8 +106,8 @@ private:
     void embed(std::size_t chunk);
     void prepare_rows(Part part, std::size_t layer, std::size_t chunk);
     void prepare_row(Part part, std::size_t layer, std::size_t row, const Inputs& inputs);
-    Activations activations(Part part, std::size_t layer, std::size_t first, std::size_t rows, std::uint64_t serial,
-                            Thread& thread);
+    Activations prepare_activations(Part part, std::size_t layer, std::size_t first, std::size_t rows,
+                                    std::uint64_t serial, Thread& thread);
     void multiply(const Linear& linear, std::size_t first_panel, std::size_t end_panel, const Activations& input,
                   Thread& thread, float* out, std::size_t stride) const;
     void multiply_panel(const Matrix& matrix, std::size_t panel, const Activations& input, const std::uint8_t* next,

@@ -1,7 +1,7 @@
 // Logits to tokens: temperature, filters, the draw, and logprobs, one row at a time.
 //
-// Owns the meaning of the parameters, which rbee/sampling_params.py describes; edits.h is the first part of it. Knows
-// nothing of batches. What a row gives depends on that row alone: nothing is kept between rows but memory.
+// Owns the meaning of the parameters, which rbee/sampling_params.py describes; edits.h is the first part of it. Does
+// not know batches. The result of a row depends on that row alone: nothing is kept between rows but memory.
 
 #pragma once
 

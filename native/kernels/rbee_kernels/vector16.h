@@ -1,9 +1,9 @@
 // Sixteen floats at a time: as one AVX-512 register, as two of AVX2, or as an array, after what the including file is
 // compiled for (native/kernels/isa_*.cpp, and nothing else, include this).
 //
-// Owns the difference between instruction sets for everything but integer dot products (`linear_*.h`). All of it is in an
-// anonymous namespace: the linker merges inline functions of the same name, and would hand the AVX-512 version of one to
-// code that was compiled for any machine.
+// Owns the difference between instruction sets for everything but integer dot products (`linear_*.h`). All of it is in
+// an anonymous namespace: the linker merges inline functions of the same name, and would hand the AVX-512 version of
+// one to code that was compiled for any machine.
 
 #pragma once
 

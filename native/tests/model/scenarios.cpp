@@ -24,7 +24,7 @@ constexpr rbee::FinishCode kFailed = 4;
 constexpr std::size_t kEverything = 4096;
 constexpr int kAnyFd = 0;
 
-/// What lives as long as a search: shared memory, whose words the explorer knows by their addresses.
+/// What lives as long as a search: shared memory, whose words the explorer identifies by their addresses.
 struct Shared {
     explicit Shared(std::uint32_t first_index) {
         rbee::format(memory, sizeof memory, rbee::plan(64, kCapacity), 1, first_index);
@@ -372,7 +372,7 @@ std::function<Program()> cancel() {
                     });
 }
 
-/// The server drains before anybody rang, and once more while armed, because a ring was resumed.
+/// The server drains before the first step, and once more while armed, because a ring was resumed.
 std::function<Program()> drains_of_its_own_accord() {
     return scenario([](World& w) { w.start(2); },
                     [](World& w) {

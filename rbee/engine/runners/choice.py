@@ -54,7 +54,7 @@ def load(config: EngineConfig, progress: Progress, chunks: Chunks | None = None)
 
 
 def _check(config: EngineConfig) -> None:
-    """Raise a ConfigError for options that contradict each other, whatever the model is like."""
+    """Raise ConfigError for options that contradict each other with any model."""
     if config.runner != "auto" and (config.runner == "synthetic") != (config.model == SYNTHETIC):
         raise ConfigError(
             f"--runner {config.runner} cannot run --model {config.model}: the synthetic runner and the synthetic model "
@@ -89,7 +89,7 @@ def _check_fallback(config: EngineConfig, reason: Unsupported) -> None:
 
 
 def _load_native(config: EngineConfig, cache: CacheSize, progress: Progress, chunks: Chunks) -> ModelRunner:
-    """The native runner; Unsupported if it does not do the model, or what the options ask for."""
+    """Make the native runner; Unsupported if it does not support the model or the options."""
     for option, value, expected in (("device", config.device, "cpu"), ("dtype", config.dtype, "auto")):
         if value != expected:
             raise Unsupported(f"--{option} is {value}")

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSize:
-    """What the user gives the KV cache."""
+    """The user's limits of the KV cache."""
 
     block_size: int  # tokens in a block
     kv_cache_mib: int  # memory
@@ -29,14 +29,14 @@ class CacheSize:
 
 
 class Fit(NamedTuple):
-    """What becomes of a CacheSize with a certain model."""
+    """A CacheSize applied to one model."""
 
     num_blocks: int
     max_model_len: int
 
 
 def fit(size: CacheSize, *, block_bytes: int, limit: int | None, path: Path) -> Fit:
-    """The cache that `size` allows for a model; `limit` is what the model takes by its own account, None for no limit.
+    """Apply `size` to a model with blocks of `block_bytes`; `limit` is the model's own length limit, or None.
 
     ConfigError: max_model_len is more than the model or the cache allows, or neither limits it. ModelError: the cache
     does not hold a single block.
@@ -49,8 +49,8 @@ def fit(size: CacheSize, *, block_bytes: int, limit: int | None, path: Path) -> 
 def position_limit(limit: int | None, ropes: Iterable[Mapping[str, Any]]) -> int | None:
     """Tokens that a model takes with these rope_parameters; `limit` is its max_position_embeddings.
 
-    Beyond the original length `longrope` changes the frequencies of all rows, so that a request would depend on its
-    neighbours: that length is the limit. So it is with `dynamic`, whose max_position_embeddings is that length.
+    `longrope` and `dynamic` end at the original length (`dynamic`: its max_position_embeddings). Beyond it they change
+    the frequencies of all rows, so that a request would depend on its neighbours.
     """
     for rope in ropes:
         original = rope.get("original_max_position_embeddings")

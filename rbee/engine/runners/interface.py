@@ -1,6 +1,6 @@
-"""What the engine expects of a model runner, whatever computes.
+"""The interface of a model runner.
 
-Owns the interface, and the words in which a runner refuses a model. Does not know any runner.
+Owns the interface and the exception with which a runner refuses a model. Does not know any runner.
 """
 
 from __future__ import annotations
@@ -16,11 +16,8 @@ if TYPE_CHECKING:
     from rbee.engine.input_batch import InputBatch
     from rbee.engine.sampler import ThreadPool
 
-    Progress = Callable[[str, int, int], None]
-    """Called with (stage, parts done, parts in all) for each part of the work while a model loads."""
-
-    OnProgress = Callable[[], None]
-    """Called after each chunk of work within a step, so that a long step is not taken for a hang."""
+    Progress = Callable[[str, int, int], None]  # for each part of loading: (stage, parts done, parts in all)
+    OnProgress = Callable[[], None]  # after each chunk of work within a step, so that a long step is no hang
 
 
 class Unsupported(Exception):  # noqa: N818 - no failure: another runner may serve the model
@@ -28,9 +25,9 @@ class Unsupported(Exception):  # noqa: N818 - no failure: another runner may ser
 
 
 class StepOutput(NamedTuple):
-    """A row for each of the batch's R `logits_rows`; the next step may overwrite the memory.
+    """A row for each of the batch's R `logits_rows`. The next step may overwrite the memory.
 
-    A row of logits that the model could not compute properly is not finite; the other rows do not depend on it.
+    A row that could not be computed is not finite; the other rows do not depend on it.
     """
 
     logits: NDArray[np.float32]  # float32 [R, vocab_size], C-contiguous
@@ -40,9 +37,9 @@ class StepOutput(NamedTuple):
 class ModelRunner(Protocol):
     """A loaded model with a KV cache of `num_blocks` blocks."""
 
-    name: str  # "native", "torch" or "synthetic", for people
-    device: str  # where it computes, for people
-    dtype: str  # precision of weights and KV cache, for people
+    name: str  # "native", "torch" or "synthetic", for log lines
+    device: str  # where it computes, for log lines
+    dtype: str  # precision of weights and KV cache, for log lines
     vocab_size: int  # width of the logits; prompt tokens must be smaller
     max_model_len: int  # tokens that one sequence may have, prompt plus output; they fit the KV cache
     num_blocks: int  # blocks in the KV cache
@@ -51,6 +48,4 @@ class ModelRunner(Protocol):
     def pool(self) -> ThreadPool | None:
         """The runner's threads, which the sampler may use between two steps; None: it shares none."""
 
-    def execute(self, batch: InputBatch) -> StepOutput:
-        """Compute a step."""
-        ...
+    def execute(self, batch: InputBatch) -> StepOutput: ...

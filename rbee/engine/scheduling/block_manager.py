@@ -41,18 +41,17 @@ class BlockManager:
         # touches little memory. The findable ones are in the order of their eviction.
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
-        # Findable blocks by hash, and the way back; and who computes the blocks that will be findable soon.
+        # Findable blocks by hash, and the reverse; and the sequences that compute blocks to become findable.
         self._findable: dict[bytes, int] = {}
         self._hash_of: list[bytes | None] = [None] * num_blocks
         self._coming: dict[bytes, Sequence] = {}
 
     @property
     def num_free(self) -> int:
-        """Blocks without a holder, findable or not."""
         return len(self._free) + len(self._cached)
 
     def find(self, sequence: Sequence) -> Prefix:
-        """What a waiting sequence can share: all but its last token at most, for that one's logits are wanted."""
+        """What a waiting sequence can share: all but its last token at most, whose logits are needed."""
         if not self.prefix_caching or sequence.scores_prompt:
             return Prefix([], 0, None)
         limit = (sequence.num_tokens - 1) // self.block_size

@@ -13,24 +13,18 @@ if TYPE_CHECKING:
     from rbee.sampling_params import SamplingParams
 
 
+# A priority of p delays a request's rank by p times this, so a negative one overtakes requests that came at most that
+# much earlier. None waits for ever: in the end it is older than everything that could overtake it.
 PRIORITY_NS = 10_000_000_000
-"""A priority of p makes a request run as if it had come p times so many nanoseconds later.
-
-So an urgent request (a negative priority) overtakes those that came up to that much earlier, and none waits for ever:
-in the end it is older than everything that could overtake it.
-"""
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A prompt and its output so far; there is no phase, only tokens that are computed and tokens that are not.
-
-    `rank` is (arrival, delayed by its priority, in ns; number of its submission): smaller runs first.
-    """
+    """A prompt and its output so far. It has no phase, only computed and uncomputed tokens."""
 
     request_id: str  # the server's name for it, for log lines
     ring: int  # the transport ring that its tokens go to; unique among live sequences
-    rank: tuple[int, int]
+    rank: tuple[int, int]  # arrival in ns, delayed by the priority, then the submission's number; smaller runs first
     token_ids: array.array[int]  # prompt, then output; C unsigned ints
     sampling: SamplingParams  # what the client asked of the sampler
     cache_salt: str = ""  # only sequences with the same salt share cached blocks
@@ -49,20 +43,18 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
-        """Prompt plus output so far."""
         return len(self.token_ids)
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens sampled so far."""
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """Tokens that must still run through the model before the next one can be sampled; at least 1."""
+        """Tokens to run through the model before the next one can be sampled; at least 1."""
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether the logits of its prompt are still wanted, so that the prompt cannot come from the cache."""
+        """Whether the prompt's logits are still needed, so that the prompt cannot come from the cache."""
         return self.sampling.num_prompt_logprobs is not None and self.num_scored_tokens < self.num_prompt_tokens

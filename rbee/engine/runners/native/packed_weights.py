@@ -61,9 +61,8 @@ class Packed:
 class Weights:
     """All of a model's weights, ready to use.
 
-    Matrices: "embedding", "head" (absent if that is the embedding) and "layers.N." with query, key, value, output,
-    gate,
-    up, down. Vectors, float32: "final_norm" and "layers.N." with attention_norm, mlp_norm, and where the model has them
+    Matrices: "embedding", "head" (absent if tied) and "layers.N." with query, key, value, output, gate, up, down.
+    Vectors, float32: "final_norm" and "layers.N." with attention_norm, mlp_norm, and where the model has them
     query_norm, key_norm, post_attention_norm, post_mlp_norm, and each matrix' name with _bias.
     """
 
@@ -74,7 +73,7 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class MatrixPlan:
-    """What becomes of a matrix: see `_kernels.pack`."""
+    """How a matrix is packed: see `_kernels.pack`."""
 
     format: int
     rows: int
@@ -86,7 +85,7 @@ class MatrixPlan:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What to pack, and vectors as they shall be."""
+    """Matrices to pack, and ready vectors."""
 
     matrices: dict[str, MatrixPlan]
     vectors: dict[str, NDArray[np.float32]]
@@ -107,7 +106,7 @@ def load_or_pack(
     meanwhile; what `make_plan` raises.
 
     Args:
-        name: of the model, for people.
+        name: of the model, for messages.
         sources: the files they come from.
         facts: all else that packing depends on.
         make_plan: called if weights are packed.
@@ -202,7 +201,7 @@ def map_file(path: Path) -> Bytes:
 
 
 def _new_file(path: Path, size: int) -> mmap.mmap:
-    """A file of `size` bytes, mapped. Its blocks are reserved: a full disk is an OSError now, and no signal later."""
+    """Create and map a file of `size` bytes, its blocks reserved: a full disk raises OSError now, no signal later."""
     with path.open("xb+") as file:
         os.posix_fallocate(file.fileno(), 0, size)
         return mmap.mmap(file.fileno(), size)
@@ -275,7 +274,7 @@ class _Stages:
         self._progress(name, 0, 1)
 
     def done(self, amount: int) -> None:
-        """Nothing here is counted in bytes."""
+        pass  # nothing here is counted in bytes
 
     def note(self, text: str) -> None:
         logger.info("%s", text)

@@ -105,7 +105,6 @@ class NativeRunner:
         progress("ready", 4, 4)
 
     def execute(self, batch: InputBatch) -> StepOutput:
-        """See `ModelRunner.execute`."""
         logits = self._model.execute(
             batch.token_ids,
             batch.positions,
@@ -118,7 +117,7 @@ class NativeRunner:
         return StepOutput(logits)
 
     def profile(self) -> dict[str, float]:
-        """Seconds since the start: threads' work on "linear", "head", "attention" and "other"; "steps" by the clock."""
+        """Seconds since the start: of threads on "linear", "head", "attention" and "other"; "steps" by the clock."""
         return self._model.profile()
 
 

@@ -112,7 +112,7 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """The description of the model with this config.json; Unsupported if the kernels do not do what it asks for."""
+    """Describe the model with this config.json; Unsupported if the kernels do not support it."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in _DEFAULTS:
         raise Unsupported(f"its model_type is {kind!r}, and the native kernels do {', '.join(_DEFAULTS)}")

@@ -225,7 +225,7 @@ def _find(want: _Wanted, tensors: dict[str, _Found], source: _Source) -> _Found:
 
 
 def _chosen(name: str, stored_type: str, cols: int, quantize: str) -> int | None:
-    """The format that `quantize` asks for; None is whatever holds the matrix as it is."""
+    """The format for `quantize`; None: the one that holds the matrix as it is."""
     if quantize == "none" or stored_type not in _FLOATS or cols % _GROUP:
         return None
     return _Q4 if quantize == "q4" and name not in ("embedding", "head") else _Q8

@@ -45,29 +45,24 @@ _DIGITS_THEN_GPT2_SPLIT = frozenset({"smollm", "starcoder", "refact"})
 
 
 class Reporter:
-    """Writes the lines that the parent reads; a `Progress` that also has an outcome."""
+    """Writes the lines that the parent reads: those of a `Progress` (`rbee.models`), and one outcome."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
     def stage(self, name: str, total: int = 0) -> None:
-        """See `Progress`."""
         self._send(stage=name, total=total)
 
     def done(self, amount: int) -> None:
-        """See `Progress`."""
         self._send(done=amount)
 
     def note(self, text: str) -> None:
-        """See `Progress`."""
         self._send(note=text)
 
     def succeeded(self, sha256: str) -> None:
-        """The folder is complete."""
         self._send(sha256=sha256)
 
     def failed(self, error: ModelError) -> None:
-        """The folder is of no use."""
         self._send(error=str(error))
 
     def _send(self, **fields: str | int) -> None:
@@ -167,7 +162,7 @@ def _distinct(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _generation_config(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The special ids; an instruction model's turn may end with another token than its text."""
+    """Return the special ids; an instruction model's turn may end with another token than its text."""
     found = config.get("eos_token_id")
     ends = list(found) if isinstance(found, list) else [found]
     ends += [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
@@ -199,7 +194,7 @@ def _explain(error: Exception, source: Path, folder: Path) -> ModelError:
 
 
 def run(source: Path, folder: Path, report: Reporter) -> int:
-    """`convert`, with failures reported; returns the exit status."""
+    """`convert`, with failures reported; return the exit status."""
     try:
         convert(source, folder, report)
     except ModelError as error:
@@ -213,7 +208,7 @@ def run(source: Path, folder: Path, report: Reporter) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Convert as the command line says; returns the exit status."""
+    """Parse the command line and `run`; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="rbee.engine.runners.torch.convert_gguf", description="Convert one GGUF file."
     )

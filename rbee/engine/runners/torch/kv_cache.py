@@ -74,7 +74,7 @@ class KVCache:
         return per_token * block_size * dtype.itemsize
 
     def begin_step(self, batch: InputBatch) -> None:
-        """Work out what all layers of the coming step have in common."""
+        """Compute what all layers of the coming step share."""
         self._slot_mapping = torch.from_numpy(batch.slot_mapping).to(self._device)
         for window in self._rows:
             self._rows[window] = self._plan(batch, window)
@@ -92,10 +92,9 @@ class KVCache:
     ) -> torch.Tensor:
         """Store this step's keys and values of `layer`, and attend over all that each row may see.
 
-        query is [1, num_heads, T, key_dim], key and value are [1, num_kv_heads, T, their dim]; returns [1, T,
-        num_heads,
-        value_dim], contiguous. Scores are multiplied by `scaling`, then become softcap * tanh(score / softcap). `sinks`
-        [num_heads] are a further score of each head whose value is zero.
+        query is [1, num_heads, T, key_dim], key and value are [1, num_kv_heads, T, their dim], the result, contiguous,
+        [1, T, num_heads, value_dim]. Scores are multiplied by `scaling`, then become softcap * tanh(score / softcap).
+        `sinks` [num_heads] are a further score of each head whose value is zero.
         """
         keys, values, window = self._keys[layer], self._values[layer], self._windows[layer]
         keys.index_copy_(0, self._slot_mapping, key[0].transpose(0, 1))
@@ -118,7 +117,7 @@ class KVCache:
         return torch.cat(parts)[None]
 
     def _plan(self, batch: InputBatch, window: int | None) -> list[_Rows]:
-        """Who attends together in the layers with this window."""
+        """Group the rows that attend together in the layers with this window."""
         # Keys begin with the block that holds the first one that any row of the sequence sees.
         query_lens = np.diff(batch.query_start)
         reach = batch.context_lens if window is None else np.minimum(batch.context_lens, query_lens + window - 1)

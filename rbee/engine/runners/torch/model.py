@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from transformers import PretrainedConfig, PreTrainedModel
 
-# Two names for the same attention. transformers asks for masks only under a name that has a mask function; while a
+# Two names for the same attention. transformers builds masks only under a name that has a mask function; while a
 # model is served there is none, because the masks of packed sequences are worked out once a step, in `kv_cache`.
 _ATTENTION = "rbee"
 _ATTENTION_WITH_MASKS = "rbee_with_masks"
@@ -60,7 +60,7 @@ class TorchModel:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.config = config = model.config.get_text_config(decoder=True)
-        self.name = type(model).__name__  # for people
+        self.name = type(model).__name__  # for messages
         self.num_layers = int(config.num_hidden_layers)
         self.vocab_size = int(config.vocab_size)  # width of its logits, by its configuration
         self.position_limit = _position_limit(config)  # None: it has none
@@ -98,7 +98,7 @@ class TorchModel:
 
 
 def load_model(path: Path, *, dtype: torch.dtype | None, device: str) -> TorchModel:
-    """The model in `path`, ready for inference, in its own dtype if that is None; ModelError says why it is not."""
+    """Load the model in `path` for inference, in its own dtype if `dtype` is None; ModelError if that fails."""
     config = _load_config(path)
     _check_weights(path)
     AttentionInterface.register(_ATTENTION, _attention)
@@ -148,7 +148,7 @@ def be_quiet() -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a sentence."""
+    """The first line of an error's message, shortened to fit a sentence."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(" .:") if lines else type(error).__name__
 
@@ -161,7 +161,7 @@ def _attention(
     attention_mask: torch.Tensor | None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls in every layer."""
+    """Called by transformers in every layer."""
     attend: Attend = vars(module)["rbee_attend"]
     return attend(module, query, key, value, attention_mask, **others), None
 
@@ -201,7 +201,7 @@ def _check_weights(path: Path) -> None:
 
 
 def _position_limit(text: PretrainedConfig) -> int | None:
-    """The longest sequence that the model takes by its own account."""
+    """The longest sequence that the model's configuration allows."""
     ropes = getattr(text, "rope_parameters", None) or {}
     nested = (rope for rope in ropes.values() if isinstance(rope, dict))
     return position_limit(getattr(text, "max_position_embeddings", None), (ropes, *nested))

@@ -29,12 +29,11 @@ if TYPE_CHECKING:
 
     from rbee.engine.runners.torch.model import TorchModel
 
-_MANY = 1 << 20
-"""Tokens that a sequence may have, of a model that does not say."""
+_MANY = 1 << 20  # tokens of a sequence, for a model without a limit of its own
 
 # How much of a row's query, key or value may depend on its neighbours, as a share of its length. In the first layer
-# that is rounding. Further on, a router of experts may turn rounding into the choice of another expert, which has to be
-# tolerated; what is looked for, a state that runs from row to row or positions that count rows, changes everything.
+# that is rounding. Further on, a router of experts may turn rounding into the choice of another expert, which must be
+# tolerated; a state that runs from row to row, or positions that count rows, changes everything.
 _ROUNDING = 0.02
 _ROUTING = 0.25
 
@@ -141,7 +140,7 @@ def _run(
 
 
 def _unsupported_feature(module: torch.nn.Module, mask: torch.Tensor | None, others: dict[str, Any]) -> str | None:
-    """What a call of the attention interface asks for that the paged cache does not give, or None."""
+    """Return what a call of the attention interface needs and the paged cache lacks, or None."""
     if others.get("is_causal") is False or not getattr(module, "is_causal", True):
         return "no causality"
     if not hasattr(module, "layer_idx"):

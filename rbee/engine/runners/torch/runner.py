@@ -85,7 +85,6 @@ class TorchRunner:
         progress("ready", 4, 4)
 
     def execute(self, batch: InputBatch) -> StepOutput:
-        """One forward pass; see `ModelRunner.execute`."""
         self._cache.begin_step(batch)
         token_ids, positions, rows = (
             torch.from_numpy(array).to(self.device) for array in (batch.token_ids, batch.positions, batch.logits_rows)
@@ -99,7 +98,7 @@ class TorchRunner:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None,  # noqa: ARG002 - None: the cache knows who sees what
+        attention_mask: torch.Tensor | None,  # noqa: ARG002 - None: the cache masks
         *,
         scaling: float | None = None,
         softcap: float | None = None,
@@ -114,7 +113,7 @@ class TorchRunner:
 
 
 def _check_device(device: str) -> None:
-    """Use it for a moment, before the weights are loaded: a device may be known to torch and yet not be there."""
+    """Allocate on the device before the weights are loaded: torch accepts names of devices that are absent."""
     try:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
