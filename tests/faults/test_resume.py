@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from typing import Any
 
 import httpx
 import pytest
@@ -11,6 +12,7 @@ from tests.faults.resume_parts import (
     COMPLETION_BODY,
     EVENTS,
     LONG,
+    STREAMS,
     check_whole,
     decode_chunked,
     first_events,
@@ -57,12 +59,12 @@ async def test_stream_waits_for_its_client_and_is_its_own(patient_server):
         await read_rest(client, post(COMPLETIONS, body | {"max_tokens": 1000}, two, name))
         assert (await held(patient_server)).rings == 1
         chunk_id = events[0].data["id"]
-        path, last = f"{COMPLETIONS}/{chunk_id}", str(last_id(events))
-        ask = {"Last_Event_ID": last}
-        for key, where in (("two", path), ("one", f"{CHAT}/{chunk_id}"), ("one", f"{COMPLETIONS}/cmpl-0")):
+        path, last = f"{STREAMS}/{chunk_id}", str(last_id(events))
+        ask: dict[str, Any] = {"Last_Event_ID": last}
+        for key, where in (("two", path), ("one", f"{STREAMS}/cmpl-0")):
             assert await refusal(patient_server, "GET", where, key=key, **ask) == (410, "stream_gone")
         assert await refusal(patient_server, "GET", path, **ask) == (401, "invalid_api_key")
-        again = {"X_Request_Id": "mine", "body": body, **ask}
+        again: dict[str, Any] = {"X_Request_Id": "mine", "body": body, **ask}
         assert await refusal(patient_server, "POST", CHAT, key="one", **again) == (410, "stream_gone")
         events += await read_rest(client, post(COMPLETIONS, body, one, name, f"Last-Event-ID: {last}"))
         check_whole(events, expected("long", 3000), "length")
@@ -83,18 +85,19 @@ async def test_requests_that_cannot_resume(server):
     async with Client(server.address) as client:
         events = await read_rest(client, post(COMPLETIONS, COMPLETION_BODY, "X-Request-Id: r"))
         assert last_id(events) == 13
-        ask = {"X_Request_Id": "r", "body": COMPLETION_BODY}
+        ask: dict[str, Any] = {"X_Request_Id": "r", "body": COMPLETION_BODY}
         for given in ("14", "-1", "x", ""):
             assert await refusal(server, "POST", COMPLETIONS, Last_Event_ID=given, **ask) == (
                 400,
                 "invalid_last_event_id",
             )
-        for name in ({}, {"X_Request_Id": "not a sane one"}):
+        names: list[dict[str, Any]] = [{}, {"X_Request_Id": "not a sane one"}]
+        for name in names:
             assert await refusal(server, "POST", COMPLETIONS, body=COMPLETION_BODY, Last_Event_ID="1", **name) == (
                 400,
                 "missing_request_id",
             )
-        head = await asyncio.to_thread(httpx.head, f"{server.url}{COMPLETIONS}/{events[0].data['id']}")
+        head = await asyncio.to_thread(httpx.head, f"{server.url}{STREAMS}/{events[0].data['id']}")
         assert (head.status_code, head.headers["allow"]) == (405, "GET")
 
 
@@ -104,7 +107,7 @@ async def test_newest_connection_takes_over(patient_server):
 
     async with Client(patient_server.address) as client:
         reader, _, _, events = await first_events(client, post(COMPLETIONS, LONG, key), 3)
-        path = f"{COMPLETIONS}/{events[0].data['id']}"
+        path = f"{STREAMS}/{events[0].data['id']}"
         newer, writer, _, more = await first_events(client, get(path, key, f"Last-Event-ID: {last_id(events)}"), 200)
         assert more[0].id == last_id(events) + 1
         with contextlib.suppress(ConnectionResetError):
@@ -132,7 +135,7 @@ async def test_client_that_does_not_come_back(start_server):
             plain.abort()
             await until_held(server, before)
             for _, _, _, [first, *_] in streams:
-                path = f"{COMPLETIONS}/{first.data['id']}"
+                path = f"{STREAMS}/{first.data['id']}"
                 assert await refusal(server, "GET", path, Last_Event_ID="1") == (410, "stream_gone")
 
 
@@ -146,7 +149,7 @@ async def test_ended_streams_are_bounded(start_server):
                 events = await read_rest(client, post(COMPLETIONS, COMPLETION_BODY))
                 ids.append(events[0].data["id"])
             for number, chunk_id in enumerate(ids):
-                path = f"{COMPLETIONS}/{chunk_id}"
+                path = f"{STREAMS}/{chunk_id}"
                 if number < 6:
                     assert await refusal(server, "GET", path) == (410, "stream_gone")
                 else:
@@ -166,7 +169,7 @@ async def test_slow_reader_of_a_resumable_stream(start_server):
             while not parse_events(decode_chunked(raw)):
                 raw += await reader.read(256)
             events = parse_events(decode_chunked(raw))
-            path = f"{COMPLETIONS}/{events[0].data['id']}"
+            path = f"{STREAMS}/{events[0].data['id']}"
             *chunks, error, done = await read_rest(client, get(path, f"Last-Event-ID: {last_id(events)}"))
             assert text_of(events + chunks) == expected("long", len(events + chunks))
             assert (error.data["error"]["code"], done.data) == ("slow_reader", "[DONE]")
@@ -182,7 +185,7 @@ async def test_engine_that_dies_while_nobody_listens(start_server):
             await client.read(COMPLETIONS, {"prompt": "meanwhile", "max_tokens": 50})
             server.engine.kill()
             await asyncio.to_thread(server.wait_for_log, "the engine process died")
-            path = f"{COMPLETIONS}/{events[0].data['id']}"
+            path = f"{STREAMS}/{events[0].data['id']}"
             *chunks, error, done = await read_rest(client, get(path, f"Last-Event-ID: {last_id(events)}"))
             assert len(events + chunks) > 50
             assert text_of(events + chunks) == expected("long", len(events + chunks))
@@ -203,7 +206,7 @@ async def test_server_that_stops_while_a_client_is_away(start_server, comes_back
                 server.process.terminate()
                 await asyncio.to_thread(server.wait_for_log, "stopping; open requests")
                 if comes_back:
-                    path = f"{COMPLETIONS}/{events[0].data['id']}"
+                    path = f"{STREAMS}/{events[0].data['id']}"
                     reader, _ = await client.send_raw(get(path, f"Last-Event-ID: {last_id(events)}"))
                     assert (await read_head(reader))[0] == 200
             if comes_back:

@@ -8,6 +8,8 @@ import pytest
 from tests.faults.faults_parts import held, until_held
 from tests.faults.resume_parts import (
     CASES,
+    STREAMS,
+    Event,
     check_whole,
     decode_chunked,
     get,
@@ -44,7 +46,7 @@ async def test_cut_at_every_byte(server, path, body, prompt):
         events = parse_events(decode_chunked(raw))
         if cut % 4 < 2 and events:
             chunk_id = events[0].data["id"]
-            again = get(f"{path}/{chunk_id}", f"Last-Event-ID: {last_id(events)}")
+            again = get(f"{STREAMS}/{chunk_id}", f"Last-Event-ID: {last_id(events)}")
         else:
             again = post(path, body, name, f"Last-Event-ID: {last_id(events)}")
         rest = await read_rest(client, again)
@@ -74,7 +76,8 @@ async def test_cut_again_and_again_while_tokens_come(start_server, path, body, p
 
     async def attempt(client, size):
         name = f"X-Request-Id: again-{size}"
-        events, raw = [], b""
+        events: list[Event] = []
+        raw = b""
         while not events or events[-1].data != "[DONE]":
             headers = [f"Last-Event-ID: {last_id(events)}"] if raw else []
             raw, writer = await read_cut(client, post(path, body, name, *headers), size)
@@ -104,7 +107,7 @@ async def test_text_that_is_not_ascii(default_server):
         whole = decode_chunked(raw)
         events = parse_events(whole)
         check_whole(events, " 🐝" * 4, "length")
-        path = f"{COMPLETIONS}/{events[0].data['id']}"
+        path = f"{STREAMS}/{events[0].data['id']}"
         for cut in range(len(whole) + 1):  # after its end
             got = parse_events(whole[:cut])
             assert got + await read_rest(client, get(path, f"Last-Event-ID: {last_id(got)}")) == events
