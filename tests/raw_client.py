@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+STREAMS = "/v1/streams"
 
 
 def request_bytes(path: str, body: dict[str, Any], *headers: str) -> bytes:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from tests.conftest import Server
     from tests.raw_client import Client
 
-STREAMS = "/v1/streams"
 EVENTS = "Accept: text/event-stream"
 CLOSE = "Connection: close"
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: the kernel sends RST at once instead of FIN

@@ -12,7 +12,6 @@ from tests.faults.resume_parts import (
     COMPLETION_BODY,
     EVENTS,
     LONG,
-    STREAMS,
     check_whole,
     decode_chunked,
     first_events,
@@ -26,7 +25,7 @@ from tests.faults.resume_parts import (
     refusal,
     text_of,
 )
-from tests.raw_client import CHAT, COMPLETIONS, Client
+from tests.raw_client import CHAT, COMPLETIONS, STREAMS, Client
 from tests.server.server_parts import expected, until_rings
 
 pytestmark = pytest.mark.anyio
@@ -63,6 +62,8 @@ async def test_stream_waits_for_its_client_and_is_its_own(patient_server):
         ask: dict[str, Any] = {"Last_Event_ID": last}
         for key, where in (("two", path), ("one", f"{STREAMS}/cmpl-0")):
             assert await refusal(patient_server, "GET", where, key=key, **ask) == (410, "stream_gone")
+        old_path = f"{COMPLETIONS}/{chunk_id}"  # OpenAI's for stored completions
+        assert await refusal(patient_server, "GET", old_path, key="one", **ask) == (404, "not_found")
         assert await refusal(patient_server, "GET", path, **ask) == (401, "invalid_api_key")
         again: dict[str, Any] = {"X_Request_Id": "mine", "body": body, **ask}
         assert await refusal(patient_server, "POST", CHAT, key="one", **again) == (410, "stream_gone")

@@ -8,7 +8,6 @@ import pytest
 from tests.faults.faults_parts import held, until_held
 from tests.faults.resume_parts import (
     CASES,
-    STREAMS,
     Event,
     check_whole,
     decode_chunked,
@@ -20,7 +19,7 @@ from tests.faults.resume_parts import (
     read_cut,
     read_rest,
 )
-from tests.raw_client import COMPLETIONS, Client
+from tests.raw_client import COMPLETIONS, STREAMS, Client
 from tests.server.server_parts import expected
 
 pytestmark = pytest.mark.anyio
