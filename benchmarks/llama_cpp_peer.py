@@ -153,7 +153,7 @@ class Peer:
 def main() -> None:
     """Answer commands until stdin ends."""
 
-    @llama.llama_log_callback  # type: ignore[untyped-decorator]
+    @llama.llama_log_callback  # type: ignore[untyped-decorator] # of llama-cpp-python
     def log(level: int, text: bytes, _data: Any) -> None:
         if level == _ERROR:  # 5 is more of what came before, dots mostly
             sys.stderr.write(text.decode(errors="replace"))

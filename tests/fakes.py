@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -130,7 +130,7 @@ class RecordingSink:
         self.logprobs: list[float] = []
         self.commit_ns: list[int] = []
         self.cached_tokens: int | None = None  # said with the end
-        self.ends: list[object] = []
+        self.ends: list[Any] = []  # the FinishReason or the Refusal
 
     def deliver(self, batch: TokenBatch) -> None:
         """Keep the tokens, and the reason if it is one."""

@@ -121,14 +121,10 @@ class Client:
         return [event async for event in stream.events()]
 
 
-def read_stream(address: tuple[str, int], path: str, body: dict[str, Any]) -> list[Any]:
-    """All events of a streamed response, for a test that does nothing else meanwhile."""
-
-    async def run() -> list[Any]:
-        async with Client(address) as client:
-            return await client.read(path, body)
-
-    return asyncio.run(run())
+async def read_stream(address: tuple[str, int], path: str, body: dict[str, Any]) -> list[Any]:
+    """All events of a streamed response, for a test that has no other connection."""
+    async with Client(address) as client:
+        return await client.read(path, body)
 
 
 def text_of(events: list[Any]) -> str:

@@ -7,7 +7,7 @@ import json
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import openai
 import pytest
@@ -17,6 +17,8 @@ from rbee.transport.observer import Observer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from openai.types.chat import ChatCompletionMessageParam
 
     from tests.conftest import Server
 
@@ -28,7 +30,7 @@ _LONG = " ".join(
     f"Chapter {number}: the ship left harbour at dawn, and the crew counted stars." for number in range(60)
 )
 
-PROMPTS: dict[str, list[dict[str, str]]] = {
+PROMPTS: dict[str, list[ChatCompletionMessageParam]] = {
     "ascii": [{"role": "user", "content": "Write one sentence about the sea."}],
     "question": [{"role": "user", "content": "What is the capital of France?"}],
     "cjk": [{"role": "user", "content": "请用一句话介绍北京。日本語も少し。"}],
@@ -67,8 +69,8 @@ def reference(default_model):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(default_model.path)
-    model = AutoModelForCausalLM.from_pretrained(default_model.path, dtype=torch.float32)
+    tokenizer: Any = AutoTokenizer.from_pretrained(default_model.path)
+    model: Any = AutoModelForCausalLM.from_pretrained(default_model.path, dtype=torch.float32)
     answers = {}
     for name, messages in PROMPTS.items():
         inputs = tokenizer.apply_chat_template(
@@ -81,7 +83,7 @@ def reference(default_model):
     return answers
 
 
-def _greedy(client: openai.OpenAI, name: str) -> tuple[int, str]:
+def _greedy(client: openai.OpenAI, name: str) -> tuple[int, str | None]:
     answer = client.chat.completions.create(
         model=DEFAULT_MODEL, messages=PROMPTS[name], temperature=0, max_tokens=_TOKENS
     )
@@ -94,7 +96,7 @@ def test_greedy_alone_equals_transformers(exact_client, reference, name):
     assert _greedy(exact_client, name) == reference[name]
 
 
-def _greedy_together(client: openai.OpenAI) -> dict[str, tuple[int, str]]:
+def _greedy_together(client: openai.OpenAI) -> dict[str, tuple[int, str | None]]:
     """The answers to all prompts, asked for twice at the same time."""
     names = list(PROMPTS) * 2
     with ThreadPoolExecutor(len(names)) as pool:
@@ -116,7 +118,7 @@ def test_greedy_together_equals_alone(client):
 def test_seeded_sampling_is_the_same_beside_others(client):
     """A request with a seed yields the same text alone and beside requests with other seeds, which yield others."""
 
-    def sampled(seed: int) -> str:
+    def sampled(seed: int) -> str | None:
         answer = client.chat.completions.create(
             model=DEFAULT_MODEL,
             messages=PROMPTS["ascii"],
@@ -126,7 +128,8 @@ def test_seeded_sampling_is_the_same_beside_others(client):
             max_tokens=24,
             extra_body={"top_k": 50},
         )
-        return answer.choices[0].message.content
+        text: str | None = answer.choices[0].message.content
+        return text
 
     alone = sampled(1)
     with ThreadPoolExecutor(4) as pool:
@@ -202,7 +205,9 @@ def test_curl_reads_each_token_when_it_is_made(default_server):
 
         def start() -> Iterator[bytes]:
             curl = subprocess.Popen([*command, "-d", json.dumps(payload)], stdout=subprocess.PIPE, bufsize=0)
-            return frames(stack.enter_context(curl).stdout)
+            stdout = stack.enter_context(curl).stdout
+            assert stdout is not None
+            return frames(stdout)
 
         *chunks, done = _read_beside_a_stopped_engine(default_server, start)
     assert rests == [b""]

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rbee.config import EngineConfig
     from rbee.engine.input_batch import InputBatch
     from rbee.engine.runners.interface import ModelRunner
+    from rbee.engine.sampler import ThreadPool
     from rbee.engine.step_clock import StepClock
 
 _SUBMIT_OPTIONS = frozenset({"received_ns", "priority", "deadline_ns", "cache_salt", "report_cached"})
@@ -53,7 +54,7 @@ class ScriptedRunner:
     name = "scripted"
     device = "cpu"
     dtype = "float32"
-    pool = None
+    pool: ThreadPool | None = None
 
     def __init__(self, react: Callable[[InputBatch, np.ndarray], None] | None = None) -> None:
         self.vocab_size = 64
@@ -278,8 +279,8 @@ class EngineProcess:
             assert time.monotonic() < deadline, counters
             time.sleep(0.001)
 
-    def drain_until(self, condition: Callable[[], bool]) -> None:
-        """Drain, woken by the doorbell alone, until `condition()`."""
+    def drain_until(self, condition: Callable[[], object]) -> None:
+        """Drain, woken by the doorbell alone, until `condition()` is true."""
         while True:
             if self.rings.drain():
                 self.send(messages.Wake())

@@ -72,7 +72,7 @@ def transformers_distribution(
         allowed = list(wanted.allowed_token_ids)
         steps.append(PrefixConstrainedLogitsProcessor(lambda *_: allowed, num_beams=1))
     if wanted.logit_bias:
-        steps.append(SequenceBiasLogitsProcessor({(token,): bias for token, bias in wanted.logit_bias.items()}))
+        steps.append(SequenceBiasLogitsProcessor([[[token], bias] for token, bias in wanted.logit_bias.items()]))
     if wanted.stop_token_ids:
         steps.append(
             MinNewTokensLengthLogitsProcessor(len(prompt), wanted.min_tokens, list(wanted.stop_token_ids), device="cpu")
@@ -86,6 +86,7 @@ def transformers_distribution(
     steps.append(MinPLogitsWarper(wanted.min_p))
     if wanted.typical_p < 1:
         steps.append(TypicalLogitsWarper(wanted.typical_p))
-    input_ids = torch.tensor([[*prompt, *output]], dtype=torch.long)
-    scores = steps(input_ids, torch.from_numpy(logits.astype(np.float64))[None])
-    return scores.softmax(-1)[0].numpy()
+    input_ids: Any = torch.tensor([[*prompt, *output]], dtype=torch.long)  # transformers asks for a LongTensor
+    scores: Any = torch.from_numpy(logits.astype(np.float64))[None]
+    probabilities: NDArray[np.float64] = steps(input_ids, scores).softmax(-1)[0].numpy()
+    return probabilities

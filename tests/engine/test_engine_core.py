@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import socket
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,7 +169,7 @@ def test_step_cost_learns_who_decoded_and_who_did_not():
 def test_only_prompts_that_can_run_weigh_against_the_streams():
     """Paused sequences, and those that no seat is left for, do not make a step longer for those that decode."""
     steps = SeenSteps()
-    options = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "ring_capacity": 2}
+    options: dict[str, Any] = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "ring_capacity": 2}
     with InProcessEngine(synthetic(), step_cost=steps, **options) as engine:
         slow = [engine.submit([n], max_tokens=9) for n in range(2)]
         for request in slow:

@@ -7,13 +7,19 @@ import json
 import re
 import socket
 import struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
 import pytest
 
 from tests.raw_client import CHAT, COMPLETIONS, request_bytes
 from tests.server.server_parts import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.conftest import Server
+    from tests.raw_client import Client
 
 EVENTS = "Accept: text/event-stream"
 CLOSE = "Connection: close"
@@ -25,10 +31,10 @@ class Event(NamedTuple):
     """One SSE event: its id and its data, parsed JSON or "[DONE]"."""
 
     id: int
-    data: object
+    data: Any
 
 
-def decode_chunked(raw):
+def decode_chunked(raw: bytes) -> bytes:
     """The body in the raw bytes of a response, as far as they have come."""
     body = b""
     while (size := raw.partition(b"\r\n")) and size[1]:
@@ -38,28 +44,30 @@ def decode_chunked(raw):
     return body
 
 
-def parse_events(body):
+def parse_events(body: bytes) -> list[Event]:
     """What an SSE parser makes of a body that may be cut anywhere: an event ends with a blank line, else it is none."""
     events = []
     for block in body.split(b"\n\n")[:-1]:
         if not block.startswith(b":"):
-            number, data = re.fullmatch(rb"id: (\d+)\ndata: (.*)", block).groups()
+            match = re.fullmatch(rb"id: (\d+)\ndata: (.*)", block)
+            assert match is not None, block
+            number, data = match.groups()
             events.append(Event(int(number), "[DONE]" if data == b"[DONE]" else json.loads(data)))
     return events
 
 
-def last_id(events):
+def last_id(events: Sequence[Event]) -> int:
     """The id of the last event that a client has; 0 if it has none."""
     return events[-1].id if events else 0
 
 
-def text_of(events):
+def text_of(events: Sequence[Event]) -> str:
     """What the chunks say, of either kind."""
     choices = [choice for event in events if event.data != "[DONE]" for choice in event.data.get("choices", [])]
     return "".join(choice["text"] if "text" in choice else choice["delta"].get("content", "") for choice in choices)
 
 
-def check_whole(events, text, finish):
+def check_whole(events: Sequence[Event], text: str, finish: str) -> None:
     """These are all events of one stream, each once."""
     assert text_of(events) == text
     *chunks, done = [event.data for event in events]
@@ -74,7 +82,7 @@ def check_whole(events, text, finish):
     assert ids == sorted(set(ids))
 
 
-def hang_up(writer, *, reset):
+def hang_up(writer: asyncio.StreamWriter, *, reset: int) -> None:
     """Drop a connection: with a reset, or half of it with a polite end, while the other half stays open."""
     if reset:
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -83,13 +91,17 @@ def hang_up(writer, *, reset):
         writer.write_eof()
 
 
-async def read_head(reader):
+async def read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
     """Status and headers of a response."""
     lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-    return int(lines[0].split()[1]), dict(line.lower().split(": ", 1) for line in lines[1:-2])
+    fields = {}
+    for line in lines[1:-2]:
+        name, value = line.lower().split(": ", 1)
+        fields[name] = value
+    return int(lines[0].split()[1]), fields
 
 
-async def read_cut(client, request, size):
+async def read_cut(client: Client, request: bytes, size: int) -> tuple[bytes, asyncio.StreamWriter]:
     """The first `size` bytes behind the head of a response, or all there are; and the connection."""
     reader, writer = await client.send_raw(request)
     status, _ = await read_head(reader)
@@ -100,7 +112,7 @@ async def read_cut(client, request, size):
         return everything.partial, writer
 
 
-async def read_rest(client, request):
+async def read_rest(client: Client, request: bytes) -> list[Event]:
     """All events of a response; none if there are none to come (204)."""
     reader, writer = await client.send_raw(request)
     status, _ = await read_head(reader)
@@ -110,17 +122,19 @@ async def read_rest(client, request):
     return events
 
 
-def get(path, *headers):
+def get(path: str, *headers: str) -> bytes:
     """What EventSource sends."""
     return "\r\n".join([f"GET {path} HTTP/1.1", "Host: test", EVENTS, CLOSE, *headers, "", ""]).encode()
 
 
-def post(path, body, *headers):
+def post(path: str, body: dict[str, Any], *headers: str) -> bytes:
     """What fetch-event-source sends."""
     return request_bytes(path, body, EVENTS, CLOSE, *headers)
 
 
-async def first_events(client, request, number):
+async def first_events(
+    client: Client, request: bytes, number: int
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, dict[str, str], list[Event]]:
     """The connection, headers and first events of a stream."""
     reader, writer = await client.send_raw(request)
     status, headers = await read_head(reader)
@@ -131,7 +145,15 @@ async def first_events(client, request, number):
     return reader, writer, headers, events
 
 
-async def refusal(server, method, path, *, key=None, body=None, **headers):
+async def refusal(
+    server: Server,
+    method: str,
+    path: str,
+    *,
+    key: str | None = None,
+    body: dict[str, Any] | None = None,
+    **headers: str,
+) -> tuple[int, str | None]:
     """Status and code of a refusal."""
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     if key:

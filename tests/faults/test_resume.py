@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from typing import Any
 
 import httpx
 import pytest
@@ -58,13 +59,13 @@ async def test_stream_waits_for_its_client_and_is_its_own(patient_server):
         assert (await held(patient_server)).rings == 1
         chunk_id = events[0].data["id"]
         path, last = f"{STREAMS}/{chunk_id}", str(last_id(events))
-        ask = {"Last_Event_ID": last}
+        ask: dict[str, Any] = {"Last_Event_ID": last}
         for key, where in (("two", path), ("one", f"{STREAMS}/cmpl-0")):
             assert await refusal(patient_server, "GET", where, key=key, **ask) == (410, "stream_gone")
         old_path = f"{COMPLETIONS}/{chunk_id}"  # OpenAI's for stored completions
         assert await refusal(patient_server, "GET", old_path, key="one", **ask) == (404, "not_found")
         assert await refusal(patient_server, "GET", path, **ask) == (401, "invalid_api_key")
-        again = {"X_Request_Id": "mine", "body": body, **ask}
+        again: dict[str, Any] = {"X_Request_Id": "mine", "body": body, **ask}
         assert await refusal(patient_server, "POST", CHAT, key="one", **again) == (410, "stream_gone")
         events += await read_rest(client, post(COMPLETIONS, body, one, name, f"Last-Event-ID: {last}"))
         check_whole(events, expected("long", 3000), "length")
@@ -85,13 +86,14 @@ async def test_requests_that_cannot_resume(server):
     async with Client(server.address) as client:
         events = await read_rest(client, post(COMPLETIONS, COMPLETION_BODY, "X-Request-Id: r"))
         assert last_id(events) == 13
-        ask = {"X_Request_Id": "r", "body": COMPLETION_BODY}
+        ask: dict[str, Any] = {"X_Request_Id": "r", "body": COMPLETION_BODY}
         for given in ("14", "-1", "x", ""):
             assert await refusal(server, "POST", COMPLETIONS, Last_Event_ID=given, **ask) == (
                 400,
                 "invalid_last_event_id",
             )
-        for name in ({}, {"X_Request_Id": "not a sane one"}):
+        names: list[dict[str, Any]] = [{}, {"X_Request_Id": "not a sane one"}]
+        for name in names:
             assert await refusal(server, "POST", COMPLETIONS, body=COMPLETION_BODY, Last_Event_ID="1", **name) == (
                 400,
                 "missing_request_id",

@@ -8,6 +8,7 @@ import pytest
 from tests.faults.faults_parts import held, until_held
 from tests.faults.resume_parts import (
     CASES,
+    Event,
     check_whole,
     decode_chunked,
     get,
@@ -74,7 +75,8 @@ async def test_cut_again_and_again_while_tokens_come(start_server, path, body, p
 
     async def attempt(client, size):
         name = f"X-Request-Id: again-{size}"
-        events, raw = [], b""
+        events: list[Event] = []
+        raw = b""
         while not events or events[-1].data != "[DONE]":
             headers = [f"Last-Event-ID: {last_id(events)}"] if raw else []
             raw, writer = await read_cut(client, post(path, body, name, *headers), size)

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.anyio
 SYNTHETIC = ["--model", "synthetic", "--synthetic-step-ms", "0.2", "--ring-capacity", "128"]
 # More frames than sockets, buffers and ring take together: they hold some 300 kB, a frame has 180 bytes.
 MANY = 3000
-LONG = {"max_tokens": 5000, "stream": True}
+LONG: dict[str, Any] = {"max_tokens": 5000, "stream": True}
 MIB = 2**20
 SMALL = 16384  # bytes of a socket's buffer that is full soon
 

@@ -59,7 +59,7 @@ async def under_hypercorn(app: ASGIApp) -> AsyncIterator[Address]:
         config.graceful_timeout = 0.1
         address = sock.getsockname()
         stop = asyncio.Event()
-        serving = asyncio.create_task(hypercorn.asyncio.serve(app, config, shutdown_trigger=stop.wait))  # type: ignore[arg-type]
+        serving = asyncio.create_task(hypercorn.asyncio.serve(app, config, shutdown_trigger=stop.wait))  # type: ignore[arg-type] # hypercorn has stricter types for ASGI
         sock.detach()  # it is hypercorn's now
         try:
             yield address

@@ -40,8 +40,8 @@ async def assembly() -> Assembly:
     return build(synthetic_config(), synthetic_model())
 
 
-def comparable(response: httpx.Response) -> tuple[int, str, bytes]:
-    """What does not differ from one request to the next: two random ids and a time are made equal."""
+def comparable(response: Any) -> tuple[int, str, bytes]:
+    """What does not differ from one request to the next; two random ids and a time are made equal."""
     body = re.sub(rb"chatcmpl-[0-9a-f]{32}", b"chatcmpl-ID", response.content)
     body = re.sub(rb'"created":[0-9]+', b'"created":0', body)
     return response.status_code, response.headers["content-type"], body
@@ -125,10 +125,12 @@ async def test_a_client_that_does_not_read_under_hypercorn():
     async with under_hypercorn(watched) as address:
         await until_ready(address)
         reader, writer = await open_stream(address)
-        writer.transport.pause_reading()
+        transport = writer.transport
+        assert isinstance(transport, asyncio.Transport)
+        transport.pause_reading()
         await supervisor.client.wait_idle()
         await dropped.wait()
-        writer.transport.resume_reading()
+        transport.resume_reading()
         rest = await reader.read()
         assert b"[DONE]" not in rest
         writer.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rbee.server.assembly import Assembly
 
 
-def build(**engine: object) -> Assembly:
+def build(**engine: Any) -> Assembly:
     """A server of the synthetic model."""
     config = Config(
         engine=EngineConfig(model="synthetic", synthetic_step_ms=1, kv_cache_mib=1, **engine),

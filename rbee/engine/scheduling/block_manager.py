@@ -36,19 +36,21 @@ class BlockManager:
         self.prefix_caching = prefix_caching
         self.prefix_queries = 0  # tokens of sequences when they were first admitted
         self.prefix_hits = 0  # how many of those were in the cache
-        self._num_holders = [0] * num_blocks
+        # The books of the pool; only this class changes them.
+        self.num_holders = [0] * num_blocks
         # Free blocks. Unfindable ones are a stack: the one freed last is used first, so that a little used engine
         # touches little memory. The findable ones are in the order of their eviction.
-        self._free = list(range(num_blocks - 1, -1, -1))
-        self._cached: OrderedDict[int, None] = OrderedDict()
+        self.free = list(range(num_blocks - 1, -1, -1))
+        self.cached: OrderedDict[int, None] = OrderedDict()
         # Findable blocks by hash, and the reverse; and the sequences that compute blocks to become findable.
-        self._findable: dict[bytes, int] = {}
-        self._hash_of: list[bytes | None] = [None] * num_blocks
-        self._coming: dict[bytes, Sequence] = {}
+        self.findable: dict[bytes, int] = {}
+        self.hash_of: list[bytes | None] = [None] * num_blocks
+        self.coming: dict[bytes, Sequence] = {}
 
     @property
     def num_free(self) -> int:
-        return len(self._free) + len(self._cached)
+        """Blocks without a holder, findable or not."""
+        return len(self.free) + len(self.cached)
 
     def find(self, sequence: Sequence) -> Prefix:
         """What a waiting sequence can share: all but its last token at most, whose logits are needed."""
@@ -58,13 +60,13 @@ class BlockManager:
         self._extend_hashes(sequence, limit)
         blocks = []
         for block_hash in sequence.block_hashes[:limit]:
-            block = self._findable.get(block_hash)
+            block = self.findable.get(block_hash)
             if block is None:
                 break
             blocks.append(block)
         producers = []
         for block_hash in sequence.block_hashes[len(blocks) : limit]:
-            producer = self._coming.get(block_hash)
+            producer = self.coming.get(block_hash)
             if producer is None:
                 break
             producers.append(producer)
@@ -72,7 +74,7 @@ class BlockManager:
 
     def num_needed(self, sequence: Sequence, prefix: Prefix) -> int:
         """Free blocks that it takes to admit a waiting sequence: those of its prefix may be free, or held."""
-        num_held = sum(self._num_holders[block] > 0 for block in prefix.blocks)
+        num_held = sum(self.num_holders[block] > 0 for block in prefix.blocks)
         return -(-sequence.num_tokens // self.block_size) - num_held
 
     def admit(self, sequence: Sequence, prefix: Prefix, *, keep_free: int = 0) -> bool:
@@ -80,9 +82,9 @@ class BlockManager:
         if self.num_needed(sequence, prefix) + keep_free > self.num_free:
             return False
         for block in prefix.blocks:
-            if self._num_holders[block] == 0:
-                del self._cached[block]
-            self._num_holders[block] += 1
+            if self.num_holders[block] == 0:
+                del self.cached[block]
+            self.num_holders[block] += 1
         sequence.block_table.extend(prefix.blocks)
         sequence.num_computed_tokens = len(prefix.blocks) * self.block_size
         has_grown = self.grow(sequence)
@@ -90,7 +92,7 @@ class BlockManager:
         if self.prefix_caching:
             num_full = sequence.num_tokens // self.block_size
             self._extend_hashes(sequence, num_full)
-            self._coming.update(dict.fromkeys(sequence.block_hashes[len(prefix.blocks) : num_full], sequence))
+            self.coming.update(dict.fromkeys(sequence.block_hashes[len(prefix.blocks) : num_full], sequence))
         if sequence.num_preemptions == 0:  # else what it finds may be its own
             sequence.num_cached_tokens = sequence.num_computed_tokens
             self.prefix_queries += sequence.num_tokens
@@ -117,10 +119,10 @@ class BlockManager:
             return
         self._extend_hashes(sequence, end)
         for block_hash, block in zip(sequence.block_hashes[start:end], sequence.block_table[start:end], strict=True):
-            self._coming.pop(block_hash, None)
-            if block_hash not in self._findable:  # else another block holds the same, and this one stays private
-                self._findable[block_hash] = block
-                self._hash_of[block] = block_hash
+            self.coming.pop(block_hash, None)
+            if block_hash not in self.findable:  # else another block holds the same, and this one stays private
+                self.findable[block_hash] = block
+                self.hash_of[block] = block_hash
 
     def release(self, sequence: Sequence, *, invalid_kv: bool = False) -> None:
         """Take all blocks of `sequence` back; its tokens count as not computed until it finds them again.
@@ -129,36 +131,36 @@ class BlockManager:
         shared ones: which of them are spoilt is not known. Others that computed with spoilt ones end alike.
         """
         for block_hash in sequence.block_hashes[sequence.num_computed_tokens // self.block_size :]:
-            if self._coming.get(block_hash) is sequence:
-                del self._coming[block_hash]
+            if self.coming.get(block_hash) is sequence:
+                del self.coming[block_hash]
         for block in reversed(sequence.block_table):  # so that its last block is evicted first
             if invalid_kv:
                 self._forget(block)
-            self._num_holders[block] -= 1
-            assert self._num_holders[block] >= 0, "a block was released twice"
-            if self._num_holders[block]:
+            self.num_holders[block] -= 1
+            assert self.num_holders[block] >= 0, "a block was released twice"
+            if self.num_holders[block]:
                 continue
-            if self._hash_of[block] is None:
-                self._free.append(block)
+            if self.hash_of[block] is None:
+                self.free.append(block)
             else:
-                self._cached[block] = None
+                self.cached[block] = None
         del sequence.block_table[:]
         sequence.num_computed_tokens = 0
 
     def _take(self) -> int:
-        if self._free:
-            block = self._free.pop()
+        if self.free:
+            block = self.free.pop()
         else:
-            block, _ = self._cached.popitem(last=False)
+            block, _ = self.cached.popitem(last=False)
             self._forget(block)
-        self._num_holders[block] = 1
+        self.num_holders[block] = 1
         return block
 
     def _forget(self, block: int) -> None:
-        block_hash = self._hash_of[block]
+        block_hash = self.hash_of[block]
         if block_hash is not None:
-            del self._findable[block_hash]
-            self._hash_of[block] = None
+            del self.findable[block_hash]
+            self.hash_of[block] = None
 
     def _extend_hashes(self, sequence: Sequence, num_full: int) -> None:
         """Make sure that at least the first `num_full` blocks, which must be full, have their hashes."""

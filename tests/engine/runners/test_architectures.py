@@ -13,6 +13,7 @@ from tests.engine.runners.tiny_models import (
     ARCHITECTURES,
     NATIVE_ARCHITECTURES,
     SMALL,
+    Architecture,
     answer,
     load,
     load_native,
@@ -20,6 +21,9 @@ from tests.engine.runners.tiny_models import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from rbee.engine.runners.interface import ModelRunner
 
 NUM_TOKENS = 24
@@ -36,7 +40,10 @@ class Case(NamedTuple):
     expected: list[list[int]]
 
 
-_RUNNERS = {"torch": (ARCHITECTURES, load), "native": (NATIVE_ARCHITECTURES, load_native)}
+_RUNNERS: dict[str, tuple[dict[str, Architecture], Callable[[Path], ModelRunner]]] = {
+    "torch": (ARCHITECTURES, load),
+    "native": (NATIVE_ARCHITECTURES, load_native),
+}
 
 
 @pytest.fixture(

@@ -31,7 +31,7 @@ class Clock:
 
 def a_batch() -> InputBatch:
     """One decoding row."""
-    sequence = Sequence("r", 0, 0, array.array("I", [1]), SamplingParams(max_tokens=9))
+    sequence = Sequence("r", 0, (0, 0), array.array("I", [1]), SamplingParams(max_tokens=9))
     sequence.block_table.append(0)
     return InputBatch.build([Scheduled(sequence, 1)], 16)
 

@@ -131,7 +131,7 @@ ARCHITECTURES = {
         ),
         seed=1,
     ),
-    "qwen3-moe": Architecture(lambda: transformers.Qwen3MoeConfig(**SMALL, **EXPERTS, head_dim=16), scale=0.3),
+    "qwen3-moe": Architecture(lambda: transformers.Qwen3MoeConfig(**{**SMALL, **EXPERTS, "head_dim": 16}), scale=0.3),
     "gpt-oss": Architecture(
         lambda: transformers.GptOssConfig(
             **SMALL,
@@ -171,12 +171,13 @@ ARCHITECTURES = {
     "cohere2": Architecture(
         lambda: transformers.Cohere2Config(**SMALL, sliding_window=WINDOW, layer_types=ALTERNATING, logit_scale=1.0)
     ),
-    "phi": Architecture(lambda: transformers.PhiConfig(**SMALL, partial_rotary_factor=0.5)),
+    "phi": Architecture(lambda: transformers.PhiConfig(**{**SMALL, "partial_rotary_factor": 0.5})),
     "opt": Architecture(
         lambda: transformers.OPTConfig(**ALL_HEADS, ffn_dim=64, word_embed_proj_dim=48), seed=1, scale=0.3
     ),
     "stablelm": Architecture(
-        lambda: transformers.StableLmConfig(**SMALL, partial_rotary_factor=0.5, use_parallel_residual=True), scale=0.3
+        lambda: transformers.StableLmConfig(**{**SMALL, "partial_rotary_factor": 0.5}, use_parallel_residual=True),
+        scale=0.3,
     ),
 }
 
@@ -236,11 +237,11 @@ NATIVE_ARCHITECTURES = {
 
 
 def make_model(
-    folder: Path, architecture: Architecture, *, kind: type = transformers.AutoModelForCausalLM
+    folder: Path, architecture: Architecture, *, kind: Any = transformers.AutoModelForCausalLM
 ) -> transformers.PreTrainedModel:
     """A model with random weights, saved in `folder`."""
     torch.manual_seed(architecture.seed)
-    model = kind.from_config(architecture.config()).eval()
+    model: transformers.PreTrainedModel = kind.from_config(architecture.config()).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -260,7 +261,8 @@ class Answer(NamedTuple):
 
 def answer(model: transformers.PreTrainedModel, prompt: list[int], num_tokens: int) -> Answer:
     """Generate for one prompt alone, with transformers' own cache and attention."""
-    generated = model.generate(
+    of_model: Any = model  # which can generate, as its static type does not say
+    generated = of_model.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
         max_new_tokens=num_tokens,

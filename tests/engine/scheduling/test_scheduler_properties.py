@@ -69,7 +69,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.remove(sequence, invalid_kv=invalid_kv)
         assert not sequence.block_table
         if invalid_kv:
-            assert not set(blocks) & set(self.manager._findable.values())
+            assert not set(blocks) & set(self.manager.findable.values())
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
@@ -117,7 +117,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def blocks_are_right(self) -> None:
         """Each block is free or held by whom it should, and what counts as computed or findable is there."""
         self.kv_cache.check(self.scheduler.running)
-        assert self.manager.prefix_caching or not self.manager._findable
+        assert self.manager.prefix_caching or not self.manager.findable
 
     @precondition(lambda self: hasattr(self, "scheduler"))
     @invariant()
@@ -146,7 +146,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.blocks_are_right()
         assert not self.live
         assert self.manager.num_free == self.manager.num_blocks
-        assert not self.manager._coming
+        assert not self.manager.coming
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase

@@ -13,58 +13,65 @@ from rbee.server.http.writer import WRITE_BUFFER_HIGH, writer_of
 pytestmark = pytest.mark.anyio
 
 
-class RecordingTransport:
+class RecordingTransport(asyncio.Transport):
     """A transport without a socket."""
 
-    def __init__(self):
-        self.written, self.high, self.reading, self.closing, self.socket = [], None, True, False, None
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+        self.high: int | None = None
+        self.reading = True
+        self.closing = False
+        self.socket: socket.socket | None = None
 
-    def get_extra_info(self, name):
+    def get_extra_info(self, name: str, default: object = None) -> object:
         """Only the socket is known, if a test has one."""
-        return self.socket if name == "socket" else None
+        return self.socket if name == "socket" else default
 
-    def set_write_buffer_limits(self, high, low):
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Keep the limit."""
+        assert high is not None
+        assert low is not None
         assert low < high or low == high == 0
         self.high = high
 
-    def pause_reading(self):
+    def pause_reading(self) -> None:
         """Keep it."""
         self.reading = False
 
-    def resume_reading(self):
+    def resume_reading(self) -> None:
         """Keep it."""
         self.reading = True
 
-    def is_closing(self):
+    def is_closing(self) -> bool:
         """As told."""
         return self.closing
 
-    def close(self):
+    def close(self) -> None:
         """As asked."""
         self.closing = True
 
-    def write(self, data):
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Keep it; a closed transport must be left alone."""
         assert not self.closing
-        self.written.append(data)
+        self.written.append(bytes(data))
 
 
 class RecordingListener:
     """A StreamListener that keeps what it hears."""
 
-    def __init__(self):
-        self.heard = []
+    def __init__(self) -> None:
+        self.heard: list[str] = []
 
-    def on_pause(self):
+    def on_pause(self) -> None:
         """Keep it."""
         self.heard.append("pause")
 
-    def on_resume(self):
+    def on_resume(self) -> None:
         """Keep it."""
         self.heard.append("resume")
 
-    def on_closed(self):
+    def on_closed(self) -> None:
         """Keep it."""
         self.heard.append("closed")
 

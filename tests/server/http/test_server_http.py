@@ -58,7 +58,7 @@ class LoadingSupervisor:
 
 async def test_ready_tells_how_far_loading_has_come():
     """As 503, with the stage and two numbers."""
-    app = build_app(OperationsApi(LoadingSupervisor(), "m").routes(), [])
+    app = build_app(OperationsApi(LoadingSupervisor(), "m").routes(), [])  # type: ignore[arg-type] # a fake
     async with serving_app(app) as url, httpx.AsyncClient(base_url=url) as client:
         ready = await client.get("/ready")
     assert (ready.status_code, ready.headers["retry-after"]) == (503, "2")
@@ -281,10 +281,10 @@ async def test_stream_behind_an_answer_that_is_not_read(start_server, die):
     assert streamed.count(b'"text"') == (128 if die else 300)
 
 
-def test_large_prompts_are_handled_beside_others(synthetic_server):
+async def test_large_prompts_are_handled_beside_others(synthetic_server):
     """A prompt that is prepared in a thread gives the same answer as any other."""
-    events = read_stream(synthetic_server.address, COMPLETIONS, {"prompt": "x" * 5000, "max_tokens": 2})
-    ids = read_stream(synthetic_server.address, COMPLETIONS, {"prompt": [ord("x")] * 5000, "max_tokens": 2})
+    events = await read_stream(synthetic_server.address, COMPLETIONS, {"prompt": "x" * 5000, "max_tokens": 2})
+    ids = await read_stream(synthetic_server.address, COMPLETIONS, {"prompt": [ord("x")] * 5000, "max_tokens": 2})
     assert [event["choices"] for event in events[:-1]] == [event["choices"] for event in ids[:-1]]
 
 

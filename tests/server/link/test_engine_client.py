@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 from typing import TYPE_CHECKING
 
@@ -61,23 +62,24 @@ async def test_batch_has_logprobs_and_the_cached_tokens(engine: Engine) -> None:
     assert (sink.ends, sink.cached_tokens) == ([FinishReason.DEADLINE], 70_000)
 
 
-def direct_target(ours: socket.socket) -> DirectTarget:
+def direct_target(ours: socket.socket, sink: RecordingDirectSink) -> DirectTarget:
     """A target that writes its text to this socket: <"a"> while more may come, and <"b">] at a stop."""
     frame = b"<" + Slot.TEXT + b">"
     last = LastFrames(frame + b"]", frame + b"]", b"]", b"]")
     template = FrameTemplate(frame, frame, last, last, last, b".")
     outlet = Outlet(ours.fileno(), Vocabulary([b"a", b"b"]), template, strip=False, prompt_tokens=1, stop_token_ids=[])
-    return DirectTarget(RecordingDirectSink(), outlet)
+    return DirectTarget(sink, outlet)
 
 
 async def test_direct_sink_gets_the_end_only(engine: Engine, sockets: tuple[socket.socket, socket.socket]) -> None:
     """Its tokens are on its socket by then; the reason and the number of cached prompt tokens come separately."""
     ours, theirs = sockets
-    _, ring, target = engine.submit(direct_target(ours))
+    sink = RecordingDirectSink()
+    _, ring, _ = engine.submit(direct_target(ours, sink))
     engine.commit([(ring, 0)])
     engine.commit([(ring, 1)], [(ring, FinishReason.STOP | 3 << 8)])
     await engine.client.wait_idle()
-    assert target.sink.calls == [("finish", FinishReason.STOP, 3)]
+    assert sink.calls == [("finish", FinishReason.STOP, 3)]
     assert b'<"a">' in theirs.recv(4096)
 
 
@@ -87,8 +89,9 @@ async def test_redirected_stream_goes_to_its_new_sink(
     """What a paused ring holds is delivered to the sink that took over, or written by its outlet."""
     ours, theirs = sockets
     requests = [engine.submit() for _ in range(2)]
-    new, target = RecordingSink(), direct_target(ours)
-    for (stream, ring, _), sink in zip(requests, (new, target), strict=True):
+    new, direct = RecordingSink(), RecordingDirectSink()
+    sinks: list[RecordingSink | DirectTarget] = [new, direct_target(ours, direct)]
+    for (stream, ring, _), sink in zip(requests, sinks, strict=True):
         stream.pause()
         engine.commit([(ring, 0)], [(ring, FinishReason.STOP)])
         engine.client.on_wake()
@@ -97,7 +100,7 @@ async def test_redirected_stream_goes_to_its_new_sink(
     await engine.client.wait_idle()
     assert [sink.token_ids for *_, sink in requests] == [[], []]
     assert (new.token_ids, new.ends) == ([0], [FinishReason.STOP])
-    assert target.sink.calls == [("finish", FinishReason.STOP, 0)]
+    assert direct.calls == [("finish", FinishReason.STOP, 0)]
     assert b'<"a">]' in theirs.recv(4096)
     requests[0][0].redirect(RecordingSink())  # after the end it does nothing
 
@@ -187,7 +190,7 @@ async def test_busy_poll_delivers_and_goes_back_to_sleep() -> None:
         for token in (1, 2):
             _, ring, sink = engine.submit()
             engine.commit([(ring, token)])
-            await until(lambda sink=sink: sink.token_ids)
+            await until(functools.partial(bool, sink.token_ids))
             engine.commit([], [(ring, FinishReason.STOP)])
             await engine.client.wait_idle()
             assert (sink.token_ids, sink.ends) == ([token], [FinishReason.STOP])
@@ -225,14 +228,15 @@ async def test_shutdown_ends_and_cancels_everything(
 ) -> None:
     """Each open request, direct ones too, gets the error once, and the engine need not go on."""
     _, ring, sink = engine.submit()
-    _, direct_ring, target = engine.submit(direct_target(sockets[0]))
+    direct = RecordingDirectSink()
+    _, direct_ring, _ = engine.submit(direct_target(sockets[0], direct))
     waiting = asyncio.ensure_future(engine.client.wait_idle())
     await asyncio.sleep(0)
     assert not waiting.done()
     engine.client.fail_all(DIED)
     engine.client.fail_all(DIED)
     assert sink.ends == [DIED]
-    assert target.sink.calls == [("fail", DIED)]
+    assert direct.calls == [("fail", DIED)]
     assert engine.producer.take_cancelled() == sorted([ring, direct_ring])
     await waiting
 

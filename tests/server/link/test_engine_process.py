@@ -9,7 +9,7 @@ import os
 import signal
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -71,7 +71,7 @@ class RecordingOwner:
 
 
 @contextlib.asynccontextmanager
-async def started(owner: RecordingOwner, *, epoch: int = 1, **options: object) -> AsyncIterator[EngineProcess]:
+async def started(owner: RecordingOwner, *, epoch: int = 1, **options: Any) -> AsyncIterator[EngineProcess]:
     """An engine process with these options of the engine, released at the end of the block."""
     config = dataclasses.replace(SETTINGS.config, **options)
     engine = EngineProcess(dataclasses.replace(SETTINGS, config=config), epoch, owner)

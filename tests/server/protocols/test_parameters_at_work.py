@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import httpx
 import openai
@@ -19,7 +20,7 @@ from tests.server.server_parts import rings_in_use, serving
 
 pytestmark = pytest.mark.anyio
 
-EVERYTHING = {
+EVERYTHING: dict[str, Any] = {
     "temperature": 0.5,
     "top_p": 0.9,
     "top_k": 3,
@@ -41,7 +42,10 @@ EVERYTHING = {
     "cache_salt": "mine",
     "deadline": TOMORROW.isoformat(),
 }
-OF_ROUTE = {CHAT: {"logprobs": True, "top_logprobs": 2}, COMPLETIONS: {"logprobs": 2, "echo": True}}
+OF_ROUTE: dict[str, dict[str, Any]] = {
+    CHAT: {"logprobs": True, "top_logprobs": 2},
+    COMPLETIONS: {"logprobs": 2, "echo": True},
+}
 
 
 def meant(route, choice):
@@ -123,7 +127,7 @@ async def test_the_official_clients_parameters_reach_the_engine(route):
         openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
     ):
         before = read_clocks()
-        of_route = client.chat.completions if route == CHAT else client.completions
+        of_route: Any = client.chat.completions if route == CHAT else client.completions
         prompt = HI if route == CHAT else PROMPT
         answer = await of_route.create(
             model="synthetic", **prompt, **arguments, extra_body=fields, extra_headers=headers
@@ -263,12 +267,12 @@ async def test_deadline_in_mid_stream_ends_it(synthetic_server):
             stream = await client.open(COMPLETIONS, body | {"stream": True})
             events = []
             if stream.status == 200:
-                chunks = stream.events()
-                events = [await anext(chunks)]
+                coming = stream.events()
+                events = [await anext(coming)]
                 with synthetic_server.stopped_engine():  # from the first token until the deadline has passed
                     while datetime.now(UTC) <= deadline:  # noqa: ASYNC110 - nothing happens meanwhile
                         await asyncio.sleep(0.01)
-                events += [event async for event in chunks]
+                events += [event async for event in coming]
             answer = await answered
             if events and "error" not in events[0] and answer.status_code == 200:
                 break

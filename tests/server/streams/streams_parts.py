@@ -82,6 +82,12 @@ def make_choices(reply: Any, texts: Sequence[TokenText], *, logprobs: bool = Fal
     return sinks
 
 
+def calls_of(choice: ChoiceSink) -> list[str]:
+    """What the engine was told of a choice that `make_choices` made."""
+    calls: list[str] = choice.stream.calls  # type: ignore[attr-defined] # a fake
+    return calls
+
+
 def make_collected(number: int, stops: Sequence[str] = ()) -> tuple[CollectedReply, list[ChoiceSink]]:
     """A reply that is not streamed, and its choices."""
     reply = CollectedReply(number)
@@ -213,14 +219,15 @@ class StreamedCase:
         self.dialect = dialect or make_dialect(
             chat=chat, options=options, n=n, prompt_tokens=prompt_tokens, logprobs=logprobs
         )
-        self.reply = StreamedReply(self.writer, self.dialect, [RecordingTimes() for _ in range(n)])
+        times: list[Any] = [RecordingTimes() for _ in range(n)]  # fakes
+        self.reply = StreamedReply(self.writer, self.dialect, times)
         texts = [make_text(stops, stop_token_ids, new_detokenizer) for _ in range(n)]
         self.choices = make_choices(self.reply, texts, logprobs=logprobs)
 
     @property
     def calls(self) -> Any:
         """What the engine was told of each choice; of the only one, if there is one."""
-        calls = [choice.stream.calls for choice in self.choices]  # type: ignore[attr-defined] # a fake
+        calls = [calls_of(choice) for choice in self.choices]
         return calls[0] if len(calls) == 1 else calls
 
     def deliver(self, text: str | bytes, reason: int = 0, cached_tokens: int = 0, *, index: int = 0) -> None:
@@ -266,15 +273,15 @@ class ResumableCase:
         self.streams = streams or make_streams(self.watch, resume_timeout=resume_timeout, max_ended=max_ended)
         self.writer = RecordingWriter()
         self.dialect = make_dialect(chat=chat, options=StreamOptions(**of_stream), logprobs=logprobs)
-        self.reply = ResumableReply(self.writer, self.dialect, RecordingTimes(), self.streams, window)
+        times: Any = RecordingTimes()  # a fake
+        self.reply = ResumableReply(self.writer, self.dialect, times, self.streams, window)
         [self.choice] = make_choices(self.reply, [make_text(stops)], logprobs=logprobs)
         self.streams.add(self.reply, OWNER, "i", "request")
 
     @property
     def calls(self) -> list[str]:
         """What the engine was told."""
-        calls: list[str] = self.choice.stream.calls  # type: ignore[attr-defined] # a fake
-        return calls
+        return calls_of(self.choice)
 
     def deliver(self, data: bytes, reason: int = 0) -> None:
         """These tokens, with commit times 1, 2, 3 ..."""
@@ -287,7 +294,7 @@ class ResumableCase:
     def resume(self, last_id: int) -> bytes:
         """What a new connection is sent at once."""
         writer = RecordingWriter()
-        self.reply.attach(writer, last_id)  # type: ignore[arg-type] # a fake
+        self.reply.attach(writer, last_id)
         return b"".join(writer.written)
 
 

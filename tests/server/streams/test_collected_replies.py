@@ -5,7 +5,7 @@ import pytest
 from rbee.messages import FinishReason
 from rbee.server.errors import Refusal, RefusalKind
 from tests.batches import batch
-from tests.server.streams.streams_parts import make_collected
+from tests.server.streams.streams_parts import calls_of, make_collected
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +21,7 @@ async def test_collected_reply():
     choice.deliver(batch(b"abENDxx"))
     assert (stopped.choices[0].text, stopped.choices[0].reason) == ("ab", FinishReason.STOP)
     assert (stopped.outcome.completion_tokens, stopped.outcome.cached_tokens) == (5, None)
-    assert choice.stream.calls == ["cancel"]
+    assert calls_of(choice) == ["cancel"]
     assert stopped.done.done()
 
 
@@ -45,7 +45,7 @@ async def test_collected_reply_that_fails():
     choices[1].deliver(batch([65], FinishReason.ERROR))
     assert reply.refusal.code == "engine_error"
     assert reply.done.done()
-    assert [choice.stream.calls for choice in choices] == [["cancel"]] * 2
+    assert [calls_of(choice) for choice in choices] == [["cancel"]] * 2
     other, [choice] = make_collected(1)
     choice.fail(Refusal(RefusalKind.UNAVAILABLE, "Gone.", code="engine_died"))
     assert other.refusal.code == "engine_died"

@@ -1,8 +1,11 @@
 """Streams of a running server: real processes, real sockets, and a model whose tokens are known beforehand."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import socket
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import openai
@@ -10,6 +13,9 @@ import pytest
 
 from tests.raw_client import CHAT, COMPLETIONS, Client, read_stream, request_bytes, text_of
 from tests.server.server_parts import check_idle, counters, expected, until_rings
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionMessageParam
 
 pytestmark = pytest.mark.anyio
 
@@ -58,11 +64,11 @@ def test_stream_byte_for_byte(synthetic_server):
     assert len({(chunk["id"], chunk["created"], chunk["model"], chunk["object"]) for chunk in chunks}) == 1
 
 
-def test_64_tokens_are_64_frames(synthetic_server):
+async def test_64_tokens_are_64_frames(synthetic_server):
     """Each with its commit time, in order, and the token counts at the end when asked for."""
     options = {"include_usage": True, "include_timing": True}
     body = {"prompt": "count", "max_tokens": 64, "stream_options": options}
-    *chunks, usage, done = read_stream(synthetic_server.address, COMPLETIONS, body)
+    *chunks, usage, done = await read_stream(synthetic_server.address, COMPLETIONS, body)
     assert [chunk["choices"][0]["text"] for chunk in chunks] == list(expected("count", 64))
     times = [chunk["timing"]["committed_ns"] for chunk in chunks]
     assert times == sorted(set(times))
@@ -88,10 +94,10 @@ def test_not_streamed(synthetic_server):
     }
 
 
-def test_chat_runs_to_the_models_length_by_default(synthetic_server):
+async def test_chat_runs_to_the_models_length_by_default(synthetic_server):
     """Without max_tokens a chat ends where the context does."""
     body = {"messages": [{"role": "user", "content": "x" * 8000}], "stream_options": {"include_usage": True}}
-    *_, usage, _ = read_stream(synthetic_server.address, CHAT, body)
+    *_, usage, _ = await read_stream(synthetic_server.address, CHAT, body)
     assert usage["usage"]["total_tokens"] == 8192
 
 
@@ -116,12 +122,12 @@ async def test_stop_string_across_tokens(synthetic_server, stream):
         await check_idle(client, synthetic_server)
 
 
-def test_stop_token_is_not_shown(synthetic_server):
+async def test_stop_token_is_not_shown(synthetic_server):
     """A token among stop_token_ids ends the text before it."""
     text = expected("token", 30)
     end = next(n for n in range(10, 30) if text[n] not in text[:n])
     body = {"prompt": "token", "max_tokens": 30, "stop_token_ids": [ord(text[end])]}
-    events = read_stream(synthetic_server.address, COMPLETIONS, body)
+    events = await read_stream(synthetic_server.address, COMPLETIONS, body)
     assert text_of(events) == text[:end]
     assert events[-2]["choices"][0] == {"index": 0, "text": "", "finish_reason": "stop"}
 
@@ -172,7 +178,10 @@ async def test_disconnect_cancels(narrow_server, stage, stream):
 
     None of these requests could end by itself in the time the test waits.
     """
-    long = {"prompt": "x" * (8000 if stage == "prefill" else 1), "max_tokens": 190 if stage == "prefill" else 8000}
+    long: dict[str, Any] = {
+        "prompt": "x" * (8000 if stage == "prefill" else 1),
+        "max_tokens": 190 if stage == "prefill" else 8000,
+    }
     if stage == "decode after a large body":
         long["metadata"] = {"label": "x" * 2**20}
 
@@ -192,9 +201,9 @@ async def test_disconnect_cancels(narrow_server, stage, stream):
 def test_openai_client(synthetic_server):
     """The official client, unchanged: streamed and not, and its errors."""
     with openai.OpenAI(base_url=f"{synthetic_server.url}/v1", api_key="none", max_retries=0) as client:
-        messages = [{"role": "user", "content": "hi"}]
+        messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
         stream = client.chat.completions.create(model="synthetic", messages=messages, max_tokens=9, stream=True)
-        text = "".join(chunk.choices[0].delta.content for chunk in stream)
+        text = "".join(str(chunk.choices[0].delta.content) for chunk in stream)
         whole = client.chat.completions.create(model="synthetic", messages=messages, max_tokens=9)
         assert text == whole.choices[0].message.content == expected("user: hi\nassistant: ", 9)
         assert [model.id for model in client.models.list()] == ["synthetic"]

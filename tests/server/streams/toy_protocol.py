@@ -1,14 +1,11 @@
 """A protocol that rbee does not have: jobs that start before their stream is asked for, with events of their own.
 
-    POST /toy/jobs {"prompt": [ids], "max_tokens": n} -> {"job": "toy-1"}
-    GET /toy/jobs/{job} -> started, word*, then over or failed
-
-It is what `docs/how-to.md` calls a protocol: routes, a reader and a dialect, with nothing of rbee changed for it.
+POST /toy/jobs {"prompt": [ids], "max_tokens": n} -> {"job": name}
+GET /toy/jobs/{job} -> started, word*, then over or failed
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from typing import TYPE_CHECKING
@@ -67,8 +64,8 @@ class ToyDialect:
 
     def template(self) -> FrameTemplate:
         word = _WORD % (Slot.TEXT, Slot.INDEX)
-        stop, length, late = (_OVER % (why, Slot.NUM_TOKENS) for why in _ENDS.values())
-        stop, length, late = (LastFrames(word + over, word + over, over, over) for over in (stop, length, late))
+        ends = [_OVER % (why, Slot.NUM_TOKENS) for why in _ENDS.values()]
+        stop, length, late = (LastFrames(word + end, word + end, end, end) for end in ends)
         return FrameTemplate(word, word, stop, length, late, b"")
 
 
@@ -77,28 +74,21 @@ class ToyApi:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._numbers = itertools.count(1)
         self.jobs: dict[str, ParkedGeneration] = {}
 
     def routes(self) -> list[Route]:
-        return [
-            Route("/toy/jobs", self.start, methods=["POST"]),
-            Route("/toy/jobs/{job}", self.stream, methods=["GET"]),
-        ]
+        return [Route("/toy/jobs", self.start, methods=["POST"]), Route("/toy/jobs/{job}", self.stream)]
 
     async def start(self, request: Request) -> Response:
-        asked = await request.json()
-        job = f"toy-{next(self._numbers)}"
-        sampling = SamplingParams(max_tokens=asked["max_tokens"])
-        generation = Generation(
-            received_ns=time.monotonic_ns(), prompt=asked["prompt"], sampling=sampling, stops=asked.get("stops", [])
-        )
+        asked, now = await request.json(), time.monotonic_ns()
+        sampling, stops = SamplingParams(max_tokens=asked["max_tokens"]), asked.get("stops", [])
+        generation = Generation(received_ns=now, prompt=asked["prompt"], sampling=sampling, stops=stops)
+        job = f"toy-{now}"
         self.jobs[job] = ParkedGeneration(self._backend, generation, ToyDialect(job))
         return JSONResponse({"job": job})
 
     async def stream(self, request: Request) -> Response:
-        job = self.jobs.pop(request.path_params["job"], None)
-        if job is None:
+        if (job := self.jobs.pop(request.path_params["job"], None)) is None:
             raise Refusal(RefusalKind.GONE, "No such job.")
         return job.claim()
 

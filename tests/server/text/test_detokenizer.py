@@ -15,7 +15,7 @@ from rbee.server.text.detokenizer import (
     WindowDetokenizer,
     detokenizers,
 )
-from tests.server.text.text_parts import SENTENCEPIECE, SYNTHETIC, sentencepiece_like, wordpiece
+from tests.server.text.text_parts import SENTENCEPIECE, SYNTHETIC, id_of, sentencepiece_like, wordpiece
 
 
 def detokenize(tokenizer, token_ids):
@@ -183,7 +183,7 @@ BYTES_WITHOUT_SPACES.decoder = decoders.Sequence([decoders.ByteFallback(), decod
 def test_other_decoders_withhold_incomplete_characters(pieces):
     """Characters spelled in bytes, with special tokens between them, are never cut."""
     tokenizer = BYTES_WITHOUT_SPACES
-    start = tokenizer.token_to_id("<s>")
+    start = id_of(tokenizer, "<s>")
     token_ids = [
         token_id for piece in pieces for token_id in (byte_ids(tokenizer, piece.encode()) if piece else [start])
     ]
@@ -214,7 +214,7 @@ def test_added_word_of_other_characters_is_itself(word):
     """A byte-level vocabulary's alphabet has no space and no control characters: a token with one is plain text."""
     tokenizer = synthetic.tokenizer()
     tokenizer.add_tokens([AddedToken(word, special=False)])
-    token_id = tokenizer.token_to_id(word)
+    token_id = id_of(tokenizer, word)
     assert detokenize(tokenizer, [65, token_id, 66]) == tokenizer.decode([65, token_id, 66])
 
 

@@ -9,6 +9,13 @@ from rbee.models import synthetic
 SYNTHETIC = synthetic.tokenizer()
 
 
+def id_of(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token that the vocabulary has."""
+    token_id = tokenizer.token_to_id(token)
+    assert token_id is not None
+    return token_id
+
+
 def sentencepiece_like(*, strip: bool) -> Tokenizer:
     """A vocabulary with words, spaces, an emoji, every byte, a special token and an added word."""
     words = [

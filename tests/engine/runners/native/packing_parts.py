@@ -90,7 +90,7 @@ def random_blocks(random: np.random.Generator, kind: Type, rows: int, cols: int)
     return blocks
 
 
-def pack(source: NDArray[Any], kind: int, rows: int, cols: int, *, fmt: int, **options) -> Bytes:
+def pack(source: NDArray[Any], kind: int, rows: int, cols: int, *, fmt: int, **options: Any) -> Bytes:
     """The packed matrix, in memory that was not zero before."""
     packed = np.full(_kernels.packed_bytes(fmt, rows, cols), 0xFF, np.uint8)
     _kernels.pack(source.reshape(-1).view(np.uint8), kind, rows, cols, format=fmt, packed=packed, **options)
@@ -111,7 +111,8 @@ def read(packed: Bytes, fmt: Format, cols: int) -> Floats:
         weights = numbers[0] * quants + numbers[1]
     else:
         weights = np.concatenate([numbers[0] * quants[..., :16], numbers[-1] * quants[..., 16:]], -1)
-    return weights.reshape(-1, cols)
+    rows: Floats = weights.reshape(-1, cols)
+    return rows
 
 
 def floats_of(random: np.random.Generator, rows: int, cols: int) -> Floats:
@@ -121,7 +122,8 @@ def floats_of(random: np.random.Generator, rows: int, cols: int) -> Floats:
     floats *= 10.0 ** random.uniform(-9, 1, shape)
     floats[..., 7:8] *= random.choice([1, 1, 1, 50], shape)
     floats[0, 0], floats[0, 1], floats[-1, -1] = 0, -0.7, 1e4
-    return floats.reshape(rows, cols).astype(np.float32)
+    whole: Floats = floats.reshape(rows, cols).astype(np.float32)
+    return whole
 
 
 def as_source(floats: Floats, kind: Type) -> tuple[NDArray[Any], Floats]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
 F32, F16, BF16, Q4, Q4_WIDE, Q8, Q8_MIN, Q8_FINE = range(8)  # of weights.h
 
@@ -26,7 +32,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-CONFIGS = {
+CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     "llama": lambda: transformers.LlamaConfig(**SMALL),
     "llama, tied and biased": lambda: transformers.LlamaConfig(
         **SMALL, tie_word_embeddings=True, attention_bias=True, mlp_bias=True
@@ -38,10 +44,10 @@ CONFIGS = {
 }
 
 
-def make(folder, config, **options):
+def make(folder: Path, config: transformers.PretrainedConfig, **options: Any) -> transformers.PreTrainedModel:
     """A random model of this config in the folder."""
     torch.manual_seed(3)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call] # transformers
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.3)
@@ -49,7 +55,7 @@ def make(folder, config, **options):
     return model
 
 
-def rewrite(folder, change):
+def rewrite(folder: Path, change: Callable[[dict[str, NDArray[Any]]], object]) -> None:
     """Change the tensors of the one safetensors file."""
     path = folder / "model.safetensors"
     tensors = load_file(path)
@@ -57,7 +63,7 @@ def rewrite(folder, change):
     save_file(tensors, path)
 
 
-def assert_same(ours, theirs):
+def assert_same(ours: Mapping[str, NDArray[Any]], theirs: Mapping[str, NDArray[Any]]) -> None:
     """The same names, and the same numbers to the bit."""
     assert sorted(ours) == sorted(theirs)
     for name, tensor in theirs.items():
@@ -67,6 +73,6 @@ def assert_same(ours, theirs):
 # ---- the cache -----------------------------------------------------------------------------------------------------
 
 
-def entries(cache):
+def entries(cache: Path) -> list[Path]:
     """The packed weights in a cache folder."""
     return sorted(path for path in cache.glob("*") if path.is_dir())

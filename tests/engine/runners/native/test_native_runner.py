@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tests.engine.engine_parts import Request
 
 PROMPTS = [np.random.default_rng(3).integers(1, 211, count).tolist() for count in (1, 5, 17, 40, 64)]
-MODES = {"exact": {"exact": True}, "q4": {"exact": False, "quantize": "q4"}}
+MODES: dict[str, dict[str, Any]] = {"exact": {"exact": True}, "q4": {"exact": False, "quantize": "q4"}}
 MARGIN = 1e-3  # of the closest call; logits come from another order of additions than transformers'
 
 
@@ -107,7 +107,13 @@ def test_sampled_tokens_are_the_same_alone_and_beside_others(llama, mode):
     runner = load_native(llama, **MODES[mode])
     prompts = [list(range(1, 20)), list(range(30, 80)), list(range(90, 140))]
     results = []
-    for count, options in ((1, {}), (3, {}), (3, {"max_num_batched_tokens": 7}), (3, {"num_blocks": 8})):
+    cases: list[tuple[int, dict[str, Any]]] = [
+        (1, {}),
+        (3, {}),
+        (3, {"max_num_batched_tokens": 7}),
+        (3, {"num_blocks": 8}),
+    ]
+    for count, options in cases:
         with InProcessEngine(runner, **options) as engine:
             requests = [
                 engine.submit(prompt, max_tokens=25, temperature=0.9, top_k=50, top_p=0.9, seed=n)

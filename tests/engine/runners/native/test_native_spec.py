@@ -39,7 +39,7 @@ CONFIGS = {
 HALF = SMALL["head_dim"] // 2
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 5e5, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LONGROPE = {"rope_type": "longrope", "short_factor": [1 + 0.1 * i for i in range(HALF)], "long_factor": [4.0] * HALF}
-ROPES = {
+ROPES: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default", "rope_theta": 123456.0},
     "linear": {"rope_type": "linear", "factor": 3.3},
     "dynamic": {"rope_type": "dynamic", "factor": 3.3},
@@ -156,7 +156,7 @@ def test_frequencies_of_every_size_are_those_of_transformers(head_dim, theta):
     assert np.count_nonzero(bits) <= head_dim // 16
 
 
-OLDER = {
+OLDER: dict[str, dict[str, Any]] = {
     "llama 2": {"model_type": "llama", "rope_theta": 20000.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
     "llama 3.1": {
         "model_type": "llama",

@@ -141,7 +141,7 @@ def test_rows_can_be_packed_apart():
         )
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda rows: pack_rows(*rows, packed), itertools.pairwise(steps)))
+        list(pool.map(pack_rows, steps[:-1], steps[1:], itertools.repeat(packed)))
     assert np.array_equal(packed, whole)
     pack_rows(16, 64, some)
     panels, wanted = some.reshape(7, -1), whole.reshape(7, -1)

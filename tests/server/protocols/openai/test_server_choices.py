@@ -3,9 +3,12 @@
 The synthetic model is certain: each of its tokens has logprob 0, every other token none.
 """
 
+from __future__ import annotations
+
 import itertools
 import os
 import signal
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import openai
@@ -14,6 +17,9 @@ from openai.types.chat import ChatCompletionChunk
 
 from tests.raw_client import CHAT, COMPLETIONS, Client, read_stream
 from tests.server.server_parts import check_idle, expected, until_rings
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionTokenLogprob
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +45,7 @@ def post(server, path, body):
 
 
 @pytest.mark.parametrize("stop", [[], ["\x00"]])
-def test_choices_in_one_stream(synthetic_server, stop):
+async def test_choices_in_one_stream(synthetic_server, stop):
     """Each is whole, with its own role and finish reason; one usage for all and one [DONE] come last."""
     body = {
         "messages": HI,
@@ -48,7 +54,7 @@ def test_choices_in_one_stream(synthetic_server, stop):
         "stop": stop,
         "stream_options": {"include_usage": True},
     }
-    *chunks, usage, done = read_stream(synthetic_server.address, CHAT, body)
+    *chunks, usage, done = await read_stream(synthetic_server.address, CHAT, body)
     assert done == "[DONE]"
     assert usage["choices"] == []
     assert usage["usage"]["prompt_tokens"] == len(HI_PROMPT)
@@ -75,7 +81,7 @@ def test_choices_in_one_answer(synthetic_server):
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (3, 15, 18)
 
 
-def test_prefix_cache_is_reported(synthetic_server):
+async def test_prefix_cache_is_reported(synthetic_server):
     """A prompt that was there before is found in the cache, less what has to run in any case: streamed and not."""
     body = {"prompt": "cached " * 100, "max_tokens": 2}
     post(synthetic_server, COMPLETIONS, body)
@@ -84,12 +90,12 @@ def test_prefix_cache_is_reported(synthetic_server):
     assert 0 < cached < 700
     for stop in ([], ["\x00"]):
         streamed = body | {"stream_options": {"include_usage": True}, "stop": stop}
-        *_, usage, _ = read_stream(synthetic_server.address, COMPLETIONS, streamed)
+        *_, usage, _ = await read_stream(synthetic_server.address, COMPLETIONS, streamed)
         assert usage["usage"] == counts
 
 
 @pytest.mark.parametrize("logprobs", [None, 2])
-def test_prefix_cache_is_reported_when_a_stop_string_ends_the_answer(synthetic_server, logprobs):
+async def test_prefix_cache_is_reported_when_a_stop_string_ends_the_answer(synthetic_server, logprobs):
     """The answer ends before the engine does; the number of cached tokens is known all the same."""
     prompt = f"{logprobs} stopped " * 60
     stop = expected(prompt, 40)[20:22]
@@ -99,7 +105,7 @@ def test_prefix_cache_is_reported_when_a_stop_string_ends_the_answer(synthetic_s
     assert first["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
     assert again["usage"]["prompt_tokens_details"]["cached_tokens"] > 400
     assert again["choices"] == first["choices"]
-    *_, usage, _ = read_stream(
+    *_, usage, _ = await read_stream(
         synthetic_server.address, COMPLETIONS, body | {"stream_options": {"include_usage": True}}
     )
     assert usage["usage"] == again["usage"]
@@ -148,10 +154,10 @@ async def test_engine_that_dies_ends_all_choices_once(start_server):
             events = stream.events()
             first = [await anext(events) for _ in range(10)]
             os.kill(server.engine.pid, signal.SIGKILL)
-            events = first + [event async for event in events]
-            assert events[-1] == "[DONE]"
-            assert events[-2]["error"]["code"] == "engine_died"
-            for choice in chunks_by_choice(events[:-2]):
+            *chunks, error, done = first + [event async for event in events]
+            assert done == "[DONE]"
+            assert error["error"]["code"] == "engine_died"
+            for choice in chunks_by_choice(chunks):
                 text = "".join(chunk["text"] for chunk in choice)
                 assert text == expected("die", len(text))
                 assert {chunk["finish_reason"] for chunk in choice} == {None}
@@ -168,7 +174,7 @@ async def test_more_choices_than_places_are_refused_together(start_server):
             await until_rings(server, 1)
 
 
-def test_completion_logprobs(synthetic_server):
+async def test_completion_logprobs(synthetic_server):
     """A token is certain; every other one cannot come, which is said in a number that JSON has."""
     body = {"prompt": "logprobs", "max_tokens": 6, "logprobs": 2}
     text = expected("logprobs", 6)
@@ -179,33 +185,33 @@ def test_completion_logprobs(synthetic_server):
     for character, top in zip(text, choice["logprobs"]["top_logprobs"], strict=True):
         assert top[character] == 0.0
         assert sorted(top.values()) == [NEVER, 0.0]
-    [streamed] = chunks_by_choice(read_stream(synthetic_server.address, COMPLETIONS, body))
+    [streamed] = chunks_by_choice(await read_stream(synthetic_server.address, COMPLETIONS, body))
     assert [chunk["text"] for chunk in streamed] == list(text)
     for name, whole in choice["logprobs"].items():
         assert [value for chunk in streamed for value in chunk["logprobs"][name]] == whole
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_echo(synthetic_server, n):
+async def test_echo(synthetic_server, n):
     """The prompt stands in front of the completion, as the first chunk of each choice of a stream."""
     body = {"prompt": "Zü🐝", "max_tokens": 3, "echo": True, "n": n}
     text = expected("Zü🐝", 3)
     answer = post(synthetic_server, COMPLETIONS, body)
     assert [choice["text"] for choice in answer["choices"]] == ["Zü🐝" + text] * n
-    choices = chunks_by_choice(read_stream(synthetic_server.address, COMPLETIONS, body))
+    choices = chunks_by_choice(await read_stream(synthetic_server.address, COMPLETIONS, body))
     assert [[chunk["text"] for chunk in choice] for choice in choices] == [["Zü🐝", *text]] * n
 
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("max_tokens", [0, 2])
-def test_echo_with_logprobs(five_ms_server, stream, max_tokens):
+async def test_echo_with_logprobs(five_ms_server, stream, max_tokens):
     """Each token of a prompt is scored, whose notes are more than a drain takes; with max_tokens 0 there is no more."""
     prompt = "score me " * 100
     body = {"prompt": prompt, "max_tokens": max_tokens, "echo": True, "logprobs": 5}
     text = prompt + expected(prompt, max_tokens)
     if stream:
         body["stream_options"] = {"include_usage": True}
-        *chunks, usage, _ = read_stream(five_ms_server.address, COMPLETIONS, body)
+        *chunks, usage, _ = await read_stream(five_ms_server.address, COMPLETIONS, body)
         [choice] = chunks_by_choice(chunks)
         assert [chunk["text"] for chunk in choice] == [prompt, *text[len(prompt) :]]
         assert choice[-1]["finish_reason"] == "length"
@@ -226,26 +232,34 @@ def test_echo_with_logprobs(five_ms_server, stream, max_tokens):
     assert lists["token_logprobs"][len(prompt) :] == [0.0] * max_tokens
 
 
+def check_entries(entries: list[ChatCompletionTokenLogprob], text: str) -> None:
+    """One entry for each character of the synthetic model's text, which it is sure of."""
+    assert [entry.token for entry in entries] == list(text)
+    assert [entry.bytes for entry in entries] == [[ord(character)] for character in text]
+    assert [entry.logprob for entry in entries] == [0.0] * 5
+    for entry in entries:
+        best, other = entry.top_logprobs
+        assert (best.token, best.logprob) == (entry.token, 0.0)
+        assert other.logprob == NEVER
+
+
 def test_openai_client_with_choices_and_logprobs(synthetic_server):
     """The official client parses all of it, streamed and not."""
-    asked = {"model": "synthetic", "messages": HI, "max_tokens": 5, "n": 3, "logprobs": True, "top_logprobs": 2}
+    asked: dict[str, Any] = {
+        "model": "synthetic",
+        "messages": HI,
+        "max_tokens": 5,
+        "n": 3,
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
     text = expected(HI_PROMPT, 5)
-
-    def check(entries):
-        assert [entry.token for entry in entries] == list(text)
-        assert [entry.bytes for entry in entries] == [[ord(character)] for character in text]
-        assert [entry.logprob for entry in entries] == [0.0] * 5
-        for entry in entries:
-            best, other = entry.top_logprobs
-            assert (best.token, best.logprob) == (entry.token, 0.0)
-            assert other.logprob == NEVER
-
     with openai.OpenAI(base_url=f"{synthetic_server.url}/v1", api_key="none", max_retries=0) as client:
         whole = client.chat.completions.create(**asked)
         assert [choice.index for choice in whole.choices] == [0, 1, 2]
         for choice in whole.choices:
             assert (choice.message.content, choice.finish_reason) == (text, "length")
-            check(choice.logprobs.content)
+            check_entries(choice.logprobs.content, text)
         assert whole.usage.prompt_tokens_details.cached_tokens is not None
         stream = client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
         *chunks, usage = list(stream)
@@ -254,7 +268,7 @@ def test_openai_client_with_choices_and_logprobs(synthetic_server):
             choices = [chunk.choices[0] for chunk in chunks if chunk.choices[0].index == index]
             assert "".join(choice.delta.content for choice in choices) == text
             assert choices[-1].finish_reason == "length"
-            check([entry for choice in choices for entry in choice.logprobs.content])
+            check_entries([entry for choice in choices for entry in choice.logprobs.content], text)
         for chunk in chunks:
             ChatCompletionChunk.model_validate(chunk.model_dump(), strict=True)
         completion = client.completions.create(model="synthetic", prompt="ab", max_tokens=0, echo=True, logprobs=1)
