@@ -14,6 +14,7 @@ import json
 import re
 import statistics
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,19 +78,21 @@ def main() -> None:
     parser.add_argument("program", help="its name in benchmarks/")
     parser.add_argument("--runs", type=int, default=3, help="of each side (default %(default)s)")
     parser.add_argument("--only", default="", help="a regular expression for the paths of the figures to compare")
-    parser.add_argument("arguments", nargs="*", help="for the program, behind --")
-    options = parser.parse_args()
+    given, arguments = sys.argv[1:], []  # what is behind -- is the program's
+    if "--" in given:
+        given, arguments = given[: given.index("--")], given[given.index("--") + 1 :]
+    options = parser.parse_args(given)
     results: dict[Path, list[dict[str, float]]] = {options.before.resolve(): [], AFTER: []}
     for number in range(options.runs):
         order = list(results) if number % 2 == 0 else list(reversed(results))
         for checkout in order:
             progress(f"run {number + 1} of {options.runs}: {'after' if checkout == AFTER else 'before'}")
-            results[checkout].append(run(checkout, options.program, options.arguments))
+            results[checkout].append(run(checkout, options.program, arguments))
     before, after = results.values()
     rows = compared(before, after, options.only)
     columns = ["figure", "before", "after", "ratio", "spread"]
     cells = [[row["figure"], *(f"{row[column]:.4g}" for column in columns[1:])] for row in rows]
-    result = {"program": options.program, "arguments": options.arguments, "runs": options.runs, "figures": rows}
+    result = {"program": options.program, "arguments": arguments, "runs": options.runs, "figures": rows}
     name = f"before_after_{options.program.removesuffix('.py').removeprefix('bench_')}"
     finish(options, name, f"{options.program} before and after", table(columns, cells), result)
 
