@@ -222,7 +222,7 @@ def load_runner(folder: Path, options: argparse.Namespace, *, kv_cache_mib: int 
         quantize=config.quantize,
         exact=config.exact,
         threads=config.threads,
-        progress=_no_progress,
+        on_loading=_no_progress,
         instruction_set=options.instruction_set,
     )
 

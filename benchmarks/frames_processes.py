@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from rbee.server.http.writer import Writer
-    from rbee.server.link.engine_client import TokenStream
+    from rbee.server.link.engine_client import SequenceHandle
 
 WAYS = ("streaming_response", "asgi_send", "protocol", "native", "floor")
 WARMUP_STEPS = 50
@@ -204,7 +204,7 @@ class _App:
         outlet = make_outlet(writer, self._codec.table, dialect, make_generation(stream))
         assert outlet is not None  # it is, without a table or with TLS
         reply = DirectReply(writer, dialect, outlet)
-        reply.stream = self._submit(stream, reply)
+        reply.sequences = self._submit(stream, reply)
         await write_stream(reply, writer, self._watch, sse.HEADERS)
 
     def _queue(self, stream: int) -> asyncio.Queue[bytes]:
@@ -220,10 +220,10 @@ class _App:
             writer, make_dialect(stream, self._codec), [self._client.token_times(time.monotonic_ns())]
         )
         sink = ChoiceSink(0, reply, text)
-        sink.stream = reply.stream = self._submit(stream, sink)
+        sink.sequence = reply.sequences = self._submit(stream, sink)
         return reply
 
-    def _submit(self, stream: int, sink: ChoiceSink | DirectReply) -> TokenStream:
+    def _submit(self, stream: int, sink: ChoiceSink | DirectReply) -> SequenceHandle:
         target = DirectTarget(sink, sink.outlet) if isinstance(sink, DirectReply) else sink
         generation = make_generation(stream)
         [submitted] = self._client.submit_all(

@@ -68,8 +68,8 @@ class RecordingWriter:
         self.aborted = True
 
 
-class RecordingStream:
-    """A TokenStream without an engine: keeps what its owner asked for."""
+class RecordingSequence:
+    """A SequenceHandle without an engine: keeps what its owner asked for."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -116,7 +116,7 @@ class RecordingTimes:
     def __init__(self) -> None:
         self.writes: list[tuple[int, bool]] = []
 
-    def written(self, num_tokens: int, *, content: bool) -> None:
+    def written(self, num_tokens: int, content: bool) -> None:  # noqa: FBT001 - as it is called
         """Keep it."""
         self.writes.append((num_tokens, content))
 

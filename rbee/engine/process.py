@@ -146,7 +146,7 @@ def _load(
 
 
 class _LoadingReport:
-    """A `Progress`: beats for each part of loading, and sends a record for each stage and at most every second."""
+    """An `OnLoading`: beats for each part of loading, and sends a record for each stage and at most every second."""
 
     def __init__(self, channel: ControlChannel, producer: Producer) -> None:
         self._channel = channel

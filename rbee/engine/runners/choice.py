@@ -16,24 +16,27 @@ from rbee.engine.runners.interface import Unsupported
 from rbee.engine.runners.native.spec import read_spec
 from rbee.errors import ConfigError, ModelError
 from rbee.models.folder import read_config
-from rbee.transport import Progress as Chunks
+from rbee.transport import Progress
 
 if TYPE_CHECKING:
     from rbee.config import EngineConfig
-    from rbee.engine.runners.interface import ModelRunner, Progress
+    from rbee.engine.runners.interface import ModelRunner, OnLoading
 
 logger = logging.getLogger(__name__)
 
 
-def load(config: EngineConfig, progress: Progress, chunks: Chunks | None = None) -> ModelRunner:
+def load(config: EngineConfig, on_loading: OnLoading, progress: Progress | None = None) -> ModelRunner:
     """Load the model that `config` names (a ready folder, or "synthetic").
 
-    `progress` is called while it loads; `chunks` counts chunks of work of loading and of steps, so that a long step is
-    not taken for a hang.
-    ModelError: the folder cannot be loaded. ConfigError: options contradict each other or the model.
+    `on_loading` is called while it loads. `progress` counts chunks of work of loading and of steps, so that a long step
+    is not taken for a hang.
+
+    Raises:
+        ModelError: the folder cannot be loaded.
+        ConfigError: options contradict each other or the model.
     """
     _check(config)
-    chunks = chunks or Chunks()
+    progress = progress or Progress()
     cache = CacheSize(
         block_size=config.block_size,
         kv_cache_mib=config.kv_cache_mib,
@@ -43,14 +46,14 @@ def load(config: EngineConfig, progress: Progress, chunks: Chunks | None = None)
     if config.model == SYNTHETIC:
         from rbee.engine.runners.synthetic import SyntheticRunner  # noqa: PLC0415 - only the chosen one is imported
 
-        return SyntheticRunner(cache, step_seconds=config.synthetic_step_ms / 1e3, on_progress=chunks.advance)
+        return SyntheticRunner(cache, step_seconds=config.synthetic_step_ms / 1e3, on_progress=progress.advance)
     if config.runner != "torch":
         try:
-            return _load_native(config, cache, progress, chunks)
+            return _load_native(config, cache, on_loading, progress)
         except Unsupported as reason:
             _check_fallback(config, reason)
             logger.info("The torch runner serves %s, because the native one cannot: %s.", config.model, reason)
-    return _load_torch(config, cache, progress, chunks)
+    return _load_torch(config, cache, on_loading, progress)
 
 
 def _check(config: EngineConfig) -> None:
@@ -88,7 +91,7 @@ def _check_fallback(config: EngineConfig, reason: Unsupported) -> None:
         ) from reason
 
 
-def _load_native(config: EngineConfig, cache: CacheSize, progress: Progress, chunks: Chunks) -> ModelRunner:
+def _load_native(config: EngineConfig, cache: CacheSize, on_loading: OnLoading, progress: Progress) -> ModelRunner:
     """Make the native runner; Unsupported if it does not support the model or the options."""
     for option, value, expected in (("device", config.device, "cpu"), ("dtype", config.dtype, "auto")):
         if value != expected:
@@ -104,13 +107,13 @@ def _load_native(config: EngineConfig, cache: CacheSize, progress: Progress, chu
         quantize=config.quantize,
         exact=config.exact,
         threads=config.threads,
+        on_loading=on_loading,
         progress=progress,
-        chunks=chunks,
     )
 
 
-def _load_torch(config: EngineConfig, cache: CacheSize, progress: Progress, chunks: Chunks) -> ModelRunner:
-    progress("importing torch and transformers", 0, 4)
+def _load_torch(config: EngineConfig, cache: CacheSize, on_loading: OnLoading, progress: Progress) -> ModelRunner:
+    on_loading("importing torch and transformers", 0, 4)
     from rbee.engine.runners.torch.runner import TorchRunner  # noqa: PLC0415 - takes seconds
 
     return TorchRunner(
@@ -119,6 +122,6 @@ def _load_torch(config: EngineConfig, cache: CacheSize, progress: Progress, chun
         device=config.device,
         dtype=config.dtype,
         threads=config.threads,
-        progress=progress,
-        on_progress=chunks.advance,
+        on_loading=on_loading,
+        on_progress=progress.advance,
     )

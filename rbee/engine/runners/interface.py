@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rbee.engine.input_batch import InputBatch
     from rbee.engine.sampler import ThreadPool
 
-    Progress = Callable[[str, int, int], None]  # for each part of loading: (stage, parts done, parts in all)
+    OnLoading = Callable[[str, int, int], None]  # for each part of loading: (stage, parts done, parts in all)
     OnProgress = Callable[[], None]  # after each chunk of work within a step, so that a long step is no hang
 
 

@@ -60,7 +60,7 @@ class Choice(NamedTuple):
     report_cached: bool = False
 
 
-class TokenStream:
+class SequenceHandle:
     """Handle of a submitted sequence. It has no reference to its sink, which has one to it: no cycle, no collector."""
 
     __slots__ = ("_client", "_generation", "_ring")
@@ -161,7 +161,7 @@ class EngineClient:
         priority: int = 0,
         deadline_ns: int = 0,
         cache_salt: str = "",
-    ) -> list[TokenStream]:
+    ) -> list[SequenceHandle]:
         """Submit sequences with the same prompt, all of them or none. Does not wait.
 
         With several choices the queue may pass its limit, by all but one. For the options see `rbee.messages.Submit`.
@@ -171,7 +171,7 @@ class EngineClient:
         """
         self._check_room(len(choices))
         packed = pack_token_ids(prompt)
-        streams = []
+        handles = []
         for choice in choices:
             ring, generation = self._open(choice)
             self._send(
@@ -188,11 +188,11 @@ class EngineClient:
                     report_cached=choice.report_cached,
                 )
             )
-            streams.append(TokenStream(self, ring, generation))
+            handles.append(SequenceHandle(self, ring, generation))
         if self._busy_poll and not self._polling:
             self._polling = True
             self._loop.call_soon(self._poll)
-        return streams
+        return handles
 
     def token_times(self, received_ns: int) -> TokenTimes:
         """For one sequence that Python writes."""

@@ -17,7 +17,7 @@ from rbee.server.streams.records import TokenLogprob
 
 if TYPE_CHECKING:
     from rbee.server.errors import Refusal
-    from rbee.server.link.engine_client import TokenStream
+    from rbee.server.link.engine_client import SequenceHandle
     from rbee.server.link.sinks import TokenBatch
     from rbee.server.streams.records import ScoredToken, TokenRecords
     from rbee.server.text.token_text import Echo, TokenText
@@ -41,7 +41,7 @@ class PieceSink(Protocol):
 class ChoiceSink:
     """The `TokenSink` of one choice."""
 
-    stream: TokenStream  # set after submission
+    sequence: SequenceHandle  # set after submission
 
     def __init__(self, index: int, reply: PieceSink, text: TokenText, *, report_cached: bool = False) -> None:
         self.index = index
@@ -65,7 +65,7 @@ class ChoiceSink:
         pieces: list[Piece] = []
         committed_ns = self._take(batch, pieces)
         if self._text.stopped:
-            self.stream.cancel()
+            self.sequence.cancel()
             reason = FinishReason.STOP
         if reason:
             pieces.append(self._last_piece(pieces, committed_ns))

@@ -31,7 +31,7 @@ class DirectReply(LiveReply):
         """Let the event loop write the rest; when it has, the socket calls `on_resume`."""
         self._writer.write_rest(rest)
         if not self._writer.paused:
-            self.stream.resume()
+            self.sequences.resume()
 
     def on_broken(self) -> None:
         self._writer.abort()

@@ -20,7 +20,7 @@ from rbee.server.http.writer import writer_of
 from rbee.server.link.engine_client import Choice, DirectTarget
 from rbee.server.streams.choices import ChoiceSink, LogprobsChoice
 from rbee.server.streams.direct_reply import DirectReply, make_outlet
-from rbee.server.streams.live import TokenStreams
+from rbee.server.streams.live import SequenceHandles
 from rbee.server.streams.records import TokenRecords
 from rbee.server.streams.replies import CollectedReply, StreamedReply
 from rbee.server.streams.resumption import ResumableReply
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from rbee.sampling_params import SamplingParams
     from rbee.server.http.writer import Writer
-    from rbee.server.link.engine_client import TokenStream
+    from rbee.server.link.engine_client import SequenceHandle
     from rbee.server.link.sinks import TokenBatch, TokenSink
     from rbee.server.link.supervisor import Supervisor
     from rbee.server.streams.choices import PieceSink
@@ -110,7 +110,7 @@ class GenerationResponse(Response):
             writer.open(reply)
             await reply.done
         finally:
-            reply.stream.cancel()
+            reply.sequences.cancel()
             writer.close()
         if writer.closed:
             raise ClientDisconnect
@@ -137,14 +137,14 @@ class ParkedGeneration:
         self._generation = generation
         self._dialect = dialect
         self._parked = [_ParkedSink() for _ in range(generation.n)]
-        self._streams = _submit(backend, generation, dialect, self._parked)
-        for stream in self._streams:
-            stream.pause()
+        self._sequences = _submit(backend, generation, dialect, self._parked)
+        for sequence in self._sequences:
+            sequence.pause()
 
     def cancel(self) -> None:
         """Discard the answer. Harmless after the end."""
-        for stream in self._streams:
-            stream.cancel()
+        for sequence in self._sequences:
+            sequence.cancel()
 
     def claim(self) -> Response:
         """The response that streams it from its first token; once only."""
@@ -154,9 +154,9 @@ class ParkedGeneration:
         """The reply that writes it to `writer`."""
         early = any(parked.batches or parked.refusal for parked in self._parked)
         reply, sinks = _make_reply(self._backend, self._generation, self._dialect, writer, may_be_direct=not early)
-        _bind(reply, sinks, self._streams)
-        for stream, sink, parked in zip(self._streams, sinks, self._parked, strict=True):
-            stream.redirect(_target(sink))
+        _bind(reply, sinks, self._sequences)
+        for sequence, sink, parked in zip(self._sequences, sinks, self._parked, strict=True):
+            sequence.redirect(_target(sink))
             parked.pass_on(sink)
         return reply
 
@@ -280,7 +280,7 @@ def _choice(index: int, codec: TextCodec, generation: Generation, reply: PieceSi
 
 def _submit(
     backend: Backend, generation: Generation, dialect: Dialect, sinks: Sequence[TokenSink | DirectReply]
-) -> list[TokenStream]:
+) -> list[SequenceHandle]:
     """Submit to the engine, or raise the Refusal that is true now."""
     backend.supervisor.check_ready()
     client = backend.supervisor.client
@@ -308,12 +308,13 @@ def _target(sink: TokenSink | DirectReply) -> TokenSink | DirectTarget:
 def _bind(
     reply: StreamedReply | DirectReply | CollectedReply,
     sinks: Sequence[ChoiceSink | DirectReply],
-    streams: Sequence[TokenStream],
+    sequences: Sequence[SequenceHandle],
 ) -> None:
-    """Give a reply and its sinks the sequences that they can cancel and pause."""
-    reply.stream = TokenStreams(streams)
-    for sink, stream in zip(sinks, streams, strict=True):
-        sink.stream = stream
+    """Give a reply, and the sink of each of its choices, the sequences that they can cancel and pause."""
+    reply.sequences = SequenceHandles(sequences)
+    for sink, sequence in zip(sinks, sequences, strict=True):
+        if isinstance(sink, ChoiceSink):
+            sink.sequence = sequence
 
 
 def _seeded(sampling: SamplingParams, index: int) -> SamplingParams:

@@ -17,39 +17,39 @@ if TYPE_CHECKING:
 
     from rbee.server.errors import Refusal
     from rbee.server.http.writer import Writer
-    from rbee.server.link.engine_client import TokenStream
+    from rbee.server.link.engine_client import SequenceHandle
     from rbee.server.streams.dialect import Dialect
 
 KEEP_ALIVE_SILENCE = 15.0  # seconds
 
 
-class TokenStreams(list["TokenStream"]):
+class SequenceHandles(list["SequenceHandle"]):
     """The sequences of one request, handled as one."""
 
     def cancel(self) -> None:
-        for stream in self:
-            stream.cancel()
+        for sequence in self:
+            sequence.cancel()
 
     def pause(self) -> None:
-        for stream in self:
-            stream.pause()
+        for sequence in self:
+            sequence.pause()
 
     def resume(self) -> None:
-        for stream in self:
-            stream.resume()
+        for sequence in self:
+            sequence.resume()
 
 
 class Reply:
     """One accepted request, until its one end."""
 
-    stream: TokenStream | TokenStreams  # all of its sequences; set after submission
+    sequences: SequenceHandle | SequenceHandles  # all of its sequences; set after submission
 
     def __init__(self) -> None:
         # Resolved when nothing more will be written or collected.
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def on_closed(self) -> None:
-        self.stream.cancel()
+        self.sequences.cancel()
         self._end()
 
     def _end(self) -> None:
@@ -75,17 +75,17 @@ class LiveReply(Reply):
 
     def fail(self, refusal: Refusal) -> None:
         """End the reply with an error, in place of what is still missing."""
-        self.stream.cancel()
+        self.sequences.cancel()
         self._write(self._error_frames(refusal))
         self._end()
 
     def on_pause(self) -> None:
         self._paused_at = time.monotonic()
-        self.stream.pause()
+        self.sequences.pause()
 
     def on_resume(self) -> None:
         self._paused_at = None
-        self.stream.resume()
+        self.sequences.resume()
 
     def on_closed(self) -> None:
         self.leave(self._writer)
@@ -98,7 +98,7 @@ class LiveReply(Reply):
 
         Returns False if another response has taken the reply over; it then goes on there.
         """
-        self.stream.cancel()
+        self.sequences.cancel()
         self._end()
         return True
 

@@ -34,17 +34,11 @@ class Outcome:
         self.num_open = num_choices  # choices that have not ended
         self.completion_tokens = 0  # output tokens of those that have, stop tokens included
         self.cached_tokens: int | None = None  # of the prompt, as the first choice found it; None until known
-        self._any_tokens = False
+        self.any_tokens = False  # of any choice
 
-    def count(self, choice: Countable, reason: int) -> Refusal | None:
-        """Count what was shown of a choice, and its end if `reason` is a FinishReason and not 0.
-
-        Returns the refusal that ends the whole reply, or None.
-        """
-        self._any_tokens = self._any_tokens or choice.num_tokens > 0
-        if not reason:
-            return None
-        if reason != FinishReason.DEADLINE or not self._any_tokens:
+    def end(self, choice: Countable, reason: int) -> Refusal | None:
+        """Count the end of a choice. Returns the refusal that ends the whole reply, or None."""
+        if reason != FinishReason.DEADLINE or not (self.any_tokens or choice.num_tokens):
             refusal = finish_refusal(reason)
             if refusal is not None:
                 self.num_open = 0

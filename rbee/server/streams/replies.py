@@ -34,9 +34,12 @@ class CollectedReply(Reply):
     def show(self, choice: ChoiceSink, pieces: list[Piece], reason: int) -> None:
         collected = self.choices[choice.index]
         collected.pieces.extend(pieces)
-        if reason:
-            self.choices[choice.index] = collected._replace(reason=reason)
-        refusal = self.outcome.count(choice, reason)
+        if choice.num_tokens:
+            self.outcome.any_tokens = True
+        if not reason:
+            return
+        self.choices[choice.index] = collected._replace(reason=reason)
+        refusal = self.outcome.end(choice, reason)
         if refusal is not None:
             self.fail(refusal)
         elif not self.outcome.num_open:
@@ -44,7 +47,7 @@ class CollectedReply(Reply):
 
     def fail(self, refusal: Refusal) -> None:
         self.refusal = refusal
-        self.stream.cancel()
+        self.sequences.cancel()
         self._end()
 
     def on_pause(self) -> None: ...
@@ -68,25 +71,29 @@ class StreamedReply(LiveReply):
 
     def show(self, choice: ChoiceSink, pieces: list[Piece], reason: int) -> None:
         index = choice.index
-        last = pieces.pop() if reason else None  # the end shares the frame of the last token's text
-        out = [self._piece(index, piece) for piece in pieces]
-        refusal = self._outcome.count(choice, reason)
-        if last is not None and refusal is None:
-            out.append(self._last(index, last, reason))
-        elif last is not None and last.text:
-            out.append(self._piece(index, last))
-        if refusal is not None:
-            self.stream.cancel()
-            out.append(self._error_frames(refusal))
-        elif not self._outcome.num_open:
-            out.append(self._finish())
+        out = self._last_frames(choice, pieces, reason) if reason else [self._piece(index, piece) for piece in pieces]
         if out:
             self._write(b"".join(out))
         if new := choice.num_tokens - self._num_written[index]:
             self._num_written[index] += new
-            self._times[index].written(new, content=bool(out))
+            self._outcome.any_tokens = True
+            self._times[index].written(new, bool(out))
         if not self._outcome.num_open:
             self._end()
+
+    def _last_frames(self, choice: ChoiceSink, pieces: list[Piece], reason: int) -> list[bytes]:
+        """The frames of a choice that ends with the last of these pieces: the end shares the frame of its text."""
+        index = choice.index
+        last = pieces.pop()
+        out = [self._piece(index, piece) for piece in pieces]
+        refusal = self._outcome.end(choice, reason)
+        if refusal is not None:
+            if last.text:
+                out.append(self._piece(index, last))
+            self.sequences.cancel()
+            return [*out, self._error_frames(refusal)]
+        out.append(self._last(index, last, reason))
+        return out if self._outcome.num_open else [*out, self._finish()]
 
     def _piece(self, choice: int, piece: Piece) -> bytes:
         number = self._num_frames[choice]

@@ -163,7 +163,7 @@ class ResumableReply(StreamedReply):
             return False
         if self._connected:
             self._connected = False
-            self.stream.pause()
+            self.sequences.pause()
             self._end()
         return True
 
@@ -267,7 +267,7 @@ class ResumableStreams:
             if self._streams.get(key) is reply:
                 del self._streams[key]
         self.hold(reply)
-        reply.stream.cancel()
+        reply.sequences.cancel()
 
 
 def is_resumable(asked: bool | None, accept: Iterable[str]) -> bool:  # noqa: FBT001 - a field of the request

@@ -281,14 +281,14 @@ def load_native(folder: Path, **options: Any) -> NativeRunner:
     spec = read_spec(json.loads((folder / "config.json").read_bytes()))
     with pytest.MonkeyPatch.context() as patch:  # the packed weights go where the test's files are
         patch.setenv("RBEE_CACHE", str(folder.parent / "cache"))
-        return NativeRunner(folder, spec, cache, progress=lambda *_: None, **{**defaults, **others})
+        return NativeRunner(folder, spec, cache, on_loading=lambda *_: None, **{**defaults, **others})
 
 
 def load(folder: Path, **options: Any) -> TorchRunner:
     """A runner for the folder, with one thread: these models are too small for more."""
     defaults = {"device": "cpu", "dtype": "auto", "threads": 1}
     cache, others = cache_size({"block_size": 16, "kv_cache_mib": 4, **options})
-    return TorchRunner(folder, cache, progress=lambda *_: None, **{**defaults, **others})
+    return TorchRunner(folder, cache, on_loading=lambda *_: None, **{**defaults, **others})
 
 
 def cache_size(options: dict[str, Any]) -> tuple[CacheSize, dict[str, Any]]:

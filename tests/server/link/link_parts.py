@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from rbee.messages import ToEngine
-    from rbee.server.link.engine_client import DirectTarget, TokenStream
+    from rbee.server.link.engine_client import DirectTarget, SequenceHandle
 
 RINGS = 64
 CAPACITY = 128
@@ -69,7 +69,7 @@ class Engine:
         self.client.start(doorbell)
         stack.callback(self.client.stop)
 
-    def submit(self, sink: RecordingSink | DirectTarget | None = None) -> tuple[TokenStream, int, Any]:
+    def submit(self, sink: RecordingSink | DirectTarget | None = None) -> tuple[SequenceHandle, int, Any]:
         """A request that the engine has taken; its stream, its ring and its sink."""
         sink = sink or RecordingSink()
         [stream] = self.client.submit_all("r", [1, 2, 3], [Choice(SamplingParams(max_tokens=5), sink)], received_ns=9)

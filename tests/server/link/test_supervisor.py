@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from rbee.messages import Ready
-    from rbee.server.link.engine_client import TokenStream
+    from rbee.server.link.engine_client import SequenceHandle
 
 pytestmark = pytest.mark.anyio
 
@@ -54,7 +54,7 @@ def refusal_of(supervisor: Supervisor) -> tuple[RefusalKind, str | None, int | N
     return caught.value.kind, caught.value.code, caught.value.retry_after
 
 
-def submit(supervisor: Supervisor) -> tuple[TokenStream, RecordingSink]:
+def submit(supervisor: Supervisor) -> tuple[SequenceHandle, RecordingSink]:
     """A request of more tokens than its ring holds, and its sink. It is paused, so that it stays open."""
     sink = RecordingSink()
     choice = Choice(SamplingParams(max_tokens=2 * SETTINGS.ring_capacity), sink)

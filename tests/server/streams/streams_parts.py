@@ -21,7 +21,7 @@ from rbee.server.streams.choices import ChoiceSink, LogprobsChoice
 from rbee.server.streams.direct_reply import DirectReply, make_outlet
 from rbee.server.streams.exchange import Backend, GenerationResponse, Resumption
 from rbee.server.streams.generation import Generation
-from rbee.server.streams.live import TokenStreams
+from rbee.server.streams.live import SequenceHandles
 from rbee.server.streams.records import TokenRecords
 from rbee.server.streams.replies import CollectedReply, StreamedReply
 from rbee.server.streams.resumption import ResumableReply, ResumableStreams
@@ -30,7 +30,7 @@ from rbee.server.text.detokenizer import detokenizers
 from rbee.server.text.stop_strings import StopStrings
 from rbee.server.text.token_text import Echo, TokenText
 from tests.batches import batch, record_batch
-from tests.fakes import RecordingStream, RecordingTimes, RecordingWatch, RecordingWriter
+from tests.fakes import RecordingSequence, RecordingTimes, RecordingWatch, RecordingWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -77,14 +77,14 @@ def make_choices(reply: Any, texts: Sequence[TokenText], *, logprobs: bool = Fal
             sinks.append(LogprobsChoice(index, reply, text, records, logprobs=True))
         else:
             sinks.append(ChoiceSink(index, reply, text))
-        sinks[-1].stream = RecordingStream()  # type: ignore[assignment] # a fake
-    reply.stream = TokenStreams(sink.stream for sink in sinks)
+        sinks[-1].sequence = RecordingSequence()  # type: ignore[assignment] # a fake
+    reply.sequences = SequenceHandles(sink.sequence for sink in sinks)
     return sinks
 
 
 def calls_of(choice: ChoiceSink) -> list[str]:
     """What the engine was told of a choice that `make_choices` made."""
-    calls: list[str] = choice.stream.calls  # type: ignore[attr-defined] # a fake
+    calls: list[str] = choice.sequence.calls  # type: ignore[attr-defined] # a fake
     return calls
 
 
@@ -97,7 +97,7 @@ def make_collected(number: int, stops: Sequence[str] = ()) -> tuple[CollectedRep
 def make_direct(writer: RecordingWriter, outlet: Any, dialect: Any = None) -> DirectReply:
     """A reply whose tokens are written by the native drain."""
     reply = DirectReply(writer, dialect or make_dialect(chat=False), outlet)
-    reply.stream = RecordingStream()  # type: ignore[assignment] # a fake
+    reply.sequences = RecordingSequence()  # type: ignore[assignment] # a fake
     return reply
 
 

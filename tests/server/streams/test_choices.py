@@ -17,7 +17,7 @@ from rbee.server.text.stop_strings import StopStrings
 from rbee.server.text.token_text import Echo, TokenText
 from rbee.server.text.tokenizer import TextCodec
 from tests.batches import batch, record_batch, scored, scored_prompt
-from tests.fakes import RecordingStream
+from tests.fakes import RecordingSequence
 from tests.server.text.text_parts import SENTENCEPIECE, SYNTHETIC
 
 CODEC = TextCodec(SYNTHETIC)
@@ -44,8 +44,8 @@ class Case:
         records = TokenRecords(sampling, len(prompt))
         logprobs = sampling.num_logprobs is not None or sampling.num_prompt_logprobs is not None
         self.choice = LogprobsChoice(0, self, self.shown, records, logprobs=logprobs, echo=echo, **options)
-        self.stream = RecordingStream()
-        self.choice.stream = self.stream  # type: ignore[assignment] # a fake
+        self.sequence = RecordingSequence()
+        self.choice.sequence = self.sequence  # type: ignore[assignment] # a fake
 
     def show(self, choice, pieces, reason):
         """Keep them."""
@@ -134,7 +134,7 @@ def test_stop_string_takes_the_tokens_behind_the_end_with_it():
     case = Case(num_logprobs=0, stops=["END"], codec=TextCodec(tokenizer))
     case.deliver([97, 256, ord("N"), ord("D"), ord("z")])
     assert (case.text, case.entries) == ("ax", [(97, 0), (256, 1)])
-    assert case.stream.calls == ["cancel"]
+    assert case.sequence.calls == ["cancel"]
     assert case.reasons == [FinishReason.STOP]
     assert case.choice.num_tokens == 4, "what came behind the stop string was never taken"
 
@@ -168,7 +168,7 @@ def test_each_token_is_listed_once_in_order(token_ids, cuts, stops, reason, toge
     for token_id in token_ids:
         offsets.append((token_id, decoded))
         decoded += len(detokenizer.push(token_id))
-    stopped = case.stream.calls == ["cancel"] or len(case.text) < len(whole)
+    stopped = case.sequence.calls == ["cancel"] or len(case.text) < len(whole)
     assert case.entries == [entry for entry in offsets if entry[1] < len(case.text) or not stopped]
     shown = 0
     for piece in case.pieces[:-1]:

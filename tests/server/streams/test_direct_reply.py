@@ -155,10 +155,10 @@ async def test_rest_is_written_by_the_event_loop():
     writer = SocketWriter(0)
     reply = make_direct(writer, None)
     reply.on_blocked(b"rest")
-    assert (writer.written, reply.stream.calls) == ([b"rest"], ["resume"])
+    assert (writer.written, reply.sequences.calls) == ([b"rest"], ["resume"])
     writer.paused = True
     reply.on_blocked(b"more")
-    assert (writer.written, reply.stream.calls) == ([b"rest", b"more"], ["resume"])
+    assert (writer.written, reply.sequences.calls) == ([b"rest", b"more"], ["resume"])
     reply.on_broken()
     assert writer.aborted
 

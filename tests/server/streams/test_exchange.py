@@ -12,7 +12,7 @@ from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.link.engine_process import EngineSettings
 from rbee.server.link.supervisor import Supervisor
 from tests.batches import batch
-from tests.fakes import RecordingStream, RecordingTimes, RecordingWatch, RecordingWriter
+from tests.fakes import RecordingSequence, RecordingTimes, RecordingWatch, RecordingWriter
 from tests.server.streams.streams_parts import (
     collected,
     make_echo,
@@ -62,7 +62,7 @@ class RecordingClient:
             told = [SIDE_RECORD] if choice.report_cached else []
             records = batch([*told, *self._answer], FinishReason.LENGTH)
             asyncio.get_running_loop().call_soon(choice.sink.deliver, records)
-        return [RecordingStream() for _ in choices]
+        return [RecordingSequence() for _ in choices]
 
 
 async def test_choices_differ_in_their_seeds_only():

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from rbee.engine.runners.interface import Progress
+    from rbee.engine.runners.interface import OnLoading
 
     Bytes = NDArray[np.uint8]
 
@@ -97,7 +97,7 @@ def load_or_pack(
     *,
     facts: str,
     make_plan: Callable[[], Plan],
-    progress: Progress,
+    on_loading: OnLoading,
     threads: int,
 ) -> Weights:
     """The cache's weights; packed now if they are not there or damaged.
@@ -110,7 +110,7 @@ def load_or_pack(
         sources: the files they come from.
         facts: all else that packing depends on.
         make_plan: called if weights are packed.
-        progress: called for each piece.
+        on_loading: called for each piece.
         threads: that pack; 0 takes one per core this process may use.
     """
     identities = _identities(sources)
@@ -120,7 +120,7 @@ def load_or_pack(
     def build(folder: Path, lock_fd: int) -> None:  # noqa: ARG001 - no child process needs the lock
         plan = make_plan()
         layout = _Layout.of(plan)
-        _fill(_new_file(folder / _FILE, layout.size), plan, layout, progress, threads)
+        _fill(_new_file(folder / _FILE, layout.size), plan, layout, on_loading, threads)
         if _identities(sources) != identities:
             raise ModelError(f"The weights of the model {name} were changed while they were being packed. Start again.")
         table = {"matrices": layout.matrices, "vectors": layout.vectors}
@@ -128,7 +128,7 @@ def load_or_pack(
         _remove_useless(entry.parent)
 
     try:
-        cache.ensure(entry, build, progress=_Stages(progress), is_good=_is_good)
+        cache.ensure(entry, build, progress=_Stages(on_loading), is_good=_is_good)
         if weights := _map(entry):
             return weights
         logger.warning("The packed weights in %s were removed while they were being opened.", entry)
@@ -136,7 +136,7 @@ def load_or_pack(
         logger.warning("Packed weights are not kept, and packed at every start: %s", error)
     plan = make_plan()
     layout = _Layout.of(plan)
-    memory = _fill(mmap.mmap(-1, layout.size), plan, layout, progress, threads)
+    memory = _fill(mmap.mmap(-1, layout.size), plan, layout, on_loading, threads)
     return layout.weights(memory)
 
 
@@ -207,7 +207,7 @@ def _new_file(path: Path, size: int) -> mmap.mmap:
         return mmap.mmap(file.fileno(), size)
 
 
-def _fill(target: mmap.mmap, plan: Plan, layout: _Layout, progress: Progress, threads: int) -> Bytes:
+def _fill(target: mmap.mmap, plan: Plan, layout: _Layout, on_loading: OnLoading, threads: int) -> Bytes:
     """Pack the plan into `target`; returns its bytes."""
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - rare, and a start is short
 
@@ -231,10 +231,10 @@ def _fill(target: mmap.mmap, plan: Plan, layout: _Layout, progress: Progress, th
         )
 
     pieces = [(name, row) for name, matrix in plan.matrices.items() for row in range(0, matrix.rows, _ROWS_AT_ONCE)]
-    progress(_STAGE, 0, len(pieces))
+    on_loading(_STAGE, 0, len(pieces))
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
         for done, _ in enumerate(pool.map(lambda piece: pack(*piece), pieces), 1):
-            progress(_STAGE, done, len(pieces))
+            on_loading(_STAGE, done, len(pieces))
     return memory
 
 
@@ -267,11 +267,11 @@ def _identities(paths: list[Path]) -> dict[str, list[int]]:
 class _Stages:
     """A `rbee.models.Progress` for the cache, on top of the engine's."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, on_loading: OnLoading) -> None:
+        self._on_loading = on_loading
 
     def stage(self, name: str, total: int = 0) -> None:  # noqa: ARG002 - of bytes; the engine counts parts
-        self._progress(name, 0, 1)
+        self._on_loading(name, 0, 1)
 
     def done(self, amount: int) -> None:
         pass  # nothing here is counted in bytes

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from rbee.engine.input_batch import InputBatch
     from rbee.engine.runners.context_length import CacheSize
-    from rbee.engine.runners.interface import Progress
+    from rbee.engine.runners.interface import OnLoading
     from rbee.engine.runners.native.spec import ModelSpec
     from rbee.engine.runners.native.weights import Weights
-    from rbee.transport import Progress as Chunks
+    from rbee.transport import Progress
 
 
 class NativeRunner:
@@ -38,8 +38,8 @@ class NativeRunner:
         exact: float32 activations and KV cache, for the torch runner's tokens; otherwise activations in 8 bits wherever
             weights are quantized, and a KV cache in binary16.
         threads: compute threads; 0 takes one per core this process may use. Between steps they wait for other work.
-        progress: called for each part of loading.
-        chunks: counts the chunks of work of loading and of steps.
+        on_loading: called for each part of loading.
+        progress: counts the chunks of work of loading and of steps.
         instruction_set: "auto", or one of "avx512", "avx2" and "portable" that the processor has.
 
     ModelError: the weights cannot be read. Unsupported: the kernels do not know a format of the weights. ConfigError:
@@ -58,12 +58,12 @@ class NativeRunner:
         quantize: str,
         exact: bool,
         threads: int,
-        progress: Progress,
-        chunks: Chunks | None = None,
+        on_loading: OnLoading,
+        progress: Progress | None = None,
         instruction_set: str = "auto",
     ) -> None:
         threads = threads or len(os.sched_getaffinity(0))
-        weights = load_weights(spec, path, quantize=quantize, progress=progress, threads=threads)
+        weights = load_weights(spec, path, quantize=quantize, on_loading=on_loading, threads=threads)
         shape = _kernels.ModelShape(
             vocab_size=spec.vocab_size,
             hidden_size=spec.hidden_size,
@@ -80,7 +80,7 @@ class NativeRunner:
         block_bytes = shape.block_bytes(num_layers=len(spec.layers), block_size=cache.block_size, exact=exact)
         self.num_blocks, self.max_model_len = fit(cache, block_bytes=block_bytes, limit=spec.position_limit, path=path)
         self.pool = _kernels.ThreadPool(threads)
-        progress("copying the weights", 3, 4)
+        on_loading("copying the weights", 3, 4)
         try:
             self._model = _kernels.Model(
                 shape,
@@ -93,7 +93,7 @@ class NativeRunner:
                 block_size=cache.block_size,
                 instruction_set=instruction_set,
                 pool=self.pool,
-                progress=chunks,
+                progress=progress,
             )
         except MemoryError as error:
             raise ConfigError(
@@ -102,7 +102,7 @@ class NativeRunner:
             ) from error
         self.dtype = _describe(weights, exact=exact)
         self.instruction_set = self._model.instruction_set
-        progress("ready", 4, 4)
+        on_loading("ready", 4, 4)
 
     def execute(self, batch: InputBatch) -> StepOutput:
         logits = self._model.execute(

@@ -24,11 +24,12 @@ from rbee.models.gguf_header import GGML_TYPES, read_header
 from rbee.models.safetensors_header import read_safetensors_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from rbee.engine.runners.interface import OnLoading
     from rbee.engine.runners.native.spec import ModelSpec
     from rbee.models.stored_tensor import StoredTensor
 
@@ -99,7 +100,7 @@ def load_weights(
     folder: Path,
     *,
     quantize: str,
-    progress: Callable[[str, int, int], None],
+    on_loading: OnLoading,
     threads: int = 0,
 ) -> Weights:
     """The weights of the model in `folder`: of the GGUF file that it was made from if there is one, or its safetensors.
@@ -110,7 +111,7 @@ def load_weights(
         quantize: of matrices of floats: "none" keeps them, "q4" and "q8" hold them in 4 or 8 bits, in groups of 32
             columns; with "q4" embedding and head get 8, which costs little and saves most of the loss. A matrix whose
             rows are not whole groups stays as it is. Blocks lose nothing in any case.
-        progress: called for each part while weights are packed.
+        on_loading: called for each part while weights are packed.
         threads: that pack; 0 takes one per core this process may use.
 
     ModelError: a tensor is missing or has another shape, or a file is damaged. Unsupported: a type that cannot be held.
@@ -125,7 +126,7 @@ def load_weights(
         source.files,
         facts=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
         make_plan=lambda: _plan(spec, wanted, source, quantize),
-        progress=progress,
+        on_loading=on_loading,
         threads=threads,
     )
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from rbee.engine.input_batch import InputBatch
     from rbee.engine.runners.context_length import CacheSize
-    from rbee.engine.runners.interface import OnProgress, Progress
+    from rbee.engine.runners.interface import OnLoading, OnProgress
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class TorchRunner:
         device: where weights and cache live.
         dtype: "float32", "bfloat16", "float16" or "auto" (float32 on a CPU, the model's own elsewhere).
         threads: compute threads; 0 takes one per core this process may use. Set for the whole process.
-        progress: called for each part of loading.
+        on_loading: called for each part of loading.
         on_progress: called before each layer's attention.
 
     ModelError: the folder cannot be served. ConfigError: max_model_len does not fit, or there is no such device.
@@ -54,20 +54,20 @@ class TorchRunner:
         device: str,
         dtype: str,
         threads: int,
-        progress: Progress,
+        on_loading: OnLoading,
         on_progress: OnProgress = lambda: None,
     ) -> None:
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         if not logger.isEnabledFor(logging.DEBUG):
             torch_model.be_quiet()
         _check_device(device)
-        progress("loading weights", 1, 4)
+        on_loading("loading weights", 1, 4)
         own = dtype == "auto" and torch.device(device).type != "cpu"
         wanted = None if own else getattr(torch, "float32" if dtype == "auto" else dtype)
         self._model = torch_model.load_model(path, dtype=wanted, device=device)
-        progress("trying the model", 2, 4)
+        on_loading("trying the model", 2, 4)
         layers = probe(path, self._model)
-        progress("reserving the KV cache", 3, 4)
+        on_loading("reserving the KV cache", 3, 4)
         self.device = device
         self.dtype = str(self._model.dtype).removeprefix("torch.")
         self.vocab_size = self._model.vocab_size
@@ -82,7 +82,7 @@ class TorchRunner:
         )
         self._on_progress = on_progress
         self._model.use_attention(self._attend)
-        progress("ready", 4, 4)
+        on_loading("ready", 4, 4)
 
     def execute(self, batch: InputBatch) -> StepOutput:
         self._cache.begin_step(batch)

@@ -72,7 +72,8 @@ class OpenAiDialect:
         return b""  # the role comes with the first token
 
     def piece(self, choice: int, piece: Piece, number: int) -> bytes:
-        return self._frames().text(choice, number, piece, self._entries(piece))
+        chunks = self._chunks or self._frames()
+        return chunks.text(choice, number, piece, self._entries(piece) if self._has_logprobs else b"")
 
     def end(self, choice: int, piece: Piece, number: int, reason: int) -> bytes:
         return self._frames().last(choice, number, piece, reason, self._entries(piece))

@@ -27,6 +27,8 @@ FINISH_NAMES: dict[int, str] = {
 _encode = msgspec.json.Encoder().encode
 _FINISH = {reason: _encode(name) for reason, name in FINISH_NAMES.items()}
 _NOT_YET = b"null"
+_TIMING = b',"timing":{"committed_ns":%b}'  # when the engine committed the chunk's token, CLOCK_MONOTONIC
+_END = b"}\n\n"
 
 
 class Chunks:
@@ -55,12 +57,17 @@ class Chunks:
         self._no_usage = b',"usage":null' if options.include_usage and not options.continuous_usage_stats else b""
         self._options = options
         self._prompt_tokens = prompt_tokens
+        self._has_extra = options.include_timing or options.continuous_usage_stats
+        self._after_text = self._chunk(b"", b"", _NOT_YET, b"").removesuffix(_END)  # of most chunks
 
     def text(self, choice: int, number: int, piece: Piece, logprobs: bytes) -> bytes:
         """A chunk with text, the `number`th of its choice. `logprobs` is a member of the choice, or empty."""
         parts = self._choices[choice]
         body = (parts.next if number else parts.first) + _encode(piece.text)
-        return self._chunk(body, logprobs, _NOT_YET, self._extra(piece))
+        if logprobs:
+            return self._chunk(body, logprobs, _NOT_YET, self._extra(piece))
+        extra = self._extra(piece) if self._has_extra else b""
+        return body + self._after_text + extra + _END
 
     def last(self, choice: int, number: int, piece: Piece, reason: int, logprobs: bytes) -> bytes:
         """The last chunk of a choice; with no text it has an empty delta, unless it is the first one too."""
@@ -107,16 +114,16 @@ class Chunks:
     def _extra(self, piece: Piece) -> bytes:
         """The members that describe a chunk's last token; none if it has none."""
         options, committed_ns, num_tokens = self._options, piece.committed_ns, piece.num_tokens
-        if committed_ns is None or not (options.include_timing or options.continuous_usage_stats):
+        if committed_ns is None or not self._has_extra:
             return b""
-        extra = _timing(b"%d" % committed_ns) if options.include_timing else b""
+        extra = _TIMING % (b"%d" % committed_ns) if options.include_timing else b""
         if options.continuous_usage_stats:
             extra += self._usage(b"%d" % num_tokens, b"%d" % (self._prompt_tokens + num_tokens), b"") + b"}"
         return extra
 
     def _template_extra(self) -> bytes:
         options = self._options
-        extra = _timing(Slot.COMMITTED_NS) if options.include_timing else b""
+        extra = _TIMING % Slot.COMMITTED_NS if options.include_timing else b""
         if options.continuous_usage_stats:
             extra += self._usage(Slot.NUM_TOKENS, Slot.TOTAL_TOKENS, b"") + b"}"
         return Slot.TOKEN_BEGIN + extra + Slot.TOKEN_END if extra else b""
@@ -161,8 +168,3 @@ def logprobs_member(logprobs: dict[str, Any]) -> bytes:
 def error(envelope: bytes) -> bytes:
     """An error in mid-stream, in place of a last chunk."""
     return b"data: " + envelope + b"\n\n"
-
-
-def _timing(committed_ns: bytes) -> bytes:
-    """When the engine committed the chunk's token, CLOCK_MONOTONIC."""
-    return b',"timing":{"committed_ns":%b}' % committed_ns

@@ -58,7 +58,7 @@ def llama(tmp_path_factory):
 
 def native(folder: Path, **options: Any) -> NativeRunner:
     """As `load_native`, but nothing is decided yet."""
-    defaults = {"quantize": "none", "exact": True, "threads": 2, "progress": lambda *_: None}
+    defaults = {"quantize": "none", "exact": True, "threads": 2, "on_loading": lambda *_: None}
     cache, others = cache_size(options)
     spec = read_spec(json.loads((folder / "config.json").read_bytes()))
     return NativeRunner(folder, spec, cache, **{**defaults, **others})
@@ -302,7 +302,7 @@ def test_instruction_set_is_the_best_unless_another_is_asked_for(llama):
 def test_progress_ends_with_ready(llama):
     """Packing is told first, where there is anything to pack."""
     reports = []
-    native(llama, quantize="q4", block_size=16, kv_cache_mib=1, progress=lambda *report: reports.append(report))
+    native(llama, quantize="q4", block_size=16, kv_cache_mib=1, on_loading=lambda *report: reports.append(report))
     assert list(dict.fromkeys(stage for stage, _, _ in reports)) == [
         "packing the weights",
         "copying the weights",

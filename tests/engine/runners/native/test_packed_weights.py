@@ -29,13 +29,13 @@ from tests.engine.runners.native.weights_parts import load, unpacked
 
 def test_a_second_start_maps_what_the_first_has_packed(llama, cache, reports):
     """Nothing is packed or told, and the weights are the file's pages, aligned for the kernels."""
-    first = load(llama, quantize="q8", progress=reports)
+    first = load(llama, quantize="q8", on_loading=reports)
     assert reports[0] == ("packing the weights", 0, 16)
     (entry,) = entries(cache)
     assert entry.name.startswith("llama.packed-")
     before = (entry / "weights.bin").stat()
     reports.clear()
-    second = load(llama, quantize="q8", progress=reports)
+    second = load(llama, quantize="q8", on_loading=reports)
     assert reports == []
     assert (entry / "weights.bin").stat().st_mtime_ns == before.st_mtime_ns
     assert_same(unpacked(second), unpacked(first))
@@ -81,10 +81,10 @@ def test_damaged_packed_weights_are_packed_anew(damage, llama, cache, reports):
     first = {name: tensor.copy() for name, tensor in unpacked(load(llama)).items()}  # before its file is cut
     (entry,) = entries(cache)
     damage(entry)
-    assert_same(unpacked(load(llama, progress=reports)), first)
+    assert_same(unpacked(load(llama, on_loading=reports)), first)
     assert reports
     reports.clear()
-    load(llama, progress=reports)
+    load(llama, on_loading=reports)
     assert reports == []
     assert entries(cache) == [entry]
 
@@ -157,7 +157,7 @@ def test_a_file_has_its_blocks_before_anything_is_packed_into_it(llama, cache):
         (file,) = cache.glob("*.partial/weights.bin")
         reserved.append(file.stat().st_blocks * 512 >= file.stat().st_size > 0)
 
-    load(llama, progress=look)
+    load(llama, on_loading=look)
     assert reserved[0]
 
 
@@ -184,7 +184,7 @@ def test_a_file_that_changes_while_it_is_packed_is_refused(llama, cache):
     """What is kept under a file's time of change is what it had then."""
     path = llama / "model.safetensors"
     with pytest.raises(ModelError, match=r"of the model llama were changed while they were being packed\. Start again"):
-        load(llama, progress=lambda *_: os.utime(path, ns=(1, 1)))
+        load(llama, on_loading=lambda *_: os.utime(path, ns=(1, 1)))
     assert entries(cache) == []
 
 
@@ -196,7 +196,7 @@ from pathlib import Path
 from tests.engine.runners.native.weights_parts import load
 reports = []
 sys.stdin.read(1)
-weights = load(Path(sys.argv[1]), progress=lambda *report: reports.append(report[0]))
+weights = load(Path(sys.argv[1]), on_loading=lambda *report: reports.append(report[0]))
 print("packed" if "packing the weights" in reports else "mapped", len(weights.matrices))
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[4]), *sys.path])}
@@ -226,7 +226,7 @@ from rbee.engine.runners.native.spec import read_spec
 from rbee.engine.runners.native.weights import load_weights
 folder = Path(sys.argv[1])
 spec = read_spec(json.loads((folder / "config.json").read_text()))
-load_weights(spec, folder, quantize="none", progress=lambda *_: None)
+load_weights(spec, folder, quantize="none", on_loading=lambda *_: None)
 print(sorted({"torch", "transformers", "gguf", "safetensors", "tokenizers"} & set(sys.modules)))
 """
     for _ in range(2):
