@@ -216,9 +216,7 @@ class _App:
 
     def _streamed(self, stream: int, writer: Writer) -> StreamedReply:
         text = TokenText(self._codec.detokenizer(), None, ())
-        reply = StreamedReply(
-            writer, make_dialect(stream, self._codec), [self._client.token_times(time.monotonic_ns())]
-        )
+        reply = StreamedReply(writer, make_dialect(stream, self._codec))
         sink = ChoiceSink(0, reply, text)
         sink.sequence = reply.sequences = self._submit(stream, sink)
         return reply
@@ -227,7 +225,10 @@ class _App:
         target = DirectTarget(sink, sink.outlet) if isinstance(sink, DirectReply) else sink
         generation = make_generation(stream)
         [submitted] = self._client.submit_all(
-            str(stream), generation.prompt, [Choice(generation.sampling, target)], received_ns=generation.received_ns
+            str(stream),
+            generation.prompt,
+            [Choice(generation.sampling, target, timed=True)],
+            received_ns=generation.received_ns,
         )
         return submitted
 

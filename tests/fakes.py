@@ -106,21 +106,6 @@ class RecordingWatch:
         self.open.discard(stream)
 
 
-class RecordingTimes:
-    """A TokenTimes without an arena: keeps what was written.
-
-    Attributes:
-        writes: (number of tokens, whether they showed anything) of each write.
-    """
-
-    def __init__(self) -> None:
-        self.writes: list[tuple[int, bool]] = []
-
-    def written(self, num_tokens: int, content: bool) -> None:  # noqa: FBT001 - as it is called
-        """Keep it."""
-        self.writes.append((num_tokens, content))
-
-
 class RecordingSink:
     """A TokenSink that keeps what it is given, and fails on demand."""
 

@@ -198,11 +198,9 @@ std::shared_ptr<rbee::Outlet> make_outlet(int fd, std::shared_ptr<rbee::Vocabula
                                           bool strip, std::uint32_t prompt_tokens,
                                           std::vector<std::uint32_t> stop_token_ids, std::uint64_t received_ns) {
     TemplateMembers members;
-    return std::make_shared<rbee::Outlet>(
-        rbee::Outlet{fd,
-                     rbee::FrameStream(std::move(vocabulary), strip, rbee::FrameTemplate(members.frames(frames)),
-                                       prompt_tokens, std::move(stop_token_ids)),
-                     received_ns});
+    rbee::FrameStream stream(std::move(vocabulary), strip, rbee::FrameTemplate(members.frames(frames)), prompt_tokens,
+                             std::move(stop_token_ids));
+    return std::make_shared<rbee::Outlet>(rbee::Outlet{fd, false, {received_ns, 0}, 0, std::move(stream)});
 }
 
 /// A namespace for Python.
@@ -230,18 +228,14 @@ public:
     }
 
     /// The tokens of the last drain that were handed to Python have been written too.
-    void note_delivered() {
-        const std::uint64_t now = rbee::monotonic_ns();
-        for (const rbee::Record& record : drained_.records) {
-            core().fixed().histograms.delivery.add(now - record.commit_ns);
-        }
-    }
+    void note_delivered() { delivery().note_delivered(drained_); }
 
-    std::optional<std::pair<std::uint32_t, std::uint32_t>> assign() {
+    std::optional<std::pair<std::uint32_t, std::uint32_t>> assign(std::uint64_t received_ns) {
         rbee::Consumer::Assigned assigned{};
         if (!core().assign(assigned)) {
             return std::nullopt;
         }
+        delivery().time(assigned.ring, received_ns);
         return std::pair{assigned.ring, assigned.generation};
     }
 
@@ -406,7 +400,7 @@ NB_MODULE(_native, m) {
 
     nb::class_<Consumer>(m, "Consumer")
         .def(nb::init<nb::handle, int>(), "arena"_a, "doorbell_fd"_a)
-        .def("assign", &Consumer::assign)
+        .def("assign", &Consumer::assign, "received_ns"_a = 0)
         .def(
             "cancel", [](Consumer& c, std::uint32_t ring) { return c.core().cancel(ring); }, "ring"_a)
         .def(
@@ -439,11 +433,6 @@ NB_MODULE(_native, m) {
         .def(
             "note_loop_lag", [](Consumer& c, std::uint64_t ns) { c.core().fixed().histograms.loop_lag.add(ns); },
             "ns"_a)
-        .def(
-            "note_first_token", [](Consumer& c, std::uint64_t ns) { c.core().fixed().histograms.first_token.add(ns); },
-            "ns"_a)
-        .def(
-            "note_gap", [](Consumer& c, std::uint64_t ns) { c.core().fixed().histograms.token_gap.add(ns); }, "ns"_a)
         .def("note_collection", &Consumer::note_collection, "ns"_a)
         .def("close", &Consumer::close);
 }

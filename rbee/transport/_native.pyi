@@ -244,10 +244,11 @@ class Consumer:
         the start: the engine's first step makes it readable.
         """
 
-    def assign(self) -> tuple[int, int] | None:
+    def assign(self, received_ns: int = 0) -> tuple[int, int] | None:
         """Take a free ring; return it and its new generation, or None when all rings are taken.
 
-        Only a `drain` that returns its finish frees the ring.
+        Only a `drain` that returns its finish frees the ring. `received_ns` is when its request was received,
+        CLOCK_MONOTONIC: `note_delivered` then times its first token and its gaps. 0: they are not timed.
         """
 
     def cancel(self, ring: int) -> bool:
@@ -292,7 +293,7 @@ class Consumer:
         """
 
     def note_delivered(self) -> None:
-        """Count the delivery latency of what the last drain returned: it has been written now."""
+        """Count the delivery latency, first tokens and gaps of what the last drain returned: it has been written now."""
 
     def poll(self, patience_ns: int) -> bool:
         """Spin for at most `patience_ns` until there is a reason to drain; return whether there is.
@@ -322,12 +323,6 @@ class Consumer:
 
     def counters(self) -> dict[str, int]:
         """The value of each of COUNTERS, of both processes, since this epoch's start."""
-
-    def note_first_token(self, ns: int) -> None:
-        """Count a request's time from its receipt to its first content written, for a stream that Python writes."""
-
-    def note_gap(self, ns: int) -> None:
-        """Count the time between two successive tokens written, for a stream that Python writes."""
 
     def note_loop_lag(self, ns: int) -> None:
         """Count how late a timer of the event loop was."""

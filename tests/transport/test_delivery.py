@@ -9,6 +9,7 @@ import struct
 
 import pytest
 
+from rbee.messages import SIDE_RECORD
 from rbee.transport import Outlet, _native  # noqa: TID251 - what observers see is tested here too
 from tests.transport.delivery_parts import (
     LENGTH,
@@ -253,11 +254,31 @@ def test_first_token_and_gaps_are_timed(sides, connect):
 
 def test_streams_that_python_writes_are_timed_alike(sides):
     """The same two histograms."""
-    sides.consumer.note_first_token(1000)
-    sides.consumer.note_gap(2000)
-    sides.consumer.note_gap(2000)
-    *_, histograms = _native.observe(sides.created.buffer.toreadonly())
-    assert (sum(histograms["first_token"]), sum(histograms["token_gap"])) == (1, 2)
+
+    def counts() -> tuple[int, int]:
+        *_, histograms = _native.observe(sides.created.buffer.toreadonly())
+        return sum(histograms["first_token"]), sum(histograms["token_gap"])
+
+    def start(received_ns: int) -> int:
+        assigned = sides.consumer.assign(received_ns)
+        sides.producer.open(*assigned)
+        return assigned[0]
+
+    def deliver(*arguments: object) -> None:
+        sides.commit(*arguments)
+        sides.consumer.drain()
+        sides.consumer.note_delivered()
+
+    timed, untimed = start(1), start(0)
+    deliver([(timed, ord("a")), (untimed, ord("a"))])
+    assert counts() == (1, 0)
+    deliver([(timed, ord("b")), (timed, SIDE_RECORD | 1), (timed, ord("c")), (untimed, ord("b"))])
+    assert counts() == (1, 2), "a side record is no token"
+    deliver([(timed, ord("d"))], {timed: STOP})
+    assert counts() == (1, 3)
+    assert start(0) == timed
+    deliver([(timed, ord("a"))])
+    assert counts() == (1, 3), "the ring belongs to another sequence now"
 
 
 def test_progress_is_seen_until_the_producer_is_closed(sides):

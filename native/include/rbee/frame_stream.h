@@ -28,9 +28,9 @@ public:
                 std::uint32_t prompt_tokens, std::vector<std::uint32_t> stop_tokens)
         : vocabulary_(std::move(vocabulary)),
           text_(*vocabulary_, strip),
-          frames_(std::move(frames)),
+          stop_tokens_(std::move(stop_tokens)),
           prompt_tokens_(prompt_tokens),
-          stop_tokens_(std::move(stop_tokens)) {}
+          frames_(std::move(frames)) {}
 
     /// Appends the frames of a batch of tokens; one for each that shows text. With an ordinary `finish` the last frame
     /// and the template's end follow (the finish's detail is how many of the prompt's tokens were cached). With any
@@ -91,7 +91,7 @@ private:
     void append_last_frame(const FrameTemplate::LastFrames& last, std::uint32_t cached_tokens, bool has_token,
                            std::string& out) {
         const bool first = index_ == 0;
-        const FrameTemplate::Frame& frame =
+        const FrameTemplate::Frame frame =
             shown_.empty() ? (first ? last.empty : last.last) : (first ? last.first_last : last.next_last);
         frames_.append(frame, values(cached_tokens, has_token), out);
         index_ += shown_.empty() ? 0 : 1;
@@ -99,16 +99,15 @@ private:
         shown_.clear();
     }
 
+    std::uint64_t committed_ns_ = 0;  // of the token that was pushed last
+    std::uint32_t num_tokens_ = 0;
+    std::uint32_t index_ = 0;  // text frames so far
+    std::string shown_;        // the text of the token that was pushed last
     std::shared_ptr<const Vocabulary> vocabulary_;
     TokenText text_;
-    FrameTemplate frames_;
-    std::uint32_t prompt_tokens_;
     std::vector<std::uint32_t> stop_tokens_;
-
-    std::uint32_t index_ = 0;  // text frames so far
-    std::uint32_t num_tokens_ = 0;
-    std::uint64_t committed_ns_ = 0;  // of the token that was pushed last
-    std::string shown_;               // its text
+    std::uint32_t prompt_tokens_;
+    FrameTemplate frames_;
 };
 
 }  // namespace rbee

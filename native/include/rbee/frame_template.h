@@ -8,11 +8,12 @@
 #pragma once
 
 #include <charconv>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <vector>
 
 namespace rbee {
 
@@ -76,14 +77,11 @@ struct FrameSources {
     std::string_view end;
 };
 
-/// Compiled: all literals in one string, all slots in one list.
+/// Compiled: a frame is one run of memory, read in order, because between two steps all of it has left the caches.
 class FrameTemplate {
 public:
-    /// A part of the template: consecutive segments.
-    struct Frame {
-        std::uint32_t first_segment;
-        std::uint32_t end_segment;
-    };
+    /// Where a frame starts.
+    using Frame = std::uint32_t;
     struct LastFrames {
         Frame first_last, next_last, last, empty;
     };
@@ -91,8 +89,7 @@ public:
     /// std::invalid_argument for a control byte that is no slot, a bracket without its other half, a text where there
     /// is none, or cached tokens before the end, when they are not known.
     explicit FrameTemplate(const FrameSources& sources) {
-        bytes_.reserve(size_of(sources));
-        segments_.reserve(64);
+        code_.reserve(size_of(sources) + 64 * sizeof(Segment));
         first = compile(sources.first, kText);
         next = compile(sources.next, kText);
         stop = compile(sources.stop);
@@ -102,10 +99,14 @@ public:
     }
 
     /// Appends a frame with its slots filled.
-    void append(const Frame& frame, const SlotValues& values, std::string& out) const {
-        for (std::uint32_t i = frame.first_segment; i < frame.end_segment; ++i) {
-            const Segment& segment = segments_[i];
-            out.append(bytes_, segment.literal, segment.literal_size);
+    void append(Frame frame, const SlotValues& values, std::string& out) const {
+        const char* at = code_.data() + frame;
+        for (;;) {
+            Segment segment;
+            std::memcpy(&segment, at, sizeof segment);
+            at += sizeof segment;
+            out.append(at, segment.literal_size);
+            at += segment.literal_size;
             switch (segment.slot) {
                 case Slot::text:
                     out += '"';
@@ -119,9 +120,9 @@ public:
                     break;
                 case Slot::cached_tokens: append_number(values.cached_tokens, out); break;
                 case Slot::committed_ns: append_number(values.committed_ns, out); break;
-                case Slot::token_begin: i = values.has_token ? i : segment.other_bracket; break;
-                case Slot::token_end:
-                case Slot::none: break;
+                case Slot::token_begin: at += values.has_token ? 0 : segment.skip; break;
+                case Slot::token_end: break;
+                case Slot::none: return;
             }
         }
     }
@@ -131,11 +132,10 @@ public:
     Frame end;
 
 private:
-    /// Bytes, and the slot behind them.
+    /// Stands before its literal; the slot is filled behind that. A frame's last segment has Slot::none.
     struct Segment {
-        std::uint32_t literal;
         std::uint32_t literal_size;
-        std::uint32_t other_bracket;  // of a token_begin: the segment of its token_end
+        std::uint32_t skip;  // of a token_begin: bytes from behind its literal to behind the literal of its token_end
         Slot slot;
     };
 
@@ -161,10 +161,10 @@ private:
     }
 
     Frame compile(std::string_view source, unsigned has) {
-        constexpr std::uint32_t kClosed = UINT32_MAX;
-        const auto next_segment = [this] { return static_cast<std::uint32_t>(segments_.size()); };
-        const std::uint32_t first_segment = next_segment();
-        std::uint32_t open = kClosed;
+        constexpr std::size_t kClosed = SIZE_MAX;
+        const std::size_t start = code_.size();
+        std::size_t open = kClosed;  // where the segment of an open bracket stands
+        std::size_t open_end = 0;    // behind its literal
         std::size_t literal = 0;
         for (std::size_t i = 0; i < source.size(); ++i) {
             const auto byte = static_cast<unsigned char>(source[i]);
@@ -187,32 +187,38 @@ private:
                     "A frame template has a TOKEN_BEGIN inside of another, or a TOKEN_END "
                     "without a TOKEN_BEGIN.");
             }
+            const std::size_t segment = add_segment(source.substr(literal, i - literal), slot);
             if (slot == Slot::token_begin) {
-                open = next_segment();
+                open = segment;
+                open_end = code_.size();
             } else if (slot == Slot::token_end) {
-                segments_[open].other_bracket = next_segment();
+                set_skip(open, code_.size() - open_end);
                 open = kClosed;
             }
-            add_segment(source.substr(literal, i - literal), slot);
             literal = i + 1;
         }
         if (open != kClosed) {
             throw std::invalid_argument("A frame template has a TOKEN_BEGIN without a TOKEN_END.");
         }
-        if (literal != source.size()) {
-            add_segment(source.substr(literal), Slot::none);
-        }
-        return {first_segment, next_segment()};
+        add_segment(source.substr(literal), Slot::none);
+        return static_cast<Frame>(start);
     }
 
-    void add_segment(std::string_view literal, Slot slot) {
-        segments_.push_back(
-            {static_cast<std::uint32_t>(bytes_.size()), static_cast<std::uint32_t>(literal.size()), 0, slot});
-        bytes_ += literal;
+    /// Returns where the segment stands.
+    std::size_t add_segment(std::string_view literal, Slot slot) {
+        const std::size_t at = code_.size();
+        const Segment segment{static_cast<std::uint32_t>(literal.size()), 0, slot};
+        code_.append(reinterpret_cast<const char*>(&segment), sizeof segment);
+        code_ += literal;
+        return at;
     }
 
-    std::string bytes_;
-    std::vector<Segment> segments_;
+    void set_skip(std::size_t at, std::size_t bytes) {
+        const auto skip = static_cast<std::uint32_t>(bytes);
+        std::memcpy(code_.data() + at + offsetof(Segment, skip), &skip, sizeof skip);
+    }
+
+    std::string code_;
 };
 
 }  // namespace rbee

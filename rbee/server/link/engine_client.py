@@ -19,7 +19,6 @@ from rbee.errors import QueueFullError, TransportError
 from rbee.messages import Submit, ToEngine, Wake, pack_token_ids
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.link.sinks import TokenBatch
-from rbee.server.link.token_times import TokenTimes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -53,11 +52,12 @@ class DirectTarget(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """One sequence of a request; for `report_cached` see `rbee.messages.Submit`."""
+    """One sequence of a request; for `report_cached` see `rbee.messages.Submit`. A DirectTarget times itself."""
 
     sampling: SamplingParams
     sink: TokenSink | DirectTarget
     report_cached: bool = False
+    timed: bool = False  # its first token and gaps are counted: it is streamed
 
 
 class SequenceHandle:
@@ -173,7 +173,7 @@ class EngineClient:
         packed = pack_token_ids(prompt)
         handles = []
         for choice in choices:
-            ring, generation = self._open(choice)
+            ring, generation = self._open(choice, received_ns)
             self._send(
                 Submit(
                     request_id=request_id,
@@ -193,10 +193,6 @@ class EngineClient:
             self._polling = True
             self._loop.call_soon(self._poll)
         return handles
-
-    def token_times(self, received_ns: int) -> TokenTimes:
-        """For one sequence that Python writes."""
-        return TokenTimes(self._consumer, received_ns)
 
     def cancel(self, ring: int, generation: int) -> None:
         if self._generations[ring] != generation:
@@ -302,9 +298,9 @@ class EngineClient:
                 f"{max_queued} requests or more wait for the engine already (--max-queued-requests). Try again later."
             )
 
-    def _open(self, choice: Choice) -> tuple[int, int]:
+    def _open(self, choice: Choice, received_ns: int) -> tuple[int, int]:
         """The ring, which must be free, and generation of a new sequence."""
-        assigned = self._consumer.assign()
+        assigned = self._consumer.assign(received_ns if choice.timed else 0)
         assert assigned is not None, "there is room"
         ring, generation = assigned
         self._generations[ring] = generation

@@ -18,7 +18,9 @@ from rbee.sampling_params import SamplingParams
 from rbee.server.errors import deadline_passed, invalid
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
+
+    from rbee.server.errors import Refusal
 
 DEADLINE_HEADER = "X-Request-Deadline"
 MAX_CHOICES = 128
@@ -117,25 +119,31 @@ class Limits(NamedTuple):
 
 
 def check_parameters(request: GenerationRequest) -> None:
-    """Raise Refusal for a value that no model and no server could take."""
+    """Raise the first of `parameter_refusals`."""
+    for refusal in parameter_refusals(request):
+        raise refusal
+
+
+def parameter_refusals(request: GenerationRequest) -> Iterator[Refusal]:
+    """A refusal for each value that no model and no server could take, for protocols that list all of them."""
     for name, (low, high) in _RANGES.items():
         value = getattr(request, name, None)  # None: absent, or not on this route
         if value is not None and not low <= value <= high:
-            raise invalid(name, f"{name} must be from {low} to {high}, not {_shown(value)}.")
+            yield invalid(name, f"{name} must be from {low} to {high}, not {_shown(value)}.")
     if request.top_p == 0:
-        raise invalid("top_p", "top_p must be above 0; for the most likely token set temperature to 0.")
+        yield invalid("top_p", "top_p must be above 0; for the most likely token set temperature to 0.")
     if request.typical_p == 0:
-        raise invalid("typical_p", "typical_p must be above 0; 1 keeps all tokens.")
+        yield invalid("typical_p", "typical_p must be above 0; 1 keeps all tokens.")
     if request.max_tokens == 0 and not request.echoes:
-        raise invalid("max_tokens", "max_tokens must be at least 1; 0 is for completions with echo.")
+        yield invalid("max_tokens", "max_tokens must be at least 1; 0 is for completions with echo.")
     if request.best_of is not None and request.best_of != request.n:
-        raise invalid(
+        yield invalid(
             "best_of",
             f"best_of is {_shown(request.best_of)}, but n is {request.n}: all choices are returned, none are chosen "
             "among. Leave best_of out.",
         )
     if len(request.cache_salt) > _MAX_SALT_CHARACTERS:
-        raise invalid("cache_salt", f"cache_salt may have at most {_MAX_SALT_CHARACTERS} characters.")
+        yield invalid("cache_salt", f"cache_salt may have at most {_MAX_SALT_CHARACTERS} characters.")
 
 
 def check_token_ids(token_ids: Collection[int], param: str, vocab_size: int) -> None:

@@ -93,8 +93,7 @@ class GenerationResponse(Response):
             _bind(reply, sinks, _submit(backend, generation, dialect, sinks))
             return reply
         assert generation.n == 1, "the ids of events count the tokens of one choice"
-        times = backend.supervisor.client.token_times(generation.received_ns)
-        resumable = ResumableReply(writer, dialect, times, ticket.streams, ticket.window)
+        resumable = ResumableReply(writer, dialect, ticket.streams, ticket.window)
         sinks = _choices(backend.codec, generation, resumable)
         _bind(resumable, sinks, _submit(backend, generation, dialect, sinks))
         ticket.streams.add(resumable, ticket.owner, dialect.answer_id, *ticket.names)
@@ -105,7 +104,7 @@ class GenerationResponse(Response):
         backend, generation = self._backend, self._generation
         reply = CollectedReply(generation.n)
         sinks = _choices(backend.codec, generation, reply)
-        _bind(reply, sinks, _submit(backend, generation, self._dialect, sinks))
+        _bind(reply, sinks, _submit(backend, generation, self._dialect, sinks, streamed=False))
         try:
             writer.open(reply)
             await reply.done
@@ -246,8 +245,7 @@ def _make_reply(
     if outlet is not None:
         direct = DirectReply(writer, dialect, outlet)
         return direct, [direct]
-    client = backend.supervisor.client
-    streamed = StreamedReply(writer, dialect, [client.token_times(generation.received_ns) for _ in range(generation.n)])
+    streamed = StreamedReply(writer, dialect, generation.n)
     return streamed, _choices(backend.codec, generation, streamed)
 
 
@@ -279,7 +277,12 @@ def _choice(index: int, codec: TextCodec, generation: Generation, reply: PieceSi
 
 
 def _submit(
-    backend: Backend, generation: Generation, dialect: Dialect, sinks: Sequence[TokenSink | DirectReply]
+    backend: Backend,
+    generation: Generation,
+    dialect: Dialect,
+    sinks: Sequence[TokenSink | DirectReply],
+    *,
+    streamed: bool = True,
 ) -> list[SequenceHandle]:
     """Submit to the engine, or raise the Refusal that is true now."""
     backend.supervisor.check_ready()
@@ -289,7 +292,7 @@ def _submit(
             dialect.answer_id,
             generation.prompt,
             [
-                Choice(_seeded(generation.sampling, index), _target(sink), report_cached=bool(generation.stops))
+                Choice(_seeded(generation.sampling, index), _target(sink), bool(generation.stops), timed=streamed)
                 for index, sink in enumerate(sinks)
             ],
             received_ns=generation.received_ns,

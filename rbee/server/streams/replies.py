@@ -13,11 +13,8 @@ from rbee.server.streams.live import LiveReply, Reply
 from rbee.server.streams.outcome import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rbee.server.errors import Refusal
     from rbee.server.http.writer import Writer
-    from rbee.server.link.token_times import TokenTimes
     from rbee.server.streams.choices import ChoiceSink
     from rbee.server.streams.dialect import Dialect, Piece
 
@@ -62,22 +59,18 @@ class StreamedReply(LiveReply):
     all.
     """
 
-    def __init__(self, writer: Writer, dialect: Dialect, times: Sequence[TokenTimes]) -> None:
+    def __init__(self, writer: Writer, dialect: Dialect, num_choices: int = 1) -> None:
         super().__init__(writer, dialect)
-        self._times = times  # of each choice
-        self._num_frames = [0] * len(times)
-        self._num_written = [0] * len(times)  # tokens
-        self._outcome = Outcome(len(times))
+        self._num_frames = [0] * num_choices
+        self._outcome = Outcome(num_choices)
 
     def show(self, choice: ChoiceSink, pieces: list[Piece], reason: int) -> None:
         index = choice.index
         out = self._last_frames(choice, pieces, reason) if reason else [self._piece(index, piece) for piece in pieces]
         if out:
             self._write(b"".join(out))
-        if new := choice.num_tokens - self._num_written[index]:
-            self._num_written[index] += new
+        if not self._outcome.any_tokens and choice.num_tokens:
             self._outcome.any_tokens = True
-            self._times[index].written(new, bool(out))
         if not self._outcome.num_open:
             self._end()
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
 
     from rbee.server.http.writer import Writer
-    from rbee.server.link.token_times import TokenTimes
     from rbee.server.streams.dialect import Dialect, Piece
     from rbee.server.streams.live import ReplyWatch
 
@@ -105,13 +104,11 @@ class ResumableReply(StreamedReply):
     The newest connection has it; an older one that is still open, perhaps half dead, is dropped. `window` is in tokens.
     """
 
-    def __init__(
-        self, writer: Writer, dialect: Dialect, times: TokenTimes, streams: ResumableStreams, window: int
-    ) -> None:
+    def __init__(self, writer: Writer, dialect: Dialect, streams: ResumableStreams, window: int) -> None:
         self.events = NumberedEvents(dialect, window)
         self._streams = streams
         self._connected = True
-        super().__init__(writer, dialect, [times])
+        super().__init__(writer, dialect)
 
     @property
     def stream_headers(self) -> list[tuple[bytes, bytes]]:

@@ -30,7 +30,7 @@ from rbee.server.text.detokenizer import detokenizers
 from rbee.server.text.stop_strings import StopStrings
 from rbee.server.text.token_text import Echo, TokenText
 from tests.batches import batch, record_batch
-from tests.fakes import RecordingSequence, RecordingTimes, RecordingWatch, RecordingWriter
+from tests.fakes import RecordingSequence, RecordingWatch, RecordingWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -219,8 +219,7 @@ class StreamedCase:
         self.dialect = dialect or make_dialect(
             chat=chat, options=options, n=n, prompt_tokens=prompt_tokens, logprobs=logprobs
         )
-        times: list[Any] = [RecordingTimes() for _ in range(n)]  # fakes
-        self.reply = StreamedReply(self.writer, self.dialect, times)
+        self.reply = StreamedReply(self.writer, self.dialect, n)
         texts = [make_text(stops, stop_token_ids, new_detokenizer) for _ in range(n)]
         self.choices = make_choices(self.reply, texts, logprobs=logprobs)
 
@@ -273,8 +272,7 @@ class ResumableCase:
         self.streams = streams or make_streams(self.watch, resume_timeout=resume_timeout, max_ended=max_ended)
         self.writer = RecordingWriter()
         self.dialect = make_dialect(chat=chat, options=StreamOptions(**of_stream), logprobs=logprobs)
-        times: Any = RecordingTimes()  # a fake
-        self.reply = ResumableReply(self.writer, self.dialect, times, self.streams, window)
+        self.reply = ResumableReply(self.writer, self.dialect, self.streams, window)
         [self.choice] = make_choices(self.reply, [make_text(stops)], logprobs=logprobs)
         self.streams.add(self.reply, OWNER, "i", "request")
 

@@ -12,7 +12,7 @@ from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.link.engine_process import EngineSettings
 from rbee.server.link.supervisor import Supervisor
 from tests.batches import batch
-from tests.fakes import RecordingSequence, RecordingTimes, RecordingWatch, RecordingWriter
+from tests.fakes import RecordingSequence, RecordingWatch, RecordingWriter
 from tests.server.streams.streams_parts import (
     collected,
     make_echo,
@@ -50,10 +50,6 @@ class RecordingClient:
 
     def check_ready(self):
         """It always is."""
-
-    def token_times(self, received_ns):  # noqa: ARG002 - the client's signature
-        """They go nowhere."""
-        return RecordingTimes()
 
     def submit_all(self, request_id, prompt, choices, **options):  # noqa: ARG002 - the client's signature
         """Keep it; each choice ends at once."""
