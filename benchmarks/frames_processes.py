@@ -224,12 +224,8 @@ class _App:
     def _submit(self, stream: int, sink: ChoiceSink | DirectReply) -> SequenceHandle:
         target = DirectTarget(sink, sink.outlet) if isinstance(sink, DirectReply) else sink
         generation = make_generation(stream)
-        [submitted] = self._client.submit_all(
-            str(stream),
-            generation.prompt,
-            [Choice(generation.sampling, target, timed=True)],
-            received_ns=generation.received_ns,
-        )
+        choice = Choice(generation.sampling, target, timed=True)
+        [submitted] = self._client.submit_all(str(stream), generation.prompt, [choice], received_ns=time.monotonic_ns())
         return submitted
 
 

@@ -293,7 +293,7 @@ class Consumer:
         """
 
     def note_delivered(self) -> None:
-        """Count the delivery latency, first tokens and gaps of what the last drain returned: it has been written now."""
+        """Count delivery latencies, first tokens and gaps of what the last drain returned: it has been written now."""
 
     def poll(self, patience_ns: int) -> bool:
         """Spin for at most `patience_ns` until there is a reason to drain; return whether there is.

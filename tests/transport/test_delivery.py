@@ -262,7 +262,8 @@ def test_streams_that_python_writes_are_timed_alike(sides):
     def start(received_ns: int) -> int:
         assigned = sides.consumer.assign(received_ns)
         sides.producer.open(*assigned)
-        return assigned[0]
+        ring: int = assigned[0]
+        return ring
 
     def deliver(*arguments: object) -> None:
         sides.commit(*arguments)
