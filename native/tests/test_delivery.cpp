@@ -155,9 +155,9 @@ void full_sockets_lose_nothing() {
         rbee::Consumer::Assigned assigned{};
         CHECK(consumer.assign(assigned) && assigned.ring == ring);
         producer.open(ring, assigned.generation);
-        delivery.attach(ring, std::make_shared<rbee::Outlet>(rbee::Outlet{
-                                  connections[ring].ends[0],
-                                  rbee::FrameStream(letters(), false, rbee::FrameTemplate(kFrames), 3, {})}));
+        rbee::FrameStream stream(letters(), false, rbee::FrameTemplate(kFrames), 3, {});
+        rbee::Outlet outlet{connections[ring].ends[0], false, {}, 0, std::move(stream)};
+        delivery.attach(ring, std::make_shared<rbee::Outlet>(std::move(outlet)));
     }
     Random random{5};
     rbee::Drained drained;

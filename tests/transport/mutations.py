@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 NATIVE = Path(__file__).resolve().parents[2] / "native"
 CMAKE = Path(sys.executable).parent / "cmake"  # of the development requirements
+# Each child gets this copy. Without one it reads the C library's environment, which pytest's main thread changes for
+# every test while mutations run in threads: then a start fails with EFAULT.
+ENVIRONMENT = dict(os.environ)
 SIGNS = ("FAILED", "WARNING:", "ERROR:", "runtime error:")
 
 
@@ -70,20 +74,26 @@ class Check:
     def configure(self, native: Path, build: Path) -> None:
         """Prepare `build`."""
         options = ["-DRBEE_BUILD_TESTS=ON", f"-DRBEE_SANITIZE={self.sanitizers}"]
-        subprocess.run([CMAKE, "-S", native, "-B", build, *options], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [CMAKE, "-S", native, "-B", build, *options], check=True, stdout=subprocess.DEVNULL, env=ENVIRONMENT
+        )
 
     def build(self, build: Path, *targets: str) -> None:
         """Compile what has changed of these programs, or of all; a mutation that does not compile is an error."""
         targets = targets or self.targets
         command: list[str | Path] = [CMAKE, "--build", build, "--parallel", "2", "--target", *targets]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=ENVIRONMENT
+        )
         if done.returncode != 0:
             raise RuntimeError(done.stdout)
 
     def complaint(self, build: Path, *arguments: str) -> str:
         """The first thing that the program complains about, or nothing; it is not run any further."""
         command: list[str | Path] = [*without_address_randomisation(), build / self.target, *arguments]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT
+        ) as process:
             assert process.stdout is not None
             hang = threading.Timer(300, process.kill)
             hang.start()
@@ -109,7 +119,7 @@ def without_address_randomisation() -> list[str]:
     setarch = shutil.which("setarch")
     if setarch is None:
         return []
-    works = subprocess.run([setarch, "-R", "true"], capture_output=True, check=False).returncode == 0
+    works = subprocess.run([setarch, "-R", "true"], capture_output=True, check=False, env=ENVIRONMENT).returncode == 0
     return [setarch, "-R"] if works else []
 
 
