@@ -245,6 +245,9 @@ public:
                 submit();
                 cancel();
             }
+            if (random_.below(512) == 0) {
+                look_away();
+            }
             if (!drain()) {
                 ++sleeps;
                 sleep();
@@ -292,6 +295,14 @@ private:
             if (consumer_.cancel(ring)) {
                 send({});
             }
+        }
+    }
+
+    /// Is slow for once. On one core, where every wakeup hands the core over, only now do steps meet a server that is
+    /// awake, and rings fill.
+    void look_away() {
+        for (int turn = 0; turn < 32; ++turn) {
+            rbee::give_way();
         }
     }
 
