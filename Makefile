@@ -4,8 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := $(shell find native -name '*.h' -o -name '*.cpp' -o -name CMakeLists.txt)
+CXX_FILES := $(filter %.h %.cpp,$(NATIVE))
 
-.PHONY: setup serve test lint bench bench-transport bench-peers bench-llama-cpp bench-quality clean
+.PHONY: setup serve test test-fast test-native-long coverage lint bench bench-transport bench-peers bench-llama-cpp bench-quality clean
 
 setup: $(STAMP)
 
@@ -23,11 +24,39 @@ test: setup
 	$(BIN)/rbee pull
 	$(BIN)/python -m pytest $(ARGS)
 
+# About a minute, for the work in between: server, scheduling and the transport's binding, in this process.
+test-fast: setup
+	$(BIN)/python -m pytest -m 'not slow' tests/server tests/engine/scheduling tests/engine/test_engine_core.py \
+		tests/transport tests/lint $(ARGS)
+
+# Searches that are worth their time after a change of native/: the mutations under every check (about an hour), the
+# larger cases of the model check, and more rounds of fuzzing and stress.
+test-native-long: setup
+	$(BIN)/cmake -S native -B build/native -D RBEE_BUILD_TESTS=ON
+	$(BIN)/cmake --build build/native --parallel 2 --target rbee_model_check rbee_core_stress rbee_transport_tests
+	build/native/rbee_transport_tests
+	build/native/rbee_model_check thorough
+	build/native/rbee_core_stress 20000000
+	$(BIN)/cmake -S native -B build/native-address -D RBEE_BUILD_TESTS=ON -D RBEE_SANITIZE=address,undefined
+	$(BIN)/cmake --build build/native-address --parallel 2 --target rbee_transport_tests
+	RBEE_FUZZ_ROUNDS=100000 build/native-address/rbee_transport_tests scribbled
+	$(BIN)/python tests/transport/mutations.py $(ARGS)
+
+# Lines and branches of rbee/ that the suite runs, in the processes that it starts too.
+coverage: setup
+	$(BIN)/rbee pull
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tests/lint/import_circles.py
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
 bench: setup
 	$(BIN)/python benchmarks/bench_delivery.py $(ARGS)

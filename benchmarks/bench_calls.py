@@ -1,32 +1,32 @@
-"""What the calls of the transport cost by themselves, in one process, with everything in the cache.
+"""What each call of the transport costs alone, in one process, with everything in the cache.
 
     python benchmarks/bench_calls.py --save
 
-`commit(n)` publishes a token for each of n rings without the eventfd write (the server is awake); `drain(n)` gives n
-tokens of n rings to Python; `drain(n) to sockets` renders and sends them, whose floor is a bare send(2) of the same
-bytes, called from Python. The baseline of a call is a write to an eventfd and back. Microseconds per call, median and
-p99 over `--calls`, each timed by CLOCK_MONOTONIC (whose own cost is taken off the median once, and printed). A table on
-stderr, one JSON line on stdout; --save writes both to results/.
+* `commit(n)` publishes a token for each of n rings, without the eventfd write: the server is awake.
+* `drain(n)` returns n tokens of n rings to Python.
+* `drain(n) to sockets` renders and sends them. Its floor is a bare send(2) of the same bytes, called from Python.
+* The baseline of a call is a write to an eventfd and a read of it.
+
+Microseconds per call, median and p99 over `--calls`, on CLOCK_MONOTONIC. The clock's own cost is printed, and taken off
+the median once.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
-import json
 import os
 import socket
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from delivery_floor import summary_us
-from machine import describe
-from saving import save, table
+from program import argument_parser, finish
+from saving import table
 
-from rbee.server.protocols.openai import frames as sse
+from rbee.server.protocols.openai.frames import Chunks
+from rbee.server.protocols.openai.schemas import StreamOptions
 from rbee.transport import Arena, Consumer, Outlet, Producer, Vocabulary, create_doorbell
 
 if TYPE_CHECKING:
@@ -95,19 +95,19 @@ def measure_sockets(calls: int, rings: int) -> dict[str, dict[str, float]]:
             senders.append(stack.enter_context(listener.accept()[0]))
             senders[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         vocabulary = Vocabulary([bytes([byte]) for byte in range(256)])
-        frames = sse.Frames(
+        chunks = Chunks(
             kind="chat.completion.chunk",
-            request_id="chatcmpl-" + "0" * 32,
+            answer_id="chatcmpl-" + "0" * 32,
             created=0,
             model="m",
             chat=True,
-            usage=False,
+            options=StreamOptions(),
+            prompt_tokens=1,
         )
         for ring, sender in zip(pair.rings, senders, strict=True):
             outlet = Outlet(
-                sender.fileno(), vocabulary, frames.parts(usage=False),
-                strip=False, prompt_tokens=1, stop_token_ids=[], timing=False, usage=False,
-            )  # fmt: skip
+                sender.fileno(), vocabulary, chunks.template(), strip=False, prompt_tokens=1, stop_token_ids=[]
+            )
             pair.consumer.attach(ring, outlet)
         pair.commit()
         pair.consumer.drain()
@@ -138,9 +138,8 @@ def measure_sockets(calls: int, rings: int) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Time all calls."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, "calls.{json,md}")
     parser.add_argument("--calls", type=int, default=20_000, help="of each kind (default %(default)s)")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/calls.{json,md}")
     options = parser.parse_args()
     doorbell = create_doorbell()
 
@@ -164,11 +163,8 @@ def main() -> None:
     ]
     report = table(["call", "p50, us", "p99, us", "target for p50"], rows)
     report += f"\n\nThe clock's own {clock:.2f} us are taken off the p50."
-    result: dict[str, Any] = {"benchmark": "calls", "calls": options.calls, "us": figures, "machine": describe()}
-    print(report, file=sys.stderr)
-    if options.save:
-        save("calls", "The transport's calls", report, result)
-    print(json.dumps(result))
+    result: dict[str, Any] = {"benchmark": "calls", "calls": options.calls, "us": figures}
+    finish(options, "calls", "The transport's calls", report, result)
 
 
 if __name__ == "__main__":

@@ -3,44 +3,44 @@
     python benchmarks/bench_delivery.py --save
 
 Open loop: the synthetic model commits one token per stream on a fixed cadence, whatever the clients do. Every latency
-is measured twice: against the commit stamped in the frame (`timing.committed_ns`) and against the *intended* time of
-the step, so that a late step is not forgiven (no coordinated omission). Step k is intended at t0 + k * step, where t0
-is the latest time for which no commit of the stream was early. `last` is the stream of each step that is served last.
+is measured twice: from the commit stamped in the frame (`timing.committed_ns`), and from the *intended* time of the
+step, so that a late step is not forgiven (no coordinated omission). Step k is intended at t0 + k * step; t0 is the
+latest time for which no commit of the stream was early. `last` is the stream of each step that is served last.
 
-The floor, in the same run, with the same reader, the same number of sockets and frames of the same size, is that of
-`delivery_floor.py`: `wake` is a bare eventfd wake, `hop` is the wake and a bare send to every socket. What rbee adds is
-*delivery - hop*. Servers, in turn in every round: the default one; one with --busy-poll; and the default one asked in
-a way that takes the frames through Python (a stop string), which is what streams with stop strings cost.
+The floor is that of `delivery_floor.py`, in the same run, with the same reader, as many sockets and frames of the same
+size: `wake` is a bare eventfd wake, `hop` is the wake and a bare send to every socket. rbee adds *delivery - hop*.
+Three servers take turns in every round: the default; --busy-poll; and the default with a stop string, which takes the
+frames through Python.
 
-Where the time goes is what the server itself counts in its arena, read from outside: `wakeup` is commit -> the drain
-begins, `drain` what a drain costs beside the next two, `render` detokenizing and framing in one pass, `send` the system
-call. What the server's CPU time has beyond these is the event loop, the kernel's part of sleeping and waking, and the
-requests themselves. `loop lag` is how late a timer of the event loop was (timers tick in milliseconds), `gc` the
-collections of Python's garbage collector in the server.
+Where the time goes is counted by the server in its arena and read from outside:
+
+* `wakeup`: commit until the drain begins.
+* `render`: detokenizing and framing in one pass. `send`: the system call. `drain`: the rest of a drain.
+* `loop lag`: how late a timer of the event loop was; timers tick in milliseconds.
+* `gc`: collections of Python's garbage collector in the server.
+
+The rest of the server's CPU time is the event loop, the kernel's part of sleeping and waking, and the requests.
 
 All stamps are CLOCK_MONOTONIC of one machine. Percentiles come from an HdrHistogram with three significant digits, the
-server's own from buckets of 1/16. Output: tables on stderr, one JSON line on stdout; --save also writes both to
-benchmarks/results.
+server's own from buckets of 1/16.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import resource
 import socket
 import statistics
-import sys
 from typing import TYPE_CHECKING, Any
 
 from delivery_floor import last_of_each_step, measure_floor, read_until_closed, summary_us
 from delivery_report import tables
-from machine import describe
 from own_server import OwnServer
-from saving import save
+from program import allow_many_files, argument_parser, command_line, finish, integers, numbers, progress
 from sse_client import Stream, http_request
 
 if TYPE_CHECKING:
+    import argparse
+
     from rbee.transport.observer import Sample
 
 _WARMUP_STEPS = 50
@@ -55,7 +55,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def measure_rbee(server: OwnServer, streams: int, steps: int, step_ms: float, body: dict[str, Any]) -> dict[str, Any]:
-    """One run of rbee: delivery latencies, the server's CPU per frame, and where the server says that it went."""
+    """One run of rbee: delivery latencies, the server's CPU per frame, and its parts by the server's counters."""
     before, cpu_before = server.sample(), server.cpu_seconds()
     sockets = [_start_stream(server.url, number, steps, body) for number in range(streams)]
     pieces = read_until_closed(sockets, lambda data: data.endswith(b"0\r\n\r\n"))
@@ -112,29 +112,27 @@ def _stamps(stream: Stream) -> list[tuple[int, int]]:
 
 def _split(before: Sample, after: Sample) -> dict[str, Any]:
     """Where the server's time went between two samples of its arena."""
-    earlier, counted = before.counters, after.counters
-    tokens = counted.tokens_drained - earlier.tokens_drained
-    drains = counted.drains - earlier.drains
-    drained, rendered, sent = (
-        getattr(counted, name) - getattr(earlier, name) for name in ("drain_ns", "render_ns", "send_ns")
-    )
-    steps = counted.steps - earlier.steps
-    collections = counted.gc_pauses - earlier.gc_pauses
-    wakeup, lag = after.wakeup.minus(before.wakeup), after.loop_lag.minus(before.loop_lag)
+    counted = {name: value - before.counters[name] for name, value in after.counters.items()}
+    tokens = counted["tokens_drained"]
+    drains = counted["drains"]
+    drained, rendered, sent = (counted[name] for name in ("drain_ns", "render_ns", "send_ns"))
+    steps = counted["steps"]
+    collections = counted["gc_pauses"]
+    wakeup, lag = (after.histograms[name].minus(before.histograms[name]) for name in ("wakeup", "loop_lag"))
     return {
         "wakeup_p50_us": _us(wakeup.quantile(0.5)),
         "wakeup_p99_us": _us(wakeup.quantile(0.99)),
         "drain_us_per_token": round((drained - rendered - sent) / tokens / 1e3, 3),
         "render_us_per_token": round(rendered / tokens / 1e3, 3),
         "send_us_per_token": round(sent / tokens / 1e3, 3),
-        "direct_share": round((counted.direct_tokens - earlier.direct_tokens) / tokens, 3),
+        "direct_share": round(counted["direct_tokens"] / tokens, 3),
         "drains_per_step": round(drains / steps, 3),
-        "wakes_written_per_step": round((counted.wakes_written - earlier.wakes_written) / steps, 3),
+        "wakes_written_per_step": round(counted["wakes_written"] / steps, 3),
         "loop_lag_p99_us": _us(lag.quantile(0.99)),
         "loop_lag_max_us": _us(lag.quantile(1.0)),
         "gc_collections": collections,
-        "gc_mean_us": round((counted.gc_pause_ns - earlier.gc_pause_ns) / max(1, collections) / 1e3, 1),
-        "stale_wakeups": counted.stale_wakeups - earlier.stale_wakeups,
+        "gc_mean_us": round(counted["gc_pause_ns"] / max(1, collections) / 1e3, 1),
+        "stale_wakeups": counted["stale_wakeups"],
     }
 
 
@@ -163,7 +161,7 @@ def _measure(step_ms: float, streams: list[int], options: argparse.Namespace) ->
     try:
         for number in range(options.rounds):
             for level in streams:
-                print(f"round {number + 1}/{options.rounds}, {step_ms:g} ms, {level} streams", file=sys.stderr)
+                progress(f"round {number + 1}/{options.rounds}, {step_ms:g} ms, {level} streams")
                 rows[level]["floor"].append(measure_floor(level, steps, step_ms, _FRAME_BYTES, _WARMUP_STEPS))
                 for name, way in WAYS.items():
                     rows[level][name].append(measure_rbee(servers[name], level, steps, step_ms, way["body"]))
@@ -178,33 +176,24 @@ def _measure(step_ms: float, streams: list[int], options: argparse.Namespace) ->
 
 def main() -> None:
     """Measure floor and rbee in turn at every cadence and number of streams."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", default="1,16,64,256", help="comma-separated levels (default %(default)s)")
-    parser.add_argument("--step-ms", default="10,20", help="comma-separated cadences (default %(default)s)")
+    parser = argument_parser(__doc__, "delivery.{json,md}", rounds=3)
+    parser.add_argument("--streams", type=integers, default="1,16,64,256", help="levels (default %(default)s)")
+    parser.add_argument("--step-ms", type=numbers, default="10,20", help="cadences (default %(default)s)")
     parser.add_argument("--steps", type=int, default=500, help="tokens per stream and level (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds over all levels (default %(default)s)")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/delivery.{json,md}")
     parser.add_argument("--serve-arg", action="append", default=[], help="one more argument for `rbee serve`")
     options = parser.parse_args()
     if options.steps <= 2 * _WARMUP_STEPS:
         parser.error(f"--steps {options.steps}: at least {2 * _WARMUP_STEPS + 1}, the first {_WARMUP_STEPS} warm up")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8192)), hard))
-    streams = [int(level) for level in options.streams.split(",")]
-    levels = [level for step_ms in options.step_ms.split(",") for level in _measure(float(step_ms), streams, options)]
+    allow_many_files()
+    levels = [level for step_ms in options.step_ms for level in _measure(step_ms, options.streams, options)]
     result = {
         "benchmark": "delivery",
         "steps": options.steps,
         "rounds": options.rounds,
         "frame_bytes": _FRAME_BYTES,
         "levels": levels,
-        "machine": describe(),
     }
-    report = tables(result)
-    print(report, file=sys.stderr)
-    if options.save:
-        save("delivery", "Delivery latency", f"Made by `python {' '.join(sys.argv)}`; {report}", result)
-    print(json.dumps(result))
+    finish(options, "delivery", "Delivery latency", tables(result), result, preface=f"Made by `{command_line()}`; ")
 
 
 if __name__ == "__main__":

@@ -3,30 +3,29 @@
     python benchmarks/bench_engine.py --save
     make bench-llama-cpp ARGS=--save
 
-Decode steps of the default model at several batch sizes, greedy and sampling, in one process without a server: schedule
-(with taking submissions, cancels and full rings), prepare (the step's arrays), forward, sample, publish (with the end
-of sequences); own overhead is everything but forward. What the torch runner does in forward before the model runs, the
-attention's index arrays, stands beside as "index". After a forward pass all of our own data is out of the processor's
-caches; "reading the logits" is what a bare maximum over them takes there, the floor of sampling. Medians over
-`--rounds`, each of `--steps` steps, greedy, sampling and transformers taking turns.
+Decode steps of the default model at several batch sizes, greedy and sampling, in one process without a server:
 
-Of the native runner also where forward's time goes, beside what no step can beat: the bytes it reads over the measured
-bandwidth, and its multiplications over the measured peak.
+* schedule: with taking submissions, cancels and full rings.
+* prepare: the step's arrays.
+* forward: the model. "index" is the part of it that the torch runner spends on attention's index arrays.
+* sample, and publish with the end of sequences.
 
-Beside it in the same run: transformers' own forward pass on the same model object's weights, in fp32, at the same batch
-and context, with its DynamicCache and sdpa attention, as `generate` would call it. A table on stderr, one JSON line on
-stdout; --save writes both to results/.
+Own overhead is everything but forward. After a forward pass our own data is out of the processor's caches. "reading the
+logits" is a bare maximum over them at that point: the floor of sampling. For the native runner, forward is divided
+further and stands beside its floors: the bytes it reads over the measured bandwidth, and its multiplications over the
+measured peak.
 
-With --vs-llama-cpp it is the runner's step and prefill beside llama.cpp's instead; see `versus_llama_cpp.py`.
+The peer in the same run is transformers' own forward pass with the same weights in fp32, at the same batch and context,
+with its DynamicCache and sdpa attention, as `generate` calls it. Medians over `--rounds`, each of `--steps` steps;
+greedy, sampling and transformers take turns.
+
+With --vs-llama-cpp: the runner's step and prefill beside llama.cpp's; see `versus_llama_cpp.py`.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import statistics
-import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -45,14 +44,15 @@ from engine_rig import (
     variant,
 )
 from llama_cpp_process import add_peer_option
-from machine import describe
-from saving import save, table
+from program import argument_parser, finish, integers, progress
+from saving import table
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
     from pathlib import Path
 
-    from rbee.engine.runners.choice import ModelRunner
+    from rbee.engine.runners.interface import ModelRunner
     from rbee.engine.runners.torch.runner import TorchRunner
 
 _PHASES = ("schedule", "prepare", "index", "forward", "sample", "publish")
@@ -200,46 +200,49 @@ def _floors(levels: list[dict[str, Any]], runner: Any, folder: Path, options: ar
     return sentences
 
 
-def main() -> int:
+def main() -> None:
     """Measure all, in turns, and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, "engine*.{json,md}", rounds=5)
     add_model_options(parser)
     add_gguf_option(parser)
     add_peer_option(parser)
-    parser.add_argument("--batch", help="batch sizes (default 1,8,16,32; beside llama.cpp 1,2,4,8,16,32)")
+    parser.add_argument(
+        "--batch", type=integers, help="batch sizes (default 1,8,16,32; beside llama.cpp 1,2,4,8,16,32)"
+    )
     parser.add_argument("--prompt", type=int, help="tokens of each prompt (default 64; beside llama.cpp 256)")
     parser.add_argument(
-        "--prefill", default="128,1024", help="beside llama.cpp: lengths of prompts (default %(default)s)"
+        "--prefill",
+        type=integers,
+        default="128,1024",
+        help="beside llama.cpp: lengths of prompts (default %(default)s)",
     )
     parser.add_argument("--steps", type=int, default=24, help="decode steps per round (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--save", action="store_true", help="write results/engine*.md and .json")
     options = parser.parse_args()
     if options.vs_llama_cpp:
-        options.batch, options.prompt = options.batch or "1,2,4,8,16,32", options.prompt or 256
-        return versus_llama_cpp.compare(options)
-    options.batch, options.prompt = options.batch or "1,8,16,32", options.prompt or 64
-    return measure_phases(options)
+        options.batch, options.prompt = options.batch or [1, 2, 4, 8, 16, 32], options.prompt or 256
+        versus_llama_cpp.compare(options)
+        return
+    options.batch, options.prompt = options.batch or [1, 8, 16, 32], options.prompt or 64
+    measure_phases(options)
 
 
-def measure_phases(options: argparse.Namespace) -> int:
+def measure_phases(options: argparse.Namespace) -> None:
     """The split of a step, beside transformers."""
-    batches = [int(batch) for batch in options.batch.split(",")]
     folder = model_folder(options.model)
     runner = load_runner(folder, options)
     clock = _IndexClock(runner)
     transformers_step = load_transformers(folder, options)
-    floor_ms = measure_floor(runner, max(batches))
+    floor_ms = measure_floor(runner, max(options.batch))
 
     ours: dict[tuple[int, str], list[Round]] = {}
     theirs: dict[int, list[float]] = {}
     for number in range(options.rounds):
-        for batch in batches:
+        for batch in options.batch:
             for name, sampling in _SAMPLING.items():
                 ours.setdefault((batch, name), []).append(measure_rbee(runner, clock, batch, options, sampling))
             theirs.setdefault(batch, []).append(transformers_step(batch))
-            print(f"round {number + 1}/{options.rounds}  batch {batch}", file=sys.stderr)
+            progress(f"round {number + 1}/{options.rounds}  batch {batch}")
 
     rows, levels = [], []
     for (batch, name), measured in ours.items():
@@ -269,7 +272,7 @@ def measure_phases(options: argparse.Namespace) -> int:
     )
     if runner.name == "native":
         text += "".join(f"\n\n{sentence}" for sentence in _floors(levels, runner, folder, options))
-    largest = max(batches)
+    largest = max(options.batch)
     for level in levels:
         if level["batch"] == largest:
             met = "met" if level["own_ms"] <= 1 else "MISSED"
@@ -277,19 +280,14 @@ def measure_phases(options: argparse.Namespace) -> int:
                 f"\n\nOwn overhead at batch {largest}, {level['sampling']}: {level['own_ms']} ms (target 1): {met}; "
                 f"with index {level['own_ms'] + level['index']:.2f} ms; reading the logits {floor_ms:.2f} ms."
             )
-    print(text, file=sys.stderr)
     result = {
         "benchmark": "engine",
         "runner": label(runner, options),
         "levels": levels,
         "logits_floor_ms": floor_ms,
-        "machine": describe(),
     }
-    if options.save:
-        save(f"engine{variant(options)}", "A step of the engine", text, result)
-    print(json.dumps(result))
-    return 0
+    finish(options, f"engine{variant(options)}", "A step of the engine", text, result)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

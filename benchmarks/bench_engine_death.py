@@ -1,18 +1,19 @@
-"""How soon every client knows when the engine is killed.
+"""How soon every client receives the error after the engine was killed.
 
     python benchmarks/bench_engine_death.py --save
 
-In every round a server of its own streams to `--streams` clients when its engine gets SIGKILL. `error_ms` is the time
-from kill(2) to the moment when a client has read its error event; `end_ms` to the moment when it has read [DONE] and
-the end of the response. The floor, in the same rounds: `exit_ms`, until a pidfd of a killed process that does nothing
-but sleep is readable. Also counted is what is left after the server was stopped: names in /dev/shm, processes. All
-times on the client's CLOCK_MONOTONIC. A table on stderr, one JSON line on stdout; --save writes both to results/.
+In every round a server of its own streams to `--streams` clients when its engine gets SIGKILL. All times are on the
+client's CLOCK_MONOTONIC:
+
+* `error_ms`: from kill(2) until a client has read its error event.
+* `end_ms`: until it has read [DONE] and the end of the response.
+* `exit_ms`, the floor, in the same rounds: until a pidfd of a killed process that only sleeps is readable.
+
+After the server was stopped, names in /dev/shm and processes that are left are counted.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import select
 import signal
@@ -24,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from delivery_floor import read_until_closed, summary_us
-from machine import describe
 from own_server import OwnServer
-from saving import save, table
+from program import argument_parser, finish, integers, progress
+from saving import table
 from sse_client import http_request
 
 TARGET_MS = 50.0
@@ -107,15 +108,14 @@ def _ms(summary: dict[str, float]) -> dict[str, float]:
 
 def main() -> None:
     """Kill engines at every number of streams."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", default="1,64,256", help="comma-separated levels (default %(default)s)")
+    parser = argument_parser(__doc__, "engine_death.{json,md}")
+    parser.add_argument("--streams", type=integers, default="1,64,256", help="levels (default %(default)s)")
     parser.add_argument("--step-ms", type=float, default=10.0, help="cadence (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=10, help="engines killed per level (default %(default)s)")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/engine_death.{json,md}")
     options = parser.parse_args()
     levels: list[dict[str, Any]] = []
-    for streams in map(int, options.streams.split(",")):
-        print(f"{streams} streams", file=sys.stderr)
+    for streams in options.streams:
+        progress(f"{streams} streams")
         floors, rounds = [], []
         for _ in range(options.rounds):
             floors.append(measure_floor())
@@ -142,11 +142,8 @@ def main() -> None:
         + table(["streams", "milliseconds after SIGKILL", "p50", "p99", "p99.9", "max"], rows)
         + f"\n\nLeft behind after {len(levels) * options.rounds} killed engines (names in /dev/shm, processes): {left}"
     )
-    result = {"benchmark": "engine_death", "rounds": options.rounds, "levels": levels, "machine": describe()}
-    print(report, file=sys.stderr)
-    if options.save:
-        save("engine_death", "When the engine is killed", report, result)
-    print(json.dumps(result))
+    result = {"benchmark": "engine_death", "rounds": options.rounds, "levels": levels}
+    finish(options, "engine_death", "When the engine is killed", report, result)
 
 
 if __name__ == "__main__":

@@ -2,34 +2,32 @@
 
     python benchmarks/bench_fair_share.py --save
 
-Streams of the default model decode; then a prompt of `--prompt` tokens comes. ITL is the gap between the
-commits of successive tokens of one stream, in one process without a server: before the prompt comes, and from its
-coming to its first token. Three engines take turns: as rbee is by default (chunks sized by what they cost, see
-rbee/engine/scheduling/step_cost.py), with chunks of a fixed 512 tokens, and with the whole prompt in one step, which is
-what an engine without chunked prefill does. Also how long the prompt took to its first token, there and alone. A table
-on stderr, one JSON line on stdout; --save writes both to results/.
+Streams of the default model decode; then a prompt of `--prompt` tokens comes. ITL is the gap between the commits of
+successive tokens of one stream, in one process without a server: before the prompt comes, and from then to its first
+token. Three engines take turns: the default (chunks sized by their cost, see rbee/engine/scheduling/step_cost.py),
+chunks of a fixed 512 tokens, and the whole prompt in one step, as an engine without chunked prefill. The time to the
+prompt's first token is measured there and alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
-import json
 import statistics
-import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench_serving import percentile
 from engine_rig import Rig, Stream, add_model_options, load_runner, model_folder, random_prompts
-from machine import describe
-from saving import save, table
+from program import argument_parser, finish, progress
+from saving import table
 
 from rbee.messages import FinishReason
 
 if TYPE_CHECKING:
-    from rbee.engine.runners.choice import ModelRunner
+    import argparse
+
+    from rbee.engine.runners.interface import ModelRunner
 
 _UNBOUNDED = 1e9
 _WARM_STEPS = 12  # after which the batch size is settled and its cost known
@@ -96,15 +94,13 @@ def measure_alone(runner: ModelRunner, options: argparse.Namespace) -> float:
         return stream.ttft_ms / 1e3
 
 
-def main() -> int:
+def main() -> None:
     """Measure the engines in turns, and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, "fair_share.{json,md}", rounds=3)
     add_model_options(parser)
     parser.add_argument("--streams", type=int, default=8, help="running streams (default %(default)s)")
     parser.add_argument("--prompt", type=int, default=4000, help="tokens of the prompt (default %(default)s)")
     parser.add_argument("--quiet-steps", type=int, default=40, help="steps before it comes (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--save", action="store_true", help="write results/fair_share.md and .json")
     options = parser.parse_args()
     runner = load_runner(model_folder(options.model), options)
     engines = {
@@ -117,7 +113,7 @@ def main() -> int:
     for number in range(options.rounds):
         for name, engine in engines.items():
             rounds[name].append(measure(runner, engine, options, seed=number))
-            print(f"round {number + 1}/{options.rounds}  {name}", file=sys.stderr)
+            progress(f"round {number + 1}/{options.rounds}  {name}")
         alone.append(measure_alone(runner, options))
 
     figures: dict[str, dict[str, float]] = {}
@@ -135,20 +131,15 @@ def main() -> int:
         + f"p99 of the ITL beside the prompt over the p50 without it: {ratio} "
         + f"(target 3): {'met' if ratio <= 3 else 'MISSED'}."
     )
-    print(text, file=sys.stderr)
     result: dict[str, Any] = {
         "benchmark": "fair_share",
         "streams": options.streams,
         "prompt": options.prompt,
         "engines": figures,
         "prompt_alone_s": alone_s,
-        "machine": describe(),
     }
-    if options.save:
-        save("fair_share", "Streams beside a long prompt", text, result)
-    print(json.dumps(result))
-    return 0
+    finish(options, "fair_share", "Streams beside a long prompt", text, result)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

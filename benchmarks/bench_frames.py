@@ -10,8 +10,8 @@ The ways, and what each one is:
 * `protocol`: `rbee.server.http.protocol.StreamProtocol`; the drain callback writes to uvicorn's transport.
 * `native`: an `rbee.transport.Outlet` on the ring; the drain itself renders and sends, without Python per token.
 * `floor`: a bare non-blocking send(2) per socket of frames that were rendered before, by a Python loop in a process of
-  its own that one eventfd per step wakes. No drain, no detokenizing, no HTTP server. A Python loop: each send costs a
-  method call as well, so that a way in C++ can come out below it.
+  its own that one eventfd per step wakes. No drain, no detokenizing, no HTTP server. Each send costs a method call of
+  Python as well, so that a way in C++ can come out below it.
 
 The first four have a real server: uvicorn with uvloop and httptools, without middleware (which would cost the first two
 ways a coroutine more per frame, and the others nothing), `rbee.transport.Consumer` drained by
@@ -23,9 +23,9 @@ Three processes: the engine publishes one token per stream on an absolute cadenc
 the server; the client (this one) reads all sockets from one epoll loop. Unless `--cpus any`, the server has a core of
 its own and the other two share one, because where the scheduler puts them changes every figure.
 
-Every figure is about the steps after the warm-up, which begin when the clients have all of the warm-up and the server's
-clock has been read, and end when they have everything; connecting, submitting and ending streams are outside. It is the
-median over the rounds; in each round another way comes first.
+Every figure is of the steps after the warm-up. They begin when the clients have all of the warm-up and the server's
+clock has been read, and end when the clients have everything. Connecting, submitting and ending streams are outside.
+A figure is the median over the rounds; in each round another way comes first.
 
 * `cpu_us_per_frame`: difference of the server's process CPU clock (user and kernel, all threads) / frames.
 * `above_floor_us`, `floor_ratio`: the same less, and divided by, the floor's at the same number of streams.
@@ -38,41 +38,37 @@ median over the rounds; in each round another way comes first.
   sent several steps together, which is cheaper per frame: `disturbed` names such ways, whose CPU is not comparable.
 * `frame_bytes`: the mean of a frame's JSON, the same for all ways.
 
-A client that does not get every token of its stream, in order, one frame each, ends the program. Output: a table and
-what follows from it on stderr, one JSON line on stdout; --save also writes benchmarks/results/frames.{json,md}.
+A client that does not get every token of its stream, in order, one frame each, ends the program.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
-import json
 import multiprocessing
 import os
-import resource
 import select
 import signal
 import socket
 import statistics
-import sys
 import time
 from dataclasses import replace
 from multiprocessing.connection import wait
 from multiprocessing.reduction import recv_handle, send_handle
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 from frames_processes import RING_CAPACITY, WARMUP_STEPS, WAYS, Plan, Usage, run_engine, run_server
 from machine import describe
+from program import allow_many_files, argument_parser, command_line, core_pair, finish, integers, progress
 from sse_client import Stream
 
 from rbee.models import synthetic
 from rbee.transport import Arena, create_doorbell
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
     from multiprocessing.connection import Connection
 
@@ -104,11 +100,11 @@ class _Child:
         return self._process.sentinel
 
     def send(self, message: object) -> None:
-        """Tell the process something."""
+        """Send the process a command."""
         self._control.send(message)
 
     def receive(self) -> Any:
-        """What the process says next; SystemExit if it fails instead, or says nothing."""
+        """Return the process's next message; SystemExit if it fails or hangs instead."""
         if wait([self._control], _PATIENCE):
             with contextlib.suppress(EOFError, ConnectionResetError):
                 return self._control.recv()
@@ -127,7 +123,7 @@ class _Child:
 
 def _child(run: Callable[..., None], plan: Plan, control: Connection) -> None:
     """The start of a `_Child`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, who then ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this one
     if plan.cpus is not None:
         os.sched_setaffinity(0, {plan.cpus[run is run_server]})
     run(plan, recv_handle(control), control)
@@ -183,7 +179,7 @@ def measure(plan: Plan) -> dict[str, Any]:
 def _read(
     sockets: list[socket.socket], marks: list[tuple[int, Callable[[], None]]], children: tuple[_Child, _Child]
 ) -> list[list[tuple[int, bytes]]]:
-    """Read all sockets to their ends, stamping every read; after so many frames on all of them do what `marks` says."""
+    """Read all sockets to their ends, stamping every read; call each mark's function after its number of frames."""
     by_fd = {sock.fileno(): sock for sock in sockets}
     reads: dict[int, list[tuple[int, bytes]]] = {fd: [(0, b"")] for fd in by_fd}
     left, received = len(sockets), 0
@@ -215,7 +211,7 @@ def _read(
 
 
 def latencies(plan: Plan, reads: list[list[tuple[int, bytes]]], start_ns: int, stamps: list[int]) -> dict[str, Any]:
-    """Check every stream, then say how long its frames took, in `delivery_us` and `intended_us`, and their size."""
+    """Check every stream, then return its frames' latencies, `delivery_us` and `intended_us`, and their size."""
     delivery, intended, size = [], [], 0
     for number, pieces in enumerate(reads):
         stream = Stream(pieces=pieces)
@@ -315,37 +311,19 @@ def _report(levels: list[dict[str, Any]], conclusions: list[dict[str, Any]]) -> 
     return "\n".join(lines)
 
 
-def _save(result: dict[str, Any], report: str) -> None:
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / "frames.json").write_text(json.dumps(result, indent=1) + "\n")
-    facts = "\n".join(f"* {key}: {value}" for key, value in result["machine"].items())
-    text = (
-        f"# Writing frames, microseconds\n\nMade by `python {' '.join(sys.argv)}`; {result['steps']} steps of "
-        f"{result['step_ms']:g} ms per run, median of {result['rounds']} rounds, all ways in turn.\nWhat each way and "
-        f"each figure is: docstring of `benchmarks/bench_frames.py`.\n\n{report}\n\n## Machine\n\n{facts}\n"
-    )
-    (folder / "frames.md").write_text(text)
-
-
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", default="16,64,256", help="comma-separated levels (default %(default)s)")
+    parser = argument_parser(__doc__, "frames.{json,md}", rounds=3)
+    parser.add_argument("--streams", type=integers, default="16,64,256", help="levels (default %(default)s)")
     parser.add_argument("--step-ms", type=float, default=20.0, help="cadence (default %(default)s)")
     parser.add_argument("--steps", type=int, default=400, help="tokens per stream after the warm-up (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds over all levels (default %(default)s)")
     cores = sorted(os.sched_getaffinity(0))
     parser.add_argument(
         "--cpus",
         default="any" if len(cores) == 1 else f"{cores[0]},{cores[1]}",
         help="the core of engine and client, and the server's; or `any` (default %(default)s)",
     )
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/frames.{json,md}")
     options = parser.parse_args()
-    options.streams = [int(level) for level in options.streams.split(",")]
-    options.cpus = None if options.cpus == "any" else tuple(int(cpu) for cpu in options.cpus.split(","))
-    if options.cpus is not None and not (len(options.cpus) == 2 and set(options.cpus) <= set(cores)):
-        parser.error(f"--cpus: `any`, or two of {', '.join(map(str, cores))}")
+    options.cpus = core_pair(parser, options.cpus, cores)
     if min(options.streams) < 1 or options.step_ms <= 0 or min(options.steps, options.rounds) < 1:
         parser.error("--streams, --step-ms, --steps and --rounds are positive numbers")
     return options
@@ -354,9 +332,8 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     """Measure all ways in turn at every number of streams."""
     options = _options()
-    machine = describe()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8192)), hard))
+    machine = describe()  # before this process gives up cores
+    allow_many_files()
     if options.cpus is not None:
         os.sched_setaffinity(0, {options.cpus[0]})
     gc.disable()  # a pause of the client would count as the server's latency
@@ -364,7 +341,7 @@ def main() -> None:
     step_ns = round(options.step_ms * 1e6)
     for number in range(options.rounds):
         for streams in options.streams:
-            print(f"round {number + 1}/{options.rounds}, {streams} streams", file=sys.stderr)
+            progress(f"round {number + 1}/{options.rounds}, {streams} streams")
             first = number % len(WAYS)
             for way in WAYS[first:] + WAYS[:first]:
                 plan = Plan(way=way, streams=streams, steps=options.steps, step_ns=step_ns, cpus=options.cpus)
@@ -384,11 +361,12 @@ def main() -> None:
         "levels": levels,
         "machine": machine,
     }
-    report = _report(levels, conclusions)
-    print(report, file=sys.stderr)
-    if options.save:
-        _save(result, report)
-    print(json.dumps(result))
+    preface = (
+        f"Made by `{command_line()}`; {options.steps} steps of {options.step_ms:g} ms per run, median of "
+        f"{options.rounds} rounds, all ways in turn.\nWhat each way and each figure is: docstring of "
+        "`benchmarks/bench_frames.py`.\n\n"
+    )
+    finish(options, "frames", "Writing frames, microseconds", _report(levels, conclusions), result, preface=preface)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,14 @@
     make bench-peers ARGS=--save
 
 Runs `bench_serving.py` (closed loop, 40-word prompts, 48 tokens out, greedy) against `rbee serve` and against
-`transformers serve --continuous-batching`, which lives in a virtual environment of its own; one server at a time, in
-turn in every round, each started anew. Both load the same converted folder; rbee takes its torch runner, unless
---runner says otherwise. The figures of vLLM's CPU build (no wheel of it is published) are of another day and only
-cited: `--cited` lists tok/s by concurrency. A table on stderr, one JSON line on stdout; --save writes
-both to results/.
+`transformers serve --continuous-batching`, which has a virtual environment of its own. One server runs at a time, in
+turn in every round, each started anew. Both load the same converted folder. rbee takes its torch runner, unless
+--runner names another. vLLM's CPU build has no published wheel: its figures are of another day and only cited, in
+`--cited` as tok/s by concurrency.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import socket
@@ -26,11 +24,12 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from engine_rig import model_folder
-from machine import describe
 from own_server import OwnServer
-from saving import save, table
+from program import argument_parser, finish
+from saving import table
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator
 
 _HERE = Path(__file__).parent
@@ -89,18 +88,16 @@ def measure(url: str, model: str, options: argparse.Namespace) -> list[dict[str,
     return levels
 
 
-def main() -> int:
+def main() -> None:
     """Measure both in turns, and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, "peers.{json,md}", rounds=2)
     parser.add_argument("--model", default="smollm2-135m-instruct", help="as `rbee serve` takes it")
     parser.add_argument("--transformers", required=True, metavar="PATH", help="the other environment's `transformers`")
     parser.add_argument("--concurrency", default="1,8,32", help="comma-separated levels (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--runner", default="torch", help="of rbee (default torch, for the same arithmetic)")
     parser.add_argument(
         "--cited", default="1:14.4,8:56.2,32:74.7", help="vLLM CPU's tok/s by concurrency (default %(default)s)"
     )
-    parser.add_argument("--save", action="store_true", help="write results/peers.md and .json")
     options = parser.parse_args()
     folder = model_folder(options.model)
     cited = {int(level): float(rate) for level, rate in (pair.split(":") for pair in options.cited.split(","))}
@@ -132,13 +129,9 @@ def main() -> int:
             f"\n\nc = {figure['concurrency']}: {figure['over_transformers']} times transformers serve of the same run "
             f"(target 2), {figure['over_vllm_cited']} times the cited figure of vLLM's CPU build (target 1.3)."
         )
-    print(text, file=sys.stderr)
-    result = {"benchmark": "peers", "runner": options.runner, "levels": figures, "machine": describe()}
-    if options.save:
-        save("peers", "rbee beside transformers serve", text, result)
-    print(json.dumps(result))
-    return 0
+    result = {"benchmark": "peers", "runner": options.runner, "levels": figures}
+    finish(options, "peers", "rbee beside transformers serve", text, result)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,30 +2,28 @@
 
     python benchmarks/bench_prefix_cache.py --save
 
-`--requests` requests of the default model (torch, fp32), each `--shared` common tokens and `--own` of its own, in one
-process without a server. TTFT from submission to the commit of the first token:
+`--requests` requests of the default model, each with `--shared` common tokens and `--own` of its own, in one process
+without a server. TTFT from submission to the commit of the first token, with the cache and without it, in turns:
+
   one by one   each request is sent when the one before has its first token
-  at once      all are sent at the same moment, to an engine that has seen nothing
-each with the cache and without it, in turns. A table on stderr, one JSON line on stdout; --save writes both to
-results/.
+  at once      all are sent at the same moment, to an engine whose cache is empty
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import statistics
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from engine_rig import Rig, add_model_options, load_runner, model_folder, random_prompts
-from machine import describe
-from saving import save, table
+from program import argument_parser, finish, progress
+from saving import table
 
 if TYPE_CHECKING:
-    from rbee.engine.runners.choice import ModelRunner
+    import argparse
+
+    from rbee.engine.runners.interface import ModelRunner
 
 
 def measure(runner: ModelRunner, options: argparse.Namespace, seed: int, *, cached: bool) -> dict[str, list[float]]:
@@ -47,15 +45,13 @@ def measure(runner: ModelRunner, options: argparse.Namespace, seed: int, *, cach
     return figures
 
 
-def main() -> int:
+def main() -> None:
     """Measure with and without the cache, in turns, and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, "prefix_cache.{json,md}", rounds=3)
     add_model_options(parser)
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--shared", type=int, default=1000, help="tokens that all have in common (default %(default)s)")
     parser.add_argument("--own", type=int, default=20, help="tokens of each request's own (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--save", action="store_true", help="write results/prefix_cache.md and .json")
     options = parser.parse_args()
     runner = load_runner(model_folder(options.model), options)
 
@@ -63,7 +59,7 @@ def main() -> int:
     for number in range(options.rounds):
         for cached, results in rounds.items():
             results.append(measure(runner, options, seed=10 * number, cached=cached))
-            print(f"round {number + 1}/{options.rounds}  {'with' if cached else 'without'} cache", file=sys.stderr)
+            progress(f"round {number + 1}/{options.rounds}  {'with' if cached else 'without'} cache")
 
     # In fp32 another division of a prompt into steps may round to another token where two are almost equally likely.
     differing = sum(
@@ -91,19 +87,14 @@ def main() -> int:
         + f"(target 0.2): {'met' if share <= 0.2 else 'MISSED'}. "
         + f"First tokens that differ from those without the cache: {differing} of {options.rounds * options.requests}."
     )  # fmt: skip
-    print(text, file=sys.stderr)
     result: dict[str, Any] = {
         "benchmark": "prefix_cache",
         "figures": figures,
         "share": share,
         "differing": differing,
-        "machine": describe(),
     }
-    if options.save:
-        save("prefix_cache", "Requests that share a prefix", text, result)
-    print(json.dumps(result))
-    return 0
+    finish(options, "prefix_cache", "Requests that share a prefix", text, result)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

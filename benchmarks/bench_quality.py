@@ -2,16 +2,17 @@
 
     make bench-quality ARGS=--save
 
-Text from this repository, in windows of `--tokens` tokens, each from a beginning-of-sequence token on; at every
-position the logits for the next token, given the true ones before it. The reference is transformers in fp32 on the
-converted folder, which holds what the GGUF file's quants stand for. Beside it: our runner as it comes, our runner with
---exact, and llama.cpp on the GGUF file itself. Every second window is computed token by token, as in decoding; the
-others in chunks of 64, as prompts are. For each:
-  KL     of the reference's distribution to its own, in nats: mean over the tokens with its standard error, for single
-         tokens weigh much in it; and the worst token
-  top-1  how often its most likely token is the reference's
-The text changes with the repository: compare within a run. A table on stderr, one JSON line on stdout; --save writes
-both to results/.
+The text comes from this repository, in windows of `--tokens` tokens that each follow a beginning-of-sequence token. At
+every position the logits for the next token are compared, given the true tokens before it. The reference is
+transformers in fp32 on the converted folder, which holds what the GGUF file's quants stand for. The contenders are our
+runner by default, our runner with --exact, and llama.cpp on the GGUF file. Every second window is computed token by
+token, as in decoding; the others in chunks of 64, as prompts are.
+
+  KL     of the reference's distribution to the contender's, in nats: the mean over the tokens with its standard error,
+         because single tokens weigh much in it; and the worst token
+  top-1  how often the contender's most likely token is the reference's
+
+The text changes with the repository: compare within a run.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +37,8 @@ from engine_rig import (
     variant,
 )
 from llama_cpp_process import LlamaCpp, add_peer_option
-from machine import describe
-from saving import save, table
+from program import argument_parser, finish, progress
+from saving import table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).parents[1]
 _TEXTS = (  # prose of several kinds, a legal text and code
-    "README.md", "native/README.md", "CHANGELOG.md", "LICENSE", "rbee/engine/scheduling/scheduler.py", "rbee/config.py"
+    "README.md", "docs/transport.md", "CHANGELOG.md", "LICENSE", "rbee/engine/scheduling/scheduler.py", "rbee/config.py"
 )  # fmt: skip
 _CHUNK = 64
 _MAX_KL = 0.006
@@ -120,7 +120,7 @@ def contenders(
         how = argparse.Namespace(**{**vars(options), "exact": exact})
         runner = load_runner(folder, how)
         name = f"rbee {runner.name}" + " --exact" * exact
-        print(f"computing with {name}", file=sys.stderr)
+        progress(f"computing with {name}")
         yield name, label(runner, how), [logits_of(runner, piece.token_ids, piece.chunks) for piece in pieces]
         is_native = runner.name == "native"
         del runner
@@ -132,7 +132,7 @@ def contenders(
     gguf = gguf_for_peers(folder, options)
     for python in options.vs_llama_cpp:
         peer = LlamaCpp(python, gguf, threads=num_threads(options))
-        print(f"computing with {peer.name}", file=sys.stderr)
+        progress(f"computing with {peer.name}")
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "logits.npy"
             logits = []
@@ -143,19 +143,18 @@ def contenders(
         peer.close()
 
 
-def main() -> int:
+def main() -> None:
     """Compute all, one after the other, and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, "quality*.{json,md}")
     add_model_options(parser)
     add_gguf_option(parser)
     add_peer_option(parser)
     parser.add_argument("--text", type=Path, nargs="+", help=f"the texts (default: {', '.join(_TEXTS)})")
     parser.add_argument("--tokens", type=int, default=350, help="tokens of each window (default %(default)s)")
-    parser.add_argument("--save", action="store_true", help="write results/quality.md and .json")
     options = parser.parse_args()
     folder = model_folder(options.model)
     pieces = windows(folder, options.text or [_ROOT / text for text in _TEXTS], options.tokens)
-    print("computing the reference", file=sys.stderr)
+    progress("computing the reference")
     take_reference(folder, pieces)
 
     figures: list[dict[str, Any]] = []
@@ -184,13 +183,9 @@ def main() -> int:
             }
         )
 
-    text = _report(figures, pieces)
-    print(text, file=sys.stderr)
-    result = {"benchmark": "quality", "contenders": figures, "machine": describe()}
-    if options.save:
-        save(f"quality{variant(options)}", "Quality of the native runner's arithmetic", text, result)
-    print(json.dumps(result))
-    return 0
+    result = {"benchmark": "quality", "contenders": figures}
+    title = "Quality of the native runner's arithmetic"
+    finish(options, f"quality{variant(options)}", title, _report(figures, pieces), result)
 
 
 def _report(figures: list[dict[str, Any]], pieces: list[Window]) -> str:
@@ -233,4 +228,4 @@ def _percent(share: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

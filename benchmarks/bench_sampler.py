@@ -2,31 +2,30 @@
 
     python benchmarks/bench_sampler.py --save
 
-Each figure is microseconds per row of a step with `--rows` rows, all with the same parameters and a context of 1,000
-tokens, for vocabularies of 49,152 and 151,936 tokens: the median of `--steps` steps, one thread, the contenders in
-turns. Before each step the logits are written anew, as a forward pass would. numpy and torch get what our sampler gets,
-logits in memory and parameters as arrays, and return token ids. Both work on all rows at once; numpy sorts no more than
-it must, torch's filters are transformers'. Ours also without vector instructions. The logits are shaped like a small
-model's at a temperature of 1: on 34 positions of one text that were looked at, SmolLM2-135M needs 114 tokens for 0.95
-in the median, these need about 90. "flat" is normal with a deviation of 3, where thousands are needed. A table on
-stderr, one JSON line on stdout; --save writes both to results/.
+Microseconds per row of a step with `--rows` rows, all with the same parameters and a context of 1,000 tokens, for
+vocabularies of 49,152 and 151,936 tokens: the median of `--steps` steps, one thread, the contenders in turns. Before
+each step the logits are written anew, as a forward pass would.
+
+numpy and torch get what our sampler gets, logits in memory and parameters as arrays, and return token ids. Both work on
+all rows at once. numpy sorts no more than necessary; torch's filters are transformers'. Ours is measured without vector
+instructions too.
+
+The logits are shaped like a small model's at a temperature of 1: on 34 positions of one text, SmolLM2-135M needs 114
+tokens for 0.95 in the median, these need about 90. "flat" is normal with a deviation of 3 and needs thousands.
 """
 
 from __future__ import annotations
 
-import argparse
 import array
-import json
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from machine import describe
-from saving import save, table
+from program import argument_parser, finish
+from saving import table
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -208,10 +207,9 @@ def measure(step: Step, steps: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure all cases."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, "sampler.{json,md}")
     parser.add_argument("--rows", type=int, default=32, help="of a step (default %(default)s)")
     parser.add_argument("--steps", type=int, default=7, help="of each contender and case (default %(default)s)")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/sampler.{json,md}")
     options = parser.parse_args()
     torch.set_num_threads(1)
     figures: dict[str, dict[str, dict[str, float]]] = {}
@@ -227,11 +225,8 @@ def main() -> None:
             lines.append([f"{vocab_size:,}", name, *(f"{value:.1f}" for value in figure.values()), str(target)])
     head = ["tokens", "case", "rbee", "rbee, portable", "numpy", "torch", "target"]
     report = f"Microseconds per row, medians, steps of {options.rows} rows.\n\n{table(head, lines)}"
-    result = {"benchmark": "sampler", "rows": options.rows, "us_per_row": figures, "machine": describe()}
-    print(report, file=sys.stderr)
-    if options.save:
-        save("sampler", "The sampler", report, result)
-    print(json.dumps(result))
+    result = {"benchmark": "sampler", "rows": options.rows, "us_per_row": figures}
+    finish(options, "sampler", "The sampler", report, result)
 
 
 if __name__ == "__main__":

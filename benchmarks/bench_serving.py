@@ -3,22 +3,20 @@
     python benchmarks/bench_serving.py http://127.0.0.1:8000 --concurrency 1,8,32
     python benchmarks/bench_serving.py --save
 
-Without a URL it starts an `rbee serve` of its own (--serve: its options), shows what is to be reached with the default
-model and what other servers were measured to reach, on another machine and day, and --save writes results/serving.*.
+Without a URL it starts an `rbee serve` of its own (--serve: its options), and prints the targets for the default model
+and the figures that other servers reached on another machine and day.
 
-Closed loop: at concurrency c, c clients each send their next request when the last one ended. Definitions (all on the
-client's CLOCK_MONOTONIC, read when the bytes were):
+Closed loop: at concurrency c, c clients each send their next request when the last one ended. Definitions, all on the
+client's CLOCK_MONOTONIC, stamped when the bytes were read:
   TTFT  request written -> first frame with text read
   ITL   gap between successive frames with text of one stream
   TPOT  (last frame with text - first) / (tokens - 1), per request
   tok/s completion tokens of all requests / wall time of the level
-Tokens are the server's own `usage` when it sends one, otherwise frames with text. A table on stderr, one JSON line on
-stdout.
+Tokens are the server's own `usage` when it sends one, otherwise frames with text.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import itertools
 import json
@@ -29,15 +27,18 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.request import Request, urlopen
 
 import uvloop
-from machine import describe
 from own_server import OwnServer
-from saving import save, table
+from program import argument_parser, finish, integers, progress
+from saving import table
 from serving_targets import compared
 from sse_client import Stream, http_request, run_stream
+
+if TYPE_CHECKING:
+    import argparse
 
 _WORDS = (
     "river stone window garden quiet engine letter harbor market winter silver morning travel doctor school "
@@ -154,12 +155,11 @@ def _served_model(options: argparse.Namespace) -> str:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, "serving*.{json,md}, without a URL", rounds=3)
     parser.add_argument("url", nargs="?", default="", help="base URL of the server, without /v1; none: start rbee")
     parser.add_argument("--serve", default="", metavar="OPTIONS", help="for that rbee, such as '--runner torch'")
-    parser.add_argument("--concurrency", default="1,8,32", help="comma-separated levels (default %(default)s)")
+    parser.add_argument("--concurrency", type=integers, default="1,8,32", help="levels (default %(default)s)")
     parser.add_argument("--requests", type=int, default=0, help="requests per level; 0: 3 per client, at least 8")
-    parser.add_argument("--rounds", type=int, default=3, help="the levels are run this often, in turn (default 3)")
     parser.add_argument("--words", type=int, default=40, help="words per prompt (default %(default)s)")
     parser.add_argument("--tokens", type=int, default=48, help="tokens out per request (default %(default)s)")
     parser.add_argument("--chat", action="store_true", help="use /v1/chat/completions instead of /v1/completions")
@@ -167,7 +167,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--model", default="", help="model name; by default the first of /v1/models")
     parser.add_argument("--api-key", default="", help="sent as a Bearer token")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds one stream may take (default 300)")
-    parser.add_argument("--save", action="store_true", help="without a URL: write results/serving.md and .json")
     options = parser.parse_args()
     if options.url and (options.save or options.serve):
         parser.error("--serve and --save are for the server that is started when no URL is given")
@@ -177,15 +176,14 @@ def _parse() -> argparse.Namespace:
 def measure_levels(options: argparse.Namespace) -> dict[str, Any]:
     """Run warm-up, then every level in every round; the median round by tok/s stands for its level."""
     model = options.model or _served_model(options)
-    levels = [int(level) for level in options.concurrency.split(",")]
     uvloop.run(run_level(options, model, 1, 1, seed=-1))
-    rounds: dict[int, list[dict[str, Any]]] = {level: [] for level in levels}
+    rounds: dict[int, list[dict[str, Any]]] = {level: [] for level in options.concurrency}
     for number in range(options.rounds):
-        for level in levels:
+        for level in options.concurrency:
             requests = options.requests or max(8, 3 * level)
             result = uvloop.run(run_level(options, model, level, requests, seed=1_000_000 * number + 10_000 * level))
             rounds[level].append(result)
-            print(f"round {number + 1}/{options.rounds}  c={level}: {result['tok_s']} tok/s", file=sys.stderr)
+            progress(f"round {number + 1}/{options.rounds}  c={level}: {result['tok_s']} tok/s")
     return {
         "benchmark": "serving",
         "model": model,
@@ -197,7 +195,6 @@ def measure_levels(options: argparse.Namespace) -> dict[str, Any]:
             for level, results in rounds.items()
         },
         "failed": sum(result["failed"] for results in rounds.values() for result in results),
-        "machine": describe(),
     }
 
 
@@ -229,10 +226,7 @@ def main() -> int:
         text = f"`rbee serve {options.serve}".rstrip() + f"`, medians of {options.rounds} rounds.\n\n{text}"
         if (options.words, options.tokens) == (40, 48) and "--model" not in options.serve:
             text += "\n\n" + compared(result["levels"])
-    print(text, file=sys.stderr)
-    if options.save:
-        save("serving" + re.sub(r"\W+", "_", options.serve), "rbee over HTTP", text, result)
-    print(json.dumps(result))
+    finish(options, "serving" + re.sub(r"\W+", "_", options.serve), "rbee over HTTP", text, result)
     return 1 if result["failed"] else 0
 
 

@@ -6,14 +6,12 @@ Runs `bench_serving.py` (closed loop, 40-word prompts, 64 tokens out, client on 
 its own, in turn in every round:
   tiny      the model of `make_tiny_model.py` with the runner that --runner names: 2 layers, 64 wide, 49,152 tokens
   no model  the synthetic model with steps of 0 ms: scheduler, sampler, rings, drain, HTTP and client, and no forward
-  paced     the synthetic model with steps of 1 ms: what a native runner would leave to the path if its step took that
-The difference of the first two is what the model costs. The engine's own step time (p50, from its arena) stands beside.
-A table on stderr, one JSON line on stdout; --save writes both to benchmarks/results.
+  paced     the synthetic model with steps of 1 ms
+The difference of the first two is the model's cost. The engine's own step time (p50, from its arena) stands beside.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -22,9 +20,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from machine import describe
 from own_server import OwnServer
-from saving import save, table
+from program import argument_parser, finish, integers, progress
+from saving import table
 from serving_targets import TINY_TARGETS, tiny_verdict
 
 _HERE = Path(__file__).parent
@@ -43,7 +41,7 @@ def _measure(server: OwnServer, concurrency: int, requests: int) -> dict[str, An
     )
     after = server.sample()
     level: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])["levels"][0]
-    step = after.step.minus(before.step).quantile(0.5) or 0.0
+    step = after.histograms["step"].minus(before.histograms["step"]).quantile(0.5) or 0.0
     return {key: level[key] for key in ("tok_s", "ttft_ms_p50", "itl_ms_p50", "client_cpu_percent")} | {
         "step_ms_p50": round(step / 1e6, 3)
     }
@@ -51,14 +49,11 @@ def _measure(server: OwnServer, concurrency: int, requests: int) -> dict[str, An
 
 def main() -> None:
     """Measure every server at every concurrency, round by round."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--concurrency", default="1,16,64", help="comma-separated levels (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds over everything (default %(default)s)")
+    parser = argument_parser(__doc__, "serving_path.{json,md}", rounds=3)
+    parser.add_argument("--concurrency", type=integers, default="1,16,64", help="levels (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="that compute the tiny model (default 2)")
     parser.add_argument("--runner", default="auto", help="of the tiny model, as `rbee serve` takes it (default auto)")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/serving_path.{json,md}")
     options = parser.parse_args()
-    levels = [int(level) for level in options.concurrency.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, str(_HERE / "make_tiny_model.py"), folder], check=True, stdout=sys.stderr)
         synthetic = ["--model", "synthetic", "--synthetic-step-ms"]
@@ -67,11 +62,13 @@ def main() -> None:
             "no model": OwnServer(*synthetic, "0"),
             "paced": OwnServer(*synthetic, "1"),
         }
-        rows: dict[tuple[str, int], list[dict[str, Any]]] = {(name, level): [] for name in servers for level in levels}
+        rows: dict[tuple[str, int], list[dict[str, Any]]] = {
+            (name, level): [] for name in servers for level in options.concurrency
+        }
         try:
             for number in range(options.rounds):
                 for (name, level), runs in rows.items():
-                    print(f"round {number + 1}/{options.rounds}, {name}, c={level}", file=sys.stderr)
+                    progress(f"round {number + 1}/{options.rounds}, {name}, c={level}")
                     runs.append(_measure(servers[name], level, max(24, 6 * level)))
         finally:
             for server in servers.values():
@@ -105,12 +102,8 @@ def main() -> None:
         "rounds": options.rounds,
         "threads": options.threads,
         "levels": medians,
-        "machine": describe(),
     }
-    print(report, file=sys.stderr)
-    if options.save:
-        save("serving_path", "The serving path", report, result)
-    print(json.dumps(result))
+    finish(options, "serving_path", "The serving path", report, result)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,14 @@
 """Start-up time as a user sees it: `make serve` typed -> /health answers -> /ready answers, everything installed.
 
-    python benchmarks/bench_start.py --rounds 5
+    python benchmarks/bench_start.py --rounds 5 --save
 
-Run `make setup` and `rbee pull` first: this measures the second start, not the first. Beside it the floor of the same
-run: a Python that only imports torch and transformers. Output: a table on stderr, one JSON line on stdout.
+Run `make setup` and `rbee pull` first: this measures the second start, not the first. The floor of the same run is a
+Python that only imports torch and transformers.
 """
 
 from __future__ import annotations
 
-import argparse
 import http.client
-import json
 import os
 import signal
 import socket
@@ -20,7 +18,8 @@ import sys
 import time
 from pathlib import Path
 
-from machine import describe
+from program import argument_parser, finish, progress
+from saving import table
 
 _ROOT = Path(__file__).parent.parent
 _TIMEOUT_S = 120.0
@@ -32,7 +31,7 @@ def _free_port() -> int:
 
 
 def _seconds_until_200(process: subprocess.Popen[bytes], port: int, path: str, started: float) -> float:
-    """Ask for `path` every 5 ms until it answers 200; seconds since `started`."""
+    """Request `path` every 5 ms until the status is 200; return the seconds since `started`."""
     while time.monotonic() - started < _TIMEOUT_S:
         if process.poll() is not None:
             raise SystemExit(f"The server ended with exit code {process.returncode} before {path} answered.")
@@ -78,17 +77,17 @@ def measure_imports() -> float:
 
 def main() -> None:
     """Measure start-up and floor in turn."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="starts to measure (default %(default)s)")
+    parser = argument_parser(__doc__, "start.{json,md}", rounds=3)
     parser.add_argument("--serve-args", default="", help="more arguments for `rbee serve`, as one string")
     options = parser.parse_args()
     rows = []
     for _ in range(options.rounds):
         row = measure_start(options.serve_args) | {"imports_s": measure_imports()}
-        print("  ".join(f"{name} {seconds:.2f}" for name, seconds in row.items()), file=sys.stderr)
+        progress("  ".join(f"{name} {seconds:.2f}" for name, seconds in row.items()))
         rows.append(row)
     medians = {name: round(statistics.median(row[name] for row in rows), 3) for name in rows[0]}
-    print(json.dumps({"benchmark": "start", "rounds": options.rounds, **medians, "machine": describe()}))
+    report = table(["medians", "seconds"], [[name, f"{seconds:.2f}"] for name, seconds in medians.items()])
+    finish(options, "start", "Start-up", report, {"benchmark": "start", "rounds": options.rounds, **medians})
 
 
 if __name__ == "__main__":

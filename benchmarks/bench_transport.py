@@ -3,43 +3,42 @@
     python benchmarks/bench_transport.py --save        # about 12 minutes; needs the `bench` extra of pyproject.toml
     python benchmarks/bench_transport.py --quick       # half a minute, to see that it works
 
-A producer process publishes one token per stream on a fixed cadence, a consumer process sleeps in a uvloop event loop
-until it holds the tokens in Python lists, one per stream. Who takes part and how: `transport_peers.py`. What exactly is
-measured: `transport_run.py`. No model, no HTTP; `bench_delivery.py` has those.
+A producer process publishes one token per stream on a fixed cadence. A consumer process sleeps in a uvloop event loop
+until it has the tokens in Python lists, one per stream. The contenders are in `transport_peers.py`, what is measured in
+`transport_run.py`. There is no model and no HTTP; `bench_delivery.py` has those.
 
-Three parts, all in one run, contenders in turn within each round, figures are medians over the rounds:
+Three parts in one run, contenders in turn within each round, medians over the rounds:
 
-* at a cadence: latency from the stamp before publishing (and from the time the step was due, so that lateness is not
-  forgiven), CPU per token of both processes, how often they gave up their core. The floor is a bare eventfd wake at the
-  same cadence in the same run, one beside every number of streams; `p99 above floor` subtracts the median of its p99.
-* saturated: publishing as fast as the contender lets the producer, for `--saturated-seconds`.
-* system calls per step, counted by strace in a pass of its own, at a slower cadence that leaves time for tracing;
-  null without strace.
+* at a cadence: latency from the stamp before publishing, and from the time the step was due, so that lateness is not
+  forgiven; CPU per token of both processes; how often they gave up their core. The floor is a bare eventfd wake at the
+  same cadence, one beside every number of streams; `p99 above floor` subtracts the median of its p99.
+* saturated: publishing as fast as the contender allows, for `--saturated-seconds`.
+* system calls per step, counted by strace in a separate pass, at a slower cadence that leaves time for tracing; null
+  without strace.
 
 A token lost, repeated, wrong or out of order ends the program. Tokens of one step arrive together, so a level with
-fewer than 1,000 steps has its worst step for p99.9. Output: Markdown on stderr, one JSON line on stdout; --save also
-writes benchmarks/results/transport.{json,md,png}.
+fewer than 1,000 steps has its worst step for p99.9.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import importlib.util
-import json
 import os
-import resource
 import shutil
 import signal
 import statistics
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from machine import describe
+from program import allow_many_files, argument_parser, command_line, core_pair, finish, integers, numbers, progress
+from saving import RESULTS
 from transport_peers import CONTENDERS, DEPTH, FLOOR
 from transport_report import TARGET_STREAMS, plot, report, targets
 from transport_run import Plan, count_syscalls, measure, saturate
+
+if TYPE_CHECKING:
+    import argparse
 
 _WARMUP_STEPS = 20
 _TARGET_FACTOR = 2  # the level at which the targets are judged gets that many times the steps
@@ -47,16 +46,15 @@ _TRACED_WARMUP, _TRACED_STEPS = 2, 8
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", default="1,16,64,256,1024", help="comma-separated levels (default %(default)s)")
-    parser.add_argument("--step-ms", default="5,10,20", help="comma-separated cadences (default %(default)s)")
+    parser = argument_parser(__doc__, "transport.{json,md,png}", rounds=3)
+    parser.add_argument("--streams", type=integers, default="1,16,64,256,1024", help="levels (default %(default)s)")
+    parser.add_argument("--step-ms", type=numbers, default="5,10,20", help="cadences (default %(default)s)")
     parser.add_argument(
         "--steps",
         type=int,
         default=120,
         help=f"per level; twice that at {TARGET_STREAMS} streams (default %(default)s)",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="rounds over all levels (default %(default)s)")
     parser.add_argument("--contenders", default=",".join(CONTENDERS), help="comma-separated (default %(default)s)")
     parser.add_argument("--saturated-seconds", type=float, default=1.0, help="0 leaves it out (default %(default)s)")
     cores = sorted(os.sched_getaffinity(0))
@@ -67,17 +65,12 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--no-syscalls", action="store_true", help="leave out the pass under strace")
     parser.add_argument("--quick", action="store_true", help="1 and 256 streams at 5 ms, 100 steps, one short round")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/transport.{json,md,png}")
     options = parser.parse_args()
     if options.quick:
-        options.streams, options.step_ms, options.steps, options.rounds = "1,256", "5", 100, 1
+        options.streams, options.step_ms, options.steps, options.rounds = [1, 256], [5.0], 100, 1
         options.saturated_seconds = min(options.saturated_seconds, 0.3)
-    options.streams = [int(level) for level in options.streams.split(",")]
-    options.step_ms = [float(cadence) for cadence in options.step_ms.split(",")]
     options.contenders = options.contenders.split(",")
-    options.cpus = None if options.cpus == "any" else tuple(int(cpu) for cpu in options.cpus.split(","))
-    if options.cpus is not None and not (len(options.cpus) == 2 and set(options.cpus) <= set(cores)):
-        parser.error(f"--cpus: `any`, or two of {', '.join(map(str, cores))}")
+    options.cpus = core_pair(parser, options.cpus, cores)
     if min(options.streams) < 1 or min(options.step_ms) <= 0 or min(options.steps, options.rounds) < 1:
         parser.error("--streams, --step-ms, --steps and --rounds are positive numbers")
     if unknown := [name for name in options.contenders if name not in CONTENDERS]:
@@ -93,7 +86,7 @@ def _at_cadences(options: argparse.Namespace, gathered: dict[tuple[Any, ...], li
     for step_ms in options.step_ms:
         for streams in options.streams:
             names = [*_rotated(options.contenders, gathered), "floor"]
-            print(f"{streams} streams, a step every {step_ms:g} ms", file=sys.stderr)
+            progress(f"{streams} streams, a step every {step_ms:g} ms")
             for name in names:
                 floor = name == "floor"
                 steps = options.steps * (_TARGET_FACTOR if streams == TARGET_STREAMS else 1)
@@ -122,13 +115,13 @@ def _syscalls(options: argparse.Namespace) -> list[dict[str, Any]] | None:
         return None
     counted = []
     for streams in options.streams:
-        print(f"{streams} streams under strace", file=sys.stderr)
+        progress(f"{streams} streams under strace")
         for name in options.contenders:
             step_ns = round((20 + streams / 4) * 1e6)  # tracing costs a contender's call per stream that much
             plan = Plan(streams, _TRACED_WARMUP, _TRACED_STEPS, step_ns, cpus=options.cpus)
             figures = count_syscalls(CONTENDERS[name], plan)
             if figures is None:
-                print("strace may not attach to a process here; system calls are not counted.", file=sys.stderr)
+                progress("strace may not attach to a process here; system calls are not counted.")
                 return None
             counted.append({"contender": name, "streams": streams, **figures})
     return counted
@@ -146,10 +139,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     saturated_streams = TARGET_STREAMS if TARGET_STREAMS in options.streams else max(options.streams)
     gathered: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for number in range(options.rounds):
-        print(f"round {number + 1}/{options.rounds}", file=sys.stderr)
+        progress(f"round {number + 1}/{options.rounds}")
         _at_cadences(options, gathered)
         if options.saturated_seconds:
-            print(f"{saturated_streams} streams, saturated", file=sys.stderr)
+            progress(f"{saturated_streams} streams, saturated")
             plan = Plan(saturated_streams, _WARMUP_STEPS, seconds=options.saturated_seconds, cpus=options.cpus)
             for name in _rotated(options.contenders, gathered):
                 gathered.setdefault(("saturated", name), []).append(saturate(CONTENDERS[name], plan))
@@ -180,39 +173,26 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "levels": levels,
         "saturated": saturated,
         "syscalls": _syscalls(options),
-        "machine": {**describe(), "contenders": _contender_versions(options.contenders)},
+        "machine": {"contenders": _contender_versions(options.contenders)},
     }
-
-
-def _save(result: dict[str, Any], tables: str) -> None:
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / "transport.json").write_text(json.dumps(result, indent=1) + "\n")
-    facts = "\n".join(f"* {key}: {value}" for key, value in result["machine"].items())
-    text = (
-        f"# Transport, microseconds\n\nMade by `python {' '.join(sys.argv)}`; {result['steps']} steps per level (twice "
-        f"that at {TARGET_STREAMS} streams), medians of {result['rounds']} rounds, all contenders in turn in one run. "
-        "What is measured: docstrings of `benchmarks/bench_transport.py` and `transport_run.py`; who takes part, and "
-        "how it is used: `transport_peers.py`.\n\n"
-        f"![p50, p99 and CPU over streams](transport.png)\n\n{tables}\n\n## Machine\n\n{facts}\n"
-    )
-    (folder / "transport.md").write_text(text)
-    plot(result, folder / "transport.png")
 
 
 def main() -> None:
     """Measure, print, and save if asked to."""
     options = _options()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8192)), hard))
+    allow_many_files()
     # A SIGTERM ends the run as Ctrl-C does, through the code that cleans up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended by SIGTERM."))
     result = run(options)
-    tables = report(result)
-    print(tables, file=sys.stderr)
+    preface = (
+        f"Made by `{command_line()}`; {options.steps} steps per level (twice that at {TARGET_STREAMS} streams), "
+        f"medians of {options.rounds} rounds, all contenders in turn in one run. What is measured: docstrings of "
+        "`benchmarks/bench_transport.py` and `transport_run.py`; who takes part, and how it is used: "
+        "`transport_peers.py`.\n\n![p50, p99 and CPU over streams](transport.png)\n\n"
+    )
+    finish(options, "transport", "Transport, microseconds", report(result), result, preface=preface)
     if options.save:
-        _save(result, tables)
-    print(json.dumps(result))
+        plot(result, RESULTS / "transport.png")
 
 
 if __name__ == "__main__":

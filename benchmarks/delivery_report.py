@@ -1,4 +1,4 @@
-"""The Markdown tables of bench_delivery.py, and what they say of the targets in the transport's design."""
+"""The Markdown tables of bench_delivery.py, with the verdict on the transport's targets."""
 
 from __future__ import annotations
 

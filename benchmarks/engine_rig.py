@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import dataclasses
-import json
 import os
 import random
 from pathlib import Path
@@ -16,14 +15,17 @@ from rbee import messages
 from rbee.config import DEFAULT_MODEL, EngineConfig
 from rbee.engine.engine_core import EngineCore
 from rbee.engine.input_batch import InputBatch
+from rbee.engine.intake import Intake
 from rbee.engine.publisher import Publisher
 from rbee.engine.runners import choice as model_runner
+from rbee.engine.runners.context_length import CacheSize
 from rbee.engine.runners.native.spec import read_spec
 from rbee.engine.scheduling.block_manager import BlockManager
 from rbee.engine.scheduling.scheduler import Scheduled, Scheduler
 from rbee.engine.scheduling.sequence import Sequence
 from rbee.engine.scheduling.step_cost import StepCost
 from rbee.models import ConsoleProgress, gguf_of, prepare
+from rbee.models.folder import read_config
 from rbee.sampling_params import SamplingParams
 from rbee.transport import Arena, Consumer, Producer, create_doorbell
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from rbee.engine.runners.choice import ModelRunner
+    from rbee.engine.runners.interface import ModelRunner
 
 _BLOCK_SIZE = 16
 
@@ -80,18 +82,20 @@ class Rig:
             max_num_batched_tokens=max_num_batched_tokens,
             max_model_len=runner.max_model_len,
         )
-        self.core = EngineCore(
-            runner,
+        publisher = Publisher(producer)
+        intake = Intake(
             self.scheduler,
             producer,
-            Publisher(producer),
-            step_cost=StepCost(max_decode_slowdown),
+            publisher,
+            vocab_size=runner.vocab_size,
+            max_model_len=runner.max_model_len,
             slow_reader_timeout=1e6,
         )
+        self.core = EngineCore(runner, self.scheduler, intake, publisher, step_cost=StepCost(max_decode_slowdown))
         self._streams: dict[int, Stream] = {}
 
     def submit(self, prompt: list[int], now_ns: int, **sampling: Any) -> Stream:
-        """Hand a request to the core; greedy unless `sampling` says otherwise."""
+        """Hand a request to the core; greedy without `sampling`."""
         assigned = self._consumer.assign()
         assert assigned is not None
         ring, generation = assigned
@@ -128,7 +132,7 @@ class Rig:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say what runs: the model, its runner and how that computes."""
+    """Add the options for the model, its runner and how that computes."""
     parser.add_argument("--model", default=DEFAULT_MODEL, help="as `rbee serve` takes it")
     parser.add_argument(
         "--runner", choices=["auto", "native", "torch"], default="auto", help="as `rbee serve` takes it"
@@ -164,7 +168,7 @@ def num_threads(options: argparse.Namespace) -> int:
 
 
 def add_gguf_option(parser: argparse.ArgumentParser) -> None:
-    """The option that says where the model's GGUF file is, --gguf."""
+    """Add --gguf, the path of the model's GGUF file."""
     parser.add_argument(
         "--gguf",
         type=Path,
@@ -193,7 +197,7 @@ def model_folder(name: str) -> Path:
 
 
 def load_runner(folder: Path, options: argparse.Namespace, *, kv_cache_mib: int = 1024) -> ModelRunner:
-    """The runner that `add_model_options` asks for, on a ready folder; torch computes in fp32."""
+    """The runner of the options of `add_model_options`, on a ready folder; torch computes in fp32."""
     config = EngineConfig(
         model=str(folder),
         runner=options.runner,
@@ -213,15 +217,12 @@ def load_runner(folder: Path, options: argparse.Namespace, *, kv_cache_mib: int 
 
     return NativeRunner(
         folder,
-        read_spec(json.loads((folder / "config.json").read_text())),
+        read_spec(read_config(folder)),
+        CacheSize(block_size=_BLOCK_SIZE, kv_cache_mib=kv_cache_mib, max_num_seqs=64),
         quantize=config.quantize,
         exact=config.exact,
         threads=config.threads,
-        max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        block_size=config.block_size,
-        kv_cache_mib=config.kv_cache_mib,
-        progress=_no_progress,
+        on_loading=_no_progress,
         instruction_set=options.instruction_set,
     )
 
@@ -245,6 +246,6 @@ def logits_of(runner: ModelRunner, token_ids: list[int], chunks: list[int]) -> N
     rows = []
     for size in chunks:
         batch = InputBatch.build([Scheduled(sequence, size)], _BLOCK_SIZE)
-        rows.append(runner.execute(dataclasses.replace(batch, logits_rows=np.arange(size))).copy())
+        rows.append(runner.execute(dataclasses.replace(batch, logits_rows=np.arange(size))).logits.copy())
         blocks.advance(sequence, size)
     return np.concatenate(rows)

@@ -35,15 +35,21 @@ from starlette.responses import StreamingResponse
 from rbee.messages import FinishReason, Submit, ToEngine
 from rbee.models import synthetic
 from rbee.sampling_params import SamplingParams
-from rbee.server.http.protocol import EXTENSION, StreamProtocol, StreamWriter
-from rbee.server.link.engine_client import EngineClient
-from rbee.server.process import listen
-from rbee.server.protocols.openai import frames as sse
+from rbee.server.http import sse
+from rbee.server.http.listener import listen
+from rbee.server.http.protocol import StreamProtocol
+from rbee.server.http.writer import writer_of
+from rbee.server.link.engine_client import Choice, DirectTarget, EngineClient
+from rbee.server.protocols.openai.dialect import ChatDialect
 from rbee.server.protocols.openai.schemas import StreamOptions
-from rbee.server.streams.choices import ChoiceSink, TokenText
+from rbee.server.streams.choices import ChoiceSink
+from rbee.server.streams.dialect import Piece
 from rbee.server.streams.direct_reply import DirectReply, make_outlet
 from rbee.server.streams.exchange import write_stream
-from rbee.server.streams.replies import StreamedReply, StreamWatch
+from rbee.server.streams.generation import Generation
+from rbee.server.streams.live import ReplyWatch
+from rbee.server.streams.replies import StreamedReply
+from rbee.server.text.token_text import TokenText
 from rbee.server.text.tokenizer import TextCodec
 from rbee.transport import Arena, Consumer, Producer
 
@@ -54,7 +60,8 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from rbee.server.link.engine_client import TokenStream
+    from rbee.server.http.writer import Writer
+    from rbee.server.link.engine_client import SequenceHandle
 
 WAYS = ("streaming_response", "asgi_send", "protocol", "native", "floor")
 WARMUP_STEPS = 50
@@ -95,16 +102,14 @@ class Usage(NamedTuple):
         return cls(time.process_time_ns(), used.ru_nvcsw + used.ru_nivcsw, drains)
 
 
-def make_frames(stream: int) -> sse.Frames:
-    """The frames of a stream as a chat completion has them; of the same size in all streams."""
-    return sse.Frames(
-        kind="chat.completion.chunk",
-        request_id=f"chatcmpl-{stream:032x}",
-        created=1_700_000_000,
-        model="synthetic",
-        chat=True,
-        usage=False,
-    )
+def make_generation(stream: int) -> Generation:
+    """The request of a stream's client."""
+    return Generation(received_ns=0, prompt=[stream], sampling=SamplingParams(max_tokens=RING_CAPACITY), stops=[])
+
+
+def make_dialect(stream: int, codec: TextCodec) -> ChatDialect:
+    """A stream's frames as a chat completion has them; of the same size in all streams."""
+    return ChatDialect("synthetic", make_generation(stream), _OPTIONS, codec.token_bytes)
 
 
 def run_engine(plan: Plan, doorbell: int, control: Connection) -> None:
@@ -149,7 +154,7 @@ def run_engine(plan: Plan, doorbell: int, control: Connection) -> None:
 
 
 class _QueueWriter:
-    """In place of a StreamWriter: what a reply writes goes into a queue, for the request's task to send."""
+    """In place of a SocketWriter: what a reply writes goes into a queue, for the request's task to send."""
 
     def __init__(self, queue: asyncio.Queue[bytes]) -> None:
         self.write = queue.put_nowait
@@ -167,7 +172,7 @@ class _App:
         }[way]
         self._client = client
         self._codec = TextCodec(synthetic.tokenizer())
-        self._watch = StreamWatch(period=5.0, slow_reader_timeout=_LONG)
+        self._watch = ReplyWatch(period=5.0, slow_reader_timeout=_LONG)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._answer(int(scope["path"][1:]), scope, receive, send)
@@ -189,41 +194,43 @@ class _App:
             await send({"type": "http.response.body", "body": frames, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _protocol(self, stream: int, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        writer = scope["extensions"][EXTENSION]
-        await write_stream(self._streamed(stream, writer), writer, self._watch, send, [])
+    async def _protocol(self, stream: int, scope: Scope, receive: Receive, send: Send) -> None:
+        writer = writer_of(scope, receive, send)
+        await write_stream(self._streamed(stream, writer), writer, self._watch, sse.HEADERS)
 
-    async def _native(self, stream: int, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        writer = scope["extensions"][EXTENSION]
-        table, frames = self._codec.table, make_frames(stream)
-        outlet = make_outlet(writer, table, frames, _OPTIONS, prompt_tokens=1, stop_token_ids=())
+    async def _native(self, stream: int, scope: Scope, receive: Receive, send: Send) -> None:
+        writer = writer_of(scope, receive, send)
+        dialect = make_dialect(stream, self._codec)
+        outlet = make_outlet(writer, self._codec.table, dialect, make_generation(stream))
         assert outlet is not None  # it is, without a table or with TLS
-        reply = DirectReply(writer, outlet)
-        reply.stream = self._submit(stream, reply)
-        await write_stream(reply, writer, self._watch, send, [])
+        reply = DirectReply(writer, dialect, outlet)
+        reply.sequences = self._submit(stream, reply)
+        await write_stream(reply, writer, self._watch, sse.HEADERS)
 
     def _queue(self, stream: int) -> asyncio.Queue[bytes]:
         """Where the frames of this stream will come; an empty one is the end."""
         queue: asyncio.Queue[bytes] = asyncio.Queue()
-        reply = self._streamed(stream, cast("StreamWriter", _QueueWriter(queue)))
+        reply = self._streamed(stream, cast("Writer", _QueueWriter(queue)))
         reply.done.add_done_callback(lambda _: queue.put_nowait(b""))
         return queue
 
-    def _streamed(self, stream: int, writer: StreamWriter) -> StreamedReply:
+    def _streamed(self, stream: int, writer: Writer) -> StreamedReply:
         text = TokenText(self._codec.detokenizer(), None, ())
-        reply = StreamedReply(writer, [make_frames(stream)], _OPTIONS, prompt_tokens=1)
+        reply = StreamedReply(writer, make_dialect(stream, self._codec))
         sink = ChoiceSink(0, reply, text)
-        sink.stream = reply.stream = self._submit(stream, sink)
+        sink.sequence = reply.sequences = self._submit(stream, sink)
         return reply
 
-    def _submit(self, stream: int, sink: ChoiceSink | DirectReply) -> TokenStream:
-        outlet = sink.outlet if isinstance(sink, DirectReply) else None
-        sampling = SamplingParams(max_tokens=RING_CAPACITY)
-        return self._client.submit(str(stream), [stream], sampling, sink, outlet)
+    def _submit(self, stream: int, sink: ChoiceSink | DirectReply) -> SequenceHandle:
+        target = DirectTarget(sink, sink.outlet) if isinstance(sink, DirectReply) else sink
+        generation = make_generation(stream)
+        choice = Choice(generation.sampling, target, timed=True)
+        [submitted] = self._client.submit_all(str(stream), generation.prompt, [choice], received_ns=time.monotonic_ns())
+        return submitted
 
 
 def run_server(plan: Plan, doorbell: int, control: Connection) -> None:
-    """Serve until told to stop; say where, which streams were asked for, and what their frames cost."""
+    """Serve until a stop command; send the address, the streams that were requested, and what their frames cost."""
     if plan.way == "floor":
         _serve_floor(plan, doorbell, control)
         return
@@ -236,7 +243,7 @@ async def _serve(plan: Plan, doorbell: int, control: Connection) -> None:
     submitted: dict[int, tuple[int, int]] = {}
 
     def to_engine(record: ToEngine) -> None:
-        assert isinstance(record, Submit)  # this engine never sleeps between steps, so that nobody wakes it
+        assert isinstance(record, Submit)  # this engine never sleeps between steps, so nothing wakes it
         submitted[int(record.request_id)] = record.ring, record.generation
         if len(submitted) == plan.streams:
             control.send([submitted[stream] for stream in range(plan.streams)])
@@ -266,8 +273,8 @@ async def _serve(plan: Plan, doorbell: int, control: Connection) -> None:
             )
         )
         sock = stack.enter_context(listen("127.0.0.1", 0))
-        loop.add_reader(doorbell, client.on_wake)
-        stack.callback(loop.remove_reader, doorbell)
+        client.start(doorbell)
+        stack.callback(client.stop)
         loop.add_reader(control.fileno(), on_control)
         stack.callback(loop.remove_reader, control.fileno())
         gc.collect()
@@ -289,9 +296,10 @@ def _serve_floor(plan: Plan, doorbell: int, control: Connection) -> None:
     for sock in sockets.values():
         sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         sock.setblocking(False)
-    frames, timing = make_frames(0), sse.timing_member(time.monotonic_ns())
-    frames.text("", timing)  # the first one has the role besides
-    chunks = [_chunk(frames.text(chr(token), timing)) for token in range(128)]
+    dialect = make_dialect(0, TextCodec(synthetic.tokenizer()))
+    now_ns = time.monotonic_ns()
+    # The first one has the role besides; these are later ones.
+    chunks = [_chunk(dialect.piece(0, Piece(chr(token), 1, now_ns, []), number=1)) for token in range(128)]
     tokens = zip(*(synthetic.expected_tokens([stream], plan.tokens) for stream in range(plan.streams)), strict=True)
     steps = [[chunks[token] for token in step] for step in tokens]
     in_order = [sockets[stream] for stream in range(plan.streams)]
@@ -312,8 +320,9 @@ def _serve_floor(plan: Plan, doorbell: int, control: Connection) -> None:
                     control.recv()
                     control.send(Usage.now(wakes))
                     marks += 1
+    end = dialect.end(0, Piece("", plan.tokens, now_ns, []), number=1, reason=FinishReason.LENGTH) + sse.DONE
     for sock in in_order:
-        sock.sendall(_chunk(frames.last("", "length", timing) + sse.DONE) + b"0\r\n\r\n")
+        sock.sendall(_chunk(end) + b"0\r\n\r\n")
         sock.close()
     control.recv()
 

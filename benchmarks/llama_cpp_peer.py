@@ -2,8 +2,8 @@
 
     build/peers/llama-cpp-avx2/bin/python llama_cpp_peer.py FILE.gguf THREADS
 
-Started by `llama_cpp_process.py`, not by hand. Waits for one JSON object per line on stdin, does what its "command"
-says, and answers with one on stdout; between commands it sleeps in read(2). It speaks to llama.cpp's C interface, with
+Started by `llama_cpp_process.py`, not by hand. Reads one JSON object per line from stdin, runs its "command",
+and writes one to stdout; between commands it sleeps in read(2). It calls llama.cpp's C interface, with
 its defaults except for the number of threads and sequences: fp16 KV cache, flash attention where it helps, up to 512
 tokens per micro-batch, and a KV cache of its own for each sequence. What is timed is llama_decode with the logits at
 hand, and nothing of Python's.
@@ -92,7 +92,7 @@ class Peer:
         self._first: list[int] = []  # each prompt's next token
 
     def hello(self) -> dict[str, Any]:
-        """Who speaks."""
+        """Versions, build and threads of this peer."""
         system = llama.llama_print_system_info().decode().strip()
         return {"version": version("llama_cpp_python"), "system": system, "threads": self._threads}
 
@@ -153,7 +153,7 @@ class Peer:
 def main() -> None:
     """Answer commands until stdin ends."""
 
-    @llama.llama_log_callback  # type: ignore[untyped-decorator]
+    @llama.llama_log_callback  # type: ignore[untyped-decorator] # of llama-cpp-python
     def log(level: int, text: bytes, _data: Any) -> None:
         if level == _ERROR:  # 5 is more of what came before, dots mostly
             sys.stderr.write(text.decode(errors="replace"))

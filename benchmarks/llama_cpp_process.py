@@ -1,4 +1,4 @@
-"""llama.cpp in a process of its own, as this one speaks to it: `llama_cpp_peer.py` in another virtual environment."""
+"""Runs `llama_cpp_peer.py` in another virtual environment, and sends it commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the reader of a result must know about where it was measured."""
+"""The machine, the commit and the versions that a result belongs to."""
 
 from __future__ import annotations
 

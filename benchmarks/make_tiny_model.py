@@ -2,7 +2,7 @@
 
     python benchmarks/make_tiny_model.py FOLDER
 
-Two layers, 64 wide, the default model's 49,152 tokens. What it says is nonsense, and the same nonsense on every machine
+Two layers, 64 wide, the default model's 49,152 tokens. Its output is nonsense, and the same nonsense on every machine
 (fixed seed). The folder can be served by anything that reads transformers' models.
 """
 

@@ -1,4 +1,4 @@
-"""A `rbee serve` that a benchmark starts for itself, on a free port of the loopback interface, and ends."""
+"""An `rbee serve` that a benchmark starts on a free loopback port, and ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 class OwnServer:
-    """Running and ready once it is made.
+    """A server that is ready when the constructor returns.
 
     Attributes:
         url: where it listens.
@@ -51,7 +51,7 @@ class OwnServer:
         return cpu_seconds(self.pid)
 
     def sample(self) -> Sample:
-        """What its arena says now."""
+        """Its arena's counters and histograms now."""
         with Observer(self.pid) as observer:
             sample = observer.sample()
         if sample is None:

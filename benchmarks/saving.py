@@ -1,4 +1,4 @@
-"""How a result is shown and kept: Markdown for people, the same as JSON for programs."""
+"""How a result is kept: Markdown for people, the same as JSON for programs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""What rbee is to reach over HTTP with the default model, and what other servers were measured to reach.
+"""Targets of rbee over HTTP with the default model, and figures of other servers.
 
 40-word prompts, 48 tokens out, greedy, the client on the same two cores. The peers' figures are of one machine and one
-day (2026-11-22) that the runs of this repository do not share: they say where the peers stand, and a ratio to them is
-no measurement.
+day (2026-11-22) that the runs of this repository do not share: a ratio to them is no measurement.
 """
 
 from __future__ import annotations

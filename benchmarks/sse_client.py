@@ -1,8 +1,8 @@
 """A load client for OpenAI-compatible SSE servers that costs almost nothing while the clock runs.
 
 While a response arrives, a stream only appends (time, bytes) pairs; HTTP and SSE are parsed after the run. So the
-client's share of the machine stays small, and the same on every server. It knows HTTP/1.1 over plain TCP and the shape
-of OpenAI's chunks; it does not know what is measured with them.
+client's share of the machine stays small, and the same on every server. Owns HTTP/1.1 over plain TCP and the shape of
+OpenAI's chunks; does not know what is measured with them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Stream:
         return frames
 
 
-# Some servers send no [DONE]: there the last chunk says why it is the last.
+# Some servers send no [DONE]: there the last chunk has a finish reason.
 _FINISHED = re.compile(r'"finish_reason": ?"')
 
 

@@ -25,7 +25,7 @@ Where a contender offers a choice, it gets the one that is better for it:
 * `eventfd_each`: an array in shared memory, and one eventfd per stream, written for each token and waited on
   by the loop: what one doorbell avoids.
 * `faster_fifo`: one `put` per step, `get_many` in a thread like `mp_queue`, because it offers no descriptor either.
-* `floor`: no tokens; one eventfd is written, the loop wakes. What nobody can be below.
+* `floor`: no tokens; one eventfd is written, the loop wakes.
 
 No contender may drop anything: full means that `publish` waits. All that can be bounded holds `DEPTH` steps.
 """
@@ -39,7 +39,7 @@ import pickle
 import threading
 import uuid
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import msgspec
 import numpy as np
@@ -53,12 +53,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from transport_run import Inbox
 
 DEPTH = 64  # steps that may be under way; a power of two
 
 # A step as the contenders with flat messages send it: commit time, stream numbers, their tokens.
 Step = tuple[int, list[int], list[int]]
+
+
+class Inbox(Protocol):
+    """Where a contender's consumer puts tokens: a list per stream."""
+
+    tokens: list[list[int]]
+
+    def landed(self, count: int, committed_ns: int | list[int], /) -> None:
+        """A batch of `count` tokens has just been put into `tokens`."""
 
 
 class Contender(ABC):
@@ -84,7 +92,7 @@ class Contender(ABC):
 
     @abstractmethod
     def publish(self, committed_ns: int, tokens: NDArray[np.uint32]) -> int:
-        """Send a step, waiting while there is no room for it; the commit time that the consumer will be told.
+        """Send a step, waiting while there is no room for it; return the commit time that the consumer will receive.
 
         Args:
             committed_ns: the time to send along, unless the transport stamps steps itself.

@@ -1,4 +1,4 @@
-"""What `bench_transport.py` shows: tables, the verdict on the targets, and the plot.
+"""Tables, the verdict on the targets, and the plot of `bench_transport.py`.
 
 Owns presentation only; every figure comes from the result, which is what the JSON holds.
 """
@@ -22,7 +22,7 @@ def targets(levels: list[dict[str, Any]], floors: list[dict[str, Any]]) -> list[
     """How rbee does beside ZeroMQ + msgspec at 256 streams, for every cadence at which both were measured.
 
     `ratio` is rbee's figure / ZeroMQ's: 0 if rbee's is not above the floor's, None if ZeroMQ's is not. `allowed` is the
-    target; None for the CPU above the floor, which only tells how much of the CPU is the transports' own, and not the
+    target; None for the CPU above the floor, which only shows how much of the CPU is the transports' own, and not the
     sleep and the wake of every step. `floor_ratio`, for the CPU, is what a transport that costs nothing would reach.
     """
     verdicts = []

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -41,6 +40,8 @@ import uvloop
 from hdrh.histogram import HdrHistogram
 from transport_usage import Meter, Tracer, Usage
 
+from rbee.child import die_with_parent
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from multiprocessing.connection import Connection
@@ -54,7 +55,6 @@ PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
 _VOCABULARY = 131_072
 _SAMPLED_STEPS = 256  # steps before the sampled tokens repeat
 _PATIENCE = 60.0  # seconds beyond what a run is planned to take
-_PR_SET_PDEATHSIG = 1
 _ENDS = {signal.SIGINT, signal.SIGTERM}
 
 
@@ -266,7 +266,7 @@ def _consume(contender: Contender, plan: Plan, control: Connection) -> None:
         raise inbox.error
     if contender.carries_tokens:
         _check(contender.name, inbox.tokens, sampled_tokens(plan.streams))
-    # Without a cadence the batches are too many to be sent, and nobody asks for them.
+    # Without a cadence the batches are too many to be sent, and nothing needs them.
     control.send({"marks": inbox.marks, "batches": inbox.batches if plan.step_ns else []})
 
 
@@ -287,8 +287,7 @@ def _child(role: Any, contender: Contender, plan: Plan, control: Connection, par
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    if not die_with_parent(parent):
         return
     if plan.cpus is not None:
         os.sched_setaffinity(0, {plan.cpus[role is _consume]})
@@ -311,7 +310,7 @@ class _Process:
             target=_child, args=(role, contender, plan, theirs, os.getpid()), daemon=True
         )
         sys.stderr.flush()
-        # Python loses a Ctrl-C that comes in its hooks after a fork, and nobody would know of the process yet.
+        # Python loses a Ctrl-C that comes in its hooks after a fork, and no code would have the process yet.
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
         self.process.start()
         stack.callback(self.end)

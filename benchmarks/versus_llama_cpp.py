@@ -1,7 +1,7 @@
 """The part of `bench_engine.py` that compares the engine with llama.cpp.
 
-For every shape, and in every round anew, first one of them is measured and then the other, never two at once: each
-peer is a process that sleeps until it is told to measure a round. All get the same prompts, as token ids, the same GGUF
+For every shape, and in every round anew, one contender is measured after the other, never two at once: each peer is a
+process that sleeps until it gets the command to measure a round. All get the same prompts, as token ids, the same GGUF
 file and as many threads.
   decode   a step of B sequences that each have the prompt's tokens before it: llama_decode of one batch of B tokens, up
            to having all logits, beside our `runner.execute`; greedy, so that the next step's tokens are known. In a
@@ -9,33 +9,31 @@ file and as many threads.
   prefill  a lone prompt of so many tokens until its last token's logits are there: one llama_decode, beside our
            `runner.execute` of all its chunks, as the scheduler cuts them.
 Medians of the rounds. Our whole step stands beside: scheduling, sampling and publishing included, which a peer's figure
-is without. What the processes that wait use of a core meanwhile is measured too, for their threads must not spin, and
-what anybody else uses: distrust a run in which that is more than a few percent.
+is without. What the waiting processes and the rest of the machine use of a core meanwhile is measured too, because
+their threads must not spin. Distrust a run in which that is more than a few percent.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from engine_rig import Rig, gguf_for_peers, label, load_runner, model_folder, num_threads, random_prompts, variant
 from llama_cpp_process import LlamaCpp
-from machine import describe
-from saving import save, table
+from program import finish, progress
+from saving import table
 
-from rbee.engine.engine_core import PhaseTimes
+from rbee.engine.step_clock import PhaseTimes
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from rbee.engine.runners.choice import ModelRunner
+    from rbee.engine.runners.interface import ModelRunner
 
 _TARGETS = {("decode", 1): 2.0, ("decode", 8): 3.0, ("decode", 16): 3.5, ("decode", 32): 3.5,
             ("prefill", 128): 3.5, ("prefill", 1024): 3.5}  # fmt: skip
@@ -68,7 +66,7 @@ class Contender(Protocol):
         ...
 
     def measure(self, shape: Shape, prompt: list[int], steps: int) -> Taken:
-        """One round: the median of so many steps, or the prefill of a prompt that nobody has seen."""
+        """One round: the median of so many steps, or the prefill of a new prompt."""
         ...
 
 
@@ -141,7 +139,7 @@ class Theirs:
 
 
 class Watch:
-    """Has contenders measured, one at a time, and knows what share of a core each used while it was not.
+    """Measures contenders one at a time, and what share of a core each used while it was not measured.
 
     "anybody else" is all that is no contender, the hypervisor's other guests included.
     """
@@ -190,18 +188,17 @@ def _busy_seconds() -> float:
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def compare(options: argparse.Namespace) -> int:
+def compare(options: argparse.Namespace) -> None:
     """Measure all in turns, and report."""
     folder = model_folder(options.model)
     gguf = gguf_for_peers(folder, options)
     model = Path(options.model).name
-    sizes = [int(size) for size in options.batch.split(",")]
-    shapes = [Shape("decode", size) for size in sizes]
-    shapes += [Shape("prefill", int(size)) for size in options.prefill.split(",")]
+    shapes = [Shape("decode", size) for size in options.batch]
+    shapes += [Shape("prefill", size) for size in options.prefill]
     with contextlib.ExitStack() as stack:
         runner = load_runner(folder, options)
-        prompts = random_prompts(max(sizes), options.prompt, runner.vocab_size, options.seed)
-        print("computing the prompts", file=sys.stderr)
+        prompts = random_prompts(max(options.batch), options.prompt, runner.vocab_size, options.seed)
+        progress("computing the prompts")
         ours = Ours(stack, runner, prompts)
         peers = []
         for python in options.vs_llama_cpp:
@@ -210,13 +207,12 @@ def compare(options: argparse.Namespace) -> int:
             peers.append(Theirs(process, prompts, options.steps))
         rounds, idle = _measure([ours, *peers], shapes, options, runner.vocab_size)
 
-    text, levels = _report(rounds, [peer.name for peer in peers])
+    text, levels = report(rounds, [peer.name for peer in peers])
     text = (
         f"Tokens per second of {model}; contexts of {options.prompt} tokens and more; our runner: "
         f"{label(runner, options)}. Medians of {options.rounds} rounds.\n\n{text}\n\nUsed of a core while another one "
         "was measured: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in idle.items()) + "."
     )
-    print(text, file=sys.stderr)
     result = {
         "benchmark": "engine_vs_llama_cpp",
         "model": model,
@@ -227,12 +223,8 @@ def compare(options: argparse.Namespace) -> int:
         "peers": {peer.name: peer.facts for peer in peers},
         "levels": levels,
         "idle_cpu_share": idle,
-        "machine": describe(),
     }
-    if options.save:
-        save(f"engine_vs_llama_cpp{variant(options)}", "The engine beside llama.cpp", text, result)
-    print(json.dumps(result))
-    return 0
+    finish(options, f"engine_vs_llama_cpp{variant(options)}", "The engine beside llama.cpp", text, result)
 
 
 def _measure(
@@ -244,16 +236,16 @@ def _measure(
         shape: {contender.name: [] for contender in contenders} for shape in shapes
     }
     for number in range(options.rounds):
-        first = number % len(contenders)  # whoever begins finds the machine in another state: all take their turn
+        first = number % len(contenders)  # the first one finds the machine in another state: all take their turn
         for shape in shapes:
             prompt = random_prompts(1, shape.size, vocab_size, options.seed + 1000 + number)[0]
             for contender in [*contenders[first:], *contenders[:first]]:
                 rounds[shape][contender.name].append(watch.measure(contender, shape, prompt, options.steps))
-        print(f"round {number + 1}/{options.rounds}", file=sys.stderr)
+        progress(f"round {number + 1}/{options.rounds}")
     return rounds, watch.idle_shares()
 
 
-def _report(rounds: dict[Shape, dict[str, list[Taken]]], peers: list[str]) -> tuple[str, list[dict[str, Any]]]:
+def report(rounds: dict[Shape, dict[str, list[Taken]]], peers: list[str]) -> tuple[str, list[dict[str, Any]]]:
     """A table, and the same for programs."""
     rows, levels = [], []
     for shape, taken in rounds.items():

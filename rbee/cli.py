@@ -1,7 +1,7 @@
 """The `rbee` command: serve, pull, top.
 
-Owns how options are spelled, parsed and explained (those of `serve` are derived from `rbee.config`) and how an error
-leaves the process: one sentence on stderr and exit code 2. Does not know what serving, pulling or watching takes.
+Owns how options are spelled and parsed, and how an error leaves the process: one sentence on stderr and exit code 2.
+Does not know how a model is served, fetched or watched.
 """
 
 from __future__ import annotations
@@ -24,10 +24,7 @@ _HELP_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_co
 
 
 def _option_of(field: dataclasses.Field[Any], annotation: Any, section: str) -> click.Option:
-    """The command-line option of one config field; also read from the environment as RBEE_<NAME>.
-
-    What is on by default can be switched off by --no-<name>.
-    """
+    """The command-line option of one config field; --no-<name> switches off what is on by default."""
     flag = f"--{field.name.replace('_', '-')}"
     settings: dict[str, Any] = {
         "default": field.default,
@@ -64,14 +61,12 @@ def _options_of(config_class: type, section: str) -> list[click.Parameter]:
 
 
 def _take(config_class: type, values: dict[str, Any]) -> Any:
-    """An instance of `config_class` from the parsed values that belong to it."""
+    """A `config_class` with those of the parsed values that are its fields."""
     names = {field.name for field in dataclasses.fields(config_class)}
     return config_class(**{name: value for name, value in values.items() if name in names})
 
 
 class _Serve(click.Command):
-    """`rbee serve`: a command whose options come from the config dataclasses and whose help lists them by subject."""
-
     def __init__(self) -> None:
         super().__init__(
             "serve",
@@ -86,7 +81,6 @@ class _Serve(click.Command):
         )
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the options under the config they belong to."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -135,10 +129,10 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("model", default=DEFAULT_MODEL)
-@click.option("--list", "list_only", is_flag=True, help="List the names that rbee knows, and fetch nothing.")
+@click.option("--list", "list_only", is_flag=True, help="List the names of the catalogue, and fetch nothing.")
 @click.option("--debug", is_flag=True, help="Show tracebacks instead of one sentence.")
 def pull(model: str, *, list_only: bool, debug: bool) -> None:  # noqa: ARG001 - `debug` is read by main()
-    """Fetch MODEL and make it ready to serve: a catalogue name, a .gguf file or a Hub id."""
+    """Fetch MODEL (a catalogue name, a .gguf file or a Hub id) and make it ready to serve."""
     from rbee.models import ConsoleProgress, list_catalogue, prepare  # noqa: PLC0415 - `--help` stays instant
 
     if list_only:
@@ -166,8 +160,8 @@ def pull(model: str, *, list_only: bool, debug: bool) -> None:  # noqa: ARG001 -
 def top(*, pid: int | None, interval: float, count: int | None, once: bool, as_json: bool) -> None:
     """Watch a running server: streams, rates, latencies, wakeups, KV cache.
 
-    Everything is read from the server's shared memory: the server takes no part and is not slowed down. For the user
-    who runs the server, and for root. Ctrl-C ends it; so does the server's end.
+    Reads the server's shared memory, which does not slow the server down. Only the server's user and root can read it.
+    Ctrl-C ends the view, and so does the server's end.
     """
     style: Literal["live", "plain", "json"] = "json" if as_json else "plain" if once else "live"
     with contextlib.suppress(KeyboardInterrupt):

@@ -1,21 +1,39 @@
-"""Every option of rbee, declared once: the command line, its help and the engine's start record are derived from here.
+"""The options of `rbee serve`: the command line, its help and the engine's start record are derived from here.
 
-Owns names, types, defaults and their explanation. Does not know how an option is parsed or what it does. Nothing
-mutates a config after start; components receive the values they use, not a whole config.
+Owns their names, types, defaults, bounds and help. Does not know how an option is parsed or what it does. A config is
+immutable; components receive the values they use.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 from typing import Any, Literal
+
+from rbee.errors import ConfigError
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 SYNTHETIC = "synthetic"
 
 
 def option(default: Any, help: str, **extra: Any) -> Any:  # noqa: A002 - the word every command-line library uses
-    """A dataclass field that the command line shows with `help` (also: `metavar`, `minimum`, `maximum`)."""
-    return field(default=default, metadata={"help": help, **extra})
+    """An option of the command line as a dataclass field; `extra` has `metavar`, and the bounds of `check_bounds`."""
+    return dataclasses.field(default=default, metadata={"help": help, **extra})
+
+
+def check_bounds(config: EngineConfig | ServerConfig) -> None:
+    """Raise ConfigError for an option outside its bounds."""
+    for field in dataclasses.fields(config):
+        value, bounds = getattr(config, field.name), field.metadata
+        if value < bounds.get("minimum", value):
+            rule = f"at least {bounds['minimum']}"
+        elif value > bounds.get("maximum", value):
+            rule = f"at most {bounds['maximum']}"
+        elif bounds.get("power_of_two") and value & (value - 1):
+            rule = f"a power of two, for example {field.default}"
+        else:
+            continue
+        raise ConfigError(f"--{field.name.replace('_', '-')} is {value}; it must be {rule}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +47,8 @@ class EngineConfig:
     )
     runner: Literal["auto", "native", "torch", "synthetic"] = option(
         "auto",
-        "What computes the logits: native is the fast one on a CPU, for models of the Llama family; torch runs every "
-        "decoder that transformers does. 'auto' takes native if it can, and says why if it cannot.",
+        "What computes the logits: native is fast on a CPU and runs models of the Llama family; torch runs every "
+        "decoder that transformers does. 'auto' takes native if it can, and logs the reason if it cannot.",
     )
     exact: bool = option(
         False,
@@ -39,9 +57,9 @@ class EngineConfig:
     )
     quantize: Literal["none", "q4", "q8"] = option(
         "none",
-        "How the native runner holds weights that are stored as floats: as they are; in 8 bits (the default model's "
+        "How the native runner holds weights that are stored as floats: unchanged; in 8 bits (the default model's "
         "logits move by 0.0015 nats of KL); or in 4 bits, with the loss of a Q4_1 GGUF (embedding and head keep 8). "
-        "Weights that are quantized already stay as they are.",
+        "Quantized weights stay unchanged.",
     )
     device: str = option("cpu", "The torch device of weights and KV cache. Only 'cpu' has been tested.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
@@ -57,9 +75,8 @@ class EngineConfig:
     )
     max_decode_slowdown: float = option(
         2.0,
-        "While streams are running, a step takes at most about this many times as long because of prompts that are "
-        "computed beside them, but has 4 of their tokens at least. Higher: prompts start sooner, streams are less "
-        "steady.",
+        "About how many times as long a step may take when it computes prompts beside running streams; it computes 4 "
+        "tokens of prompts at least. Higher: prompts start sooner, streams are less steady.",
         metavar="X",
         minimum=1.05,
     )
@@ -67,13 +84,6 @@ class EngineConfig:
     kv_cache_mib: int = option(1024, "Memory for the KV cache, in MiB.", metavar="MIB", minimum=1)
     prefix_caching: bool = option(
         True, "Keep the KV cache of prompts, for requests that begin with the same tokens (and the same cache_salt)."
-    )
-    slow_reader_timeout: float = option(
-        60.0,
-        "Seconds that a client's connection may have no room for more, or a request's ring be full, before its stream "
-        "ends with an error; a connection that does not take that error either within the same time is dropped.",
-        metavar="S",
-        minimum=0.001,
     )
     synthetic_step_ms: float = option(
         10.0,
@@ -101,34 +111,46 @@ class ServerConfig:
         1024,
         "Requests held at once, running and waiting; further ones get 429. Rounded up to a multiple of 64.",
         minimum=1,
+        maximum=65536,
     )
     max_queued_requests: int = option(
         0,
-        "Requests that may wait for the engine beside those that run (--max-num-seqs); further ones get 429. What the "
-        "engine says of its queue is up to one step old, so that a burst may pass it. 0: as many as --max-requests.",
+        "Requests that may wait for the engine beside those that run (--max-num-seqs); further ones get 429. A burst "
+        "within one step may pass the limit. 0: as many as --max-requests.",
         minimum=0,
     )
     ring_capacity: int = option(
-        1024, "Tokens a request's ring holds for a slow reader before its sequence pauses; a power of two.", minimum=2
+        1024,
+        "Tokens that wait for a slow reader before its request pauses; a power of two.",
+        minimum=2,
+        maximum=2**20,
+        power_of_two=True,
+    )
+    slow_reader_timeout: float = option(
+        60.0,
+        "Seconds a client may stop reading before its stream ends with an error. After the same time again its "
+        "connection is closed.",
+        metavar="S",
+        minimum=0.001,
     )
     replay_window: int = option(
         1024,
-        "Tokens of a stream that can be written again for a client that lost its connection. Of streams that can be "
-        "resumed only: those of clients that accept text/event-stream, or set stream_options.resumable.",
+        "Tokens of a stream that are kept for a client that lost its connection and resumes. A stream can be resumed "
+        "if its client accepts text/event-stream, or sets stream_options.resumable.",
         minimum=1,
     )
     resume_timeout: float = option(
         30.0,
-        "Seconds that such a stream is kept for a client that lost its connection, also after its end. Its ring holds "
-        "its tokens; when that is full, --slow-reader-timeout counts too.",
+        "Seconds that a stream that can be resumed is kept without a connection, also after its end. When "
+        "--ring-capacity tokens wait, --slow-reader-timeout counts too.",
         metavar="S",
         minimum=0.001,
     )
     max_body_mib: int = option(16, "Largest request body, in MiB; a larger one gets 413.", metavar="MIB", minimum=1)
     busy_poll: bool = option(
         False,
-        "Look for tokens without sleeping while a request is open: takes the time of a wakeup out of the way of every "
-        "token, and a processor core.",
+        "Poll for tokens while a request is open, instead of sleeping: saves the time of a wakeup for every token, and "
+        "takes a processor core.",
     )
     drain_timeout: float = option(
         30.0, "Seconds that open streams may take to finish after SIGTERM.", metavar="S", minimum=0.0
@@ -137,8 +159,12 @@ class ServerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All of `rbee serve`."""
+    """All of `rbee serve`. Raises ConfigError for a value outside its bounds."""
 
     engine: EngineConfig
     server: ServerConfig
     debug: bool = option(False, "Log at debug level, and show tracebacks instead of one sentence.")
+
+    def __post_init__(self) -> None:
+        check_bounds(self.engine)
+        check_bounds(self.server)

@@ -1,7 +1,6 @@
-"""The errors rbee raises on purpose. Each message is a sentence that names the input and the remedy.
+"""The errors that rbee raises on purpose. Each message is a sentence that names the input and the remedy.
 
-Owns the types only. What becomes of one (an HTTP status, an exit code) is decided at the edge that catches it:
-`rbee.cli` for the process, `rbee.server` for a request.
+Owns the types only. The edge that catches one decides its effect: `rbee.cli` an exit code, `rbee.server` an answer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""How both processes log: one line to stderr, with UTC time, process, level and logger name.
-
-Owns the format. The library's modules only ever call `logging.getLogger(__name__)`.
-"""
+"""The log format of both processes: a line on stderr with UTC time, process, level, logger. Knows no event."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import time
 
 
 def configure(process: str, *, debug: bool = False) -> None:
-    """Send all log records of this process ("server" or "engine") to stderr, at INFO or, with `debug`, DEBUG."""
+    """Log to stderr from now on; `process` is "server" or "engine", the level INFO or, with `debug`, DEBUG."""
     formatter = logging.Formatter(
         f"%(asctime)s.%(msecs)03dZ {process} %(levelname)s %(name)s: %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
     )

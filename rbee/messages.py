@@ -1,7 +1,6 @@
 """The records of the control channel between the server process and the engine process, and their codec.
 
-Owns what is said; `rbee.transport.control` owns how bytes travel. Tokens never appear here on their way out: they go
-through the shared-memory rings.
+Owns their fields. Does not know how bytes travel (`rbee.transport.control`), nor tokens, which go through the rings.
 """
 
 from __future__ import annotations
@@ -26,14 +25,9 @@ class FinishReason(IntEnum):
     SLOW_READER = 6
 
 
-NOTE = 1 << 31
-"""This bit of a ring record's token says that it is a note: no output, but a token id with its logprob, or a number.
-
-A request with `tell_cached` gets a note first of all: how many tokens of its prompt were cached.
-A request with `num_prompt_logprobs` P gets, before its first output token, for each token of its prompt but the first
-1 + P notes: the prompt's token itself, then the P most likely ones, best first. A request with `num_logprobs` K gets
-after each output token K notes: the most likely tokens, best first. Vocabularies are smaller than 2^31.
-"""
+# This bit of a ring record's token marks a side record: no output, but a token id with its logprob, or a number.
+# docs/transport.md ("Records") has which records a request gets, and their order.
+SIDE_RECORD = 1 << 31  # vocabularies are smaller
 
 
 # ---- server -> engine ------------------------------------------------------------------------------------------
@@ -43,47 +37,31 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """First record to the engine: what to load, and which arena to attach."""
 
     engine: EngineConfig
+    slow_reader_timeout: float  # seconds after which a ring that is full without a break ends its sequence
     arena_name: str
-    epoch: int
-    debug: bool = False
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A request to run; its tokens go to `ring` under `generation`.
-
-    `prompt` holds the token ids as little-endian uint32, so that neither side walks a list of integers.
-
-    Attributes:
-        received_ns: when the server had the whole request; CLOCK_MONOTONIC.
-        priority: smaller runs earlier; see `rbee.engine.scheduling.sequence`.
-        deadline_ns: when it ends at the latest, CLOCK_MONOTONIC; 0 is never.
-        cache_salt: only requests with the same salt share cached prefixes.
-        tell_cached: say how many of the prompt's tokens were cached as soon as that is known, not only with the finish.
-            For a request that the server may end before the engine does, because of a stop string.
-    """
+    """A request to run; its tokens go to `ring` under `generation`."""
 
     request_id: str
     ring: int
     generation: int
-    prompt: bytes
+    prompt: bytes  # token ids as little-endian uint32, so that neither side walks a list of integers
     sampling: SamplingParams
-    received_ns: int
-    priority: int = 0
-    deadline_ns: int = 0
-    cache_salt: str = ""
-    tell_cached: bool = False
+    received_ns: int  # when the server had the whole request, CLOCK_MONOTONIC
+    priority: int = 0  # smaller runs earlier; see `rbee.engine.scheduling.sequence`
+    deadline_ns: int = 0  # when it ends at the latest, CLOCK_MONOTONIC; 0 is never
+    cache_salt: str = ""  # only requests with the same salt share cached prefixes
+    report_cached: bool = False  # first record: the number of cached prompt tokens; for requests with stop strings
 
 
 class Wake(msgspec.Struct, frozen=True, tag=True):
-    """Nothing but a reason to look again: a cancel or freed ring space while the engine was asleep."""
+    """Wakes a sleeping engine for a cancel or for freed ring space, which it then finds in shared memory."""
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Stop stepping, end what runs with `abort`, exit 0."""
-
-
-class QueryStats(msgspec.Struct, frozen=True, tag=True):
-    """Ask for Stats; the engine answers between two steps."""
 
 
 # ---- engine -> server ------------------------------------------------------------------------------------------
@@ -122,21 +100,8 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     message: str
 
 
-class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Where the engine stands; the answer to QueryStats. Preemptions, steps and prompt tokens count from its start."""
-
-    num_blocks: int
-    num_free_blocks: int
-    num_running: int
-    num_waiting: int
-    num_preemptions: int
-    num_steps: int
-    num_prompt_tokens: int
-    num_cached_prompt_tokens: int
-
-
-ToEngine = Configure | Submit | Wake | Shutdown | QueryStats
-ToServer = Attached | Loading | Ready | Failed | Stats
+ToEngine = Configure | Submit | Wake | Shutdown
+ToServer = Attached | Loading | Ready | Failed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
@@ -144,5 +109,5 @@ decode_to_server = msgspec.msgpack.Decoder(ToServer).decode
 
 
 def pack_token_ids(token_ids: list[int]) -> bytes:
-    """Token ids as little-endian uint32 bytes."""
+    """Token ids as `Submit.prompt` has them."""
     return array.array("I", token_ids).tobytes()

@@ -1,11 +1,11 @@
-"""What the drain has for a sequence, made up: batches of plain tokens, and of tokens with notes."""
+"""What the drain has for a sequence, made up: batches of plain tokens, and of tokens with side records."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
-from rbee.messages import NOTE
+from rbee.messages import SIDE_RECORD
 from rbee.server.link.sinks import TokenBatch
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ def record_batch(records: Sequence[Record], reason: int = 0, cached_tokens: int 
 
 def scored(token_id: int, logprob: float, *top: Record) -> list[Record]:
     """The records of an output token and the most likely ones at its place."""
-    return [(token_id, logprob), *((other | NOTE, other_logprob) for other, other_logprob in top)]
+    return [(token_id, logprob), *((other | SIDE_RECORD, other_logprob) for other, other_logprob in top)]
 
 
 def scored_prompt(token_id: int, logprob: float, *top: Record) -> list[Record]:
     """The records of a prompt token and the most likely ones at its place."""
-    return [(other | NOTE, other_logprob) for other, other_logprob in ((token_id, logprob), *top)]
+    return [(other | SIDE_RECORD, other_logprob) for other, other_logprob in ((token_id, logprob), *top)]

@@ -1,4 +1,4 @@
-"""Fixtures for tests that need a running server: the real command line, real processes, real sockets."""
+"""Fixtures: the event loop of async tests, and running servers (the real command line, real processes and sockets)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import hypothesis
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from rbee.config import DEFAULT_MODEL
 from rbee.models import prepare
@@ -26,7 +28,24 @@ if TYPE_CHECKING:
 
     from rbee.models import ModelFolder
 
+# How long an example takes on a busy machine says nothing about what it asserts.
+hypothesis.settings.register_profile("rbee", deadline=None)
+hypothesis.settings.load_profile("rbee")
+
 _PATIENCE = 120.0  # seconds after which a server that does not do what a test waits for is killed, and the test fails
+
+# A busy machine is no failure: examples have no time limit.
+settings.register_profile("rbee", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("rbee")
+
+_SLOW_FIXTURES = {"launch", "start_server", "synthetic_server", "default_model", "default_server"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts servers or needs a downloaded model; other slow tests carry the mark themselves."""
+    for item in items:
+        if isinstance(item, pytest.Function) and not _SLOW_FIXTURES.isdisjoint(item.fixturenames):
+            item.add_marker("slow")
 
 
 @dataclass
@@ -55,6 +74,19 @@ class Server:
             child for child in psutil.Process(self.pid).children() if "rbee.engine" in " ".join(child.cmdline())
         ]
         return engine
+
+    @contextlib.contextmanager
+    def stopped_engine(self) -> Iterator[None]:
+        """Inside the block the engine process makes no step: nothing that waits for it can happen."""
+        engine = self.engine
+        engine.suspend()
+        try:
+            while engine.status() != psutil.STATUS_STOPPED:
+                time.sleep(0.001)
+            yield
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                engine.resume()
 
     def wait_for(self, word: str) -> str:
         """The next line on stdout that begins with `rbee: <word>`; fails when the server ends first, or hangs."""
@@ -117,6 +149,12 @@ def _launch(folder: Path, command: list[str], *, until: str | None) -> Server:
             server.__exit__()
             raise
     return server
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The event loop of async tests (`pytestmark = pytest.mark.anyio`): asyncio's own."""
+    return "asyncio"
 
 
 @pytest.fixture(scope="session")

@@ -5,30 +5,49 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from rbee.messages import NOTE, FinishReason, Submit, decode_to_engine, encode
+from rbee.messages import SIDE_RECORD, FinishReason, Submit, decode_to_engine, encode
 from rbee.server.link.engine_client import EngineClient
 from rbee.transport import Arena, Consumer, Producer, create_doorbell
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from starlette.types import Send
+
     from rbee.messages import Ready, ToEngine
     from rbee.server.link.sinks import TokenBatch
 
 
 class RecordingWriter:
-    """A StreamWriter without a socket: keeps what is written."""
+    """A Writer without a socket: keeps what is written; the response's head and end go to ASGI's `send`, if given."""
 
-    descriptor = None
+    descriptor: int | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, send: Send | None = None) -> None:
+        self.send = send
         self.written: list[bytes] = []
         self.paused = False
         self.closed = False
         self.listener: object = None
         self.aborted = False
+
+    async def start(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Send the head."""
+        if self.send is not None:
+            await self.send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+
+    async def finish(self) -> None:
+        """Send the end."""
+        if self.send is not None:
+            await self.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def write_rest(self, data: bytes) -> None:
+        """Keep it as it is."""
+        self.written.append(data)
 
     def write(self, frames: bytes) -> None:
         """Keep one write."""
@@ -49,8 +68,8 @@ class RecordingWriter:
         self.aborted = True
 
 
-class RecordingStream:
-    """A TokenStream without an engine: keeps what its owner asked for."""
+class RecordingSequence:
+    """A SequenceHandle without an engine: keeps what its owner asked for."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -68,6 +87,25 @@ class RecordingStream:
         self.calls.append("resume")
 
 
+class RecordingWatch:
+    """A ReplyWatch without a timer: keeps what it would check, for a test that checks itself.
+
+    Attributes:
+        open: what has been added and not discarded.
+    """
+
+    def __init__(self) -> None:
+        self.open: set[object] = set()
+
+    def add(self, stream: object) -> None:
+        """Keep it."""
+        self.open.add(stream)
+
+    def discard(self, stream: object) -> None:
+        """Forget it."""
+        self.open.discard(stream)
+
+
 class RecordingSink:
     """A TokenSink that keeps what it is given, and fails on demand."""
 
@@ -77,7 +115,7 @@ class RecordingSink:
         self.logprobs: list[float] = []
         self.commit_ns: list[int] = []
         self.cached_tokens: int | None = None  # said with the end
-        self.ends: list[object] = []
+        self.ends: list[Any] = []  # the FinishReason or the Refusal
 
     def deliver(self, batch: TokenBatch) -> None:
         """Keep the tokens, and the reason if it is one."""
@@ -164,15 +202,15 @@ class RecordingEngine:
         self._resources.close()
 
     def _obey(self, record: ToEngine) -> None:
-        """Run a request in one step: the notes of its prompt, its only token with its notes, and its end."""
+        """Run a request in one step: the side records of its prompt, its only token with its own, and its end."""
         submit = decode_to_engine(encode(record))
         if not isinstance(submit, Submit):
             return
         self.submitted.append(submit)
         tokens: list[int] = []
         if submit.sampling.num_prompt_logprobs is not None:
-            tokens += [NOTE | 1] * ((len(submit.prompt) // 4 - 1) * (1 + submit.sampling.num_prompt_logprobs))
-        tokens += [self._token_id, *[NOTE | 1] * (submit.sampling.num_logprobs or 0)]
+            tokens += [SIDE_RECORD | 1] * ((len(submit.prompt) // 4 - 1) * (1 + submit.sampling.num_prompt_logprobs))
+        tokens += [self._token_id, *[SIDE_RECORD | 1] * (submit.sampling.num_logprobs or 0)]
         self._producer.open(submit.ring, submit.generation)
         self._producer.commit(
             np.full(len(tokens), submit.ring, np.uint32),

@@ -139,7 +139,7 @@ _Manager.register("ObservedServer", ObservedServer)
 def observed_server() -> Iterator[ObservedServer]:
     """A process for one test."""
     with _Manager(ctx=get_context("spawn")) as manager:
-        server = manager.ObservedServer()
+        server: ObservedServer = manager.ObservedServer()  # type: ignore[attr-defined] # added by register()
         try:
             yield server
         finally:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from types import TracebackType
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+STREAMS = "/v1/streams"
 
 
 def request_bytes(path: str, body: dict[str, Any], *headers: str) -> bytes:
@@ -70,9 +72,11 @@ class Client:
         self._timeout = await asyncio.timeout(60).__aenter__()
         return self
 
-    async def __aexit__(self, *exception: object) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self._drop_all()
-        await self._timeout.__aexit__(*exception)
+        await self._timeout.__aexit__(kind, error, trace)
 
     async def _drop_all(self) -> None:
         for writer in self._writers:
@@ -117,14 +121,10 @@ class Client:
         return [event async for event in stream.events()]
 
 
-def read_stream(address: tuple[str, int], path: str, body: dict[str, Any]) -> list[Any]:
-    """All events of a streamed response, for a test that does nothing else meanwhile."""
-
-    async def run() -> list[Any]:
-        async with Client(address) as client:
-            return await client.read(path, body)
-
-    return asyncio.run(run())
+async def read_stream(address: tuple[str, int], path: str, body: dict[str, Any]) -> list[Any]:
+    """All events of a streamed response, for a test that has no other connection."""
+    async with Client(address) as client:
+        return await client.read(path, body)
 
 
 def text_of(events: list[Any]) -> str:

@@ -70,17 +70,14 @@ double read_bandwidth(std::size_t mib, std::size_t threads) {
 
 /// Products and sums per second of all threads together; the best of some passes.
 double peak_macs(const std::string& name, std::size_t threads) {
-    const kernels::InstructionSet* set = kernels::find_instruction_set(name.c_str());
-    if (set == nullptr) {
-        throw std::invalid_argument("This processor does not have the instruction set '" + name + "'.");
-    }
+    const kernels::InstructionSet& set = kernels::choose_instruction_set(name);
     const nb::gil_scoped_release release;
     kernels::ThreadPool pool(threads);
     std::vector<std::size_t> done(threads * 8);
     double best = 0;
     for (int round = 0; round < 7; ++round) {
         const auto started = std::chrono::steady_clock::now();
-        pool.for_each(threads, [&](std::size_t part, std::size_t) { done[part * 8] = set->linear.peak(1'000'000); });
+        pool.for_each(threads, [&](std::size_t part, std::size_t) { done[part * 8] = set.linear.peak(1'000'000); });
         best = std::max(best, static_cast<double>(done[0] * threads) / seconds_of(started));
     }
     return best;

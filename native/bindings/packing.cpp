@@ -33,8 +33,8 @@ void pack(nb::handle source, std::uint32_t source_type, std::size_t rows, std::s
     if (!row_order.is_none() && order.size() != rows) {
         throw std::invalid_argument("row_order must have an entry per row.");
     }
-    const kernels::SourceMatrix matrix{static_cast<kernels::SourceType>(source_type), bytes.data(), bytes.size(), rows,
-                                       cols, order.data()};
+    const kernels::SourceMatrix matrix{
+        static_cast<kernels::SourceType>(source_type), bytes.data(), bytes.size(), rows, cols, order.data()};
     const nb::gil_scoped_release release;
     kernels::pack(matrix, format_of(format), first_row, end_row.value_or(rows), packed.data(), packed.size());
 }
@@ -48,8 +48,7 @@ std::uint32_t held_by(nb::handle source, std::uint32_t source_type) {
 
 Weights unpack(nb::handle packed, std::uint32_t format, std::size_t rows, std::size_t cols) {
     const Bytes bytes(packed, "packed");
-    const kernels::Matrix matrix =
-        kernels::packed_matrix(format_of(format), rows, cols, bytes.data(), bytes.size());
+    const kernels::Matrix matrix = kernels::packed_matrix(format_of(format), rows, cols, bytes.data(), bytes.size());
     float* const weights = new float[rows * cols];
     nb::capsule owner(weights, [](void* array) noexcept { delete[] static_cast<float*>(array); });
     {

@@ -1,6 +1,6 @@
 // Memory of Python objects, as the core takes it, and lists of numbers, as Python takes them.
 //
-// Owns conversions that nanobind has none for, or too slow ones. Knows nothing of arenas.
+// Owns conversions that nanobind has none for, or too slow ones. Does not know arenas.
 
 #pragma once
 

@@ -179,13 +179,20 @@ void bind_sampling(nb::module_& m) {
                 if (allowed_token_ids) {
                     allowed = bits_of(*allowed_token_ids);
                 }
-                new (params) kernels::RowParams{temperature,        top_k,
-                                                top_p,              min_p,
-                                                typical_p,          frequency_penalty,
-                                                presence_penalty,   repetition_penalty,
-                                                min_tokens,         seed,
-                                                std::move(logit_bias), std::move(stop_token_ids),
-                                                std::move(allowed), num_logprobs};
+                new (params) kernels::RowParams{temperature,
+                                                top_k,
+                                                top_p,
+                                                min_p,
+                                                typical_p,
+                                                frequency_penalty,
+                                                presence_penalty,
+                                                repetition_penalty,
+                                                min_tokens,
+                                                seed,
+                                                std::move(logit_bias),
+                                                std::move(stop_token_ids),
+                                                std::move(allowed),
+                                                num_logprobs};
             },
             nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "typical_p"_a, "frequency_penalty"_a,
             "presence_penalty"_a, "repetition_penalty"_a, "min_tokens"_a, "seed"_a, "logit_bias"_a, "stop_token_ids"_a,

@@ -1,7 +1,7 @@
 // The Python face of the compute threads, in rbee.engine._kernels. Its documentation is rbee/engine/_kernels.pyi.
 //
-// Owns nothing: what runs on a pool is bound elsewhere and takes it as an argument. Workers never touch Python, so who
-// holds the GIL may wait for them to end.
+// Owns nothing: what runs on a pool is bound elsewhere and takes it as an argument. Workers never touch Python, so a
+// thread that holds the GIL may wait for them to end.
 
 #include <nanobind/nanobind.h>
 

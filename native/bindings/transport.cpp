@@ -16,6 +16,7 @@
 #include "rbee/consumer.h"
 #include "rbee/delivery.h"
 #include "rbee/producer.h"
+#include "rbee/progress.h"
 
 #include "python_memory.h"
 
@@ -54,7 +55,18 @@ private:
 
 class Producer : public Side<rbee::Producer> {
 public:
-    using Side::Side;
+    Producer(nb::handle arena, int doorbell_fd) : Side(arena, doorbell_fd) { progress_->bind(core().progress()); }
+    ~Producer() { progress_->unbind(); }
+    Producer(const Producer&) = delete;
+    Producer& operator=(const Producer&) = delete;
+
+    /// Outlives this object: without an arena it counts for itself.
+    const std::shared_ptr<rbee::Progress>& progress() const { return progress_; }
+
+    void close() {
+        progress_->unbind();
+        Side::close();
+    }
 
     std::uint64_t commit(nb::handle ring_array, nb::handle token_array, nb::handle logprob_array,
                          nb::handle finished_array, nb::handle finish_array) {
@@ -77,54 +89,46 @@ public:
         core().take_cancelled(cancelled);
         return cancelled;
     }
+
+private:
+    std::shared_ptr<rbee::Progress> progress_ = std::make_shared<rbee::Progress>();
 };
 
-PyStructSequence_Field kDrainedFields[] = {{"rings", nullptr},     {"ends", nullptr},     {"finishes", nullptr},
-                                           {"tokens", nullptr},    {"commit_ns", nullptr}, {"logprobs", nullptr},
-                                           {"more", nullptr},      {"needs_wake", nullptr}, {"blocked", nullptr},
-                                           {"broken", nullptr},    {"ended", nullptr},      {nullptr, nullptr}};
+PyStructSequence_Field kDrainedFields[] = {{"rings", nullptr},  {"ends", nullptr},       {"finishes", nullptr},
+                                           {"tokens", nullptr}, {"commit_ns", nullptr},  {"logprobs", nullptr},
+                                           {"more", nullptr},   {"needs_wake", nullptr}, {"blocked", nullptr},
+                                           {"broken", nullptr}, {"ended", nullptr},      {nullptr, nullptr}};
 PyStructSequence_Desc kDrainedType = {"rbee.transport.Drained", "What one drain found; see _native.pyi.",
                                       kDrainedFields, 11};
 
-/// What both processes have counted, by name. Relaxed loads: each number stands for itself.
+/// What both processes have counted, by name.
 nb::dict read_counters(const rbee::FixedPart& fixed) {
-    const rbee::EngineLine& engine = fixed.engine;
-    const rbee::ServerLine& server = fixed.server;
-    const auto value = [](const auto& word) { return word.load(std::memory_order_relaxed); };
     nb::dict counters;
-    counters["engine_heartbeat_ns"] = value(engine.heartbeat_ns);
-    counters["engine_state"] = value(engine.state);
-    counters["engine_pid"] = value(engine.pid);
-    counters["steps"] = value(engine.steps);
-    counters["tokens"] = value(engine.tokens);
-    counters["wakes_written"] = value(engine.wakes_written);
-    counters["wakes_elided"] = value(engine.wakes_elided);
-    counters["full_ring_pauses"] = value(engine.full_ring_pauses);
-    counters["preemptions"] = value(engine.preemptions);
-    counters["sequences_running"] = value(engine.sequences_running);
-    counters["sequences_waiting"] = value(engine.sequences_waiting);
-    counters["kv_blocks"] = value(engine.kv_blocks);
-    counters["kv_blocks_used"] = value(engine.kv_blocks_used);
-    counters["prompt_tokens"] = value(engine.prompt_tokens);
-    counters["cached_prompt_tokens"] = value(engine.cached_prompt_tokens);
-    counters["server_heartbeat_ns"] = value(server.heartbeat_ns);
-    counters["server_state"] = value(server.state);
-    counters["rings_in_use"] = value(server.rings_in_use);
-    counters["drains"] = value(server.drains);
-    counters["tokens_drained"] = value(server.tokens_drained);
-    counters["finishes"] = value(server.finishes);
-    counters["cancels"] = value(server.cancels);
-    counters["engine_wakes"] = value(server.engine_wakes);
-    counters["stale_wakeups"] = value(server.stale_wakeups);
-    counters["direct_tokens"] = value(server.direct_tokens);
-    counters["direct_sends"] = value(server.direct_sends);
-    counters["blocked_sends"] = value(server.blocked_sends);
-    counters["drain_ns"] = value(server.drain_ns);
-    counters["render_ns"] = value(server.render_ns);
-    counters["send_ns"] = value(server.send_ns);
-    counters["gc_pauses"] = value(server.gc_pauses);
-    counters["gc_pause_ns"] = value(server.gc_pause_ns);
+    const auto add = [&counters](const char* name, std::uint64_t value) { counters[name] = value; };
+    rbee::visit_counters(fixed.engine, add);
+    rbee::visit_counters(fixed.server, add);
     return counters;
+}
+
+/// (name, kind, help) of each counter, in the order of read_counters().
+nb::tuple counter_list() {
+    nb::list list;
+    for (const rbee::CounterPlace& place : rbee::CountersOf<rbee::EngineLine>::places) {
+        list.append(nb::make_tuple(place.name, place.kind, place.help));
+    }
+    for (const rbee::CounterPlace& place : rbee::CountersOf<rbee::ServerLines>::places) {
+        list.append(nb::make_tuple(place.name, place.kind, place.help));
+    }
+    return nb::tuple(list);
+}
+
+/// (name, help) of each histogram.
+nb::tuple histogram_list() {
+    nb::list list;
+#define RBEE_HISTOGRAM(name, help) list.append(nb::make_tuple(#name, help));
+    RBEE_HISTOGRAMS(RBEE_HISTOGRAM)
+#undef RBEE_HISTOGRAM
+    return nb::tuple(list);
 }
 
 std::vector<std::uint64_t> read_histogram(const rbee::Histogram& histogram) {
@@ -141,10 +145,9 @@ nb::tuple observe(nb::handle buffer) {
     const rbee::Arena arena = rbee::attach(memory.data(), memory.size());
     const rbee::FixedPart& fixed = *arena.fixed;
     nb::dict histograms;
-    histograms["step"] = read_histogram(fixed.histograms.step);
-    histograms["wakeup"] = read_histogram(fixed.histograms.wakeup);
-    histograms["delivery"] = read_histogram(fixed.histograms.delivery);
-    histograms["loop_lag"] = read_histogram(fixed.histograms.loop_lag);
+#define RBEE_HISTOGRAM(name, help) histograms[#name] = read_histogram(fixed.histograms.name);
+    RBEE_HISTOGRAMS(RBEE_HISTOGRAM)
+#undef RBEE_HISTOGRAM
     return nb::make_tuple(arena.epoch, fixed.header.server_pid, read_counters(fixed), histograms);
 }
 
@@ -165,18 +168,43 @@ std::shared_ptr<rbee::Vocabulary> make_vocabulary(const nb::list& pieces) {
     return vocabulary;
 }
 
-std::shared_ptr<rbee::Outlet> make_outlet(int fd, std::shared_ptr<rbee::Vocabulary> vocabulary, const nb::tuple& parts,
-                                          bool strip, std::uint32_t prompt_tokens,
-                                          std::vector<std::uint32_t> stop_token_ids, bool timing, bool usage) {
-    if (nb::len(parts) != 9) {
-        throw std::invalid_argument("parts must be the nine members of FrameParts.");
+/// The members of a rbee.transport.FrameTemplate. Keeps the bytes alive that its views look at.
+class TemplateMembers {
+public:
+    std::string_view bytes(nb::handle frames, const char* name) {
+        kept_[size_] = frames.attr(name);
+        return bytes_of(kept_[size_++]);
     }
-    const auto part = [&parts](std::size_t i) { return std::string(bytes_of(parts[i])); };
-    return std::make_shared<rbee::Outlet>(rbee::Outlet{
-        fd, rbee::SseStream(std::move(vocabulary), strip,
-                            {part(0), part(1), part(2), part(3), part(4), part(5), part(6), part(7), part(8)},
-                            {timing, usage}, prompt_tokens, std::move(stop_token_ids))});
+
+    rbee::LastFrameSources last_frames(nb::handle frames) {
+        return {bytes(frames, "first_last"), bytes(frames, "next_last"), bytes(frames, "last"), bytes(frames, "empty")};
+    }
+
+    rbee::FrameSources frames(nb::handle frames) {
+        return {bytes(frames, "first"),
+                bytes(frames, "next"),
+                last_frames(frames.attr("stop")),
+                last_frames(frames.attr("length")),
+                last_frames(frames.attr("deadline")),
+                bytes(frames, "end")};
+    }
+
+private:
+    nb::object kept_[15];
+    std::size_t size_ = 0;
+};
+
+std::shared_ptr<rbee::Outlet> make_outlet(int fd, std::shared_ptr<rbee::Vocabulary> vocabulary, nb::handle frames,
+                                          bool strip, std::uint32_t prompt_tokens,
+                                          std::vector<std::uint32_t> stop_token_ids, std::uint64_t received_ns) {
+    TemplateMembers members;
+    rbee::FrameStream stream(std::move(vocabulary), strip, rbee::FrameTemplate(members.frames(frames)), prompt_tokens,
+                             std::move(stop_token_ids));
+    return std::make_shared<rbee::Outlet>(rbee::Outlet{fd, false, {received_ns, 0}, 0, std::move(stream)});
 }
+
+/// A namespace for Python.
+struct Slots {};
 
 class Consumer : public Side<rbee::Consumer> {
 public:
@@ -200,18 +228,14 @@ public:
     }
 
     /// The tokens of the last drain that were handed to Python have been written too.
-    void note_delivered() {
-        const std::uint64_t now = rbee::monotonic_ns();
-        for (const rbee::Record& record : drained_.records) {
-            core().fixed().histograms.delivery.add(now - record.commit_ns);
-        }
-    }
+    void note_delivered() { delivery().note_delivered(drained_); }
 
-    std::optional<std::pair<std::uint32_t, std::uint32_t>> assign() {
+    std::optional<std::pair<std::uint32_t, std::uint32_t>> assign(std::uint64_t received_ns) {
         rbee::Consumer::Assigned assigned{};
         if (!core().assign(assigned)) {
             return std::nullopt;
         }
+        delivery().time(assigned.ring, received_ns);
         return std::pair{assigned.ring, assigned.generation};
     }
 
@@ -240,8 +264,7 @@ public:
                 }
                 return time.inc_ref().ptr();
             }));
-        set(5, list_of(records.size(),
-                       [&](std::size_t i) { return PyFloat_FromDouble(double{records[i].logprob}); }));
+        set(5, list_of(records.size(), [&](std::size_t i) { return PyFloat_FromDouble(double{records[i].logprob}); }));
         set(6, nb::bool_(drained_.more));
         set(7, nb::bool_(drained_.needs_wake));
         set(8, list_of(deliveries_.blocked.size(), [&](std::size_t i) {
@@ -258,7 +281,7 @@ public:
 
     /// `ns` are durations of Python's garbage collections since the last call, one each.
     void note_collection(std::uint64_t ns) {
-        rbee::ServerLine& line = core().fixed().server;
+        rbee::ServerLines& line = core().fixed().server;
         rbee::count(line.gc_pauses);
         rbee::count(line.gc_pause_ns, ns);
     }
@@ -272,7 +295,7 @@ private:
 }  // namespace
 
 NB_MODULE(_native, m) {
-    m.doc() = "The shared-memory core of rbee.transport, in C++; see native/README.md.";
+    m.doc() = "The shared-memory core of rbee.transport, in C++; see docs/transport.md.";
 
     nb::register_exception_translator(
         [](const std::exception_ptr& error, void* transport_error) {
@@ -285,7 +308,8 @@ NB_MODULE(_native, m) {
         nb::module_::import_("rbee.errors").attr("TransportError").inc_ref().ptr());
 
     m.def(
-        "arena_size", [](std::uint32_t num_rings, std::uint32_t ring_capacity) {
+        "arena_size",
+        [](std::uint32_t num_rings, std::uint32_t ring_capacity) {
             return rbee::plan(num_rings, ring_capacity).total_bytes;
         },
         "num_rings"_a, "ring_capacity"_a);
@@ -315,30 +339,46 @@ NB_MODULE(_native, m) {
         return starts;
     });
 
+    m.attr("COUNTERS") = counter_list();
+    m.attr("HISTOGRAMS") = histogram_list();
+    nb::dict finishes;
+    for (const rbee::NamedFinish& finish : rbee::FrameStream::kOrdinary) {
+        finishes[finish.name] = finish.reason;
+    }
+    m.attr("ORDINARY_FINISHES") = finishes;
+
+    nb::class_<rbee::Progress>(m, "Progress")
+        .def(nb::init<>())
+        .def("advance", &rbee::Progress::advance)
+        .def_prop_ro("chunks", &rbee::Progress::chunks);
+
     nb::class_<Producer>(m, "Producer")
         .def(nb::init<nb::handle, int>(), "arena"_a, "doorbell_fd"_a)
-        .def("open", [](Producer& p, std::uint32_t ring, std::uint32_t generation) { p.core().open(ring, generation); },
-             "ring"_a, "generation"_a)
+        .def(
+            "open", [](Producer& p, std::uint32_t ring, std::uint32_t generation) { p.core().open(ring, generation); },
+            "ring"_a, "generation"_a)
         .def("commit", &Producer::commit, "rings"_a, "tokens"_a, "logprobs"_a, nb::arg("finished").none() = nb::none(),
              nb::arg("finishes").none() = nb::none())
-        .def("free_space", [](Producer& p, std::uint32_t ring) { return p.core().free_space(ring); }, "ring"_a)
+        .def(
+            "free_space", [](Producer& p, std::uint32_t ring) { return p.core().free_space(ring); }, "ring"_a)
         .def("take_cancelled", &Producer::take_cancelled)
         .def("arm_wait", [](Producer& p) { p.core().arm_wait(); })
-        .def("beat", [](Producer& p, std::uint32_t state) { p.core().beat(state); }, "state"_a)
+        .def_prop_ro("progress", &Producer::progress)
+        .def(
+            "beat", [](Producer& p, std::uint32_t state) { p.core().beat(state); }, "state"_a)
         .def(
             "report",
             [](Producer& p, std::uint64_t step_ns, std::uint32_t running, std::uint32_t waiting, std::uint32_t blocks,
                std::uint32_t blocks_used, std::uint64_t preemptions, std::uint64_t prompt_tokens,
                std::uint64_t cached_prompt_tokens) {
-                p.core().report(step_ns, {running, waiting, blocks, blocks_used, preemptions, prompt_tokens,
-                                          cached_prompt_tokens});
+                p.core().report(
+                    step_ns, {running, waiting, blocks, blocks_used, preemptions, prompt_tokens, cached_prompt_tokens});
             },
-            "step_ns"_a, nb::kw_only(), "sequences_running"_a, "sequences_waiting"_a, "kv_blocks"_a,
-            "kv_blocks_used"_a, "preemptions"_a, "prompt_tokens"_a, "cached_prompt_tokens"_a)
+            "step_ns"_a, nb::kw_only(), "sequences_running"_a, "sequences_waiting"_a, "kv_blocks"_a, "kv_blocks_used"_a,
+            "preemptions"_a, "prompt_tokens"_a, "cached_prompt_tokens"_a)
         .def("close", &Producer::close);
 
-    nb::object drained_type =
-        nb::steal(reinterpret_cast<PyObject*>(PyStructSequence_NewType(&kDrainedType)));
+    nb::object drained_type = nb::steal(reinterpret_cast<PyObject*>(PyStructSequence_NewType(&kDrainedType)));
     if (!drained_type.is_valid()) {
         throw nb::python_error();
     }
@@ -347,23 +387,30 @@ NB_MODULE(_native, m) {
     nb::class_<rbee::Vocabulary>(m, "Vocabulary")
         .def(nb::new_(&make_vocabulary), "pieces"_a)
         .def("__len__", &rbee::Vocabulary::size);
+    nb::object slots = nb::class_<Slots>(m, "Slot");
+    for (const rbee::NamedSlot& named : rbee::kSlots) {
+        const auto byte = static_cast<char>(named.slot);
+        slots.attr(named.name) = nb::bytes(&byte, 1);
+    }
     nb::class_<rbee::Outlet>(m, "Outlet")
-        .def(nb::new_(&make_outlet), "fd"_a, "vocabulary"_a, "parts"_a, nb::kw_only(), "strip"_a, "prompt_tokens"_a,
-             "stop_token_ids"_a, "timing"_a, "usage"_a)
+        .def(nb::new_(&make_outlet), "fd"_a, "vocabulary"_a, "template"_a, nb::kw_only(), "strip"_a, "prompt_tokens"_a,
+             "stop_token_ids"_a, "received_ns"_a = 0)
         .def_prop_ro("num_tokens", [](const rbee::Outlet& outlet) { return outlet.stream.num_tokens(); })
         .def_prop_ro("written_ns", [](const rbee::Outlet& outlet) { return outlet.written_ns; });
 
     nb::class_<Consumer>(m, "Consumer")
         .def(nb::init<nb::handle, int>(), "arena"_a, "doorbell_fd"_a)
-        .def("assign", &Consumer::assign)
-        .def("release_unsubmitted", [](Consumer& c, std::uint32_t ring) { c.core().release_unsubmitted(ring); },
-             "ring"_a)
-        .def("cancel", [](Consumer& c, std::uint32_t ring) { return c.core().cancel(ring); }, "ring"_a)
-        .def("pause", [](Consumer& c, std::uint32_t ring) { c.core().pause(ring); }, "ring"_a)
-        .def("resume", [](Consumer& c, std::uint32_t ring) { return c.core().resume(ring); }, "ring"_a)
+        .def("assign", &Consumer::assign, "received_ns"_a = 0)
+        .def(
+            "cancel", [](Consumer& c, std::uint32_t ring) { return c.core().cancel(ring); }, "ring"_a)
+        .def(
+            "pause", [](Consumer& c, std::uint32_t ring) { c.core().pause(ring); }, "ring"_a)
+        .def(
+            "resume", [](Consumer& c, std::uint32_t ring) { return c.core().resume(ring); }, "ring"_a)
         .def("expect_all", [](Consumer& c) { c.delivery().expect_all(); })
         .def("attach", &Consumer::attach, "ring"_a, "outlet"_a)
-        .def("detach", [](Consumer& c, std::uint32_t ring) { c.delivery().detach(ring); }, "ring"_a)
+        .def(
+            "detach", [](Consumer& c, std::uint32_t ring) { c.delivery().detach(ring); }, "ring"_a)
         .def(
             "drain",
             [drained_type](Consumer& c, std::size_t max_records, bool polling) {
@@ -371,11 +418,17 @@ NB_MODULE(_native, m) {
             },
             "max_records"_a = 4096, nb::kw_only(), "polling"_a = false)
         .def("note_delivered", &Consumer::note_delivered)
-        .def("poll", [](Consumer& c, std::uint64_t patience_ns) { return c.core().poll(patience_ns); }, "patience_ns"_a)
+        .def(
+            "poll", [](Consumer& c, std::uint64_t patience_ns) { return c.core().poll(patience_ns); }, "patience_ns"_a)
         .def("silence", [](Consumer& c) { c.core().silence_doorbell(); })
         .def("find_stale", [](Consumer& c) { return c.core().find_stale(); })
         .def_prop_ro("in_use", [](Consumer& c) { return c.core().in_use(); })
-        .def("beat", [](Consumer& c, std::uint32_t state) { c.core().beat(state); }, "state"_a)
+        .def_prop_ro("sequences_waiting",
+                     [](Consumer& c) {  // relaxed: the number stands for itself
+                         return c.core().fixed().engine.sequences_waiting.load(std::memory_order_relaxed);
+                     })
+        .def(
+            "beat", [](Consumer& c, std::uint32_t state) { c.core().beat(state); }, "state"_a)
         .def("counters", [](Consumer& c) { return read_counters(c.core().fixed()); })
         .def(
             "note_loop_lag", [](Consumer& c, std::uint64_t ns) { c.core().fixed().histograms.loop_lag.add(ns); },

@@ -7,6 +7,7 @@
 
 namespace rbee::kernels {
 
-const InstructionSet kAvx2Set{"avx2", kLinearFunctions, kElementwiseFunctions, kAttentionFunctions};
+const InstructionSet kAvx2Set{"avx2", kAvx2 | kFma | kF16c, kLinearFunctions, kElementwiseFunctions,
+                              kAttentionFunctions};
 
 }  // namespace rbee::kernels

@@ -7,6 +7,8 @@
 
 namespace rbee::kernels {
 
-const InstructionSet kAvx512Set{"avx512", kLinearFunctions, kElementwiseFunctions, kAttentionFunctions};
+const InstructionSet kAvx512Set{"avx512",
+                                kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl | kAvx512vnni,
+                                kLinearFunctions, kElementwiseFunctions, kAttentionFunctions};
 
 }  // namespace rbee::kernels

@@ -7,6 +7,6 @@
 
 namespace rbee::kernels {
 
-const InstructionSet kPortableSet{"portable", kLinearFunctions, kElementwiseFunctions, kAttentionFunctions};
+const InstructionSet kPortableSet{"portable", 0, kLinearFunctions, kElementwiseFunctions, kAttentionFunctions};
 
 }  // namespace rbee::kernels

@@ -221,7 +221,7 @@ void copy_floats(const std::uint8_t* const* rows, std::size_t cols, std::uint8_t
     }
 }
 
-/// Null if floats of this type would lose something in this format that `pack` does not say.
+/// Null if floats of this type would lose something in this format that `pack` does not report.
 template <typename T, WeightFormat Own>
 PackPanel pack_floats(WeightFormat format) {
     return format == Own                  ? copy_floats<T, T>
@@ -256,24 +256,15 @@ SourceTraits floats(const char* name, WeightFormat format) {
 
 SourceTraits traits(SourceType type, WeightFormat format) {
     switch (type) {
-        case SourceType::kF32:
-            return floats<float, WeightFormat::kF32>("F32", format);
-        case SourceType::kF16:
-            return floats<Half, WeightFormat::kF16>("F16", format);
-        case SourceType::kBF16:
-            return floats<BFloat, WeightFormat::kBF16>("BF16", format);
-        case SourceType::kQ4_0:
-            return blocks<BlockQ4_0, WeightFormat::kQ4>("Q4_0", format);
-        case SourceType::kQ4_1:
-            return blocks<BlockQ4_1, WeightFormat::kQ4>("Q4_1", format);
-        case SourceType::kQ8_0:
-            return blocks<BlockQ8_0, WeightFormat::kQ8>("Q8_0", format);
-        case SourceType::kQ4_K:
-            return blocks<BlockQ4_K, WeightFormat::kQ4Wide>("Q4_K", format);
-        case SourceType::kQ5_K:
-            return blocks<BlockQ5_K, WeightFormat::kQ8Min>("Q5_K", format);
-        case SourceType::kQ6_K:
-            return blocks<BlockQ6_K, WeightFormat::kQ8Fine>("Q6_K", format);
+        case SourceType::kF32: return floats<float, WeightFormat::kF32>("F32", format);
+        case SourceType::kF16: return floats<Half, WeightFormat::kF16>("F16", format);
+        case SourceType::kBF16: return floats<BFloat, WeightFormat::kBF16>("BF16", format);
+        case SourceType::kQ4_0: return blocks<BlockQ4_0, WeightFormat::kQ4>("Q4_0", format);
+        case SourceType::kQ4_1: return blocks<BlockQ4_1, WeightFormat::kQ4>("Q4_1", format);
+        case SourceType::kQ8_0: return blocks<BlockQ8_0, WeightFormat::kQ8>("Q8_0", format);
+        case SourceType::kQ4_K: return blocks<BlockQ4_K, WeightFormat::kQ4Wide>("Q4_K", format);
+        case SourceType::kQ5_K: return blocks<BlockQ5_K, WeightFormat::kQ8Min>("Q5_K", format);
+        case SourceType::kQ6_K: return blocks<BlockQ6_K, WeightFormat::kQ8Fine>("Q6_K", format);
     }
     refuse("ggml type " + text(static_cast<std::size_t>(type)) +
            " cannot be packed; F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K, Q5_K and Q6_K can.");
@@ -313,22 +304,14 @@ struct FormatTraits {
 
 FormatTraits traits(WeightFormat format) {
     switch (format) {
-        case WeightFormat::kF32:
-            return {"F32", unpack_row_of_floats<float>};
-        case WeightFormat::kF16:
-            return {"F16", unpack_row_of_floats<Half>};
-        case WeightFormat::kBF16:
-            return {"BF16", unpack_row_of_floats<BFloat>};
-        case WeightFormat::kQ4:
-            return {"Q4", unpack_row<WeightFormat::kQ4>};
-        case WeightFormat::kQ4Wide:
-            return {"Q4Wide", unpack_row<WeightFormat::kQ4Wide>};
-        case WeightFormat::kQ8:
-            return {"Q8", unpack_row<WeightFormat::kQ8>};
-        case WeightFormat::kQ8Min:
-            return {"Q8Min", unpack_row<WeightFormat::kQ8Min>};
-        case WeightFormat::kQ8Fine:
-            return {"Q8Fine", unpack_row<WeightFormat::kQ8Fine>};
+        case WeightFormat::kF32: return {"F32", unpack_row_of_floats<float>};
+        case WeightFormat::kF16: return {"F16", unpack_row_of_floats<Half>};
+        case WeightFormat::kBF16: return {"BF16", unpack_row_of_floats<BFloat>};
+        case WeightFormat::kQ4: return {"Q4", unpack_row<WeightFormat::kQ4>};
+        case WeightFormat::kQ4Wide: return {"Q4Wide", unpack_row<WeightFormat::kQ4Wide>};
+        case WeightFormat::kQ8: return {"Q8", unpack_row<WeightFormat::kQ8>};
+        case WeightFormat::kQ8Min: return {"Q8Min", unpack_row<WeightFormat::kQ8Min>};
+        case WeightFormat::kQ8Fine: return {"Q8Fine", unpack_row<WeightFormat::kQ8Fine>};
     }
     refuse("There is no weight format " + text(static_cast<std::size_t>(format)) + ".");
 }
@@ -361,8 +344,8 @@ Matrix packed_matrix(WeightFormat format, std::size_t rows, std::size_t cols, co
                      std::size_t bytes) {
     const std::size_t needed = packed_bytes(format, rows, cols);
     if (bytes != needed) {
-        refuse(text(rows) + " x " + text(cols) + " weights packed as " + traits(format).name + " have " +
-               text(needed) + " bytes, not " + text(bytes) + ".");
+        refuse(text(rows) + " x " + text(cols) + " weights packed as " + traits(format).name + " have " + text(needed) +
+               " bytes, not " + text(bytes) + ".");
     }
     return {format, rows, cols, packed};
 }

@@ -71,7 +71,7 @@ void ThreadPool::run(const Work& work) noexcept {
     const std::lock_guard<std::mutex> lock(one_run_);
     work_ = work;
     phase_ = SIZE_MAX;  // before the first
-    // Relaxed: nobody concludes anything from it but that it is too early to sleep, and there the bell orders it.
+    // Relaxed: it means nothing but that it is too early to sleep, and there the bell orders it.
     state_.store(State::kRunning, std::memory_order_relaxed);
     if (open_next_phase()) {
         ring();
@@ -136,7 +136,7 @@ bool ThreadPool::await_chunk() const {
 bool ThreadPool::claim(std::uint32_t& chunk) {
     std::uint32_t remaining = remaining_.load(std::memory_order_relaxed);
     while (remaining > 0) {
-        // Acquire pairs with the release in open_next_phase(). Release is not needed: nobody reads what this thread
+        // Acquire pairs with the release in open_next_phase(). Release is not needed: no thread reads what this thread
         // wrote before it has finished the chunk.
         if (remaining_.compare_exchange_weak(remaining, remaining - 1, std::memory_order_acquire,
                                              std::memory_order_relaxed)) {
@@ -168,7 +168,7 @@ bool ThreadPool::open_next_phase() {
         num_chunks_ = static_cast<std::uint32_t>(work_.num_chunks(work_.plan, phase_));
         if (num_chunks_ > 1) {
             unfinished_.store(num_chunks_, std::memory_order_relaxed);
-            // Release pairs with the acquire in claim(). Nobody can claim before: the phase that is over has left 0.
+            // Release pairs with the acquire in claim(). No thread can claim before: the phase that is over has left 0.
             remaining_.store(num_chunks_ - 1, std::memory_order_release);
         }
         if (num_chunks_ > 0) {

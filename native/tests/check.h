@@ -1,4 +1,4 @@
-// The smallest test runner that says what failed where, and an arena in memory that faults when one steps out of it.
+// A small test runner that prints what failed where, and an arena in memory that faults on an access outside it.
 
 #pragma once
 
@@ -27,17 +27,17 @@
 
 #define CHECK(condition) ((condition) ? void() : fail(__FILE__, __LINE__, "not true: " #condition))
 
-#define CHECK_THROWS(Error, statement)                                               \
-    do {                                                                             \
-        bool thrown = false;                                                         \
-        try {                                                                        \
-            statement;                                                               \
-        } catch (const Error&) {                                                     \
-            thrown = true;                                                           \
-        }                                                                            \
-        if (!thrown) {                                                               \
-            fail(__FILE__, __LINE__, "did not throw " #Error ": " #statement);       \
-        }                                                                            \
+#define CHECK_THROWS(Error, statement)                                         \
+    do {                                                                       \
+        bool thrown = false;                                                   \
+        try {                                                                  \
+            statement;                                                         \
+        } catch (const Error&) {                                               \
+            thrown = true;                                                     \
+        }                                                                      \
+        if (!thrown) {                                                         \
+            fail(__FILE__, __LINE__, "did not throw " #Error ": " #statement); \
+        }                                                                      \
     } while (false)
 
 /// One entry of a test file's array, which a null name ends.
@@ -45,6 +45,16 @@ struct Test {
     const char* name;
     void (*run)();
 };
+
+/// How often a search is repeated. Fewer times under a sanitizer: that looks at every access, and for rare moments
+/// there are the model check and the stress program. All of them: `make test-native-long`.
+constexpr std::uint32_t repeats(std::uint32_t all, std::uint32_t under_sanitizer) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    return static_cast<void>(all), under_sanitizer;
+#else
+    return static_cast<void>(under_sanitizer), all;
+#endif
+}
 
 /// Fast pseudo-random numbers whose sequence depends on nothing but the seed (xorshift64).
 struct Random {

@@ -1,10 +1,10 @@
-// Two processes over one arena, for as long as one likes: rbee_core_stress [steps [seed]], 10^6 steps by default.
+// Two processes over one arena, for any number of steps: rbee_core_stress [steps [seed]], 10^6 steps by default.
 //
 // The engine's steps come in bursts, with pauses in which the server falls asleep, and at the very moment when it is
 // about to; then nothing comes after a step until it has been read, which would hide that its wakeup was lost. Requests
 // come and go in rings that are often full, and some are cancelled. Both sides sleep without a timeout that would help
-// them: when nothing has happened for kPatienceMs, the one that sleeps only looks at the words, to tell a missed wakeup
-// from a slow machine. Prints what it saw as one line of JSON; exit code 1 if anything is wrong.
+// them: when nothing has happened for kPatienceMs, the one that sleeps only looks at the words, to distinguish a missed
+// wakeup from a slow machine. Prints what it saw as one line of JSON; exit code 1 if anything is wrong.
 
 #include <cinttypes>
 #include <csignal>
@@ -35,11 +35,22 @@ struct Submission {
     std::uint32_t length;
 };
 
-/// Says whose token it is, and which.
+/// Encodes the request and the number of a token.
 std::uint32_t token(std::uint32_t request, std::uint32_t index) { return request << 12 | (index & 0xfff); }
 
 void idle(std::uint32_t turns) {
     for (volatile std::uint32_t left = turns; left != 0; left = left - 1) {
+    }
+}
+
+/// Waits for the other process: spins at first, to come back at the very moment, and then lets it run if both share a
+/// core.
+template <typename Condition>
+void spin_while(Condition condition) {
+    for (int turn = 0; condition(); ++turn) {
+        if (turn > 2'000) {
+            rbee::give_way();
+        }
     }
 }
 
@@ -52,7 +63,10 @@ bool sleep_on(int fd, int milliseconds) {
 class Engine {
 public:
     Engine(const TestArena& memory, int control, std::uint64_t steps, std::uint64_t seed)
-        : arena_(memory.attach()), producer_(arena_, memory.doorbell()), control_(control), steps_left_(steps),
+        : arena_(memory.attach()),
+          producer_(arena_, memory.doorbell()),
+          control_(control),
+          steps_left_(steps),
           random_{seed} {
         ended_.reserve(kRings);
     }
@@ -146,8 +160,8 @@ private:
             --steps_left_;
             wait_for_the_moment();
         }
-        producer_.commit({rings_.size(), rings_.data(), tokens_.data(), logprobs_, ended_.size(), ended_.data(),
-                          reasons_.data()});
+        producer_.commit(
+            {rings_.size(), rings_.data(), tokens_.data(), logprobs_, ended_.size(), ended_.data(), reasons_.data()});
         last_ring_ = rings_.empty() ? last_ring_ : rings_.back();
         for (std::size_t i = 0; !ended_.empty() && i < running_.size();) {
             if (is_ending(running_[i].what.ring)) {
@@ -185,8 +199,7 @@ private:
         --turns_;
         switch (pace_) {
             case 1:  // it has just taken the last step's ready bits, and is going to look at the rings and to arm
-                while (arena_.ready[0].load(std::memory_order_relaxed) != 0) {
-                }
+                spin_while([this] { return arena_.ready[0].load(std::memory_order_relaxed) != 0; });
                 idle(random_.below(60));
                 break;
             case 2:  // it has just read the last step, and is going to arm or to sleep
@@ -200,8 +213,7 @@ private:
     }
 
     void wait_until_read() {
-        while (producer_.free_space(last_ring_) != kCapacity) {
-        }
+        spin_while([this] { return producer_.free_space(last_ring_) != kCapacity; });
     }
 
     rbee::Arena arena_;
@@ -221,7 +233,9 @@ private:
 class Server {
 public:
     Server(const TestArena& memory, int control, std::uint64_t seed)
-        : consumer_(memory.attach(), memory.doorbell()), doorbell_(memory.doorbell()), control_(control),
+        : consumer_(memory.attach(), memory.doorbell()),
+          doorbell_(memory.doorbell()),
+          control_(control),
           random_{seed} {}
 
     /// Until the engine has ended all requests because its steps are done, or a wakeup was missed.
@@ -230,6 +244,9 @@ public:
             if (!stopping_) {
                 submit();
                 cancel();
+            }
+            if (random_.below(512) == 0) {
+                look_away();
             }
             if (!drain()) {
                 ++sleeps;
@@ -281,24 +298,32 @@ private:
         }
     }
 
+    /// Is slow for once. On one core, where every wakeup hands the core over, only now do steps meet a server that is
+    /// awake, and rings fill.
+    void look_away() {
+        for (int turn = 0; turn < 32; ++turn) {
+            rbee::give_way();
+        }
+    }
+
     /// False if there is nothing to do but sleep.
     bool drain() {
         bool ended = false;
-        const rbee::DrainEnd end = consumer_.drain(
-            random_.below(4) == 0 ? 1 + random_.below(64) : 4'096, rbee::Then::arm,
-            [&](std::uint32_t ring, const rbee::Records& records, rbee::FinishCode reason) {
-                Request& request = open_[ring];
-                for (std::uint32_t i = 0; i < records.size(); ++i) {
-                    check(request, records[i].token_id);
-                }
-                if (reason != 0) {
-                    ended = true;
-                    stopping_ = stopping_ || reason == kStopped;
-                    lost += reason == kLength ? request.length - request.received : 0;
-                    foreign += reason == kAborted && !request.cancelled;
-                    request.open = false;
-                }
-            });
+        const rbee::DrainEnd end =
+            consumer_.drain(random_.below(4) == 0 ? 1 + random_.below(64) : 4'096, rbee::Then::arm,
+                            [&](std::uint32_t ring, const rbee::Records& records, rbee::FinishCode reason) {
+                                Request& request = open_[ring];
+                                for (std::uint32_t i = 0; i < records.size(); ++i) {
+                                    check(request, records[i].token_id);
+                                }
+                                if (reason != 0) {
+                                    ended = true;
+                                    stopping_ = stopping_ || reason == kStopped;
+                                    lost += reason == kLength ? request.length - request.received : 0;
+                                    foreign += reason == kAborted && !request.cancelled;
+                                    request.open = false;
+                                }
+                            });
         if (end.needs_wake) {
             send({});
         }
@@ -340,7 +365,7 @@ private:
     bool stopping_ = false;
 };
 
-/// Runs the engine in a process of its own; what it has to say comes through `report`.
+/// Runs the engine in a process of its own; its result comes through `report`.
 pid_t start_engine(const TestArena& memory, const int (&control)[2], const int (&report)[2], std::uint64_t steps,
                    std::uint64_t seed) {
     const pid_t pid = fork();

@@ -129,10 +129,8 @@ struct Sequence {
 private:
     float key(Random& random, std::size_t position, std::size_t d) const {
         switch (shape.kind) {
-            case Kind::kNormal:
-                return normal(random);
-            case Kind::kEqual:
-                return static_cast<float>(d % 5) - 2;
+            case Kind::kNormal: return normal(random);
+            case Kind::kEqual: return static_cast<float>(d % 5) - 2;
             case Kind::kHuge:
                 return d == 0   ? static_cast<float>(position % 11) - 5
                        : d == 1 ? static_cast<float>(random.below(64))
@@ -144,20 +142,16 @@ private:
     }
     float query(Random& random, std::size_t d) const {
         switch (shape.kind) {
-            case Kind::kNormal:
-                return 3 * normal(random);
-            case Kind::kEqual:
-                return static_cast<float>(random.below(17)) - 8;
-            case Kind::kHuge:
-                return d == 0 ? one_of(random, {8192.0F, -8192.0F, 4096.0F}) : d == 1 ? 0.25F : 0;
-            case Kind::kHopeless:
-                return d == 0 ? 0x1p100F : d == 1 ? 1.0F : 0;
+            case Kind::kNormal: return 3 * normal(random);
+            case Kind::kEqual: return static_cast<float>(random.below(17)) - 8;
+            case Kind::kHuge: return d == 0 ? one_of(random, {8192.0F, -8192.0F, 4096.0F}) : d == 1 ? 0.25F : 0;
+            case Kind::kHopeless: return d == 0 ? 0x1p100F : d == 1 ? 1.0F : 0;
         }
         return 0;
     }
 };
 
-/// A cache in memory of exactly its size with a sequence in scattered blocks. What nobody has written is NaN, and so is
+/// A cache in memory of exactly its size with a sequence in scattered blocks. What was not written is NaN, and so is
 /// what was written before the given position.
 class Cache {
 public:
@@ -350,8 +344,8 @@ void tokens_are_stored_where_the_layout_says() {
                     const std::size_t at = block * layout.key_block() + head * layout.key_place() +
                                            (offset / 16 * layout.head_dim + d) * 16 + offset % 16;
                     CHECK(number(cache.layer.keys, at) == sequence.held(sequence.key_at(position, head)[d]));
-                    const std::size_t to = block * layout.value_block() + head * layout.value_place() +
-                                           offset * layout.head_dim + d;
+                    const std::size_t to =
+                        block * layout.value_block() + head * layout.value_place() + offset * layout.head_dim + d;
                     CHECK(number(cache.layer.values, to) == sequence.held(sequence.value_at(position, head)[d]));
                 }
             }
@@ -420,7 +414,7 @@ void parts_make_the_whole() {
         const std::vector<Expected> expected = expected_of(sequence);
         std::vector<std::size_t> bounds{0, shape.context() + between(random, 0, 40)};
         for (std::size_t i = between(random, 0, 6); i > 0; --i) {
-            bounds.push_back(between(random, 0, bounds[1]));  // some parts are empty, or nobody sees them
+            bounds.push_back(between(random, 0, bounds[1]));  // some parts are empty, or visible to no row
         }
         std::sort(bounds.begin(), bounds.end());
         for (const InstructionSet* set : sets()) {
@@ -439,7 +433,7 @@ void parts_make_the_whole() {
 /// The threads may share a long context: that must not show in a single bit.
 void parts_of_fixed_size_make_the_same_whole() {
     Random random{12};
-    for (int round = 0; round < 10; ++round) {
+    for (std::uint32_t round = repeats(10, 3); round != 0; --round) {
         Shape shape = random_shape(random);
         shape.window = 0;
         shape.first_position = between(random, 0, 1600);
@@ -449,10 +443,10 @@ void parts_of_fixed_size_make_the_same_whole() {
             std::vector<std::vector<float>> outs;
             std::vector<std::vector<Partial>> partials(shape.layout.tile_of(shape.context() - 1) / kPartTiles + 1);
             for (std::size_t part = 0; part < partials.size(); ++part) {
-                outs.push_back(attend(*set, sequence, cache,
-                                      {0, shape.num_queries, &partials[part],
-                                       shape.layout.first_position_of(part * kPartTiles),
-                                       shape.layout.first_position_of((part + 1) * kPartTiles)}));
+                outs.push_back(
+                    attend(*set, sequence, cache,
+                           {0, shape.num_queries, &partials[part], shape.layout.first_position_of(part * kPartTiles),
+                            shape.layout.first_position_of((part + 1) * kPartTiles)}));
             }
             const std::vector<float> whole = attend(*set, sequence, cache, {0, shape.num_queries});
             CHECK(same_bits(merged(*set, shape, shape.num_queries, outs, partials).data(), whole.data(), whole.size()));
@@ -497,8 +491,8 @@ void nan_stays_with_those_who_see_it() {
         key.keys[position * shape.token() + kv_head * head_dim + dim] = kNaN;
         value.values[position * shape.token() + kv_head * head_dim + dim] = kNaN;
         for (const InstructionSet* set : sets()) {
-            const std::vector<float> good = attend(*set, healthy, Cache(*set, healthy, first_seen(shape), random),
-                                                   {0, shape.num_queries});
+            const std::vector<float> good =
+                attend(*set, healthy, Cache(*set, healthy, first_seen(shape), random), {0, shape.num_queries});
             const auto out_of = [&](const Sequence& sequence) {
                 const Cache cache(*set, sequence, first_seen(shape), random);
                 std::vector<float> whole = attend(*set, sequence, cache, {0, shape.num_queries});

@@ -1,5 +1,5 @@
 // From rings to sockets: text that is cut anywhere, sockets that are full at any time. What the frames look like in
-// detail is compared with the Python way in tests/server/test_direct_reply.py; here the sanitizers look on.
+// detail is compared with the Python way in tests/server/streams/test_direct_reply.py; here the sanitizers look on.
 
 #include <fcntl.h>
 #include <sys/socket.h>
@@ -25,9 +25,9 @@ void characters_come_out_whole() {
     CHECK(whole(std::string_view("\"\\\n\x00\x1f\x7f", 6)) == "\\\"\\\\\\n\\u0000\\u001f\x7f");
     const std::string bad = "\xef\xbf\xbd";
     CHECK(whole("\xff\x41") == bad + "A");
-    CHECK(whole("\xe2\x82") == bad);                       // cut short: one
-    CHECK(whole("\xe2\x82\x41") == bad + "A");             // the A begins anew
-    CHECK(whole("\xed\xa0\x80") == bad + bad + bad);       // a surrogate is no character, nor is any part of it
+    CHECK(whole("\xe2\x82") == bad);                  // cut short: one
+    CHECK(whole("\xe2\x82\x41") == bad + "A");        // the A begins anew
+    CHECK(whole("\xed\xa0\x80") == bad + bad + bad);  // a surrogate is no character, nor is any part of it
     CHECK(whole("\xf4\x90\x80\x80") == bad + bad + bad + bad);
     CHECK(whole("\xc0\xaf") == bad + bad);
 }
@@ -72,7 +72,7 @@ struct Connection {
         received.append(piece, 0, size > 0 ? static_cast<std::size_t>(size) : 0);
     }
 
-    /// As an event loop that is told to write what the drain could not.
+    /// As an event loop that must write what the drain could not.
     void write_all(std::string_view rest) {
         while (!rest.empty()) {
             const ssize_t sent = send(ends[0], rest.data(), rest.size(), MSG_NOSIGNAL);
@@ -107,6 +107,39 @@ std::shared_ptr<const rbee::Vocabulary> letters() {
     return vocabulary;
 }
 
+constexpr rbee::LastFrameSources last_frames(std::string_view with_text, std::string_view without) {
+    return {with_text, with_text, without, without};
+}
+constexpr rbee::FrameSources kFrames{
+    "<\1>", "<\1>", last_frames("<\1.", "."), last_frames("<\1!", "!"), last_frames("<\1?", "?"), "$"};
+
+void templates_are_compiled_or_refused() {
+    const auto with_first = [](std::string_view first) {
+        rbee::FrameSources sources = kFrames;
+        sources.first = first;
+        return rbee::FrameTemplate(sources);
+    };
+    const rbee::SlotValues values{"t", 1, 2, 3, 4, 5, true};
+    rbee::SlotValues without = values;
+    without.has_token = false;
+    const auto fill = [](const rbee::FrameTemplate& frames, const rbee::SlotValues& slots) {
+        std::string out;
+        frames.append(frames.first, slots, out);
+        return out;
+    };
+    CHECK(fill(with_first(""), values).empty());
+    CHECK(fill(with_first("plain\r\n\t"), values) == "plain\r\n\t");
+    CHECK(fill(with_first("\1\2\3\4\6"), values) == "\"t\"1255");
+    CHECK(fill(with_first("a\7b\2c\10d"), values) == "ab1cd");
+    CHECK(fill(with_first("a\7b\2c\10d"), without) == "ad");
+    CHECK(fill(with_first("\7\10\7x\10"), without).empty());
+    CHECK(fill(with_first("\7x\10"), values) == "x");
+    for (const std::string_view bad : {"\5", "\13", "\7", "\10", "\7\7\10", "\7\10\10"}) {
+        CHECK_THROWS(std::invalid_argument, with_first(bad));
+    }
+    CHECK_THROWS(std::invalid_argument, with_first(std::string_view("\0", 1)));
+}
+
 /// Every stream is exactly its tokens, however often its socket is full and however its tokens are batched.
 void full_sockets_lose_nothing() {
     constexpr std::uint32_t kStreams = 5;
@@ -122,10 +155,9 @@ void full_sockets_lose_nothing() {
         rbee::Consumer::Assigned assigned{};
         CHECK(consumer.assign(assigned) && assigned.ring == ring);
         producer.open(ring, assigned.generation);
-        delivery.attach(ring, std::make_shared<rbee::Outlet>(rbee::Outlet{
-                                  connections[ring].ends[0],
-                                  rbee::SseStream(letters(), false, {"<", "<", "<", ">", ".", "!", "?", "", "$"},
-                                                  {false, false}, 3, {})}));
+        rbee::FrameStream stream(letters(), false, rbee::FrameTemplate(kFrames), 3, {});
+        rbee::Outlet outlet{connections[ring].ends[0], false, {}, 0, std::move(stream)};
+        delivery.attach(ring, std::make_shared<rbee::Outlet>(std::move(outlet)));
     }
     Random random{5};
     rbee::Drained drained;
@@ -143,11 +175,11 @@ void full_sockets_lose_nothing() {
                 tokens.push_back(token);
                 const bool last = --left[ring] == 0;
                 const char letter = static_cast<char>('a' + token);
-                expected[ring] += std::string("<\"") + letter + '"' + (last ? "!" : ">") + "}\n\n";
+                expected[ring] += std::string("<\"") + letter + '"' + (last ? "!" : ">");
                 if (last) {
                     expected[ring] += '$';
                     finished.push_back(ring);
-                    reasons.push_back(rbee::SseStream::kLength);
+                    reasons.push_back(rbee::FrameStream::kLength);
                 }
             }
         }
@@ -168,7 +200,7 @@ void full_sockets_lose_nothing() {
             }
         }
         for (const rbee::Deliveries::End& end : deliveries.ended) {
-            CHECK(end.finish == rbee::SseStream::kLength);
+            CHECK(end.finish == rbee::FrameStream::kLength);
             ++ended;
         }
         connections[random.below(kStreams)].read_some(random.below(300));
@@ -185,5 +217,6 @@ void full_sockets_lose_nothing() {
 extern const Test kDeliveryTests[];
 const Test kDeliveryTests[] = {{"characters come out whole", characters_come_out_whole},
                                {"text does not depend on where it is cut", text_does_not_depend_on_where_it_is_cut},
+                               {"templates are compiled or refused", templates_are_compiled_or_refused},
                                {"full sockets lose nothing", full_sockets_lose_nothing},
                                {nullptr, nullptr}};

@@ -67,9 +67,7 @@ std::vector<std::size_t> lengths() {
     return all;
 }
 
-bool near(float value, double expected, double tolerance) {
-    return std::fabs(double{value} - expected) <= tolerance;
-}
+bool near(float value, double expected, double tolerance) { return std::fabs(double{value} - expected) <= tolerance; }
 
 bool same_bits(const Floats& a, const Floats& b) {
     return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
@@ -122,7 +120,10 @@ void norms_of_zeros_and_nan() {
 /// In memory of exactly its size.
 struct Quantized {
     explicit Quantized(std::size_t n)
-        : groups((n + 31) / 32), quants(new std::int8_t[groups * 32]), scales(groups), sums(groups),
+        : groups((n + 31) / 32),
+          quants(new std::int8_t[groups * 32]),
+          scales(groups),
+          sums(groups),
           biases(new std::int32_t[groups]) {
         std::memset(quants.get(), 55, groups * 32);
     }

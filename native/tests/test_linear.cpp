@@ -1,7 +1,8 @@
 // Products of packed matrices with activations, on every instruction set of this machine, against sums in double.
 //
-// Matrices are made of random bits here, by the layout that weights.h describes, so that every quant, the extreme ones too,
-// meets every position. Results are compared with the sum of the absolute products: that is what rounding is relative to.
+// Matrices are made of random bits here, by the layout that weights.h describes, so that every quant, the extreme ones
+// too, meets every position. Results are compared with the sum of the absolute products: that is what rounding is
+// relative to.
 
 #include <cmath>
 #include <cstring>
@@ -17,14 +18,14 @@ using namespace rbee::kernels;
 
 namespace {
 
-// Of the sum of absolute products: that many roundings, a column each, to half a unit in the last place, all in the same
-// direction; twice as many where multiplying and adding are two operations. A column that is left out or taken twice makes
-// several times as much.
+// Of the sum of absolute products: that many roundings, a column each, to half a unit in the last place, all in the
+// same direction; twice as many where multiplying and adding are two operations. A column that is left out or taken
+// twice makes several times as much.
 double tolerance(std::size_t cols) { return static_cast<double>(cols) * 0x1p-24; }
 
-constexpr WeightFormat kFormats[] = {WeightFormat::kF32,     WeightFormat::kF16, WeightFormat::kBF16,
-                                     WeightFormat::kQ4,      WeightFormat::kQ4Wide, WeightFormat::kQ8,
-                                     WeightFormat::kQ8Min,   WeightFormat::kQ8Fine};
+constexpr WeightFormat kFormats[] = {WeightFormat::kF32,   WeightFormat::kF16,    WeightFormat::kBF16,
+                                     WeightFormat::kQ4,    WeightFormat::kQ4Wide, WeightFormat::kQ8,
+                                     WeightFormat::kQ8Min, WeightFormat::kQ8Fine};
 
 std::vector<const InstructionSet*> instruction_sets() {
     std::vector<const InstructionSet*> sets;
@@ -47,7 +48,7 @@ float half_to_float(std::uint16_t bits) {
 struct TestMatrix {
     TestMatrix(WeightFormat format, std::size_t rows, std::size_t cols, Random& random)
         : matrix{format, rows, cols, nullptr} {
-        // The last byte is the last of an allocation, so that AddressSanitizer sees whoever reads on.
+        // The last byte is the last of an allocation, so that AddressSanitizer reports a read beyond it.
         memory.reserve(matrix.bytes());
         matrix.data = memory.data();
         weights.resize(matrix.num_panels() * kPanelRows * cols);
@@ -96,7 +97,8 @@ private:
             std::memcpy(at, &bits, 2);
             return half_to_float(bits);
         }
-        const float value = std::ldexp(static_cast<float>(random.below(4001)) - 2000.0F, -static_cast<int>(random.below(30)));
+        const float value =
+            std::ldexp(static_cast<float>(random.below(4001)) - 2000.0F, -static_cast<int>(random.below(30)));
         std::memcpy(at, &value, 4);
         return value;
     }
@@ -110,8 +112,9 @@ private:
         for (std::size_t first = 0; first < matrix.cols; first += kGroup, bytes += group_bytes(matrix.format)) {
             const std::uint32_t kind = random.below(4);  // all at one end, all at the other, or anything
             for (std::size_t i = 0; i < quants; ++i) {
-                bytes[i] = static_cast<std::uint8_t>(kind == 0 ? (four ? 0xFF : 0x80) : kind == 1 ? (four ? 0 : 0x7F)
-                                                                                                  : random.below(256));
+                bytes[i] = static_cast<std::uint8_t>(kind == 0   ? (four ? 0xFF : 0x80)
+                                                     : kind == 1 ? (four ? 0 : 0x7F)
+                                                                 : random.below(256));
             }
             for (std::size_t r = 0; r < kPanelRows; ++r) {
                 const float scale = factor(bytes + quants + r * size, half, random);
@@ -145,9 +148,7 @@ struct TestActivations {
                 scales[at] = kind == 3 ? 0.0F : std::ldexp(1.0F + static_cast<float>(random.below(100)), -12);
                 std::int32_t sum = 0;
                 for (std::size_t i = 0; i < kGroup && g * kGroup + i < cols; ++i) {
-                    const int quant = kind == 0   ? 127
-                                      : kind == 1 ? -127
-                                                  : static_cast<int>(random.below(255)) - 127;
+                    const int quant = kind == 0 ? 127 : kind == 1 ? -127 : static_cast<int>(random.below(255)) - 127;
                     quants[at * kGroup + i] = static_cast<std::int8_t>(quant);
                     sum += quant;
                     values[row * cols + g * kGroup + i] = scales[at] * static_cast<float>(quant);
@@ -159,8 +160,7 @@ struct TestActivations {
     }
 
     Activations view(bool exact) const {
-        return {rows,          values.data(), cols,         exact ? nullptr : quants.data(),
-                scales.data(), sums.data(),   biases.data()};
+        return {rows, values.data(), cols, exact ? nullptr : quants.data(), scales.data(), sums.data(), biases.data()};
     }
 
     std::size_t rows;
@@ -201,8 +201,8 @@ void compare(const InstructionSet& set, const TestMatrix& weights, const TestAct
         for (std::size_t row = 0; row < width; ++row) {
             double sum = 0, size = 0;
             for (std::size_t k = 0; k < activations.cols; ++k) {
-                const double product =
-                    static_cast<double>(weights.weight(row, k)) * static_cast<double>(activations.values[m * activations.cols + k]);
+                const double product = static_cast<double>(weights.weight(row, k)) *
+                                       static_cast<double>(activations.values[m * activations.cols + k]);
                 sum += product;
                 size += std::fabs(product);
             }
@@ -225,7 +225,8 @@ void products_are_right() {
     for (const WeightFormat format : kFormats) {
         for (const std::size_t cols : std::vector<std::size_t>{32, 64, 96, 288, 576, 1536}) {
             const TestMatrix weights(format, 2 * kPanelRows + 3, cols, random);
-            for (const std::size_t rows : std::vector<std::size_t>{1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 16, 17, 25, 33}) {
+            for (const std::size_t rows :
+                 std::vector<std::size_t>{1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 16, 17, 25, 33}) {
                 if (rows > 13 && cols > 300) {
                     continue;
                 }
@@ -252,7 +253,7 @@ void floats_may_have_any_number_of_columns() {
     }
 }
 
-/// Whatever rows are computed beside a row: a request's tokens must not depend on who else is there.
+/// Whatever rows are computed beside a row: a request's tokens must not depend on other requests.
 void a_row_does_not_depend_on_others() {
     Random random{11};
     for (const WeightFormat format : kFormats) {
@@ -326,6 +327,18 @@ void unknown_sets_are_not_found() {
     CHECK(find_instruction_set("") == nullptr);
 }
 
+void the_environment_chooses_for_auto_only() {
+    unsetenv("RBEE_INSTRUCTION_SET");
+    CHECK(&choose_instruction_set("auto") == find_instruction_set("auto"));
+    CHECK_THROWS(std::invalid_argument, choose_instruction_set("sse9"));
+    setenv("RBEE_INSTRUCTION_SET", "portable", 1);
+    CHECK(&choose_instruction_set("auto") == &rbee::kernels::kPortableSet);
+    setenv("RBEE_INSTRUCTION_SET", "sse9", 1);
+    CHECK_THROWS(std::invalid_argument, choose_instruction_set("auto"));
+    CHECK(&choose_instruction_set("portable") == &rbee::kernels::kPortableSet);
+    unsetenv("RBEE_INSTRUCTION_SET");
+}
+
 }  // namespace
 
 extern const Test kLinearTests[];
@@ -336,5 +349,6 @@ const Test kLinearTests[] = {
     {"a row that is not finite spoils no other", nan_stays_in_its_row},
     {"rows are unpacked", rows_are_unpacked},
     {"unknown instruction sets are not found", unknown_sets_are_not_found},
+    {"the environment chooses an instruction set for auto only", the_environment_chooses_for_auto_only},
     {nullptr, nullptr},
 };

@@ -38,7 +38,7 @@ struct Options {
     bool head_norms = false;
     bool post_norms = false;
     bool tied = false;
-    bool interleaved = false;  // gate and up, panel by panel
+    bool interleaved = false;          // gate and up, panel by panel
     std::vector<std::size_t> lengths;  // of the sequences
     std::size_t threads = 2;
 };
@@ -102,8 +102,8 @@ void poison(const Matrix& matrix, std::uint8_t* data, std::size_t row) {
     constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
     const bool quantized = is_quantized(matrix.format);
     const bool four = matrix.format == WeightFormat::kQ4 || matrix.format == WeightFormat::kQ4Wide;
-    const bool half = matrix.format == WeightFormat::kF16 || matrix.format == WeightFormat::kQ4 ||
-                      matrix.format == WeightFormat::kQ8;
+    const bool half =
+        matrix.format == WeightFormat::kF16 || matrix.format == WeightFormat::kQ4 || matrix.format == WeightFormat::kQ8;
     if (matrix.format == WeightFormat::kBF16) {
         const std::uint16_t bits = 0x7FC0;
         std::memcpy(panel + 2 * (row % kPanelRows), &bits, 2);
@@ -391,7 +391,7 @@ private:
 // ---- steps ----------------------------------------------------------------------------------------------------------
 
 using Tokens = std::vector<std::int64_t>;
-/// Of each sequence the logits behind each token; empty where nobody has asked for them.
+/// Of each sequence the logits behind each token; empty where they are not needed.
 using Logits = std::vector<std::vector<std::vector<float>>>;
 
 /// A step that is put together sequence by sequence.
@@ -416,9 +416,9 @@ public:
     std::size_t num_tokens() const { return token_ids_.size(); }
 
     const float* execute(Model& model, const std::vector<std::int64_t>& logits_rows) const {
-        const Step step{token_ids_.size(),  context_lens_.size(), query_start_.data(), context_lens_.data(),
-                        token_ids_.data(),  positions_.data(),    slots_.data(),       block_tables_.data(), table_size_,
-                        logits_rows.size(), logits_rows.data()};
+        const Step step{token_ids_.size(), context_lens_.size(), query_start_.data(), context_lens_.data(),
+                        token_ids_.data(), positions_.data(),    slots_.data(),       block_tables_.data(),
+                        table_size_,       logits_rows.size(),   logits_rows.data()};
         return model.execute(step)->data();
     }
 
@@ -440,13 +440,15 @@ Logits computed(const Options& options, const TestWeights& weights, bool exact, 
     std::vector<std::int64_t> free(num_blocks);
     std::iota(free.begin(), free.end(), 0);
     ThreadPool pool(threads);
-    Model model(options.shape, weights.weights, exact, num_blocks, size, set, pool);
+    rbee::Progress progress;
+    Model model(options.shape, weights.weights, exact, num_blocks, size, set, pool, &progress);
 
     Batch nans(size, table_size);
     for (const std::int64_t block : free) {
         nans.add(Tokens(size, static_cast<std::int64_t>(weights.nan_token)), 0, size, {block});
     }
     nans.execute(model, {});
+    CHECK(progress.chunks() == 3 + 11 * weights.weights.layers.size());  // one step, however many its tokens
 
     for (std::size_t i = num_blocks; i > 1; --i) {
         std::swap(free[i - 1], free[random.below(static_cast<std::uint32_t>(i))]);
@@ -526,7 +528,7 @@ void check_model(const Options& options, std::uint64_t seed) {
             token = random.below(static_cast<std::uint32_t>(weights.nan_token));
         }
     }
-    // Nobody may suffer from one whose logits are NaN.
+    // A sequence whose logits are NaN must not change the others.
     sequences.push_back(Tokens(3, static_cast<std::int64_t>(weights.nan_token)));
     for (const bool exact : {true, false}) {
         const Reference reference(options.shape, weights.weights, exact);
@@ -562,8 +564,16 @@ void check_model(const Options& options, std::uint64_t seed) {
 /// vocab, hidden, intermediate, heads, kv heads, head_dim.
 ModelShape shape_of(std::size_t vocab, std::size_t hidden, std::size_t mlp, std::size_t heads, std::size_t kv_heads,
                     std::size_t head_dim) {
-    return {vocab, hidden, mlp, heads, kv_heads, head_dim, 1e-5F, Activation::kSilu,
-            1 / std::sqrt(static_cast<float>(head_dim)), 1.0F};
+    return {vocab,
+            hidden,
+            mlp,
+            heads,
+            kv_heads,
+            head_dim,
+            1e-5F,
+            Activation::kSilu,
+            1 / std::sqrt(static_cast<float>(head_dim)),
+            1.0F};
 }
 
 void shapes_of_floats_need_no_multiples() {

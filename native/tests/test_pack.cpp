@@ -101,7 +101,7 @@ void floats_become_the_nearest_half() {
     }
 }
 
-/// A matrix of Q4_1 or Q8_0 whose quants all differ from their neighbours, byte for byte where weights.h says.
+/// A matrix of Q4_1 or Q8_0 whose quants all differ from their neighbours, byte for byte in the layout of weights.h.
 void quants_are_where_the_layout_says() {
     constexpr std::size_t rows = 33, cols = 96, groups = cols / kGroup;
     Random random{3};

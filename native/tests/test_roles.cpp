@@ -16,7 +16,8 @@ using Tokens = std::vector<std::uint32_t>;
 /// An arena with both of its sides, and short ways to use them.
 struct Pair {
     explicit Pair(std::uint32_t capacity = 8, std::uint32_t first_index = 0)
-        : memory(64, capacity, first_index), producer(memory.attach(), memory.doorbell()),
+        : memory(64, capacity, first_index),
+          producer(memory.attach(), memory.doorbell()),
           consumer(memory.attach(), memory.doorbell()) {}
 
     rbee::Consumer::Assigned start() {
@@ -209,9 +210,14 @@ void every_ring_can_be_taken_and_handed_back() {
     }
     CHECK(!pair.consumer.assign(assigned) && pair.consumer.in_use() == 64);
     pair.consumer.pause(17);
-    pair.consumer.release_unsubmitted(17);
-    CHECK_THROWS(std::invalid_argument, pair.consumer.release_unsubmitted(17));
-    CHECK_THROWS(std::invalid_argument, pair.consumer.release_unsubmitted(64));
+    pair.producer.open(17, 1);
+    pair.commit({}, {}, {17}, 3);
+    CHECK(pair.drain().rings.empty());  // paused
+    pair.consumer.expect_all();
+    pair.drain();
+    CHECK(pair.consumer.in_use() == 63);
+    CHECK_THROWS(std::invalid_argument, pair.consumer.pause(17));
+    CHECK_THROWS(std::invalid_argument, pair.consumer.pause(64));
     CHECK(pair.consumer.assign(assigned) && assigned.ring == 17 && assigned.generation == 2);
     pair.producer.open(17, 2);
     pair.commit({17}, {1}, {17});
@@ -233,7 +239,7 @@ void the_doorbell_rings_only_for_a_server_that_sleeps() {
     CHECK(pair.rung());
     pair.drain();
     CHECK(!pair.drain().more && !pair.rung());  // a drain while armed stays armed
-    pair.producer.commit({});                   // nothing to say
+    pair.producer.commit({});                   // nothing to publish
     CHECK(!pair.rung());
     CHECK(pair.consumer.fixed().engine.wakes_written.load() == 2);
     CHECK(pair.consumer.fixed().engine.wakes_elided.load() == 2);

@@ -88,8 +88,8 @@ struct Outcome {
 
 Outcome outcome_of(Sampler& sampler, const Logits& logits, const RowParams& params, const Context& context,
                    std::size_t count) {
-    Outcome outcome{{}, std::vector<double>(logits.size), 0, std::vector<std::uint32_t>(count),
-                    std::vector<float>(count)};
+    Outcome outcome{
+        {}, std::vector<double>(logits.size), 0, std::vector<std::uint32_t>(count), std::vector<float>(count)};
     outcome.choice = sampler.sample(logits.values.get(), logits.size, params, context);
     sampler.distribution(logits.values.get(), logits.size, params, context, outcome.probabilities.data());
     outcome.logprob = sampler.score(logits.values.get(), logits.size, outcome.choice.token_id, count,

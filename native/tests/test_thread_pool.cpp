@@ -1,6 +1,6 @@
 // The compute pool: every chunk exactly once and not before its phase, whatever the threads are held up by; sleep, wake
 // and end. Chunks write and read plain memory, so that ThreadSanitizer sees an order that is missing, and a plan's
-// memory is gone as soon as its run has returned, so that AddressSanitizer sees who comes too late.
+// memory is gone as soon as its run has returned, so that AddressSanitizer reports a late access.
 
 #include <algorithm>
 #include <atomic>
@@ -127,7 +127,7 @@ void on_every_thread(ThreadPool& pool, Function function) {
     CHECK(there == all);
 }
 
-/// A worker, as the kernel knows it.
+/// A worker, as the kernel identifies it.
 struct Worker {
     explicit Worker(ThreadPool& pool) {
         on_every_thread(pool, [&](std::size_t thread) {
@@ -164,7 +164,7 @@ struct Worker {
 class Handler {
 public:
     explicit Handler(void (*function)(int)) {
-        struct sigaction action {};
+        struct sigaction action{};
         action.sa_handler = function;
         action.sa_flags = SA_RESTART;
         sigaction(SIGUSR1, &action, &before_);
@@ -190,7 +190,7 @@ public:
     static inline std::atomic<bool> is_held{false};
 
 private:
-    struct sigaction before_ {};
+    struct sigaction before_{};
 };
 
 void test_sizes() {
@@ -293,7 +293,7 @@ void test_nobody_waits_for_a_thread() {
         Handler::held = true;
         pthread_kill(worker.handle, SIGUSR1);  // while it looks for work, or sleeps
         CHECK(comes_true([&] {
-            run_plans(pool, random, 1);  // ThreadSanitizer has no signal handled in a sleep that it does not know
+            run_plans(pool, random, 1);  // ThreadSanitizer handles no signal in a sleep that it does not intercept
             return Handler::is_held.load();
         }));
         run_plans(pool, random, 500);
@@ -319,7 +319,7 @@ void test_sleep() {
 void test_runs_about_to_sleep() {
     // Pauses around the time after which a worker falls asleep.
     ThreadPool pool(2);
-    for (int i = 0; i < 4000; ++i) {
+    for (int i = 0; i < static_cast<int>(repeats(4000, 1000)); ++i) {
         const std::uint64_t end = rbee::monotonic_ns() + 199'500 + static_cast<std::uint64_t>(i % 100) * 30;
         while (rbee::monotonic_ns() < end) {
             rbee::relax_processor();

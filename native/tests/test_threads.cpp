@@ -33,7 +33,7 @@ public:
                 return;
             }
             if (!step()) {
-                // Nothing fits: sleep, unless space or a cancel came just before the server was told of the sleep.
+                // Nothing fits: sleep, unless space or a cancel came just before the server saw the announcement.
                 producer_.arm_wait();
                 if (!step() && !receive(true)) {
                     return;
@@ -82,7 +82,8 @@ private:
             }
             const std::uint32_t burst = 1 + random_.below(2);
             for (std::uint32_t i = 0; i < burst && !sequence.cancelled && sequence.done < sequence.what.length &&
-                                      producer_.free_space(ring) > i; ++i) {
+                                      producer_.free_space(ring) > i;
+                 ++i) {
                 rings.push_back(ring);
                 tokens.push_back(token(sequence.what.seed, sequence.done++));
             }
@@ -115,8 +116,11 @@ private:
 class Server {
 public:
     Server(const TestArena& memory, int control, std::size_t max_open)
-        : consumer_(memory.attach(), memory.doorbell()), doorbell_(memory.doorbell()), control_(control),
-          max_open_(max_open), open_(64) {}
+        : consumer_(memory.attach(), memory.doorbell()),
+          doorbell_(memory.doorbell()),
+          control_(control),
+          max_open_(max_open),
+          open_(64) {}
 
     void run(std::uint32_t num_requests, const std::atomic<bool>& stop) {
         std::uint32_t submitted = 0;
@@ -183,8 +187,8 @@ private:
 
     std::uint64_t steps() const { return consumer_.fixed().engine.steps.load(std::memory_order_relaxed); }
 
-    /// The engine's steps end a pause, however the machine shares its cores out; or that it makes none any more, because
-    /// all that is left is full or finished.
+    /// The engine's steps end a pause, however the machine shares its cores out; or that it makes none any more,
+    /// because all that is left is full or finished.
     bool is_pause_over() {
         const std::uint64_t now = steps();
         idle_turns_ = now == seen_steps_ ? idle_turns_ + 1 : 0;
@@ -260,7 +264,6 @@ void a_sleeping_engine_is_always_woken() { exchange_requests(5'000, 3); }
 }  // namespace
 
 extern const Test kThreadsTests[];
-const Test kThreadsTests[] = {
-    {"many requests get exactly their tokens", many_requests_get_exactly_their_tokens},
-    {"a sleeping engine is always woken", a_sleeping_engine_is_always_woken},
-    {nullptr, nullptr}};
+const Test kThreadsTests[] = {{"many requests get exactly their tokens", many_requests_get_exactly_their_tokens},
+                              {"a sleeping engine is always woken", a_sleeping_engine_is_always_woken},
+                              {nullptr, nullptr}};

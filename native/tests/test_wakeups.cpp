@@ -14,11 +14,13 @@ namespace {
 /// a random moment later, beside the server's look into the ring, its arming or its sleep. Then the engine waits until
 /// the server has read both. Nothing else is in flight that could make up for a lost wakeup, so a lost one stops both.
 void a_step_beside_the_arming_is_never_missed() {
-    constexpr std::uint32_t kRequests = 40'000;
+    constexpr std::uint32_t kRequests = repeats(40'000, 4'000);
     const TestArena memory(64, 2, 0xffff8000);
     rbee::Producer producer(memory.attach(), memory.doorbell());
     rbee::Consumer consumer(memory.attach(), memory.doorbell());
     std::atomic<std::uint32_t> submitted{0};  // a generation of ring 0, in place of the control channel
+    const rbee::EngineLine& counted = consumer.fixed().engine;
+    const auto steps_done = [&] { return counted.wakes_written.load() + counted.wakes_elided.load(); };
     run_roles(
         [&](const std::atomic<bool>& stop) {
             Random random{362436069};
@@ -58,6 +60,11 @@ void a_step_beside_the_arming_is_never_missed() {
                         throw std::logic_error("missed wakeup: request " + std::to_string(request) + " after " +
                                                std::to_string(received) + " tokens");
                     }
+                    // These find both steps for certain. On one core the others never do: a step that wakes the server
+                    // gives it the core.
+                    while (request % 16 == 0 && !stop && steps_done() < 4 * request - 2) {
+                        std::this_thread::yield();
+                    }
                     do {
                         consumer.drain(16, drained);
                         for (const rbee::Record& record : drained.records) {
@@ -69,15 +76,14 @@ void a_step_beside_the_arming_is_never_missed() {
                 CHECK(stop || received == 4);
             }
         });
-    const rbee::EngineLine& counted = consumer.fixed().engine;
-    CHECK(counted.wakes_written.load() + counted.wakes_elided.load() == 4 * kRequests);
-    CHECK(counted.wakes_elided.load() != 0);  // otherwise the interesting moment was never hit
+    CHECK(steps_done() == 4 * kRequests);
+    CHECK(counted.wakes_elided.load() >= kRequests / 16);
 }
 
 /// A request that never gets a token is cancelled at a random moment beside the engine's falling asleep. Only the
 /// cancel can end it.
 void a_cancel_beside_the_falling_asleep_is_never_missed() {
-    constexpr std::uint32_t kRequests = 20'000;
+    constexpr std::uint32_t kRequests = repeats(20'000, 4'000);
     const TestArena memory(64, 2);
     const rbee::Arena arena = memory.attach();
     rbee::Producer producer(memory.attach(), memory.doorbell());

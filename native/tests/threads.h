@@ -24,7 +24,7 @@ inline bool wait_readable(int fd) {
     return poll(&waiting, 1, kPatienceMs) == 1;
 }
 
-/// Runs both roles; the first exception of either ends the test. `stop` tells the other one to give up.
+/// Runs both roles; the first exception of either ends the test. `stop` ends the other one.
 template <typename Engine, typename Server>
 void run_roles(Engine engine, Server server) {
     std::atomic<bool> stop{false};

@@ -9,9 +9,12 @@ a call, and `portable` avoids this machine's vector instructions; the results ar
 
 from array import array
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rbee.transport import Progress
 
 class ThreadPool:
     """The compute threads: the caller of whatever takes a pool, and workers.
@@ -49,7 +52,7 @@ def pack(
     `source` has the bytes of all rows, one after the other, in the type that ggml gives this number; it may be a
     read-only map of a file, at any address. The packed row i is its row `row_order[i]`. `packed` has `packed_bytes` and
     is written from `first_row`, a multiple of 16, to `end_row`, another one or `rows`: threads can pack ranges of the
-    same matrix at once. What is lost, if anything, is said in `rbee_kernels/pack.h`.
+    same matrix at once. `rbee_kernels/pack.h` has what is lost, if anything.
 
     Raises:
         ValueError: sizes, types and rows that do not fit, or a format that would lose something and is neither Q4 nor
@@ -77,6 +80,9 @@ def unpack(packed: NDArray[np.uint8], format: int, rows: int, cols: int) -> NDAr
     Raises:
         ValueError: `packed` is not of this matrix's size.
     """
+
+WEIGHT_FORMATS: Final[tuple[str, ...]]
+"""The names of the formats, by their numbers; `native/kernels/rbee_kernels/weights.h` has the layouts."""
 
 class ModelShape:
     """The sizes of a decoder, and what is the same in all of its layers."""
@@ -120,6 +126,7 @@ class Model:
         block_size: int,
         instruction_set: str,
         pool: ThreadPool,
+        progress: Progress | None = None,
     ) -> None:
         """Copy the weights, and reserve the cache.
 
@@ -134,8 +141,10 @@ class Model:
             exact: compute with float activations and a float cache, also where weights are quantized.
             num_blocks: in the cache.
             block_size: tokens in a block.
-            instruction_set: "avx512", "avx2", "portable", or "auto" for the best of this processor.
+            instruction_set: "avx512", "avx2", "portable", or "auto": what the environment's RBEE_INSTRUCTION_SET names,
+                without it the best of this processor.
             pool: threads for the copy and for every step.
+            progress: is advanced while the weights are copied, and several times per layer of a step.
 
         Raises:
             ValueError: weights that are missing or have another size, a size that the kernels do not support, or an
@@ -171,7 +180,7 @@ class Model:
         """The one that computes."""
 
 class RowParams:
-    """The parameters of a sequence, of which `rbee.engine.sampler.invalid` has nothing to say."""
+    """The parameters of a sequence, which `rbee.engine.sampler.invalid` accepts."""
 
     def __init__(
         self,
@@ -207,7 +216,7 @@ def sample(
 ) -> None:
     """Sample a token for each row of the logits [n, vocab_size]: (parameters, prompt and output, prompt's length).
 
-    Writes token_ids [n] and valid [n]; and for valid rows that ask for them logprobs [n] and the first num_logprobs of
+    Writes token_ids [n] and valid [n]; and for valid rows that need them logprobs [n] and the first num_logprobs of
     top_ids and top_logprobs [n, at least that many]. The logprob of another row is NaN; all else in the two tables
     stays what it was.
 
@@ -255,6 +264,8 @@ def read_bandwidth(mib: int, threads: int) -> float:
 
 def peak_macs(instruction_set: str, threads: int) -> float:
     """Products of 4-bit weights and 8-bit activations per second, of all threads together, in registers alone.
+
+    `instruction_set` is as for `Model`.
 
     Raises:
         ValueError: this processor does not have the instruction set.

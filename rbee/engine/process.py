@@ -1,18 +1,15 @@
 """The engine as a process: the start protocol, the loop around `EngineCore.step()`, teardown and exit codes.
 
-Owns time and sleep. While there is work the loop never waits; when there is none it waits in one epoll on the control
-channel, and starts at once when a record arrives; ten times a second it looks up, for the heartbeat and for readers
-that have been too slow for too long. Exit codes: 0 after Shutdown or when the server is gone, 1 when a step failed,
-2 when the model cannot be loaded.
-
-An engine never outlives its server: the kernel kills it with its parent, and the channel's end ends it too.
+Owns time and sleep. While there is work the loop never waits. When there is none it waits in one epoll on the control
+channel; it wakes when a record arrives, and ten times a second for the heartbeat and for readers that are too slow.
+Exit codes: 0 after Shutdown or when the server is gone, 1 when a step failed, 2 when the model cannot be loaded. The
+kernel kills an engine with its parent, and the end of the channel ends it too.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -24,15 +21,18 @@ import warnings
 from typing import TYPE_CHECKING
 
 from rbee import logs, messages
+from rbee.child import die_with_parent
+from rbee.config import check_bounds
 from rbee.engine.engine_core import EngineCore
+from rbee.engine.intake import Intake
 from rbee.engine.publisher import Publisher
-from rbee.engine.runners import choice as model_runner
+from rbee.engine.runners import choice
 from rbee.engine.scheduling.block_manager import BlockManager
 from rbee.engine.scheduling.scheduler import Scheduler
 from rbee.engine.scheduling.step_cost import StepCost
-from rbee.errors import ConfigError, RbeeError
+from rbee.errors import RbeeError
 from rbee.messages import FinishReason
-from rbee.transport import Arena, Producer
+from rbee.transport import Arena, EngineState, Producer
 from rbee.transport.control import ControlChannel
 
 if TYPE_CHECKING:
@@ -40,13 +40,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG = 1
 _HEARTBEAT_MS = 100
-_LOADING, _IDLE, _STEPPING = 1, 2, 3  # engine states, as Producer.beat() takes them
+_SECONDS_BETWEEN_RECORDS = 1.0  # of one stage of loading; each is a line of the server's log
 
 
 def main() -> int:
-    """Run an engine on the descriptors in the command line; the exit code."""
+    """Run an engine on the descriptors in the command line; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m rbee.engine", description="Started by `rbee serve`, not by hand.")
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--doorbell-fd", type=int, required=True)
@@ -54,7 +53,7 @@ def main() -> int:
     parser.add_argument("--debug", action="store_true")
     options = parser.parse_args()
 
-    if not _die_with_parent(options.parent_pid):
+    if not die_with_parent(options.parent_pid):
         return 0
     for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C and service managers signal the whole group:
         signal.signal(number, signal.SIG_IGN)  # the server decides, and lets open streams finish first
@@ -70,14 +69,6 @@ def main() -> int:
         channel.close()
 
 
-def _die_with_parent(parent_pid: int) -> bool:
-    """Have the kernel kill this process when its parent ends. False: it has ended already."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    return os.getppid() == parent_pid
-
-
 def _run(channel: ControlChannel, doorbell_fd: int, *, debug: bool) -> int:
     configure, early = _first_record(channel)
     with contextlib.ExitStack() as stack:
@@ -87,7 +78,7 @@ def _run(channel: ControlChannel, doorbell_fd: int, *, debug: bool) -> int:
             producer = Producer(arena, doorbell_fd)
             stack.callback(producer.close)
             channel.send(messages.encode(messages.Attached(pid=os.getpid())))
-            core = _load(configure.engine, channel, producer)
+            core = _load(configure.engine, channel, producer, slow_reader_timeout=configure.slow_reader_timeout)
         except RbeeError as error:
             logger.debug("The engine cannot start.", exc_info=debug)
             channel.send(messages.encode(messages.Failed(message=str(error))))
@@ -101,7 +92,7 @@ def _run(channel: ControlChannel, doorbell_fd: int, *, debug: bool) -> int:
             return 2
         gc.collect()
         gc.freeze()  # what is alive now stays alive: no collection needs to look at it again
-        return _Loop(channel, producer, core).run(early)
+        return Loop(channel, producer, core).run(early)
 
 
 def _first_record(channel: ControlChannel) -> tuple[messages.Configure, list[bytes]]:
@@ -111,41 +102,34 @@ def _first_record(channel: ControlChannel) -> tuple[messages.Configure, list[byt
     while not (records := channel.receive()):
         poller.poll()
     configure = messages.decode_to_engine(records[0])
-    assert isinstance(configure, messages.Configure), "the server speaks first, and says Configure"
+    assert isinstance(configure, messages.Configure), "the first record is Configure"
     return configure, records[1:]
 
 
-def _load(config: EngineConfig, channel: ControlChannel, producer: Producer) -> EngineCore:
-    """Load the model, put the engine together, and say so.
-
-    Raises:
-        RbeeError: it cannot be loaded; the message is for the user.
-    """
-    for option in ("max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_mib"):
-        if getattr(config, option) < 1:
-            raise ConfigError(f"--{option.replace('_', '-')} {getattr(config, option)} must be at least 1.")
+def _load(
+    config: EngineConfig, channel: ControlChannel, producer: Producer, *, slow_reader_timeout: float
+) -> EngineCore:
+    """Load the model and assemble the engine; the message of an RbeeError is for the user."""
+    check_bounds(config)
     started = time.monotonic()
-
-    def progress(stage: str, done: int, total: int) -> None:
-        producer.beat(_LOADING)
-        channel.send(messages.encode(messages.Loading(stage=stage, done=done, total=total)))
-
-    producer.beat(_LOADING)
-    runner = model_runner.load(config, progress)
+    producer.beat(EngineState.LOADING)
+    runner = choice.load(config, _LoadingReport(channel, producer), producer.progress)
     scheduler = Scheduler(
         BlockManager(runner.num_blocks, config.block_size, prefix_caching=config.prefix_caching),
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=runner.max_model_len,
     )
-    core = EngineCore(
-        runner,
+    publisher = Publisher(producer)
+    intake = Intake(
         scheduler,
         producer,
-        Publisher(producer),
-        step_cost=StepCost(config.max_decode_slowdown),
-        slow_reader_timeout=config.slow_reader_timeout,
+        publisher,
+        vocab_size=runner.vocab_size,
+        max_model_len=runner.max_model_len,
+        slow_reader_timeout=slow_reader_timeout,
     )
+    core = EngineCore(runner, scheduler, intake, publisher, step_cost=StepCost(config.max_decode_slowdown))
     ready = messages.Ready(
         runner=runner.name,
         device=runner.device,
@@ -161,8 +145,26 @@ def _load(config: EngineConfig, channel: ControlChannel, producer: Producer) -> 
     return core
 
 
-class _Loop:
-    """Steps while there is work, sleeps while there is none, and obeys the control channel between steps."""
+class _LoadingReport:
+    """An `OnLoading`: beats for each part of loading, and sends a record for each stage and at most every second."""
+
+    def __init__(self, channel: ControlChannel, producer: Producer) -> None:
+        self._channel = channel
+        self._producer = producer
+        self._stage = ""
+        self._sent = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self._producer.beat(EngineState.LOADING)
+        self._producer.progress.advance()
+        now = time.monotonic()
+        if stage != self._stage or now - self._sent > _SECONDS_BETWEEN_RECORDS:
+            self._stage, self._sent = stage, now
+            self._channel.send(messages.encode(messages.Loading(stage=stage, done=done, total=total)))
+
+
+class Loop:
+    """Steps while there is work, sleeps while there is none, and handles control records between steps."""
 
     def __init__(self, channel: ControlChannel, producer: Producer, core: EngineCore) -> None:
         self._channel = channel
@@ -170,11 +172,7 @@ class _Loop:
         self._core = core
 
     def run(self, records: list[bytes]) -> int:
-        """Until Shutdown (0) or a failed step (1); `records` are those read while starting.
-
-        Raises:
-            EOFError: the server is gone.
-        """
+        """Loop until Shutdown (0) or a failed step (1), `records` first; EOFError when the server is gone."""
         with select.epoll() as poller:
             poller.register(self._channel.fileno(), select.EPOLLIN)
             while True:
@@ -188,41 +186,26 @@ class _Loop:
                     logger.exception("A step failed; every request ends with an error.")
                     self._core.end_all(FinishReason.ERROR)
                     return 1
-                self._producer.beat(_STEPPING if stepped else _IDLE)
-                self._report(time.monotonic_ns() - started if stepped else 0)
+                self._producer.beat(EngineState.STEPPING if stepped else EngineState.IDLE)
+                step_ns = time.monotonic_ns() - started if stepped else 0
+                self._producer.report(step_ns, **self._core.gauges()._asdict())
                 if not stepped:
                     poller.poll(_HEARTBEAT_MS / 1e3)
                 records = self._channel.receive()
 
     def _step(self) -> bool:
-        """Step; when there is nothing to do, arm the wakeup and look once more at what may have come before it."""
+        """Step; if there was nothing to do, announce sleep and step again, for what came before the announcement."""
         if self._core.step():
             return True
         self._producer.arm_wait()
         return self._core.step()
 
-    def _report(self, step_ns: int) -> None:
-        """Show observers of the arena how things stand."""
-        stats = self._core.stats()
-        self._producer.report(
-            step_ns,
-            sequences_running=stats.num_running,
-            sequences_waiting=stats.num_waiting,
-            kv_blocks=stats.num_blocks,
-            kv_blocks_used=stats.num_blocks - stats.num_free_blocks,
-            preemptions=stats.num_preemptions,
-            prompt_tokens=stats.num_prompt_tokens,
-            cached_prompt_tokens=stats.num_cached_prompt_tokens,
-        )
-
     def _obey(self, records: list[bytes]) -> bool:
-        """Do what the server asks. False: stop."""
+        """Handle the server's records. False: stop."""
         for payload in records:
             match messages.decode_to_engine(payload):
                 case messages.Submit() as submission:
                     self._core.submit(submission)
-                case messages.QueryStats():
-                    self._channel.send(messages.encode(self._core.stats()))
                 case messages.Shutdown():
                     return False
                 case messages.Wake() | messages.Configure():

@@ -1,7 +1,7 @@
-"""Gathers what a step has to say and hands it to the transport in one commit.
+"""Gathers the records of a step and hands them to the transport in one commit.
 
-Owns the arrays of a commit, and which records stand for what in a ring (see `rbee.messages.NOTE`). Does not know why a
-sequence ended or how a ring works.
+Owns the arrays of a commit and the meaning of its records (`rbee.messages.SIDE_RECORD`). Does not know why a sequence
+ended or how a ring works.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from rbee.messages import NOTE
+from rbee.messages import SIDE_RECORD
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from rbee.engine.sampler import Sampled, Scored
     from rbee.messages import FinishReason
     from rbee.transport import Producer
 
-_NOTE = np.uint32(NOTE)
+_SIDE_RECORD = np.uint32(SIDE_RECORD)
 _LARGEST_DETAIL = (1 << 24) - 1
 
 
 class _Records(NamedTuple):
-    """Records for rings; all [n], a ring's own in their order."""
+    """Arrays [n]; the records of one ring are in order."""
 
     rings: NDArray[np.uint32]
     tokens: NDArray[np.uint32]
@@ -34,77 +35,49 @@ _NO_RECORDS = _Records(np.empty(0, np.uint32), np.empty(0, np.uint32), np.empty(
 
 
 class Publisher:
-    """The engine's end of the rings, seen from the step."""
+    """Gathers records; `commit()` publishes them. A ring's records keep the order of the calls."""
 
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
         self._records: list[_Records] = []
         self._finished: dict[int, int] = {}
 
-    def tokens(self, rings: NDArray[np.uint32], tokens: NDArray[np.uint32], logprobs: NDArray[np.float32]) -> None:
-        """With the next commit: an output token for each of these rings; all [n]."""
-        self._records.append(_Records(rings, tokens, logprobs))
-
-    def tokens_with_notes(
-        self,
-        rings: NDArray[np.uint32],
-        tokens: NDArray[np.uint32],
-        logprobs: NDArray[np.float32],
-        *,
-        top_ids: NDArray[np.uint32],
-        top_logprobs: NDArray[np.float32],
-        num_notes: NDArray[np.int64],
-    ) -> None:
-        """With the next commit: an output token for each ring, and behind it notes of the most likely ones.
-
-        Args:
-            rings: [n].
-            tokens: [n].
-            logprobs: [n].
-            top_ids: [n, k].
-            top_logprobs: [n, k].
-            num_notes: [n], how many of the k a ring gets.
-        """
-        wanted = np.arange(top_ids.shape[1] + 1) <= num_notes[:, None]
+    def tokens(self, rings: list[int], sampled: Sampled, num_side_records: list[int]) -> None:
+        """Add a token for each of n rings, followed by that many of its most likely tokens as side records."""
+        ring_array = np.array(rings, np.uint32)
+        token_ids, logprobs, _, top_ids, top_logprobs = sampled
+        num_top = top_ids.shape[1]
+        if num_top == 0:
+            self._records.append(_Records(ring_array, token_ids, logprobs))
+            return
+        wanted = np.arange(num_top + 1) <= np.array(num_side_records)[:, None]
         self._records.append(
             _Records(
-                np.broadcast_to(rings[:, None], wanted.shape)[wanted],
-                np.column_stack([tokens, top_ids | _NOTE])[wanted],
+                np.broadcast_to(ring_array[:, None], wanted.shape)[wanted],
+                np.column_stack([token_ids, top_ids | _SIDE_RECORD])[wanted],
                 np.column_stack([logprobs, top_logprobs])[wanted],
             )
         )
 
-    def notes(
-        self,
-        ring: int,
-        tokens: NDArray[np.uint32],
-        logprobs: NDArray[np.float32],
-        *,
-        top_ids: NDArray[np.uint32],
-        top_logprobs: NDArray[np.float32],
-    ) -> None:
-        """With the next commit: notes of one ring's prompt tokens [m], each with the most likely ones [m, k]."""
-        notes = np.column_stack([tokens, top_ids]).ravel() | _NOTE
-        rings = np.full(len(notes), ring, np.uint32)
-        self._records.append(_Records(rings, notes, np.column_stack([logprobs, top_logprobs]).ravel()))
+    def prompt_scores(self, ring: int, token_ids: NDArray[np.uint32], scored: Scored) -> None:
+        """Add side records for a prompt's tokens [m]: its logprob, then the most likely tokens in its place."""
+        records = np.column_stack([token_ids, scored.top_ids]).ravel() | _SIDE_RECORD
+        rings = np.full(len(records), ring, np.uint32)
+        logprobs = np.column_stack([scored.logprobs, scored.top_logprobs]).ravel()
+        self._records.append(_Records(rings, records, logprobs))
 
     def number(self, ring: int, number: int) -> None:
-        """With the next commit: a note for this ring that is a number below 2^31."""
-        self._records.append(
-            _Records(np.array([ring], np.uint32), np.array([number | NOTE], np.uint32), np.array([np.nan], np.float32))
-        )
+        """Add a side record that is a number below 2^31."""
+        record = np.array([number | SIDE_RECORD], np.uint32)
+        self._records.append(_Records(np.array([ring], np.uint32), record, np.array([np.nan], np.float32)))
 
     def finish(self, ring: int, reason: FinishReason, num_cached_tokens: int = 0) -> None:
-        """With the next commit, `ring` ends with `reason`, after its last token."""
+        """End `ring` behind its last token."""
         assert ring not in self._finished, "a ring ends once"
         self._finished[ring] = reason | min(num_cached_tokens, _LARGEST_DETAIL) << 8
 
     def commit(self) -> bool:
-        """Publish all that was gathered. False: there was nothing.
-
-        Raises:
-            TransportError: a ring that is not open, or has no space; nothing was published then.
-        """
+        """Publish; False: there was nothing. TransportError if a ring is not open or has too little space."""
         if not self._records and not self._finished:
             return False
         match self._records:

@@ -1,15 +1,14 @@
-"""Logits to token ids and logprobs: what of SamplingParams the kernels need, and the arrays that they fill.
+"""Logits to token ids and logprobs.
 
-Owns the check of the parameters, and the kernels, which are `native/kernels/`: one native call for all rows of a step.
-Does not know sequences, models or rings.
+Owns the check of SamplingParams, the arrays that the kernels of `native/kernels/` fill, and one native call for all
+rows of a step. Does not know sequences, models or rings.
 
-A row's result depends on that row alone, bit for bit, whatever runs beside it, on whatever machine, and after a
-preemption: its draw is a hash of (seed, position), there is no generator whose state others could move; and every
-sum is made in an order that depends on nothing but the row. So it does not matter which thread samples it, either.
+A row's result depends on that row alone, bit for bit, on any machine and thread, and after a preemption: its draw is a
+hash of (seed, position), and the row alone decides the order of every sum.
 
-Filters are thresholds. So tokens that are equally likely (or equally typical) stay or go together, also where that is
-one more than top_k asks for; transformers' top-k and typical do the same, while its top-p cuts between equal tokens
-wherever sorting has left them. A filter leaves at least one token.
+Filters are thresholds and leave at least one token. Equally likely (or equally typical) tokens stay or go together,
+even if they exceed top_k. transformers' top-k and typical do the same; its top-p cuts between equal tokens, wherever
+sorting left them.
 """
 
 from __future__ import annotations
@@ -30,21 +29,15 @@ if TYPE_CHECKING:
     from rbee.sampling_params import SamplingParams
 
 ThreadPool = _kernels.ThreadPool
-"""Threads to share rows among."""
 
 _LARGEST_SEED = 0xFFFF_FFFF_FFFF_FFFF
 _LARGEST_COUNT = 0xFFFF_FFFF
 
 
 class RowSampler(_kernels.RowParams):
-    """What the sampler keeps of a sequence from step to step: its parameters, ready for use.
-
-    Attributes:
-        num_logprobs: as in SamplingParams.
-    """
+    """The parameters of a sequence, which `invalid` accepts, in the form of the kernels; kept from step to step."""
 
     def __init__(self, params: SamplingParams) -> None:
-        """Take parameters that `invalid` found nothing wrong with."""
         super().__init__(
             temperature=params.temperature,
             top_k=min(params.top_k, _LARGEST_COUNT),
@@ -65,51 +58,37 @@ class RowSampler(_kernels.RowParams):
 
 
 class Row(NamedTuple):
-    """One row of a step.
+    """One row of a step."""
 
-    Attributes:
-        sampler: of the sequence.
-        token_ids: its prompt, then its output so far; C unsigned ints.
-        num_prompt_tokens: how many of them are the prompt.
-    """
-
-    sampler: RowSampler
-    token_ids: array.array[int]
-    num_prompt_tokens: int
+    sampler: RowSampler  # of the sequence
+    token_ids: array.array[int]  # its prompt, then its output so far; C unsigned ints
+    num_prompt_tokens: int  # how many of them are the prompt
 
 
 class Sampled(NamedTuple):
     """One entry per row.
 
-    Attributes:
-        token_ids: uint32 [n].
-        logprobs: float32 [n], of the chosen token under the unmodified logits; NaN where num_logprobs is None.
-        valid: bool [n]; False where the logits held NaN or +inf, or left no token that could be: nothing else in the
-            row has a meaning then.
-        top_ids: uint32 [n, k], k the most that any row asks for: the first num_logprobs entries of a row are its most
-            likely tokens under the unmodified logits, the best first, of equal ones the lowest id. The others are 0.
-        top_logprobs: float32 [n, k], theirs; the others are NaN.
+    The first num_logprobs entries of a row of `top_ids` are its most likely tokens under the unmodified logits, best
+    first, of equal ones the lowest id; the others are 0, their logprobs NaN. k is the largest num_logprobs.
     """
 
-    token_ids: NDArray[np.uint32]
+    token_ids: NDArray[np.uint32]  # uint32 [n]
     logprobs: NDArray[np.float32]
     valid: NDArray[np.bool_]
     top_ids: NDArray[np.uint32]
-    top_logprobs: NDArray[np.float32]
+    top_logprobs: NDArray[np.float32]  # float32 [n, k], theirs; the others are NaN
+
+    def only(self, rows: list[int]) -> Sampled:
+        token_ids, logprobs, valid, top_ids, top_logprobs = self
+        return Sampled(token_ids[rows], logprobs[rows], valid[rows], top_ids[rows], top_logprobs[rows])
 
 
 class Scored(NamedTuple):
-    """One entry per token.
+    """One entry per token; a logprob is NaN where the logits held NaN or +inf, or nothing but -inf."""
 
-    Attributes:
-        logprobs: float32 [m], of the token; NaN where the logits held NaN or +inf, or nothing but -inf.
-        top_ids: uint32 [m, k], the most likely tokens, the best first, of equal ones the lowest id.
-        top_logprobs: float32 [m, k], theirs.
-    """
-
-    logprobs: NDArray[np.float32]
-    top_ids: NDArray[np.uint32]
-    top_logprobs: NDArray[np.float32]
+    logprobs: NDArray[np.float32]  # float32 [m], of the token
+    top_ids: NDArray[np.uint32]  # uint32 [m, k], the most likely tokens, the best first, of equal ones the lowest id
+    top_logprobs: NDArray[np.float32]  # float32 [m, k], theirs
 
 
 def sample(
@@ -120,13 +99,13 @@ def sample(
     pool: ThreadPool | None = None,
     portable: bool = False,
 ) -> Sampled:
-    """Choose a token per row.
+    """Draw a token per row, for position len(token_ids).
 
     Args:
         logits: float32 [n, vocab_size], C-contiguous; -inf is a token that cannot be. Not changed.
-        rows: what the n rows belong to. The token is drawn for position len(token_ids).
-        most_logprobs: the most that any row asks for, if the caller knows; after a forward pass nothing is in the
-            processor's cache any more, and looking at every row for it costs as much as a tenth of all sampling.
+        rows: the n rows.
+        most_logprobs: the largest num_logprobs; None reads it from the rows, which after a forward pass are in no
+            cache: 5 us for 32 of them, of 80 us (a vocabulary of 64) to 320 us (49152) for all sampling.
         pool: threads to share the rows among; None for this one alone.
         portable: without this machine's vector instructions; the result is the same.
     """
@@ -163,15 +142,7 @@ def score(
     pool: ThreadPool | None = None,
     portable: bool = False,
 ) -> Scored:
-    """The logprobs of given tokens, and of the k most likely ones in their place.
-
-    Args:
-        logits: float32 [m, vocab_size], C-contiguous. Not changed.
-        token_ids: uint32 [m], C-contiguous; one below vocab_size per row.
-        k: at most vocab_size.
-        pool: threads to share the rows among; None for this one alone.
-        portable: without this machine's vector instructions; the result is the same.
-    """
+    """The logprobs of `token_ids` [m] under `logits` [m, vocab_size], both C-contiguous, and the k most likely ones."""
     m = len(token_ids)
     result = Scored(np.empty(m, np.float32), np.empty((m, k), np.uint32), np.empty((m, k), np.float32))
     _kernels.score(
@@ -187,16 +158,7 @@ def score(
 
 
 def distribution(logits: NDArray[np.float32], row: Row, *, portable: bool = False) -> NDArray[np.float64]:
-    """The probabilities [vocab_size] that `sample` draws this row's token from; for inspection and tests.
-
-    Args:
-        logits: float32 [vocab_size].
-        row: what they belong to.
-        portable: without this machine's vector instructions; the result is the same.
-
-    Raises:
-        ValueError: the row is not valid, see Sampled.
-    """
+    """The probabilities [vocab_size] that `sample` draws a row's token from; ValueError if the row is not valid."""
     probabilities = np.empty(len(logits), np.float64)
     if not _kernels.distribution(logits[None], row, probabilities=probabilities, portable=portable):
         raise ValueError("The logits hold NaN or infinity, or leave no token that could be.")
@@ -204,10 +166,7 @@ def distribution(logits: NDArray[np.float32], row: Row, *, portable: bool = Fals
 
 
 def uniform(seed: int, position: int) -> float:
-    """The number in [0, 1) that decides what is drawn for a position.
-
-    The drawn token is the first whose probability, together with those of all lower ids, is beyond it.
-    """
+    """The number in [0, 1) that decides a draw: of the first token whose cumulated probability, by id, exceeds it."""
     return _kernels.uniform(seed & _LARGEST_SEED, position)
 
 

@@ -1,8 +1,6 @@
-"""Models: a catalogue of names, and the way from a name, folder, GGUF file or Hub id to a folder ready to serve.
+"""Models: from a catalogue name, folder, GGUF file or Hub id to a folder that is ready to serve (`prepare`).
 
-`prepare` is the way in. Nothing here imports torch or transformers except the conversion's own process,
-`python -m rbee.models.convert_gguf`, so that the server and the command line never do. `rbee.models.synthetic` is the
-model without weights, and is imported by name.
+Only the conversion's own process, `python -m rbee.engine.runners.torch.convert_gguf`, imports torch and transformers.
 """
 
 from rbee.models.catalogue import CatalogueModel, list_catalogue

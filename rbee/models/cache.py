@@ -3,11 +3,10 @@
 Owns where the cache is, its locks, its unfinished folders and each entry's manifest. Does not know what is in an
 entry or how it is made.
 
-An entry NAME is a folder that is built as NAME.partial and renamed when everything in it is on the disk. Whoever
-builds holds an flock on NAME.lock, and passes its descriptor on to the child processes that write into the folder:
-the kernel drops the lock when the last of them is gone. So a NAME.partial whose lock can be had is a leftover of
-somebody who was killed, and is removed. Lock files are empty and stay: removing one that somebody is about to lock
-would let two builders in.
+An entry NAME is a folder that is built as NAME.partial, and renamed when its files are on the disk. The builder holds
+an flock on NAME.lock and passes the descriptor to the child processes that write; the kernel drops the lock when the
+last of them has ended. A NAME.partial whose lock is free was left by a killed builder, and is removed. Lock files stay,
+because removing one that another process is about to lock would let two builders in.
 """
 
 from __future__ import annotations
@@ -37,14 +36,20 @@ class CacheError(ModelError):
 
 
 def cache_folder() -> Path:
-    """$RBEE_CACHE, or rbee/models in $XDG_CACHE_HOME, or that in ~/.cache; it need not exist yet."""
+    """$RBEE_CACHE, or rbee/models in $XDG_CACHE_HOME or ~/.cache; it may not exist yet."""
     if own := os.environ.get("RBEE_CACHE"):
         return Path(own).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "rbee" / "models"
 
 
+def file_identity(path: Path) -> list[int]:
+    """Size and time of change, by which make too takes a file for unchanged; OSError if there is none."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
 def is_whole(entry: Path) -> bool:
-    """Whether `entry` has a manifest and every file in it has the size that the manifest says."""
+    """Whether `entry` has a manifest, and every file the size that the manifest lists."""
     try:
         manifest = json.loads((entry / MANIFEST).read_bytes())
         return all((entry / name).stat().st_size == size for name, size in manifest["files"].items())
@@ -53,7 +58,7 @@ def is_whole(entry: Path) -> bool:
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
-    """Write `facts`, and the sizes of the files now in `folder`, as the folder's manifest."""
+    """Write the manifest of `folder`: `facts`, and the sizes of its files."""
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=2) + "\n", encoding="utf-8")
 
@@ -65,11 +70,10 @@ def ensure(
     progress: Progress,
     is_good: Callable[[Path], bool] = is_whole,
 ) -> None:
-    """Return when `entry` is there and good; if it is not, call `build(folder, lock_fd)` to make it.
+    """Return when `entry` exists and `is_good`; otherwise call `build(folder, lock_fd)` first.
 
-    `build` fills `folder` and writes its manifest last; it passes `lock_fd` to the child processes that write there.
-    Only one process builds an entry at a time; the others wait for it, and build only if it failed. `is_good` may ask
-    for more than that the entry is whole.
+    `build` writes the manifest last, and passes `lock_fd` to child processes that write. One process builds an entry at
+    a time; others wait, and build if it failed.
 
     Raises:
         CacheError: the cache cannot be written.
@@ -81,7 +85,7 @@ def ensure(
         entry.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(entry.parent)
         with _locked(entry, progress) as lock_fd:
-            if not is_good(entry):  # otherwise somebody else built it while this process waited
+            if not is_good(entry):  # else another process built it meanwhile
                 _build(entry, build, lock_fd)
     except OSError as error:
         if error.errno in NO_SPACE_ERRNOS:
@@ -93,13 +97,13 @@ def ensure(
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raise a CacheError unless `needed` bytes are free where `folder` is."""
+    """Raise a CacheError unless `needed` bytes are free on the disk of `folder`."""
     if shutil.disk_usage(folder).free < needed:
         raise no_space(folder, needed)
 
 
 def no_space(folder: Path, needed: int = 0) -> CacheError:
-    """The error of a disk that is full or would be: `needed` is in bytes, 0 if nobody knows."""
+    """The error of a disk that is full or would be; `needed` is in bytes, 0 if unknown."""
     with contextlib.suppress(FileNotFoundError):
         free = shutil.disk_usage(folder).free
         wanted = f"{needed} bytes are needed" if needed else "a file could not be written"
@@ -111,7 +115,6 @@ def no_space(folder: Path, needed: int = 0) -> CacheError:
 
 
 def _build(entry: Path, build: Callable[[Path, int], None], lock_fd: int) -> None:
-    """Build under the lock; afterwards the entry is there, or nothing is."""
     partial = _beside(entry, ".partial")
     _remove(partial)
     partial.mkdir()
@@ -120,7 +123,7 @@ def _build(entry: Path, build: Callable[[Path, int], None], lock_fd: int) -> Non
         for path in partial.iterdir():
             _sync(path)
         _sync(partial)
-        _remove(entry)  # not whole, so no use to anybody
+        _remove(entry)  # it is not whole
         partial.rename(entry)
         _sync(entry.parent)
     finally:
@@ -129,7 +132,6 @@ def _build(entry: Path, build: Callable[[Path, int], None], lock_fd: int) -> Non
 
 @contextlib.contextmanager
 def _locked(entry: Path, progress: Progress) -> Iterator[int]:
-    """Hold the entry's lock; yields its descriptor."""
     with _beside(entry, ".lock").open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,7 +142,6 @@ def _locked(entry: Path, progress: Progress) -> Iterator[int]:
 
 
 def _remove_abandoned(cache: Path) -> None:
-    """Remove what killed builders of any entry left behind."""
     for partial in cache.glob("*.partial"):
         with partial.with_suffix(".lock").open("ab") as lock, contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,7 +158,6 @@ def _remove(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the kernel write a file or folder to the disk before going on."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

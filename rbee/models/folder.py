@@ -1,7 +1,7 @@
-"""Checks that a folder holds a model that can be served as it is.
+"""Checks that a folder holds a model that can be served as it is, and reads its configuration.
 
-Owns the cheap checks: which files there must be, and that no weights file is cut short. Reads no weights, changes
-nothing, and knows no architecture.
+Owns the cheap checks: which files there must be, and that no weights file is cut short. Reads no weights and knows no
+architecture.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _INDEX = "model.safetensors.index.json"
 
 
 def check_folder(folder: Path) -> None:
-    """Raise a ModelError that says what `folder` lacks, and how to get it, unless it is a complete model."""
+    """Raise a ModelError that names what `folder` lacks, and how to get it, unless it is a complete model."""
     if not (folder / "config.json").is_file():
         guess = next(iter(sorted(folder.glob("*.gguf"))), None)
         remedy = (
             f"To serve the GGUF file in it, give --model {guess}" if guess else "It comes with every model of the Hub"
         )
         raise ModelError(f"The model folder {folder} has no config.json. {remedy}.")
-    _read_json(folder / "config.json")
+    read_config(folder)
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(
             f"The model folder {folder} has no tokenizer.json. Make it with transformers: "
@@ -36,12 +36,22 @@ def check_folder(folder: Path) -> None:
         read_safetensors_header(shard)
 
 
-def weights_files(folder: Path) -> list[Path]:
-    """The *.safetensors files that hold the model's weights, all of them present.
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a model folder, or a ModelError if it cannot be read or is no JSON object."""
+    path = folder / "config.json"
+    try:
+        config = _read_json(path)
+    except OSError as error:
+        raise ModelError(
+            f"The folder {folder} holds no model: config.json cannot be read ({error.strerror or error})."
+        ) from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is not a JSON object. Copy the model's folder again.")
+    return config
 
-    Raises:
-        ModelError: there are none, or some of them are missing.
-    """
+
+def weights_files(folder: Path) -> list[Path]:
+    """The *.safetensors files with the model's weights, or a ModelError if there are none or some are missing."""
     index = folder / _INDEX
     if not index.is_file():
         if found := sorted(folder.glob("*.safetensors")):

@@ -1,8 +1,7 @@
 """The header of a GGUF file, read with every count and length checked against the file's size.
 
-Owns the check that a file is a GGUF and has all of its bytes, before anything slow or trusting touches it: gguf's own
-reader believes a wrong array length and walks on beyond any use, and reads a cut tensor as a shape error. Does
-not read tensor data and knows no architecture.
+Owns the check that a file is a GGUF and has all of its bytes; gguf's own reader trusts array lengths, and reports a cut
+tensor as a shape error. Does not read tensor data and knows no architecture.
 
 Layout (all little-endian; from the GGUF specification in ggml's docs): "GGUF", uint32 version, uint64 tensor count,
 uint64 pair count; then pairs of key, uint32 type, value; then tensors of name, uint32 rank, uint64 dimensions,
@@ -28,8 +27,7 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _STRING, _ARRAY = 8, 9
 _MAX_RANK = 4
 
-# ggml's types (ggml.h, enum ggml_type): name, weights in a block, bytes of a block. A table of our own, because
-# importing gguf's takes longer than reading a header should.
+# ggml's types (ggml.h, enum ggml_type): name, weights in a block, bytes of a block. Importing gguf's table is slow.
 _TYPES = {
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
@@ -66,32 +64,27 @@ _TYPES = {
     40: ("NVFP4", 64, 36),
     41: ("Q1_0", 128, 18),
 }
+GGML_TYPES = {name: number for number, (name, _, _) in _TYPES.items()}  # ggml's numbers
 
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """What a GGUF file says about itself.
-
-    Attributes:
-        metadata: key to value; a string or number as it is, an array as its number of elements.
-        tensors: by name.
-    """
+    """A GGUF file's metadata, where an array is its number of elements, and its tensors by name."""
 
     metadata: dict[str, Any]
     tensors: dict[str, StoredTensor]
 
     @property
     def num_weights(self) -> int:
-        """Elements of all tensors together."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
 
-class _Malformed(Exception):  # noqa: N818 - a reason on its way to the ModelError that names the file
-    """What is wrong with the bytes."""
+class _Malformed(Exception):  # noqa: N818 - becomes the reason in a ModelError
+    """The reason why a file cannot be used."""
 
 
 def read_header(path: Path) -> GGUFHeader:
-    """Read the header of the GGUF file `path` and check that the file holds all the data it promises.
+    """Read the header of the GGUF file `path` and check that the file has all of its data.
 
     Raises:
         ModelError: it cannot be read, is no GGUF, is cut short, or its header makes no sense.
@@ -142,7 +135,6 @@ def _parse(cursor: _Cursor) -> GGUFHeader:
 
 
 def _tensor(cursor: _Cursor) -> tuple[str, StoredTensor]:
-    """Name, and the tensor with its offset in the data."""
     name = cursor.string()
     rank = cursor.unpack("<I")
     if rank > _MAX_RANK:
@@ -159,7 +151,7 @@ def _tensor(cursor: _Cursor) -> tuple[str, StoredTensor]:
 
 
 class _Cursor:
-    """A position in the file that never moves past its end."""
+    """A position in the file, never past its end."""
 
     def __init__(self, data: mmap.mmap, size: int) -> None:
         self.size = size
@@ -181,7 +173,7 @@ class _Cursor:
             raise _Malformed(f"the text before byte {self.position} is not UTF-8") from error
 
     def count(self, claimed: int, least_bytes: int) -> int:
-        """A number of things that follow, each of `least_bytes` or more, if there is room for them."""
+        """`claimed`, if so many items of `least_bytes` or more can follow."""
         if claimed * least_bytes > self.size - self.position:
             raise _Malformed(f"it ends in the middle of its header: {claimed} items should follow byte {self.position}")
         return claimed
@@ -204,7 +196,6 @@ class _Cursor:
         return length
 
     def _skip(self, count: int) -> int:
-        """Move on by `count` bytes; returns where they begin."""
         start = self.position
         if count > self.size - start:
             raise _Malformed(f"it ends in the middle of its header, at byte {self.size}")

@@ -1,7 +1,7 @@
 """Gets a model from the Hugging Face Hub, into the Hub client's own cache.
 
-Owns which files are wanted and what its errors mean to the user. huggingface_hub is imported by the call, not by the
-module: most runs need no Hub.
+Owns which files are fetched and what the client's errors mean to the user. Does not know what is done with them.
+Imports huggingface_hub when it is needed.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ from rbee.models.folder import check_folder
 if TYPE_CHECKING:
     from rbee.models.progress import Progress
 
-# No .bin or .pt: only safetensors are loaded, and those formats run code.
-_WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # loading .bin or .pt would run code
 
 
 def fetch_from_hub(model_id: str, *, progress: Progress) -> Path:
     """The folder of the Hub model `model_id` ("org/name"): the cached one if it is complete, else downloaded.
 
     Raises:
-        ModelError: the Hub cannot be reached, does not have the model or does not give it to this user, or the model
-            is not one that can be served.
+        ModelError: the Hub cannot be reached, has no such model, refuses it to this user, or it cannot be served.
     """
     import huggingface_hub  # noqa: PLC0415
     from huggingface_hub import errors  # noqa: PLC0415
@@ -54,7 +52,7 @@ def fetch_from_hub(model_id: str, *, progress: Progress) -> Path:
             f"The Hugging Face Hub has no model {model_id}, and there is no folder of that name here. Check the "
             "spelling; for a private model set HF_TOKEN."
         ) from error
-    except Exception as error:  # its HTTP library's errors come through, and that library has changed
+    except Exception as error:  # its HTTP library's errors too
         reason = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
         raise ModelError(
             f"The model {model_id} could not be downloaded from the Hugging Face Hub ({reason}). Check the network, or "

@@ -1,8 +1,7 @@
 """From what the user calls a model to a folder that is ready to serve.
 
-Owns what a model may be called, the names of converted folders in the cache and the records in their manifests. How
-things are fetched, converted, checked and kept is in the modules beside it. Imports nothing heavy: a model that is
-ready costs a few system calls.
+Owns the names that a model may have, those of converted folders in the cache, and the records in their manifests. A
+model that is ready costs a few system calls. Does not know how models are fetched, converted, checked and kept.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from rbee.models.catalogue import CatalogueModel
     from rbee.models.progress import Progress
 
-# What a converted folder holds. Counted up when that changes, so that a newer rbee converts anew.
+# Counted up when the content of converted folders changes, so that a newer rbee converts again.
 CONVERSION_FORMAT = 2
 
 _KEY_DIGITS = 16
@@ -38,12 +37,10 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model that is ready to serve.
+    """A model that is ready to serve: `path` is absolute, and clients call it `name`.
 
-    Attributes:
-        name: what clients call it.
-        path: an absolute folder with config.json, tokenizer.json and *.safetensors, and where the model has them
-            tokenizer_config.json, chat_template.jinja and generation_config.json. `gguf_of` tells what it was made of.
+    The folder has config.json, tokenizer.json and *.safetensors, and where the model has them tokenizer_config.json,
+    chat_template.jinja and generation_config.json.
     """
 
     name: str
@@ -53,9 +50,7 @@ class ModelFolder:
 def prepare(model: str, *, progress: Progress) -> ModelFolder:
     """Find `model`, downloading and converting it if this is its first use.
 
-    Args:
-        model: a catalogue name, a folder, a .gguf file or a Hub id; the first of these that fits.
-        progress: told about anything that takes time.
+    `model` is a catalogue name, a folder, a .gguf file or a Hub id; the first of these that fits.
 
     Raises:
         ModelError: there is no such model, or it cannot be made ready.
@@ -95,7 +90,6 @@ def _from_catalogue(model: CatalogueModel, progress: Progress) -> ModelFolder:
 
 
 def _from_gguf(path: Path, progress: Progress) -> ModelFolder:
-    # A file is known by its path, size and time of change, as make does: hashing gigabytes at every start is too slow.
     identity = _identity(path)
     entry = cache.cache_folder() / _entry_name(path.stem, identity)
 
@@ -110,7 +104,7 @@ def _from_gguf(path: Path, progress: Progress) -> ModelFolder:
 
 
 def gguf_of(folder: Path) -> Path | None:
-    """The GGUF file that the ready folder `folder` was converted from, if it is still there as it was; else None."""
+    """The GGUF file that `folder` was converted from, if it is unchanged; else None."""
     manifest = _manifest(folder)
     name = manifest.get("gguf")
     if not isinstance(name, str):
@@ -123,13 +117,7 @@ def gguf_of(folder: Path) -> Path | None:
     return path if current else None
 
 
-def _identity(path: Path) -> str:
-    stat = path.stat()
-    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
-
-
 def _entry_name(name: str, identity: str) -> str:
-    """The converted folder's name: readable, and different for every source and format."""
     key = hashlib.sha256(f"{CONVERSION_FORMAT}|{identity}".encode()).hexdigest()[:_KEY_DIGITS]
     return f"{re.sub('[^A-Za-z0-9._-]+', '-', name)[:64]}-{key}"
 
@@ -140,14 +128,13 @@ def _write_manifest(folder: Path, name: str, source: str, sha256: str, **gguf: s
 
 
 def _ensure(entry: Path, build: Callable[[Path, int], None], name: str, progress: Progress) -> None:
-    """Have the converted folder of the model called `name`; it takes the place of those of older formats."""
+    """Make the converted folder of the model `name` if it is missing; those of older formats are removed."""
     if not cache.is_whole(entry):
         cache.ensure(entry, build, progress=progress)
         _remove_older(entry, name)
 
 
 def _remove_older(entry: Path, name: str) -> None:
-    """Remove what older versions of rbee made of the model called `name`: nobody else will."""
     pattern = re.compile(re.escape(entry.name[:-_KEY_DIGITS]) + f"[0-9a-f]{{{_KEY_DIGITS}}}")
     for folder in entry.parent.iterdir():
         if pattern.fullmatch(folder.name):
@@ -157,9 +144,12 @@ def _remove_older(entry: Path, name: str) -> None:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """A converted folder's manifest; empty if there is none."""
     try:
         manifest = json.loads((folder / cache.MANIFEST).read_bytes())
     except (OSError, ValueError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
+
+
+def _identity(path: Path) -> str:
+    return "|".join(map(str, [path, *cache.file_identity(path)]))

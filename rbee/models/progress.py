@@ -1,7 +1,4 @@
-"""How work that takes seconds tells its user what it is doing.
-
-Owns the interface and its rendering on a console. Does not know what the work is.
-"""
+"""The progress of slow work. Owns the interface and its rendering on a console. Does not know what the work is."""
 
 from __future__ import annotations
 
@@ -16,24 +13,19 @@ if TYPE_CHECKING:
 
 
 class Progress(Protocol):
-    """Told by whoever works; calls come from one thread, stages follow one another."""
+    """Called by the work, from one thread."""
 
     def stage(self, name: str, total: int = 0) -> None:
-        """A new stage begins, and the one before it has ended. `total` is its size in bytes, 0 if unknown."""
+        """A stage begins, and the one before it has ended; `total` is its size in bytes, 0 if unknown."""
 
     def done(self, amount: int) -> None:
         """`amount` bytes of the stage's total are done by now."""
 
-    def note(self, text: str) -> None:
-        """Something the user should know, in one sentence."""
+    def note(self, text: str) -> None: ...
 
 
 class ConsoleProgress:
-    """Shows progress on stderr: bars on a terminal, elsewhere a plain line whenever a stage begins.
-
-    A context manager; leaving it ends the last bar. It shows nothing, and imports no rendering, before the first
-    stage: work that finds everything done already stays silent and fast.
-    """
+    """Shows bars on a terminal, elsewhere a line on stderr per stage; leaving the context ends the last bar."""
 
     def __init__(self) -> None:
         self._bars: rich.progress.Progress | None = None
@@ -49,7 +41,6 @@ class ConsoleProgress:
             self._bars.stop()
 
     def stage(self, name: str, total: int = 0) -> None:
-        """See `Progress`."""
         if not self._terminal:
             self._print(f"{name} ({total / 1e6:.0f} MB)" if total >= 1_000_000 else name)
             return
@@ -59,12 +50,10 @@ class ConsoleProgress:
         self._current = self._bars.add_task(name, total=total or None)
 
     def done(self, amount: int) -> None:
-        """See `Progress`."""
         if self._bars is not None and self._current is not None:
             self._bars.update(self._current, completed=amount)
 
     def note(self, text: str) -> None:
-        """See `Progress`."""
         if self._bars is not None:
             self._bars.console.print(f"rbee: {text}", markup=False, highlight=False, soft_wrap=True)
         else:
@@ -74,7 +63,6 @@ class ConsoleProgress:
         print(f"rbee: {text}", file=sys.stderr, flush=True)  # noqa: T201 - a console is what this class is for
 
     def _finish_current(self, *, succeeded: bool) -> None:
-        """Fill the current bar, or leave it where it stands when its stage failed."""
         if self._bars is None or self._current is None:
             return
         if succeeded:
@@ -85,7 +73,7 @@ class ConsoleProgress:
 
 
 def _start_bars() -> rich.progress.Progress:
-    from rich.console import Console  # noqa: PLC0415 - only a terminal that has something to show pays for it
+    from rich.console import Console  # noqa: PLC0415 - slow
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
     bars = Progress(

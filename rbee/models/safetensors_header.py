@@ -1,7 +1,4 @@
-"""The header of a safetensors file, read with every offset checked against the file's size.
-
-Owns the check that a file is a safetensors file and has all of its bytes. Does not read tensor data and knows no
-architecture.
+"""The header of a safetensors file, and the check that the file has all of its bytes. Does not read tensor data.
 
 Layout (safetensors' own README): uint64 little-endian length of the header, the header in JSON with each tensor's
 dtype, shape and [begin, end) in the data, the data.
@@ -58,7 +55,6 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _tensor(entry: dict[str, Any], start: int) -> StoredTensor:
-    """A tensor as the header has it, and no more than that."""
     begin, end = entry["data_offsets"]
     if not all(isinstance(number, int) for number in (begin, end, *entry["shape"])):
         raise TypeError("data_offsets and shape")

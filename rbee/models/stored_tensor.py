@@ -7,16 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor is and how it is written; the file has all of its bytes.
+    """Where a tensor is and how it is written; the file has all of its bytes."""
 
-    Attributes:
-        type: "F32", "F16", "BF16" ...: what safetensors calls its dtype, and ggml its type (among them "Q4_1").
-        shape: outermost dimension first.
-        offset: of its first byte in the file.
-        size: in bytes.
-    """
-
-    type: str
-    shape: tuple[int, ...]
-    offset: int
-    size: int
+    type: str  # safetensors' dtype or ggml's type: "F32", "BF16", "Q4_1" ...
+    shape: tuple[int, ...]  # outermost dimension first
+    offset: int  # bytes from the start of the file
+    size: int  # bytes

@@ -1,7 +1,7 @@
-"""The synthetic model's vocabulary, chat template and token sequence: everything about it but the time of a step.
+"""The synthetic model's vocabulary, chat template and token sequence.
 
-Owns what its tokens mean (a token id is a byte) and which ones answer a prompt, so that the engine that produces
-them and a test or benchmark that checks them agree without talking. Knows nothing of steps, sequences or requests.
+Owns what its tokens mean (a token id is a byte) and which tokens answer a prompt, also for tests and benchmarks. Does
+not know steps, sequences or requests.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MASK32 = 0xFFFF_FFFF
 
 
 def tokenizer() -> Tokenizer:
-    """A tokenizer of 256 tokens whose ids are the bytes of the text in UTF-8; it has no special tokens."""
+    """256 tokens whose ids are the bytes of the text in UTF-8, and no special ones."""
     result = Tokenizer(models.BPE(vocab=_byte_vocabulary(), merges=[]))
     result.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     result.decoder = decoders.ByteLevel()
@@ -36,16 +36,15 @@ def tokenizer() -> Tokenizer:
 
 
 def prompt_hash(prompt_token_ids: Sequence[int]) -> int:
-    """The 32 bits of a prompt that choose its answer: CRC-32 of the ids as little-endian uint32."""
+    """CRC-32 of the ids as little-endian uint32; it chooses the answer."""
     ids = array.array("I", prompt_token_ids)
     return zlib.crc32(ids.tobytes())
 
 
 def sequence_token(prompt_hash: int, index: int) -> int:
-    """The token at `index` (0 is the first one generated) of the answer to a prompt with this hash.
+    """The token at `index`, from 0, of the answer to a prompt with this hash: an ASCII letter or digit.
 
-    It is an ASCII letter or digit. The bits are mixed by the finalizer of MurmurHash3 (Austin Appleby, public
-    domain), whose every input bit changes each output bit with a probability near one half.
+    The bits are mixed by the finalizer of MurmurHash3 (Austin Appleby, public domain).
     """
     x = (prompt_hash + (index + 1) * 0x9E37_79B9) & _MASK32  # steps of 2**32 / golden ratio: no short period
     x = ((x ^ (x >> 16)) * 0x85EB_CA6B) & _MASK32
@@ -61,10 +60,7 @@ def expected_tokens(prompt_token_ids: Sequence[int], count: int) -> list[int]:
 
 
 def _byte_vocabulary() -> dict[str, int]:
-    """The character that byte-level BPE writes for each byte, with the byte as its id.
-
-    GPT-2's mapping: printable bytes stand for themselves, the others take the code points from 256 on, in order.
-    """
+    """GPT-2's character for each byte: printable ones as they are, the others from code point 256 on, in order."""
     printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
     unprintable = [byte for byte in range(VOCAB_SIZE) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(VOCAB_SIZE + n): byte for n, byte in enumerate(unprintable)}

@@ -1,75 +1,63 @@
-"""The one error that becomes an HTTP answer, and how it looks in OpenAI's envelope.
+"""The one error that ends a request: what went wrong, without HTTP.
 
-Owns status, error type and envelope. Does not know which route or which stage of a request it ends: the same object
-is a JSON answer before a stream has started and an SSE event after.
+Owns the kinds of refusal. Does not know statuses, headers or envelopes: those belong to the protocol that answers.
+The same object is an answer before a stream has started and an event after.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import msgspec
+from enum import Enum, auto
 
 from rbee.errors import RbeeError
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+
+class RefusalKind(Enum):
+    """What kind of failure a refusal is; its status follows from this."""
+
+    INVALID = auto()  # the request is wrong
+    UNAUTHENTICATED = auto()
+    NOT_FOUND = auto()
+    METHOD_NOT_ALLOWED = auto()
+    BODY_TIMED_OUT = auto()  # the request did not arrive in time
+    TIMED_OUT = auto()  # a deadline passed, or the client read too slowly
+    GONE = auto()  # it was here once
+    BODY_TOO_LARGE = auto()
+    UNSUPPORTED_MEDIA_TYPE = auto()
+    HEAD_TOO_LARGE = auto()
+    OVERLOADED = auto()  # no room now
+    UNAVAILABLE = auto()  # no engine now
+    FAILED = auto()  # a defect of ours
 
 
-class ApiError(RbeeError):
-    """A refusal or failure that a client is told about.
-
-    Attributes:
-        status: the HTTP status, if the response has not started yet.
-        param: the field of the request that is to blame, as a path such as `messages[0].role`.
-        code: a word for programs; OpenAI's where OpenAI has one.
-        headers: further response headers, for example Retry-After.
-    """
+class Refusal(RbeeError):  # noqa: N818 - the word of the architecture: it is an answer, not a mistake
+    """Ends one request; `message` is a sentence for the client that names the input and the remedy."""
 
     def __init__(
         self,
-        status: int,
+        kind: RefusalKind,
         message: str,
         *,
         param: str | None = None,
         code: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.status = status
+        self.kind = kind  # decides the status
         self.message = message
-        self.param = param
-        self.code = code
-        self.headers = dict(headers or {})
-
-    @property
-    def type(self) -> str:
-        """OpenAI's word for the kind of error, which follows from the status."""
-        match self.status:
-            case 401 | 403:
-                return "authentication_error"
-            case 429:
-                return "rate_limit_error"
-            case status if status >= 500:
-                return "server_error"
-            case _:
-                return "invalid_request_error"
-
-    def envelope(self) -> bytes:
-        """`{"error": {"message", "type", "param", "code"}}` as JSON."""
-        fields = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return msgspec.json.encode({"error": fields})
+        self.param = param  # the field that is to blame, as a path such as `messages[0].role`
+        self.code = code  # a word for programs; OpenAI's where OpenAI has one
+        self.retry_after = retry_after  # seconds after which the same request may succeed; None if it never will
 
 
-def invalid(param: str | None, message: str, *, code: str = "invalid_value") -> ApiError:
-    """A 400 that blames one field of the request."""
-    return ApiError(400, message, param=param, code=code)
+def invalid(param: str | None, message: str, *, code: str = "invalid_value") -> Refusal:
+    """A refusal that blames one field of the request."""
+    return Refusal(RefusalKind.INVALID, message, param=param, code=code)
 
 
-def deadline_passed() -> ApiError:
-    """The deadline of a request has passed before its first token."""
-    return ApiError(
-        408,
+def deadline_passed() -> Refusal:
+    """The refusal of a request whose deadline passed before its first token."""
+    return Refusal(
+        RefusalKind.TIMED_OUT,
         "The deadline of this request (deadline, or X-Request-Deadline) passed before its first token.",
         code="REQUEST_TIMEOUT",
     )

@@ -1,7 +1,6 @@
 """`rbee top`: a view of a running server, read from its arena without the server taking part.
 
-Owns which server is looked at, how often, and when that ends. Where the numbers come from is `rbee.transport.observer`,
-what they add up to `interval`, and how they look `view`.
+Owns the choice of the server and the loop. Does not know how numbers are read (`rbee.transport.observer`) or shown.
 """
 
 from __future__ import annotations
@@ -24,17 +23,10 @@ if TYPE_CHECKING:
 
 
 def run(pid: int | None, *, seconds: float, count: int | None, style: view.Style) -> None:
-    """Show what a server does, once per interval, until it ends.
+    """Show intervals of `seconds` until the server has ended or `count` (None: no limit) were shown.
 
-    Args:
-        pid: the server's; None takes the only one there is.
-        seconds: length of an interval.
-        count: how many of them to show; None for no limit.
-        style: how to show them.
-
-    Raises:
-        ConfigError: no pid was given, and there is no server or more than one.
-        TransportError: the server cannot be observed.
+    Without a `pid`, the only server is observed; ConfigError if there is none or more than one. TransportError if the
+    server cannot be observed.
     """
     with Observer(choose_server(find_servers()) if pid is None else pid) as observer:
         with view.opened(style, observer.pid) as show:
@@ -45,11 +37,7 @@ def run(pid: int | None, *, seconds: float, count: int | None, style: view.Style
 
 
 def choose_server(found: Sequence[FoundServer]) -> int:
-    """The pid of the only server that can be observed; those that cannot are named on stderr.
-
-    Raises:
-        ConfigError: there is none, or more than one.
-    """
+    """Return the pid of the only observable server, else raise ConfigError; name the others on stderr."""
     for server in found:
         if server.epoch is None:
             click.echo(f"rbee: skipped: {server.problem}", err=True)
@@ -66,7 +54,7 @@ def choose_server(found: Sequence[FoundServer]) -> int:
 
 
 def _intervals(observer: Observer, seconds: float, count: int | None) -> Iterator[Interval | None]:
-    """One interval after the other, None for those at whose end there is no engine, until the server has ended."""
+    """Yield intervals until the server has ended; None for one at whose end there is no engine."""
     before, started = observer.sample(), time.monotonic()
     for _ in itertools.count() if count is None else range(count):
         if observer.wait(seconds):

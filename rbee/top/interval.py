@@ -1,6 +1,6 @@
-"""What happened between two samples of an arena, and how things stand at the second.
+"""What happened between two samples of an arena, and the state at the second one.
 
-Owns rates, shares and percentiles, and their form for other programs. Does not know where samples come from.
+Owns rates, shares and percentiles, and their JSON. Does not know where samples come from.
 """
 
 from __future__ import annotations
@@ -8,31 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from rbee.transport import COUNTS, GAUGES, EngineState, ServerState
+
 if TYPE_CHECKING:
     from rbee.transport import Histogram, Sample
 
-EVENTS = (
-    "tokens",
-    "steps",
-    "preemptions",
-    "prompt_tokens",
-    "cached_prompt_tokens",
-    "full_ring_pauses",
-    "wakes_written",
-    "wakes_elided",
-    "finishes",
-    "cancels",
-    "engine_wakes",
-    "stale_wakeups",
-    "direct_tokens",
-    "python_tokens",
-    "blocked_sends",
-    "gc_pauses",
-)
-"""What is counted: the names of `Counters`, and `python_tokens`, the records that went through the server's Python."""
-
-_STATES = ("starting", "loading", "idle", "stepping")
-_GAUGES = ("sequences_running", "sequences_waiting", "kv_blocks", "kv_blocks_used")
+EVENTS = (*COUNTS, "python_tokens")  # the arena's counts, and the records that went through the server's Python
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,95 +21,77 @@ class Interval:
     """A stretch of one epoch."""
 
     seconds: float
-    now: Sample
-    """At its end."""
-    added: dict[str, int]
-    """How much each of EVENTS has grown."""
-    step: Histogram
-    wakeup: Histogram
-    delivery: Histogram
-    loop_lag: Histogram
-    gc_pause_ns: int
-    """In all collections of the interval."""
+    now: Sample  # at its end
+    added: dict[str, int]  # by how much each of EVENTS has grown
+    histograms: dict[str, Histogram]  # the durations of the interval
 
     @classmethod
     def between(cls, before: Sample | None, now: Sample, seconds: float) -> Self:
-        """The last `seconds`, from `before` to `now`.
-
-        If there was no arena then, or an earlier epoch's, all that the new one has counted has happened in them.
-        """
+        """The `seconds` from `before` to `now`; all that `now` has counted, if `before` has no or an earlier epoch."""
         totals = totals_of(now)
         if before is None or before.epoch != now.epoch:
-            return cls(seconds, now, totals, now.step, now.wakeup, now.delivery, now.loop_lag, now.counters.gc_pause_ns)
+            return cls(seconds, now, totals, now.histograms)
         earlier = totals_of(before)
         return cls(
             seconds,
             now,
-            # Of python_tokens, a difference of counters that are read one after the other, a few may be yet to come.
+            # python_tokens is a difference of counters that are read one after the other, so it may shrink by a few.
             {name: max(0, totals[name] - earlier[name]) for name in EVENTS},
-            now.step.minus(before.step),
-            now.wakeup.minus(before.wakeup),
-            now.delivery.minus(before.delivery),
-            now.loop_lag.minus(before.loop_lag),
-            now.counters.gc_pause_ns - before.counters.gc_pause_ns,
+            {name: durations.minus(before.histograms[name]) for name, durations in now.histograms.items()},
         )
 
     @property
     def state(self) -> str:
-        """What the engine was doing at last, in a word."""
-        number = self.now.counters.engine_state
-        return _STATES[number] if number < len(_STATES) else f"state {number}"
+        return _name(EngineState, self.now.counters["engine_state"])
 
     @property
     def engine_silence(self) -> float | None:
         """Seconds since the engine's heartbeat; None if there never was one."""
-        return self._age(self.now.counters.engine_heartbeat_ns)
+        return self._age(self.now.counters["engine_heartbeat_ns"])
 
     @property
     def server_silence(self) -> float | None:
         """Seconds since the server's heartbeat; None if there never was one."""
-        return self._age(self.now.counters.server_heartbeat_ns)
+        return self._age(self.now.counters["server_heartbeat_ns"])
 
     @property
     def elided_share(self) -> float | None:
-        """Of the commits, how many needed no wakeup of the server, 0 to 1; None without a commit."""
+        """The share of commits that needed no wakeup of the server, 0 to 1; None without a commit."""
         return _ratio(self.added["wakes_elided"], self.added["wakes_elided"] + self.added["wakes_written"])
 
     @property
     def cached_share(self) -> float | None:
-        """Of the prompt tokens, how many were found in the prefix cache, 0 to 1; None without any."""
+        """The share of prompt tokens that were found in the prefix cache, 0 to 1; None without any."""
         return _ratio(self.added["cached_prompt_tokens"], self.added["prompt_tokens"])
 
     @property
     def gc_pause_mean_ns(self) -> float | None:
-        """The mean garbage collection; None without one."""
-        return _ratio(self.gc_pause_ns, self.added["gc_pauses"])
+        """None without a garbage collection."""
+        return _ratio(self.added["gc_pause_ns"], self.added["gc_pauses"])
 
     def rate(self, event: str) -> float:
-        """How often one of EVENTS happened per second."""
+        """One of EVENTS, per second."""
         return self.added[event] / self.seconds
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, for scripts: durations in the unit that ends their name, null where nothing happened."""
+        """Everything, for scripts: a name ends with its unit; null where nothing happened."""
         return {
             "server_pid": self.now.server_pid,
             "epoch": self.now.epoch,
-            "engine_pid": self.now.counters.engine_pid,
+            "engine_pid": self.now.counters["engine_pid"],
             "engine_state": self.state,
+            "server_state": _name(ServerState, self.now.counters["server_state"]),
             "engine_silence_s": _rounded(self.engine_silence, 3),
             "server_silence_s": _rounded(self.server_silence, 3),
             "interval_s": _rounded(self.seconds, 3),
-            "streams": self.now.counters.rings_in_use,
-            **{name: getattr(self.now.counters, name) for name in _GAUGES},
+            "streams": self.now.counters["rings_in_use"],
+            **{name: self.now.counters[name] for name in GAUGES},
             "per_second": {name: _rounded(self.rate(name), 3) for name in EVENTS},
             "since_epoch_start": totals_of(self.now),
             "wakes_elided_share": _rounded(self.elided_share, 4),
             "prompt_cached_share": _rounded(self.cached_share, 4),
             "gc_pause_mean_us": _us(self.gc_pause_mean_ns),
-            "step_us": _percentiles_us(self.step),
-            "wakeup_us": _percentiles_us(self.wakeup),
-            "delivery_us": _percentiles_us(self.delivery),
-            "loop_lag_us": _percentiles_us(self.loop_lag),
+            **{f"{name}_us": _percentiles_us(durations) for name, durations in self.histograms.items()},
         }
 
     def _age(self, heartbeat_ns: int) -> float | None:
@@ -136,10 +99,14 @@ class Interval:
 
 
 def totals_of(sample: Sample) -> dict[str, int]:
-    """How often each of EVENTS has happened since the epoch's start."""
+    """Each of EVENTS since the epoch's start."""
     counters = sample.counters
-    python_tokens = max(0, counters.tokens_drained - counters.direct_tokens)
-    return {name: python_tokens if name == "python_tokens" else getattr(counters, name) for name in EVENTS}
+    python_tokens = max(0, counters["tokens_drained"] - counters["direct_tokens"])
+    return {name: counters[name] for name in COUNTS} | {"python_tokens": python_tokens}
+
+
+def _name(states: type[EngineState | ServerState], number: int) -> str:
+    return states(number).label if number in set(states) else f"state {number}"
 
 
 def _percentiles_us(durations: Histogram) -> dict[str, float | int | None]:

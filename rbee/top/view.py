@@ -1,6 +1,6 @@
-"""How an interval is shown: on a terminal, as plain text, or as JSON.
+"""Shows an interval: on a terminal, as plain text, or as JSON.
 
-Owns the words and their places; all of it fits into 80 columns and 24 lines. Does not know where the numbers are from.
+Owns labels and layout, which fits into 80 columns and 24 lines. Does not know where the numbers come from.
 """
 
 from __future__ import annotations
@@ -57,10 +57,9 @@ _SERVER_EVENTS = {
 
 @contextlib.contextmanager
 def opened(style: Style, server: int) -> Iterator[Show]:
-    """Within the block: a function that shows one interval, or that the server with this pid has no engine now.
+    """Within the block: a function that shows one interval; None means that the server has no engine now.
 
-    `live` redraws a terminal, and elsewhere is `plain`: one block of text after the other. What a terminal showed last
-    stays there.
+    `live` redraws a terminal, whose last view stays; elsewhere it is `plain`, one block of text after the other.
     """
     console = Console(highlight=False, markup=False)
     if style == "json":
@@ -83,14 +82,13 @@ def opened(style: Style, server: int) -> Iterator[Show]:
 
 
 def draw(interval: Interval | None, server: int) -> RenderableType:
-    """The whole view."""
+    """Return the whole view."""
     if interval is None:
         return Text(f"rbee top  server {server}  no engine: it is being replaced, or the server ends", _WARNING)
     return Group(
         _identity(interval, server),
         _heartbeats(interval),
-        Text(),
-        _standing(interval),
+        _gauges(interval),
         Text(),
         _durations(interval),
         Text(),
@@ -104,7 +102,7 @@ def _json(interval: Interval | None, server: int) -> str:
 
 
 def _identity(interval: Interval, server: int) -> Text:
-    parts = {"server": server, "engine": interval.now.counters.engine_pid or "-", "epoch": interval.now.epoch}
+    parts = {"server": server, "engine": interval.now.counters["engine_pid"] or "-", "epoch": interval.now.epoch}
     line = Text("rbee top")
     for label, value in parts.items():
         line.append(f"  {label} ", _LABEL).append(str(value), "bold")
@@ -116,6 +114,8 @@ def _heartbeats(interval: Interval) -> Text:
     for who, silence in (("engine", interval.engine_silence), ("server", interval.server_silence)):
         if silence is None:
             line.append(f"  {who}: none yet", _FAINT)
+        elif silence > _PATIENCE and who == "engine" and interval.added["progress"]:
+            line.append(f"  {who}: in a step for {silence:.1f} s", "default")
         elif silence > _PATIENCE:
             line.append(f"  {who}: silent for {silence:.1f} s", _WARNING)
         else:
@@ -123,19 +123,20 @@ def _heartbeats(interval: Interval) -> Text:
     return line
 
 
-def _standing(interval: Interval) -> Table:
-    """How things stand: no rates."""
+def _gauges(interval: Interval) -> Table:
     counters = interval.now.counters
     table = Table.grid(padding=(0, 2))
     table.add_column(style=_LABEL)
-    table.add_row("streams", Text(f"{counters.rings_in_use:,}"))
-    table.add_row("sequences", Text(f"{counters.sequences_running:,} running, {counters.sequences_waiting:,} waiting"))
-    if counters.kv_blocks:
-        share = counters.kv_blocks_used / counters.kv_blocks
+    table.add_row("streams", Text(f"{counters['rings_in_use']:,}"))
+    table.add_row(
+        "sequences", Text(f"{counters['sequences_running']:,} running, {counters['sequences_waiting']:,} waiting")
+    )
+    if counters["kv_blocks"]:
+        share = counters["kv_blocks_used"] / counters["kv_blocks"]
         bar = Table.grid(padding=(0, 2, 0, 0))
         bar.add_row(
             ProgressBar(total=1, completed=share, width=_BAR_WIDTH),
-            Text(f"{counters.kv_blocks_used:,} of {counters.kv_blocks:,} blocks, {share:.1%}"),
+            Text(f"{counters['kv_blocks_used']:,} of {counters['kv_blocks']:,} blocks, {share:.1%}"),
         )
         table.add_row("KV cache", bar)
     else:
@@ -146,18 +147,21 @@ def _standing(interval: Interval) -> Table:
 def _durations(interval: Interval) -> Table:
     table = _right_aligned("", *_QUANTILES, "count", width=10)
     rows = {
-        "step": interval.step,
-        "wakeup": interval.wakeup,
-        "delivery": interval.delivery,
-        "event-loop lag": interval.loop_lag,
+        "step": "step",
+        "wakeup": "wakeup",
+        "delivery": "delivery",
+        "event-loop lag": "loop_lag",
+        "first token": "first_token",
+        "token gap": "token_gap",
     }
-    for label, durations in rows.items():
-        table.add_row(Text(label, _LABEL), *_quantiles(durations), _quantity(durations.count))
+    for label, name in rows.items():
+        durations = interval.histograms[name]
+        table.add_row(Text(label, _LABEL), *_quantiles(durations), quantity(durations.count))
     return table
 
 
 def _events(interval: Interval) -> Table:
-    """What is counted, in two columns: at the left what the engine does, at the right what the server does."""
+    """Counts in two columns: the engine's on the left, the server's on the right."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_row(_rates(interval, _ENGINE_EVENTS), _rates(interval, _SERVER_EVENTS))
     return table
@@ -168,7 +172,7 @@ def _rates(interval: Interval, events: dict[str, str]) -> Table:
     notes = {
         "wakes elided": None if interval.elided_share is None else f"{interval.elided_share:.0%}",
         "cached tokens": None if interval.cached_share is None else f"{interval.cached_share:.0%}",
-        "gc pauses": None if interval.gc_pause_mean_ns is None else _duration(interval.gc_pause_mean_ns),
+        "gc pauses": None if interval.gc_pause_mean_ns is None else duration(interval.gc_pause_mean_ns),
     }
     totals = totals_of(interval.now)
     for label, event in events.items():
@@ -177,13 +181,13 @@ def _rates(interval: Interval, events: dict[str, str]) -> Table:
         table.add_row(
             Text(label if note is None else f"{label}, {note}", _WARNING if bad else _LABEL),
             Text(_rate(interval.rate(event)), _WARNING if bad else ""),
-            Text(_quantity(totals[event]), _WARNING if bad else ""),
+            Text(quantity(totals[event]), _WARNING if bad else ""),
         )
     return table
 
 
 def _right_aligned(first: str, *others: str, width: int) -> Table:
-    """An empty table of numbers with a label before each row."""
+    """An empty table of numbers with a label in front of each row."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style=_FAINT)
     table.add_column(first, min_width=19)
     for title in others:
@@ -192,11 +196,11 @@ def _right_aligned(first: str, *others: str, width: int) -> Table:
 
 
 def _quantiles(durations: Histogram) -> list[str]:
-    return [_duration(durations.quantile(fraction)) for fraction in _QUANTILES.values()]
+    return [duration(durations.quantile(fraction)) for fraction in _QUANTILES.values()]
 
 
-def _duration(ns: float | None) -> str:
-    """At most eight characters; two or three digits are all that a histogram knows."""
+def duration(ns: float | None) -> str:
+    """At most eight characters; two or three digits are all that a histogram has."""
     if ns is None:
         return "-"
     for unit, size in (("us", 1e3), ("ms", 1e6)):
@@ -207,10 +211,10 @@ def _duration(ns: float | None) -> str:
 
 
 def _rate(per_second: float) -> str:
-    return f"{per_second:.1f}" if 0 < per_second < 99.95 else _quantity(round(per_second))
+    return f"{per_second:.1f}" if 0 < per_second < 99.95 else quantity(round(per_second))
 
 
-def _quantity(number: int) -> str:
+def quantity(number: int) -> str:
     """At most seven characters."""
     for unit, size in (("", 1), ("k", 10**3), ("M", 10**6), ("G", 10**9)):
         if number < 100_000 * size:

@@ -5,38 +5,57 @@ Every call keeps the GIL and is short: microseconds, and for a drain some more f
 `close()` every other call raises TransportError.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rbee.transport.arena import Arena
+from rbee.transport.frame_template import FrameTemplate
 
 def arena_size(num_rings: int, ring_capacity: int) -> int:
-    """Bytes of an arena with these sizes; ValueError if there can be no such arena."""
+    """Bytes of an arena with these sizes; ValueError for sizes that no arena can have."""
 
 def format_arena(buffer: memoryview, *, num_rings: int, ring_capacity: int, epoch: int, first_index: int) -> None:
-    """Make fresh zeroed memory that no other process knows yet an empty arena."""
+    """Format zeroed memory, which no other process has mapped yet, as an empty arena."""
 
 def inspect_arena(buffer: memoryview) -> tuple[int, int, int]:
-    """(num_rings, ring_capacity, epoch) of the arena in this memory; TransportError if it is not a sound one."""
+    """Return (num_rings, ring_capacity, epoch) of the arena in this memory; TransportError if it is damaged."""
 
 def observe(buffer: memoryview) -> tuple[int, int, dict[str, int], dict[str, list[int]]]:
-    """What an arena says of itself, through a mapping that may be read-only.
+    """Return (epoch, server's pid, counters, histograms) of an arena, whose mapping may be read-only.
 
-    That is (epoch, server's pid, counters, histograms).
-
-    The counters are those of `Consumer.counters`. The histograms count durations by bucket, see `histogram_bounds`, all
-    since this epoch's start: `step` (one engine step), `wakeup` (a step's commit to the start of the drain that found
-    it), `delivery` (a token's commit to its bytes handed to the socket), `loop_lag` (how late a timer of the server's
-    event loop was).
+    Counted since this epoch's start: a value for each of COUNTERS, and for each of HISTOGRAMS the number of durations
+    per bucket (see `histogram_bounds`).
 
     Raises:
-        TransportError: the memory is not a sound arena of this version.
+        TransportError: the memory is no valid arena of this version.
     """
+
+COUNTERS: Final[tuple[tuple[str, str, str], ...]]
+"""(name, kind, help) of each counter, from `native/include/rbee/counters.h`, which defines the kinds."""
+
+HISTOGRAMS: Final[tuple[tuple[str, str], ...]]
+"""(name, help) of each histogram; durations are in ns."""
+
+ORDINARY_FINISHES: Final[dict[str, int]]
+"""The names and codes of the finish reasons that a `FrameTemplate` has last frames for."""
 
 def histogram_bounds() -> list[int]:
     """Where each bucket of a histogram starts, in ns; the last one has no end."""
+
+class Progress:
+    """Counts chunks of work, so that a long step is no hang. For one thread at a time."""
+
+    def __init__(self) -> None:
+        """Count in memory of its own. A `Producer`'s counts in its arena until the producer is closed."""
+
+    def advance(self) -> None:
+        """Count a chunk: a layer of a forward pass, a loaded tensor."""
+
+    @property
+    def chunks(self) -> int:
+        """Chunks counted so far."""
 
 class Producer:
     """The engine's side of an arena."""
@@ -48,7 +67,7 @@ class Producer:
         """
 
     def open(self, ring: int, generation: int) -> None:
-        """A submission for this ring was taken: from now on `commit` may write to it.
+        """Open a ring for a submission: from now on `commit` may write to it.
 
         Raises:
             ValueError: no such ring, or generation 0.
@@ -65,15 +84,15 @@ class Producer:
     ) -> int:
         """Publish one step, ring the doorbell once, and return the commit time that all its records carry.
 
-        Everything is checked before anything changes, so that a step is either published whole or not at all. A step
-        without tokens and finishes publishes nothing.
+        All arguments are checked before anything changes: a step is published whole or not at all. A step without
+        tokens and finishes publishes nothing.
 
         Args:
             rings: [n] the ring of each sampled token. A ring may repeat; its tokens keep their order.
-            tokens: [n] token ids below 2^31; with that bit set, notes, which the counters leave out.
+            tokens: [n] token ids below 2^31; with that bit set, side records, which the counter `tokens` leaves out.
             logprobs: [n] natural logarithms.
             finished: [m] rings that end with this step, after their tokens. They are closed then. None: no ring ends.
-            finishes: [m] how each of them ends: a `FinishReason` (not 0) in the low byte, any number above it.
+            finishes: [m] their finishes: a `FinishReason` (not 0) in the low byte, any number above it.
 
         Returns:
             CLOCK_MONOTONIC in ns, comparable with `time.monotonic_ns()` in the server.
@@ -86,20 +105,24 @@ class Producer:
         """
 
     def free_space(self, ring: int) -> int:
-        """Records that fit into the ring now. They can only become more until the next commit."""
+        """Records that fit into the ring now; at least as many fit until the next commit."""
 
     def take_cancelled(self) -> list[int]:
-        """Open rings whose request the server has cancelled, each reported once."""
+        """Return open rings whose request the server has cancelled, each once."""
 
     def arm_wait(self) -> None:
         """Announce sleep: from now on a cancel or freed space makes the server send Wake, once.
 
-        Call `take_cancelled` and `free_space` once more after it and before sleeping. Without an open ring there is
-        nothing to wait for, and the server is not asked for anything. The next `commit` withdraws the announcement.
+        Call `take_cancelled` and `free_space` once more after it and before sleeping. Announces nothing without an open
+        ring. The next `commit` withdraws the announcement.
         """
 
     def beat(self, state: int) -> None:
-        """Write the heartbeat (now) and the engine's state: 0 starting, 1 loading, 2 idle, 3 stepping."""
+        """Write the heartbeat (now) and the engine's state, an `EngineState`."""
+
+    @property
+    def progress(self) -> Progress:
+        """The runner advances it while it loads and within a step. Always the same object."""
 
     def report(
         self,
@@ -113,10 +136,10 @@ class Producer:
         prompt_tokens: int,
         cached_prompt_tokens: int,
     ) -> None:
-        """How things stand after a step that took `step_ns` (0: there was none), for observers."""
+        """Set the gauges and count the duration of a step; `step_ns` 0: there was no step."""
 
     def close(self) -> None:
-        """Let go of the arena. A second call does nothing."""
+        """Release the arena. A second call does nothing."""
 
 class Drained(NamedTuple):
     """What one drain found, as flat lists."""
@@ -126,26 +149,25 @@ class Drained(NamedTuple):
     ends: list[int]
     """`ends[i]` is where the tokens of `rings[i]` end in `tokens`; they start at `ends[i - 1]`, the first at 0."""
     finishes: list[int]
-    """What `commit` was told of each ring's finish, or 0. With a finish the ring is free again, and this generation
-    over."""
+    """The finish of each ring, as passed to `commit`, or 0. With a finish the ring is free and its generation over."""
     tokens: list[int]
     commit_ns: list[int]
     """Per token: when the engine published it, CLOCK_MONOTONIC in ns."""
     logprobs: list[float]
     more: bool
-    """True: call `drain` again soon, nobody will ring. False: the doorbell is armed (unless `polling`)."""
+    """True: call `drain` again soon, no doorbell will ring. False: the doorbell is armed (unless `polling`)."""
     needs_wake: bool
     """True: the engine sleeps until there is space, and there is now: send Wake."""
     blocked: list[tuple[int, bytes]]
     """Attached rings whose socket was full, each with the bytes that it did not take. The ring is paused now: write the
-    bytes in another way and `resume` it when they are gone. A ring that is also in `ended` is not a ring any more."""
+    bytes in another way, then `resume` it, unless it is also in `ended`."""
     broken: list[int]
-    """Attached rings whose socket is of no use any more: cancel them."""
+    """Attached rings whose socket is broken: cancel them."""
     ended: list[tuple[int, int]]
     """Attached rings that have finished, each with its finish. All their tokens have been sent, or are in `blocked`."""
 
 class Vocabulary:
-    """What each token id stands for, for outlets. Immutable; shared by all streams."""
+    """The text of each token id, for outlets. Immutable; shared by all streams."""
 
     def __init__(self, pieces: list[bytes | str]) -> None:
         """The piece of token 0, 1, 2, ...
@@ -155,6 +177,25 @@ class Vocabulary:
 
     def __len__(self) -> int: ...
 
+class Slot:
+    """The variable parts of a `FrameTemplate`, one control byte each. JSON text has none of these bytes."""
+
+    TEXT: Final[bytes]
+    """The frame's text, as a JSON string with its quotes."""
+    INDEX: Final[bytes]
+    """How many text frames came before this one."""
+    NUM_TOKENS: Final[bytes]
+    """Output tokens so far."""
+    TOTAL_TOKENS: Final[bytes]
+    """The prompt's and the output's tokens so far."""
+    CACHED_TOKENS: Final[bytes]
+    """Tokens of the prompt that were in the prefix cache."""
+    COMMITTED_NS: Final[bytes]
+    """The commit time of the newest token so far, CLOCK_MONOTONIC in ns."""
+    TOKEN_BEGIN: Final[bytes]
+    """The part up to TOKEN_END is written only if the batch that produced the frame has a token."""
+    TOKEN_END: Final[bytes]
+
 class Outlet:
     """One response's socket, and what `drain` writes to it for the ring that it is attached to."""
 
@@ -162,33 +203,32 @@ class Outlet:
         self,
         fd: int,
         vocabulary: Vocabulary,
-        parts: tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes],
+        template: FrameTemplate,
         *,
         strip: bool,
         prompt_tokens: int,
         stop_token_ids: list[int],
-        timing: bool,
-        usage: bool,
+        received_ns: int = 0,
     ) -> None:
-        """A stream that has not begun.
+        """Create the outlet of a stream that has not begun.
 
         Args:
-            fd: the socket. It stays its owner's, who detaches the outlet before closing it.
+            fd: the socket. Detach the outlet before closing it.
             vocabulary: of the model.
-            parts: the constant bytes of the frames: before the text in the first frame and in the others, in place of
-                the text in a last frame without any; after the text while more may come, after a `stop`, after a
-                `length`, after a `deadline` with at least one token; before the usage of the chunk that has nothing
-                else (empty: no such chunk); after everything.
+            template: its frames.
             strip: the vocabulary writes a space before the first word, which is not shown.
-            prompt_tokens: for the usage.
+            prompt_tokens: for TOTAL_TOKENS.
             stop_token_ids: tokens that are counted but not shown.
-            timing: each chunk says when its token was committed.
-            usage: each chunk counts the tokens so far.
+            received_ns: when the request was received, CLOCK_MONOTONIC; 0 omits its first token from the histogram.
+
+        Raises:
+            ValueError: the template has a control byte that is no slot, an unpaired TOKEN_BEGIN or TOKEN_END, or a slot
+                in a frame that has no value for it.
         """
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that have been rendered, stop tokens included."""
+        """Tokens rendered so far, stop tokens included."""
 
     @property
     def written_ns(self) -> int:
@@ -204,93 +244,85 @@ class Consumer:
         the start: the engine's first step makes it readable.
         """
 
-    def assign(self) -> tuple[int, int] | None:
-        """A free ring and its new generation, or None when all rings are taken.
+    def assign(self, received_ns: int = 0) -> tuple[int, int] | None:
+        """Take a free ring; return it and its new generation, or None when all rings are taken.
 
-        The ring comes back when `drain` delivers its finish, and in no other way once its Submit was sent.
+        Only a `drain` that returns its finish frees the ring. `received_ns` is when its request was received,
+        CLOCK_MONOTONIC: `note_delivered` then times its first token and its gaps. 0: they are not timed.
         """
 
-    def release_unsubmitted(self, ring: int) -> None:
-        """Hand back an assigned ring whose Submit was never sent."""
-
     def cancel(self, ring: int) -> bool:
-        """Ask the engine to end the ring's request before its next step; True: the engine sleeps, send Wake."""
+        """Make the engine end the ring's request before its next step; True: the engine sleeps, send Wake."""
 
     def pause(self, ring: int) -> None:
-        """Have `drain` leave this ring's records, and its finish, where they are."""
+        """Make `drain` leave this ring's records and finish where they are."""
 
     def resume(self, ring: int) -> bool:
-        """End `pause`; True if the ring has something to drain already, for which nobody will ring."""
+        """End `pause`; True if the ring has something to drain already, for which no doorbell will ring."""
 
     def expect_all(self) -> None:
-        """After the engine's death: have the next drain look into every assigned ring, paused or not.
+        """After the engine's death: make the next drain read every assigned ring, paused or not.
 
-        The engine may have died between publishing a ring's records and saying that it did. What an attached ring that
-        was paused holds comes back in `blocked`, because its socket still waits for something earlier.
+        The engine may have died between publishing a ring's records and setting its ready bit. The contents of an
+        attached, paused ring come back in `blocked`, because bytes in front of them still wait for the socket.
         """
 
     def attach(self, ring: int, outlet: Outlet) -> None:
-        """Have `drain` write this ring's tokens to a socket instead of returning them, until the ring ends.
+        """Make `drain` write this ring's tokens to a socket instead of returning them, until the ring ends.
 
         Raises:
             ValueError: the ring is not assigned.
         """
 
     def detach(self, ring: int) -> None:
-        """End `attach`: tokens of this ring are returned again. Harmless if it was not attached."""
+        """End `attach`: tokens of this ring are returned again. Does nothing if it was not attached."""
 
     def drain(self, max_records: int = 4096, *, polling: bool = False) -> Drained:
         """Take what the engine published, at most `max_records` tokens, then arm the doorbell if nothing is left.
 
-        What belongs to attached rings is rendered and sent, one system call per ring; the rest is returned. Reads the
+        Tokens of attached rings are rendered and sent, one system call per ring; the others are returned. Reads the
         doorbell's descriptor itself. Never blocks.
 
         Args:
             max_records: at least 1.
-            polling: leave the doorbell and its descriptor alone; the caller will look again by itself.
+            polling: leave the doorbell and its descriptor unchanged; the caller will drain again by itself.
 
         Raises:
             ValueError: `max_records` is 0.
-            TransportError: a corrupt ring. The arena is of no use any more; replace the engine.
+            TransportError: a corrupt ring. The arena is unusable; replace the engine.
         """
 
     def note_delivered(self) -> None:
-        """What the last drain returned has been written: count how long after its commit."""
+        """Count delivery latencies, first tokens and gaps of what the last drain returned: it has been written now."""
 
     def poll(self, patience_ns: int) -> bool:
-        """True if there is a reason to drain; looks for at most `patience_ns`, without sleeping.
+        """Spin for at most `patience_ns` until there is a reason to drain; return whether there is.
 
-        That is a step since the last drain, or what that drain left: over its budget, or in a ring resumed since.
+        A reason is a step since the last drain, or what that drain left: over its budget, or in a ring resumed since.
         """
 
     def silence(self) -> None:
-        """Make the doorbell's descriptor unreadable, for a caller that polls and need not be woken."""
+        """Empty the doorbell's descriptor, for a caller that polls."""
 
     def find_stale(self) -> bool:
-        """For a slow timer: True if a wakeup was lost since the last call (never seen; counted if it happens).
+        """For a slow timer: True, and counted, if a wakeup was lost since the last call (never observed so far).
 
-        An engine stopped in the middle of a commit looks the same. Call `drain` then.
+        True also for an engine that was stopped in the middle of a commit. Call `drain` then.
         """
 
     @property
     def in_use(self) -> int:
         """Rings that are assigned and have not finished."""
 
+    @property
+    def sequences_waiting(self) -> int:
+        """The counter of that name."""
+
     def beat(self, state: int) -> None:
-        """Write the server's heartbeat (now) and state."""
+        """Write the server's heartbeat (now) and its `ServerState`."""
 
     def counters(self) -> dict[str, int]:
-        """The counters of both processes, all since this epoch's start, and gauges of how things stand.
-
-        Engine: engine_heartbeat_ns, engine_state, engine_pid, steps (commits), tokens, wakes_written and wakes_elided
-        (commits that did and did not write the eventfd), full_ring_pauses (times a ring was found full), preemptions,
-        prompt_tokens and cached_prompt_tokens (of requests that began to run, and those of them that were in the prefix
-        cache); gauges: sequences_running, sequences_waiting, kv_blocks, kv_blocks_used.
-        Server: server_heartbeat_ns, server_state, drains, tokens_drained (notes too), finishes, cancels, engine_wakes
-        (times Wake had to be sent), stale_wakeups (what `find_stale` found), direct_tokens (rendered and sent by the
-        drain itself), direct_sends and blocked_sends (system calls that took, or found the socket full), drain_ns (in
-        all drains), render_ns and send_ns (parts of it), gc_pauses, gc_pause_ns; gauge: rings_in_use.
-        """
+        """The value of each of COUNTERS, of both processes, since this epoch's start."""
 
     def note_loop_lag(self, ns: int) -> None:
         """Count how late a timer of the event loop was."""
@@ -299,4 +331,4 @@ class Consumer:
         """Count a garbage collection that took `ns`."""
 
     def close(self) -> None:
-        """Let go of the arena. A second call does nothing."""
+        """Release the arena. A second call does nothing."""

@@ -1,12 +1,6 @@
 """The shared-memory segment of one engine epoch: its creation, its attachment and its end.
 
-Owns the segment's name, its file and its mapping in this process. What lies where inside, and every access to it, is
-the native core's business (`native/include/rbee/layout.h`).
-
-The server creates the segment, the engine attaches it, and as soon as both have it mapped the server unlinks its name:
-from then on no crash of either side can leave anything behind. Until then the standard library's resource tracker
-watches over the name: it removes it when the server is killed in between. Only the creator is registered there; an
-attaching process maps the file itself, so that its end never takes the segment away from the others.
+Owns the segment's name, file and mapping (docs/transport.md, "Memory map"). Does not know what it contains.
 """
 
 from __future__ import annotations
@@ -26,45 +20,30 @@ SHM_FOLDER = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared mem
 
 
 def create_doorbell() -> int:
-    """An eventfd as both sides of an arena expect it: non-blocking, not inherited unless passed on purpose."""
+    """Return a new eventfd, non-blocking and not inherited unless passed with pass_fds."""
     return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
 
 class Arena:
-    """One mapped segment. Comes from `create` (server) or `attach` (engine).
-
-    Attributes:
-        name: the segment's name below /dev/shm.
-        num_rings: token rings in it.
-        ring_capacity: records that each ring holds.
-        epoch: which start of the engine it belongs to.
-        size: its bytes.
-        buffer: the mapped memory; only the native core looks inside.
-    """
+    """One mapped segment, made by `create` (server) or `attach` (engine)."""
 
     def __init__(self, name: str, mapping: SharedMemory | mmap.mmap) -> None:
-        self.name = name
+        self.name = name  # below /dev/shm
         self._mapping: SharedMemory | mmap.mmap = mapping
         self._linked = isinstance(mapping, SharedMemory)
         buffer = mapping.buf if isinstance(mapping, SharedMemory) else memoryview(mapping)
         assert buffer is not None  # it is, after close()
-        self.buffer = buffer
-        self.size = self.buffer.nbytes
+        self.buffer = buffer  # the mapped memory; only the native core reads or writes it
+        self.size = self.buffer.nbytes  # bytes
         self.num_rings, self.ring_capacity, self.epoch = _native.inspect_arena(self.buffer)
 
     @classmethod
     def create(cls, *, num_rings: int, ring_capacity: int, epoch: int, first_index: int = 0) -> Self:
-        """A new, empty arena whose memory is reserved, so that a full /dev/shm is an error here and not a crash later.
+        """Create an empty arena and reserve its memory: a full /dev/shm raises here instead of crashing later.
 
-        Args:
-            num_rings: requests it can hold at once, a multiple of 64.
-            ring_capacity: tokens each of them can have unread, a power of two.
-            epoch: which start of the engine it is for.
-            first_index: where the rings' free-running indices start; tests set it close to their wrap-around.
-
-        Raises:
-            ValueError: sizes that no arena can have.
-            TransportError: the machine has no room for it.
+        `num_rings` (requests at once) is a multiple of 64, `ring_capacity` (records per ring) a power of two, else
+        ValueError. The rings' free-running indices start at `first_index`; tests set it close to their wrap-around.
+        TransportError if the machine has no room.
         """
         size = _native.arena_size(num_rings, ring_capacity)
         name = f"rbee-{os.getpid()}-{secrets.token_hex(4)}"
@@ -86,7 +65,7 @@ class Arena:
 
     @classmethod
     def attach(cls, name: str) -> Self:
-        """The arena that another process has created; TransportError if there is none, or if it is not a sound one."""
+        """Map an arena that another process created; TransportError if there is none or it is damaged."""
         if not name or "/" in name:
             raise TransportError(f"{name!r} cannot be the name of a shared-memory segment.")
         try:
@@ -106,13 +85,13 @@ class Arena:
         return cls(name, mapping)
 
     def unlink(self) -> None:
-        """Remove the segment's name; the mappings stay. Only for the creator; a second call does nothing."""
+        """Remove the segment's name; the mappings stay. Does nothing in an attached arena or when called again."""
         if self._linked and isinstance(self._mapping, SharedMemory):
             self._linked = False
             self._mapping.unlink()
 
     def close(self) -> None:
-        """Unmap the segment, after the Producer or Consumer in it has been closed. A second call does nothing."""
+        """Unmap the segment; TransportError while a Producer or Consumer of it is open."""
         try:
             self.buffer.release()
             self._mapping.close()
@@ -121,7 +100,7 @@ class Arena:
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Have the kernel set aside all pages of the file: creating one only notes its length."""
+    """Reserve all pages of the file, because ftruncate() only sets its length."""
     file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         os.posix_fallocate(file, 0, size)

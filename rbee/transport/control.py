@@ -1,9 +1,6 @@
-"""How records travel over the control socket: length-prefixed frames on a Unix stream.
+"""Frames on the control socket: the payload's length as 4 little-endian bytes, then the payload.
 
-Owns framing and the engine's end of the socket. Does not know what is in a frame (`rbee.messages` does), nor the
-server's end, which reads the same frames from its event loop with `FrameDecoder`.
-
-A frame is its payload's length as 4 little-endian bytes, then the payload.
+Owns framing and the engine's end of the socket. Does not know payloads (`rbee.messages`) or the server's event loop.
 """
 
 from __future__ import annotations
@@ -23,19 +20,19 @@ _RECEIVE_BYTES = 256 * 1024
 
 
 def frame(payload: bytes) -> bytes:
-    """The payload as it goes over the socket; TransportError above `MAX_FRAME_BYTES`."""
+    """Prefix the payload with its length; TransportError above `MAX_FRAME_BYTES`."""
     _check_length(len(payload))
     return _LENGTH.pack(len(payload)) + payload
 
 
 class FrameDecoder:
-    """Turns a byte stream, cut anywhere, back into payloads."""
+    """Splits a byte stream that arrives in any pieces into payloads."""
 
     def __init__(self) -> None:
         self._received = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The payloads that `data` completes, in order; TransportError for a length that no sender of ours writes."""
+        """Return the payloads that `data` completes, in order; TransportError for a length above the limit."""
         received = self._received
         received += data
         payloads = []
@@ -53,7 +50,7 @@ class FrameDecoder:
 
 
 class ControlChannel:
-    """The engine's end: reads what is there without waiting, writes rarely and then completely."""
+    """The engine's end of the socket: reads without blocking, and writes blocking."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -61,15 +58,12 @@ class ControlChannel:
         self._decoder = FrameDecoder()
 
     def fileno(self) -> int:
-        """The socket's descriptor, to wait for the next frame with epoll."""
         return self._sock.fileno()
 
     def receive(self) -> list[bytes]:
-        """The payloads that have arrived since the last call, without waiting for more.
+        """Return the payloads that have arrived since the last call, without waiting.
 
-        Raises:
-            EOFError: the peer is gone, and everything it sent has been returned by earlier calls.
-            TransportError: the stream is not made of our frames.
+        Raises EOFError when the peer has closed and all its payloads were returned, TransportError for a bad length.
         """
         payloads: list[bytes] = []
         while True:
@@ -86,7 +80,7 @@ class ControlChannel:
             payloads += self._decoder.feed(data)
 
     def send(self, payload: bytes) -> None:
-        """Send one payload; returns when the kernel has all of it. OSError if the peer is gone."""
+        """Send one payload; return when the kernel has all of it. OSError if the peer is gone."""
         data = memoryview(frame(payload))
         while data:
             try:
@@ -95,7 +89,6 @@ class ControlChannel:
                 select.select([], [self._sock], [])
 
     def close(self) -> None:
-        """Close the socket. A second call does nothing."""
         self._sock.close()
 
 

@@ -1,11 +1,6 @@
-"""An arena seen from outside: found through its server's descriptors, mapped read-only, sampled.
+"""Finds servers, maps their arenas read-only and reads samples of them; docs/transport.md, "What observers see".
 
-Owns how an observer finds servers and their arenas, and what a sample is. Neither observed process takes part: nothing
-is written, sent or signalled, and no lock is held that they could wait for. Knows neither rates nor screens; that is
-`rbee.top`.
-
-A segment's name is gone from /dev/shm as soon as the engine has attached, but its server keeps a descriptor of it, and
-the kernel lets the server's user and root open that file once more through /proc (proc_pid_fd(5)).
+Owns the search and what a sample is. Does not know rates or screens (`rbee.top`).
 """
 
 from __future__ import annotations
@@ -30,45 +25,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _BUCKET_STARTS = _native.histogram_bounds()
+COUNTS = tuple(name for name, kind, _ in _native.COUNTERS if kind == "count")
+GAUGES = tuple(name for name, kind, _ in _native.COUNTERS if kind == "gauge")
 _HIDDEN = "--api-key"  # the option whose value is not shown
-
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """All counters and gauges of an arena, since its epoch's start; `Consumer.counters` says what each of them is."""
-
-    engine_heartbeat_ns: int
-    engine_state: int
-    engine_pid: int
-    steps: int
-    tokens: int
-    wakes_written: int
-    wakes_elided: int
-    full_ring_pauses: int
-    preemptions: int
-    sequences_running: int
-    sequences_waiting: int
-    kv_blocks: int
-    kv_blocks_used: int
-    prompt_tokens: int
-    cached_prompt_tokens: int
-    server_heartbeat_ns: int
-    server_state: int
-    rings_in_use: int
-    drains: int
-    tokens_drained: int
-    finishes: int
-    cancels: int
-    engine_wakes: int
-    stale_wakeups: int
-    direct_tokens: int
-    direct_sends: int
-    blocked_sends: int
-    drain_ns: int
-    render_ns: int
-    send_ns: int
-    gc_pauses: int
-    gc_pause_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +38,16 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many durations were counted."""
         return sum(self.buckets)
 
     def minus(self, earlier: Histogram) -> Histogram:
-        """What was counted since `earlier`."""
+        """Subtract `earlier`, bucket by bucket."""
         return Histogram(tuple(now - before for now, before in zip(self.buckets, earlier.buckets, strict=True)))
 
     def quantile(self, fraction: float) -> float | None:
-        """The duration in ns that `fraction` (0 to 1) of all do not exceed, known to 1/16; None if there are none.
+        """The duration in ns that `fraction` (0 to 1) of all do not exceed, known to 1/16; None without durations.
 
-        Within its bucket, durations are taken to be evenly spread. The last bucket has no end: its start stands for it.
+        Interpolates linearly within a bucket. The last bucket has no end; its start is returned.
         """
         cumulated = list(itertools.accumulate(self.buckets))
         if not cumulated or cumulated[-1] == 0:
@@ -106,25 +64,13 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one arena said of itself at one moment.
+    """An arena's numbers. None is older than the call; two of them may be a few events apart."""
 
-    The two processes go on counting while it is read: each number is whole, and none is older than the call, but two of
-    them may be a few events apart.
-    """
-
-    taken_ns: int
-    """CLOCK_MONOTONIC, as the heartbeats."""
+    taken_ns: int  # CLOCK_MONOTONIC, as the heartbeats
     epoch: int
     server_pid: int
-    counters: Counters
-    step: Histogram
-    """One engine step."""
-    wakeup: Histogram
-    """A step's commit to the start of the drain that found it."""
-    delivery: Histogram
-    """A token's commit to its bytes handed to the socket."""
-    loop_lag: Histogram
-    """How late a timer of the server's event loop was."""
+    counters: dict[str, int]  # by their names in `_native.COUNTERS`
+    histograms: dict[str, Histogram]  # by their names in `_native.HISTOGRAMS`
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,31 +78,19 @@ class FoundServer:
     """A process that holds an arena it has created."""
 
     pid: int
-    command: str
-    """Its command line, without API keys."""
-    epoch: int | None
-    """Of its newest arena; None if that cannot be observed."""
-    problem: str = ""
-    """Why not, in a sentence."""
+    command: str  # its command line, without API keys
+    epoch: int | None  # of its newest arena; None if that cannot be observed
+    problem: str = ""  # why it cannot, in a sentence
 
 
 class Observer:
-    """Watches one server and whichever arena it has now. A context manager.
-
-    Attributes:
-        pid: the server's.
-        epoch: of the arena that was seen last.
-    """
+    """Maps the newest arena of one server. A context manager."""
 
     def __init__(self, pid: int) -> None:
-        """Find the server's newest arena.
-
-        Raises:
-            TransportError: no such process, it has no arena, or it belongs to somebody else.
-        """
+        """TransportError: no such process, it has no arena, or it belongs to another user."""
         self.pid = pid
-        self.epoch = 0
-        self._segments: set[str] = set()  # the sound ones that the server held at the last look
+        self.epoch = 0  # of the arena that was mapped last
+        self._segments: set[str] = set()  # those that the server held at the last look and that could be read
         self._mapping: mmap.mmap | None = None
         self._resources = contextlib.ExitStack()
         try:
@@ -176,20 +110,18 @@ class Observer:
             stack.pop_all()
 
     def sample(self) -> Sample | None:
-        """What the newest arena says now; None while the server has none (its engine is being replaced, or it ends).
+        """Read the newest arena; None while the server has none (its engine is being replaced, or it ends).
 
-        Raises:
-            TransportError: the arena was damaged since it was found.
+        Raises TransportError if the arena was damaged since it was found.
         """
         self._look()
         return None if self._mapping is None else _read(self._mapping)
 
     def wait(self, seconds: float) -> bool:
-        """Sleep; True, and at once, when the server has ended."""
+        """Sleep for `seconds`, or until the server has ended; return whether it has."""
         return bool(self._end.poll(seconds * 1000))
 
     def close(self) -> None:
-        """Unmap the arena and let go of the process. A second call does nothing."""
         self._take(None)
         self._resources.close()
 
@@ -200,7 +132,7 @@ class Observer:
         self.close()
 
     def _look(self) -> str:
-        """Map the newest arena if the server's segments have changed; why one of them cannot be used, or ''."""
+        """Map the newest arena if the server's segments have changed; return why one cannot be used, or ''."""
         try:
             held = _held_segments(self.pid)
         except PermissionError as error:
@@ -217,7 +149,7 @@ class Observer:
             try:
                 mapping = _map(path)
                 epoch = _read(mapping).epoch
-            except TransportError as error:  # perhaps its creation is not finished: it is looked at again next time
+            except TransportError as error:  # its creation may be unfinished: the next call tries again
                 problem = f"Process {self.pid} holds the segment {name}, which cannot be observed: {error}"
                 continue
             self._segments.add(name)
@@ -234,7 +166,7 @@ class Observer:
 
 
 def find_servers() -> list[FoundServer]:
-    """All servers that this user may observe, by pid; also those whose arena cannot be read, with the reason."""
+    """Return the servers of this user (root: all), by pid; those whose arena cannot be read with the reason."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
@@ -253,14 +185,11 @@ def find_servers() -> list[FoundServer]:
 
 
 def _held_segments(pid: int) -> dict[str, str]:
-    """Segments that the process has created as an arena's and still holds: their name -> a descriptor's path in /proc.
+    """Return name -> descriptor's path in /proc of the arenas that the process created and holds.
 
-    Of two processes that hold one, the creator is meant: its pid is in the name.
-
-    Raises:
-        PermissionError: the process is somebody else's.
+    Raises PermissionError if the process belongs to another user.
     """
-    prefix = f"{SHM_FOLDER}/rbee-{pid}-"
+    prefix = f"{SHM_FOLDER}/rbee-{pid}-"  # the creator's pid: the engine holds the segment too
     held = {}
     with contextlib.suppress(FileNotFoundError, ProcessLookupError), os.scandir(f"/proc/{pid}/fd") as descriptors:
         for descriptor in descriptors:
@@ -272,9 +201,9 @@ def _held_segments(pid: int) -> dict[str, str]:
 
 
 def _map(path: str) -> mmap.mmap:
-    """The file behind a descriptor of another process, read-only; TransportError if that is not possible."""
+    """Map the file behind another process's descriptor read-only; TransportError if that fails."""
     try:
-        # O_NONBLOCK: should the descriptor have become something else by now, opening that may not block.
+        # O_NONBLOCK: the descriptor may have become another file by now, and opening that must not block.
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
         raise TransportError(f"it cannot be opened ({error.strerror}).") from error
@@ -287,16 +216,16 @@ def _map(path: str) -> mmap.mmap:
 
 
 def _read(mapping: mmap.mmap) -> Sample:
-    """One sample; TransportError if the memory is not a sound arena."""
+    """Read one sample; TransportError if the memory is no valid arena."""
     with memoryview(mapping) as memory:
         epoch, server_pid, counters, histograms = _native.observe(memory)
     taken_ns = time.monotonic_ns()
     durations = {name: Histogram(tuple(buckets)) for name, buckets in histograms.items()}
-    return Sample(taken_ns, epoch, server_pid, Counters(**counters), **durations)
+    return Sample(taken_ns, epoch, server_pid, counters, durations)
 
 
 def _command_line(process: Path) -> str:
-    """What `ps` shows of a process, made fit to print."""
+    """Return a process's arguments as `ps` shows them, with API keys hidden and unprintable characters replaced."""
     try:
         words = (process / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
     except OSError:  # it has just ended

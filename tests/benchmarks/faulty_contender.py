@@ -5,11 +5,21 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from transport_peers import Contender
 from transport_run import Plan, measure
+
+if TYPE_CHECKING:
+    import asyncio
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from transport_peers import Inbox
 
 
 class _Faulty(Contender):
@@ -18,22 +28,24 @@ class _Faulty(Contender):
     name = "faulty"
     fault = ""
 
-    def __init__(self, streams, folder):
+    def __init__(self, streams: int, folder: Path) -> None:
         super().__init__(streams, folder)
         self.steps = os.pipe()
 
-    def open_producer(self):
+    def open_producer(self) -> None:
         pass
 
-    def publish(self, committed_ns, tokens):
+    def publish(self, committed_ns: int, tokens: NDArray[np.uint32]) -> int:
         os.write(self.steps[1], committed_ns.to_bytes(8, "little") + tokens.tobytes())
         return committed_ns
 
-    def open_consumer(self, loop, inbox):
-        def on_step():
+    def open_consumer(self, loop: asyncio.AbstractEventLoop, inbox: Inbox) -> None:
+        steps = itertools.count()
+
+        def on_step() -> None:
             message = memoryview(os.read(self.steps[0], 8 + 4 * self.streams))
             streams = list(range(self.streams))
-            if len(inbox.batches) == 2:
+            if next(steps) == 2:
                 streams[:2] = {"repeat": [0, 0], "swap": [1, 0]}[self.fault]
             for stream, token in zip(streams, message[8:].cast("I").tolist(), strict=True):
                 inbox.tokens[stream].append(token)

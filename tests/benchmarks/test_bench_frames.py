@@ -13,8 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rbee.messages import FinishReason
 from rbee.models import synthetic
-from rbee.server.protocols.openai import frames as sse
+from rbee.server.http import sse
+from rbee.server.streams.dialect import Piece
+from rbee.server.text.tokenizer import TextCodec
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 WAYS = ["streaming_response", "asgi_send", "protocol", "native", "floor"]
@@ -64,10 +67,13 @@ def bench(monkeypatch):
 
 def response(frames_processes, plan, stamps):
     """What the client of stream 0 reads, a piece per frame: the head, then the tokens, then the end."""
-    frames = frames_processes.make_frames(0)
+    dialect = frames_processes.make_dialect(0, TextCodec(synthetic.tokenizer()))
     tokens = synthetic.expected_tokens([0], plan.tokens)
-    bodies = [frames.text(chr(token), sse.timing_member(at)) for token, at in zip(tokens, stamps, strict=True)]
-    bodies.append(frames.last("", "length") + sse.DONE)
+    pieces = [
+        Piece(chr(token), number, at, []) for number, (token, at) in enumerate(zip(tokens, stamps, strict=True), 1)
+    ]
+    bodies = [dialect.piece(0, piece, number) for number, piece in enumerate(pieces)]
+    bodies.append(dialect.end(0, Piece("", plan.tokens, None, []), plan.tokens, FinishReason.LENGTH) + sse.DONE)
     chunks = [b"%x\r\n%b\r\n" % (len(body), body) for body in bodies]
     return [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", *chunks, b"0\r\n\r\n"]
 

@@ -55,7 +55,7 @@ def test_comparison_with_llama_cpp_names_what_is_missed():
         },
         Shape("decode", 2): {"rbee": [Taken(10, 10)], "slow": [Taken(5, 5)], "quick": [Taken(1, 1)]},
     }
-    text, (eight, two) = versus_llama_cpp._report(rounds, ["slow", "quick"])
+    text, (eight, two) = versus_llama_cpp.report(rounds, ["slow", "quick"])
     assert eight["tok_s"] == {"rbee": 800.0, "slow": 266.7, "quick": 275.9}
     assert eight["whole_step_tok_s"] == 500.0
     assert eight["ratio"] == {"slow": 3.0, "quick": 2.9}
@@ -69,8 +69,8 @@ def test_comparison_with_llama_cpp_names_what_is_missed():
 class FakeContender:
     """Takes 10 s of the clock, in which it computes for 15 s, "spinner" for 4 and the rest of the machine for 1."""
 
-    def __init__(self, name, clock, spinner=None):
-        self.name, self.used = name, 0
+    def __init__(self, name, clock, taken, spinner=None):
+        self.name, self.used, self.taken = name, 0, taken
         self._clock, self._spinner = clock, spinner or self
 
     def cpu_seconds(self):
@@ -83,19 +83,20 @@ class FakeContender:
         self._clock["busy"] += 20
         self.used += 15
         self._spinner.used += 4
-        return "taken"
+        return self.taken
 
 
 def test_comparison_knows_what_those_who_wait_use():
     """A contender's own time while it is measured does not count; everybody else's does, as a share of a core."""
-    from versus_llama_cpp import Watch
+    from versus_llama_cpp import Shape, Taken, Watch
 
     clock = {"now": 0, "busy": 0}
-    spinner = FakeContender("spinner", clock)
-    quiet = FakeContender("quiet", clock, spinner)
+    shape, taken = Shape("decode", 1), Taken(1.0, 2.0)
+    spinner = FakeContender("spinner", clock, taken)
+    quiet = FakeContender("quiet", clock, taken, spinner)
     watch = Watch([quiet, spinner], now=lambda: clock["now"], busy=lambda: clock["busy"])
-    assert watch.measure(quiet, None, [], 1) == "taken"
-    assert watch.measure(spinner, None, [], 1) == "taken"
+    assert watch.measure(quiet, shape, [], 1) == taken
+    assert watch.measure(spinner, shape, [], 1) == taken
     assert watch.idle_shares() == {"quiet": 0.0, "spinner": 0.4, "anybody else": 0.1}
 
 

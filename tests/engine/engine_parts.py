@@ -8,13 +8,18 @@ import select
 import socket
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from rbee import messages
 from rbee.engine.engine_core import EngineCore
+from rbee.engine.intake import Intake
 from rbee.engine.publisher import Publisher
+from rbee.engine.runners.context_length import CacheSize
+from rbee.engine.runners.interface import StepOutput
+from rbee.engine.runners.synthetic import SyntheticRunner
 from rbee.engine.scheduling.block_manager import BlockManager
 from rbee.engine.scheduling.scheduler import Scheduler
 from rbee.engine.scheduling.step_cost import StepCost
@@ -29,11 +34,18 @@ if TYPE_CHECKING:
 
     from rbee.config import EngineConfig
     from rbee.engine.input_batch import InputBatch
-    from rbee.engine.runners.choice import ModelRunner
+    from rbee.engine.runners.interface import ModelRunner
+    from rbee.engine.sampler import ThreadPool
+    from rbee.engine.step_clock import StepClock
 
-_SUBMIT_OPTIONS = frozenset({"received_ns", "priority", "deadline_ns", "cache_salt", "tell_cached"})
+_SUBMIT_OPTIONS = frozenset({"received_ns", "priority", "deadline_ns", "cache_salt", "report_cached"})
 
 PATIENCE = 60.0  # seconds after which something that never comes fails a test
+
+
+def synthetic() -> SyntheticRunner:
+    """The synthetic model without waiting."""
+    return SyntheticRunner(CacheSize(block_size=16, kv_cache_mib=64), step_seconds=0)
 
 
 class ScriptedRunner:
@@ -42,7 +54,7 @@ class ScriptedRunner:
     name = "scripted"
     device = "cpu"
     dtype = "float32"
-    pool = None
+    pool: ThreadPool | None = None
 
     def __init__(self, react: Callable[[InputBatch, np.ndarray], None] | None = None) -> None:
         self.vocab_size = 64
@@ -51,15 +63,15 @@ class ScriptedRunner:
         self.batches: list[InputBatch] = []
         self._react = react
 
-    def execute(self, batch: InputBatch) -> np.ndarray:
-        """One-hot rows."""
+    def execute(self, batch: InputBatch) -> StepOutput:
+        """One-hot rows where it samples."""
         self.batches.append(batch)
         logits = np.zeros((len(batch.logits_rows), self.vocab_size), np.float32)
-        for row, sequence in enumerate(batch.sampling):
+        for row, sequence in enumerate(batch.row_sequences[: batch.num_sampling]):
             logits[row, (sequence.token_ids[-1] + 1) % self.vocab_size] = 9
         if self._react is not None:
             self._react(batch, logits)
-        return logits
+        return StepOutput(logits)
 
 
 class Unlimited(StepCost):
@@ -99,7 +111,9 @@ class Rings:
         Options are members of Submit, or else of SamplingParams.
         """
         members = {name: options.pop(name) for name in _SUBMIT_OPTIONS & options.keys()}
-        ring, generation = self.consumer.assign()
+        assigned = self.consumer.assign()
+        assert assigned is not None
+        ring, generation = assigned
         assert ring not in self._requests, "the ring was not free"
         request = self._requests[ring] = Request(ring)
         return request, messages.Submit(
@@ -156,6 +170,8 @@ class InProcessEngine:
         ring_capacity: int = 1024,
         slow_reader_timeout: float = 60.0,
         prefix_caching: bool = True,
+        step_cost: StepCost | None = None,
+        step_clock: StepClock | None = None,
     ) -> None:
         self.now_ns = 0
         self.rings = Rings(ring_capacity=ring_capacity)
@@ -166,14 +182,23 @@ class InProcessEngine:
             max_num_batched_tokens=max_num_batched_tokens,
             max_model_len=min(runner.max_model_len, (num_blocks or runner.num_blocks) * block_size),
         )
+        self.publisher = Publisher(self.producer)
+        self.intake = Intake(
+            self.scheduler,
+            self.producer,
+            self.publisher,
+            vocab_size=runner.vocab_size,
+            max_model_len=runner.max_model_len,
+            slow_reader_timeout=slow_reader_timeout,
+            now_ns=lambda: self.now_ns,
+        )
         self.core = EngineCore(
             runner,
             self.scheduler,
-            self.producer,
-            Publisher(self.producer),
-            step_cost=Unlimited(),
-            slow_reader_timeout=slow_reader_timeout,
-            now_ns=lambda: self.now_ns,
+            self.intake,
+            self.publisher,
+            step_cost=step_cost or Unlimited(),
+            step_clock=step_clock,
         )
 
     def submit(self, prompt: list[int], **options: Any) -> Request:
@@ -190,14 +215,10 @@ class InProcessEngine:
 
     def assert_at_baseline(self) -> None:
         """Nothing lives: all blocks and rings are free."""
-        stats = self.core.stats()
-        assert (stats.num_running, stats.num_waiting) == (0, 0)
-        assert stats.num_free_blocks == stats.num_blocks
+        gauges = self.core.gauges()
+        assert (gauges.sequences_running, gauges.sequences_waiting, self.intake.live) == (0, 0, {})
+        assert gauges.kv_blocks_used == 0
         assert self.rings.consumer.in_use == 0
-        assert not self.core._live
-        assert not self.core._rows
-        assert not self.core._untold
-        assert not self.core._num_notes
 
     def __enter__(self) -> Self:
         return self
@@ -210,7 +231,7 @@ class InProcessEngine:
 class EngineProcess:
     """`python -m rbee.engine`, spoken to as the server speaks to it."""
 
-    def __init__(self, folder: Path, config: EngineConfig, ring_capacity: int) -> None:
+    def __init__(self, folder: Path, config: EngineConfig, ring_capacity: int, slow_reader_timeout: float) -> None:
         self.rings = Rings(ring_capacity=ring_capacity)
         self.control, engine_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.control.settimeout(PATIENCE)
@@ -223,7 +244,8 @@ class EngineProcess:
                 pass_fds=(engine_end.fileno(), self.rings.doorbell),
                 stderr=stderr,
             )
-        self.send(messages.Configure(engine=config, arena_name=self.rings.arena.name, epoch=1))
+        arena_name = self.rings.arena.name
+        self.send(messages.Configure(engine=config, slow_reader_timeout=slow_reader_timeout, arena_name=arena_name))
 
     def send(self, record: messages.ToEngine) -> None:
         """Send one record."""
@@ -250,13 +272,15 @@ class EngineProcess:
         self.send(record)
         return request
 
-    def stats(self) -> messages.Stats:
-        """Ask for the engine's stats."""
-        self.send(messages.QueryStats())
-        return self.wait_for(messages.Stats)
+    def wait_for_counters(self, condition: Callable[[dict[str, int]], bool]) -> None:
+        """Look at the arena's counters, which follow a step's tokens, until `condition(counters)`."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition(counters := self.rings.consumer.counters()):
+            assert time.monotonic() < deadline, counters
+            time.sleep(0.001)
 
-    def drain_until(self, condition: Callable[[], bool]) -> None:
-        """Drain, woken by the doorbell alone, until `condition()`."""
+    def drain_until(self, condition: Callable[[], object]) -> None:
+        """Drain, woken by the doorbell alone, until `condition()` is true."""
         while True:
             if self.rings.drain():
                 self.send(messages.Wake())
@@ -274,9 +298,11 @@ class EngineProcess:
 
 
 @contextlib.contextmanager
-def engine_process(folder: Path, config: EngineConfig, *, ring_capacity: int = 1024) -> Iterator[EngineProcess]:
+def engine_process(
+    folder: Path, config: EngineConfig, *, ring_capacity: int = 1024, slow_reader_timeout: float = 60
+) -> Iterator[EngineProcess]:
     """An engine process for the length of a block."""
-    engine = EngineProcess(folder, config, ring_capacity)
+    engine = EngineProcess(folder, config, ring_capacity, slow_reader_timeout)
     try:
         yield engine
     finally:

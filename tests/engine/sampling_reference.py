@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import array
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def row(*, prompt: Sequence[int] = (), output: Sequence[int] = (), **params: object) -> Row:
+def row(*, prompt: Sequence[int] = (), output: Sequence[int] = (), **params: Any) -> Row:
     """A row whose sequence has these tokens so far."""
     sampler = RowSampler(SamplingParams(max_tokens=1, **params))
     return Row(sampler, array.array("I", [*prompt, *output]), len(prompt))
 
 
-def count_draws(logits: NDArray[np.float32], draws: int, **row_params: object) -> NDArray[np.int64]:
+def count_draws(logits: NDArray[np.float32], draws: int, **row_params: Any) -> NDArray[np.int64]:
     """How often each token comes in draws from the same logits with the seeds from 0 on."""
     seeds = [row(seed=seed, **row_params) for seed in range(draws)]
     sampled = sample(np.tile(logits, (draws, 1)), seeds)
@@ -60,7 +60,7 @@ class OutputPenalties(LogitsProcessor):
 
 
 def transformers_distribution(
-    logits: NDArray[np.float32], *, prompt: Sequence[int] = (), output: Sequence[int] = (), **params: object
+    logits: NDArray[np.float32], *, prompt: Sequence[int] = (), output: Sequence[int] = (), **params: Any
 ) -> NDArray[np.float64]:
     """The probabilities after transformers' processors and warpers in SamplingParams' order, in float64.
 
@@ -69,9 +69,10 @@ def transformers_distribution(
     wanted = SamplingParams(max_tokens=1, **params)
     steps = LogitsProcessorList()
     if wanted.allowed_token_ids is not None:
-        steps.append(PrefixConstrainedLogitsProcessor(lambda *_: list(wanted.allowed_token_ids), num_beams=1))
+        allowed = list(wanted.allowed_token_ids)
+        steps.append(PrefixConstrainedLogitsProcessor(lambda *_: allowed, num_beams=1))
     if wanted.logit_bias:
-        steps.append(SequenceBiasLogitsProcessor({(token,): bias for token, bias in wanted.logit_bias.items()}))
+        steps.append(SequenceBiasLogitsProcessor([[[token], bias] for token, bias in wanted.logit_bias.items()]))
     if wanted.stop_token_ids:
         steps.append(
             MinNewTokensLengthLogitsProcessor(len(prompt), wanted.min_tokens, list(wanted.stop_token_ids), device="cpu")
@@ -85,6 +86,7 @@ def transformers_distribution(
     steps.append(MinPLogitsWarper(wanted.min_p))
     if wanted.typical_p < 1:
         steps.append(TypicalLogitsWarper(wanted.typical_p))
-    input_ids = torch.tensor([[*prompt, *output]], dtype=torch.long)
-    scores = steps(input_ids, torch.from_numpy(logits.astype(np.float64))[None])
-    return scores.softmax(-1)[0].numpy()
+    input_ids: Any = torch.tensor([[*prompt, *output]], dtype=torch.long)  # transformers asks for a LongTensor
+    scores: Any = torch.from_numpy(logits.astype(np.float64))[None]
+    probabilities: NDArray[np.float64] = steps(input_ids, scores).softmax(-1)[0].numpy()
+    return probabilities

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import select
 import signal
@@ -57,8 +56,8 @@ def test_many_requests_get_exactly_their_tokens(engine):
     engine.drain_until(lambda: all(request.finish for request in requests))
     for n, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
         assert (request.tokens, request.finish) == (expected_tokens(prompt, 5 + n), FinishReason.LENGTH)
-    stats = engine.stats()
-    assert (stats.num_running, stats.num_waiting, stats.num_free_blocks) == (0, 0, stats.num_blocks)
+    gauges = ("sequences_running", "sequences_waiting", "kv_blocks_used")
+    engine.wait_for_counters(lambda counters: not any(counters[name] for name in gauges))
 
 
 def test_idle_engine_starts_at_once(engine):
@@ -73,13 +72,13 @@ def test_cancel_frees_blocks(engine):
     """A cancel word ends a running request with ABORT before its next token, and its blocks are free again."""
     request = engine.submit([1] * 100, max_tokens=900)
     engine.drain_until(lambda: len(request.tokens) >= 3)
-    assert engine.stats().num_free_blocks < 64
+    engine.wait_for_counters(lambda counters: counters["kv_blocks_used"] > 0)
     engine.rings.consumer.cancel(request.ring)
     engine.drain_until(lambda: request.finish)
     assert request.finish == FinishReason.ABORT
     assert request.tokens == expected_tokens([1] * 100, len(request.tokens))
     assert len(request.tokens) < 900
-    assert engine.stats().num_free_blocks == 64
+    engine.wait_for_counters(lambda counters: counters["kv_blocks_used"] == 0)
     assert engine.rings.consumer.in_use == 0
 
 
@@ -90,8 +89,7 @@ def test_engine_waits_for_slow_readers_and_their_cancels(tmp_path):
         slow, gone = engine.submit([1], max_tokens=30), engine.submit([2], max_tokens=30)
         for request in (slow, gone):
             engine.rings.consumer.pause(request.ring)
-        while engine.stats().num_steps < 8:
-            pass
+        engine.wait_for_counters(lambda counters: counters["steps"] == 8)
         assert (slow.tokens, gone.tokens) == ([], [])
         if engine.rings.consumer.cancel(gone.ring):
             engine.send(messages.Wake())
@@ -104,13 +102,12 @@ def test_engine_waits_for_slow_readers_and_their_cancels(tmp_path):
 
 def test_sleeping_engine_notices_a_reader_that_is_too_slow(tmp_path):
     """With nothing else to do and nobody who wakes it, the engine ends a sequence whose ring stays full."""
-    config = dataclasses.replace(SYNTHETIC, slow_reader_timeout=0.05)
-    with engine_process(tmp_path, config, ring_capacity=8) as engine:
+    with engine_process(tmp_path, SYNTHETIC, ring_capacity=8, slow_reader_timeout=0.05) as engine:
         engine.wait_for(messages.Ready)
         request = engine.submit([1], max_tokens=30)
         engine.rings.consumer.pause(request.ring)
         engine.drain_until(lambda: engine.rings.consumer.counters()["steps"] == 9)  # 8 tokens and the end
-        assert engine.stats().num_free_blocks == 64
+        engine.wait_for_counters(lambda counters: counters["kv_blocks_used"] == 0)
         engine.rings.consumer.resume(request.ring)
         engine.rings.drain()
         assert (request.tokens, request.finish) == (expected_tokens([1], 8), FinishReason.SLOW_READER)
@@ -165,7 +162,7 @@ def test_death_of_the_parent_kills_the_engine():
         pidfd = os.pidfd_open(int(server.stdout.readline()))
         control.settimeout(PATIENCE)
         arena = Arena.create(num_rings=64, ring_capacity=8, epoch=1)
-        configure = messages.Configure(engine=SYNTHETIC, arena_name=arena.name, epoch=1)
+        configure = messages.Configure(engine=SYNTHETIC, slow_reader_timeout=60, arena_name=arena.name)
         control.sendall(frame(messages.encode(configure)))
         records = FrameDecoder().feed(control.recv(65536))
         assert isinstance(messages.decode_to_server(records[0]), messages.Attached)
@@ -195,7 +192,7 @@ def test_engine_of_a_dead_parent_does_not_start(tmp_path):
     [
         ({"runner": "torch"}, "model.safetensors is damaged"),
         ({"model": "synthetic", "max_model_len": 9000}, "--max-model-len 9000"),
-        ({"model": "synthetic", "block_size": 0}, "--block-size 0"),
+        ({"model": "synthetic", "block_size": 0}, "--block-size is 0"),
     ],
     ids=["corrupt weights", "length", "block size"],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import math
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,11 @@ import torch
 from rbee.engine.sampler import Row, RowSampler, distribution, invalid, sample, score, uniform
 from rbee.sampling_params import SamplingParams
 from tests.engine.sampling_reference import row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
 
 
 def test_greedy_takes_the_lowest_id_of_equal_maxima():
@@ -29,7 +35,7 @@ def test_greedy_takes_the_best_of_the_edited_logits():
     """Mask, bias, min_tokens and penalties come before the argmax."""
     logits = np.array([[0, 1, 2, 3, 4]], np.float32)
 
-    def greedy(**params: object) -> int:
+    def greedy(**params: Any) -> int:
         return int(sample(logits, [row(temperature=0.0, **params)]).token_ids[0])
 
     assert greedy() == 4
@@ -50,7 +56,13 @@ def test_greedy_takes_the_best_of_the_edited_logits():
 def test_logprobs_are_those_of_the_unmodified_logits():
     """Whatever edits and filters do, logprobs are log_softmax of what came in, for the rows that ask, and else NaN."""
     logits = np.random.default_rng(3).normal(0, 4, (4, 5003)).astype(np.float32)
-    edits = {"temperature": 2.0, "top_k": 300, "logit_bias": {5: 50.0}, "frequency_penalty": 1.0, "output": [1, 1]}
+    edits: dict[str, Any] = {
+        "temperature": 2.0,
+        "top_k": 300,
+        "logit_bias": {5: 50.0},
+        "frequency_penalty": 1.0,
+        "output": [1, 1],
+    }
     before = logits.copy()
     result = sample(logits, [row(num_logprobs=count, **edits) for count in (3, None, 0, 5003)])
     assert (logits == before).all()
@@ -116,7 +128,7 @@ def random_row(random: np.random.Generator, vocab_size: int) -> Row:
     return row(prompt=tokens[:100], output=tokens[100 : random.integers(100, 300)], **params)
 
 
-def equal(one: object, other: object) -> bool:
+def equal(one: Iterable[NDArray[Any]], other: Iterable[NDArray[Any]]) -> bool:
     """Equal bit for bit, NaN equal to itself."""
     return all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(one, other, strict=True))
 
@@ -171,7 +183,11 @@ def test_rows_that_are_not_numbers_are_flagged_and_harm_no_other():
     spoiled[3, 7], spoiled[4, 9], spoiled[5], spoiled[6, 49], spoiled[7, 9] = np.nan, np.inf, -np.inf, np.nan, np.inf
     plain = row(top_k=5, top_p=0.9, seed=4, num_logprobs=2)
     # The mask and min_tokens hide what is wrong, except from the check; the last row is left without a token.
-    edits = [{"allowed_token_ids": (1, 2)}, {"stop_token_ids": (9,), "min_tokens": 1}, {"allowed_token_ids": (60,)}]
+    edits: list[dict[str, Any]] = [
+        {"allowed_token_ids": (1, 2)},
+        {"stop_token_ids": (9,), "min_tokens": 1},
+        {"allowed_token_ids": (60,)},
+    ]
     rows = [plain] * 6 + [row(seed=4, **edit) for edit in edits]
     result, clean = sample(spoiled, rows), sample(good, [plain] * 3)
     assert result.valid.tolist() == [True] * 3 + [False] * 6
@@ -254,7 +270,7 @@ def test_impossible_parameters_are_named(params):
 def test_extreme_but_valid_parameters_work():
     """A vanishing temperature is greedy, an endless one is even, no penalty or bias makes a row invalid."""
     logits = np.array([[0.0, 3.0, 2.9, -np.inf]], np.float32)
-    for params in (
+    harmless: list[dict[str, Any]] = [
         {"temperature": 5e-324},
         {"temperature": 1e-30},
         {"top_p": 0.0},
@@ -265,7 +281,8 @@ def test_extreme_but_valid_parameters_work():
         {"logit_bias": {0: -1e308, 2: -1e308, 3: 1e308}},
         {"allowed_token_ids": (1, 99), "top_k": 2**80, "min_tokens": 2**80},
         {"num_prompt_logprobs": 100, "num_logprobs": 0, "stop_token_ids": (99,)},
-    ):
+    ]
+    for params in harmless:
         assert invalid(SamplingParams(max_tokens=1, **params), 100) is None
         assert sample(logits, [row(**{"temperature": 0.01, **params})]).token_ids.tolist() == [1]
     for extreme in (1e308, -1e308):
@@ -281,7 +298,12 @@ def test_extreme_but_valid_parameters_work():
 def test_tokens_outside_of_the_vocabulary_are_none():
     """Ids that the model has no logit for, in the context or in parameters, have no effect."""
     logits = np.array([0.5, 1, 2], np.float32)
-    params = {"frequency_penalty": 1.0, "repetition_penalty": 1.5, "stop_token_ids": (3, 2**32 - 1), "min_tokens": 9}
+    params: dict[str, Any] = {
+        "frequency_penalty": 1.0,
+        "repetition_penalty": 1.5,
+        "stop_token_ids": (3, 2**32 - 1),
+        "min_tokens": 9,
+    }
     odd = row(prompt=[3, 700], output=[2**32 - 1], logit_bias={3: 9.0}, **params)
     plain = row(prompt=[0], output=[], logit_bias={0: 0.0})
     np.testing.assert_allclose(distribution(logits, odd), distribution(logits, plain)[[0, 1, 2]], rtol=1e-6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def step(number: int, size: int) -> tuple[np.ndarray, list[Row]]:
     random = np.random.default_rng(number)
     logits = random.normal(0, 3, (size, VOCAB_SIZE)).astype(np.float32)
     logits[random.random(size) < 0.1, 17] = np.nan
-    kinds = [
+    kinds: list[dict[str, Any]] = [
         {"temperature": 0.0},
         {"top_k": 50, "top_p": 0.9},
         {"typical_p": 0.9, "num_logprobs": 3},

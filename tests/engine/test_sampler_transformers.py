@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import pytest
 
 from rbee.engine.sampler import distribution
 from tests.engine.sampling_reference import row, transformers_distribution
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 VOCAB_SIZE = 1003  # not a whole number of blocks
 IMPOSSIBLE = 1e-30  # where the kernels may begin to see 0
@@ -50,7 +55,7 @@ def words(length: int, seed: int) -> list[int]:
     return [0, 1002, 7, 7, *(np.random.default_rng(seed).zipf(1.3, length) % VOCAB_SIZE).tolist()]
 
 
-def check(logits, **params):
+def check(logits: NDArray[np.float32], **params: Any) -> None:
     """The same tokens can be drawn, with the same probabilities."""
     wanted = transformers_distribution(logits, **params)
     for portable in (False, True):
@@ -73,8 +78,8 @@ def test_combinations():
     """Whatever is combined, the steps come in the same order, each on what the one before left."""
     random = np.random.default_rng(7)
     for number in range(150):
-        params = {"temperature": float(random.choice([0.5, 1, 2]))}
-        for name, values in {
+        params: dict[str, Any] = {"temperature": float(random.choice([0.5, 1, 2]))}
+        choices: dict[str, list[Any]] = {
             "top_k": [2, 20, 300],
             "top_p": [0.97, 0.6],
             "min_p": [0.02, 0.3],
@@ -84,7 +89,8 @@ def test_combinations():
             "presence_penalty": [1.0],
             "logit_bias": [{3: 5.0, 0: -3.0}],
             "allowed_token_ids": [tuple(range(0, VOCAB_SIZE, 3))],
-        }.items():
+        }
+        for name, values in choices.items():
             if random.random() < 0.4:
                 params[name] = values[random.integers(len(values))]
         logits = random.normal(0, random.choice([0.5, 2, 6]), VOCAB_SIZE).astype(np.float32)
@@ -95,9 +101,9 @@ def test_a_large_vocabulary():
     """Where only candidates are looked at, and where they are not enough, what is left is what transformers leaves."""
     random = np.random.default_rng(3)
     for scale in (1.0, 3.0, 8.0):
-        logits = random.normal(0, scale, 40_000)
-        logits[random.integers(0, 40_000, 5)] += 5 * scale
-        logits = logits.astype(np.float32)
+        drawn = random.normal(0, scale, 40_000)
+        drawn[random.integers(0, 40_000, 5)] += 5 * scale
+        logits = drawn.astype(np.float32)
         _, first = np.unique(logits, return_index=True)
         logits[np.setdiff1d(np.arange(40_000), first)] = -np.inf  # so that there are no ties
         for params in ({"top_k": 50}, {"top_k": 3000}, {"top_p": 0.9}, {"min_p": 0.01}, {"typical_p": 0.9}):

@@ -1,4 +1,4 @@
-"""What the fault tests share: what a server's clients should get, and what it holds for them."""
+"""What the fault tests share: what a server holds for its clients."""
 
 from __future__ import annotations
 
@@ -8,17 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import httpx
 import psutil
 
-from rbee.models import synthetic
+from tests.server.server_parts import PATIENCE
 
 if TYPE_CHECKING:
     from tests.conftest import Server
-
-PATIENCE = 60.0  # seconds after which something that never comes fails a test
-
-
-def expected(prompt: str, count: int) -> str:
-    """What the synthetic model answers to a text."""
-    return bytes(synthetic.expected_tokens(list(prompt.encode()), count)).decode()
 
 
 class Held(NamedTuple):
@@ -40,15 +33,3 @@ async def until_held(server: Server, wanted: Held) -> None:
     async with asyncio.timeout(PATIENCE):
         while await held(server) != wanted:  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.01)
-
-
-async def until_rings(server: Server, number: int) -> None:
-    """Wait until this many rings are in use."""
-    async with asyncio.timeout(PATIENCE):
-        while (await held(server)).rings != number:  # noqa: ASYNC110 - another process
-            await asyncio.sleep(0.01)
-
-
-def resident_bytes(server: Server) -> int:
-    """Memory of the server process."""
-    return int(psutil.Process(server.pid).memory_info().rss)

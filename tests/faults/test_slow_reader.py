@@ -2,15 +2,22 @@
 
 import asyncio
 import socket
+from typing import Any
 
-from tests.faults.faults_parts import expected, held, resident_bytes, until_held, until_rings
+import pytest
+
+from tests.faults.faults_parts import held, until_held
 from tests.raw_client import CHAT, COMPLETIONS, Client, text_of
+from tests.server.server_parts import counters, expected, until_rings
 
-SYNTHETIC = ["--model", "synthetic", "--synthetic-step-ms", "1", "--ring-capacity", "128"]
+pytestmark = pytest.mark.anyio
+
+SYNTHETIC = ["--model", "synthetic", "--synthetic-step-ms", "0.2", "--ring-capacity", "128"]
 # More frames than sockets, buffers and ring take together: they hold some 300 kB, a frame has 180 bytes.
 MANY = 3000
-LONG = {"max_tokens": 5000, "stream": True}
+LONG: dict[str, Any] = {"max_tokens": 5000, "stream": True}
 MIB = 2**20
+SMALL = 16384  # bytes of a socket's buffer that is full soon
 
 
 async def check_tokens(stream, prompt, number):
@@ -25,13 +32,12 @@ def read_faster(stream):
     stream.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MIB)
 
 
-def test_slow_reader_that_reads_on_in_time_gets_every_token(start_server):
+async def test_slow_reader_that_reads_on_in_time_gets_every_token(start_server):
     """Its tokens wait in its ring, its sequence pauses, its neighbours go on; what waited comes in one write."""
-
-    async def run(server):
+    with start_server(*SYNTHETIC) as server:
         async with Client(server.address) as client:
             before = await held(server)
-            slow = await client.open(COMPLETIONS, LONG | {"prompt": "slow"}, receive_buffer=4096)
+            slow = await client.open(COMPLETIONS, LONG | {"prompt": "slow"}, receive_buffer=SMALL)
             # Its neighbours take as many steps as fill its ring for certain.
             bodies = {prompt: LONG | {"prompt": prompt, "max_tokens": MANY} for prompt in ("left", "right")}
             neighbours = [(prompt, await client.open(COMPLETIONS, body)) for prompt, body in bodies.items()]
@@ -47,62 +53,59 @@ def test_slow_reader_that_reads_on_in_time_gets_every_token(start_server):
             slow.abort()
             await until_rings(server, before.rings)
 
-    with start_server(*SYNTHETIC) as server:
-        asyncio.run(run(server))
+
+async def keep_reading(client, prompt, over):
+    """Read one stream after the other, each with every token of it, until another has been read after `over`."""
+    last = False
+    while not last:
+        last = over.is_set()
+        stream = await client.open(COMPLETIONS, {"prompt": prompt, "max_tokens": 300, "stream": True})
+        await check_tokens(stream, prompt, 300)
+        stream.abort()
 
 
-def test_slow_reader_is_given_up_alone(start_server):
+async def check_given_up(stream, prompt):
+    """The rest of a stream: the tokens that were on their way, then the reason."""
+    read_faster(stream)
+    *chunks, error, done = [event async for event in stream.events()]
+    assert 128 < len(chunks) < MANY
+    assert text_of(chunks) == expected(prompt, len(chunks))
+    assert error["error"]["code"] == "slow_reader"
+    assert error["error"]["type"] == "invalid_request_error"
+    assert "--slow-reader-timeout" in error["error"]["message"]
+    assert done == "[DONE]"
+
+
+async def test_slow_reader_is_given_up_alone(start_server):
     """It ends with its reason behind the tokens that were on their way; nothing of it is left, its neighbours go on."""
-
-    async def run(server):
+    with start_server(*SYNTHETIC, "--slow-reader-timeout", "3") as server:
         before = await held(server)
         async with Client(server.address) as client:
-            await client.read(COMPLETIONS, {"prompt": "what is allocated once is there after this", "max_tokens": 500})
-        await until_held(server, before)
-        memory = resident_bytes(server)
-        async with Client(server.address) as client:
-            slow = await client.open(COMPLETIONS, LONG | {"prompt": "slow"}, receive_buffer=4096)
+            slow = await client.open(COMPLETIONS, LONG | {"prompt": "slow"}, receive_buffer=SMALL)
             chat = LONG | {"messages": [{"role": "user", "content": "slow too"}], "stop": ["~"]}
-            other = await client.open(CHAT, chat, receive_buffer=4096)
-            bodies = {prompt: LONG | {"prompt": prompt, "max_tokens": 8000} for prompt in ("left", "right")}
-            neighbours = [(prompt, await client.open(COMPLETIONS, body)) for prompt, body in bodies.items()]
-            reading = [asyncio.ensure_future(check_tokens(stream, prompt, 8000)) for prompt, stream in neighbours]
-            await until_rings(server, 2)
-            assert not any(task.done() for task in reading), "it is the slow ones that should have ended"
-            for stream, prompt in ((slow, "slow"), (other, "user: slow too\nassistant: ")):
-                read_faster(stream)
-                *chunks, error, done = [event async for event in stream.events()]
-                assert 128 < len(chunks) < MANY
-                assert text_of(chunks) == expected(prompt, len(chunks))
-                assert error["error"]["code"] == "slow_reader"
-                assert error["error"]["type"] == "invalid_request_error"
-                assert "--slow-reader-timeout" in error["error"]["message"]
-                assert done == "[DONE]"
-            await asyncio.gather(*reading)
-            for stream in (slow, other, *(stream for _, stream in neighbours)):
-                stream.abort()
-            await until_held(server, before)
-            assert resident_bytes(server) < memory + 8 * MIB
-
-    with start_server(*SYNTHETIC, "--slow-reader-timeout", "3") as server:
-        asyncio.run(run(server))
+            other = await client.open(CHAT, chat, receive_buffer=SMALL)
+            over = asyncio.Event()
+            neighbours = [asyncio.ensure_future(keep_reading(client, prompt, over)) for prompt in ("left", "right")]
+            while counters(server)["cancels"] < 2:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.01)
+            await asyncio.gather(check_given_up(slow, "slow"), check_given_up(other, "user: slow too\nassistant: "))
+            over.set()
+            await asyncio.gather(*neighbours)
+            assert counters(server)["cancels"] == 2, "it is the slow ones that should have ended early"
+        await until_held(server, before)
 
 
-def test_client_that_never_reads_again_is_dropped(start_server):
+async def test_client_that_never_reads_again_is_dropped(start_server):
     """Its ring is free after the timeout, its connection is gone after twice the timeout, while it still holds on."""
-
-    async def run(server):
+    with start_server(*SYNTHETIC, "--slow-reader-timeout", "0.3") as server:
         async with Client(server.address) as client:
             before = await held(server)
             streams = [
-                await client.open(COMPLETIONS, LONG | {"prompt": f"{number}"}, receive_buffer=4096)
+                await client.open(COMPLETIONS, LONG | {"prompt": f"{number}"}, receive_buffer=SMALL)
                 for number in range(8)
             ]
             await until_held(server, before)
             assert not any(stream.writer.is_closing() for stream in streams)
             await client.read(COMPLETIONS, {"prompt": "next", "max_tokens": 5})
-
-    with start_server(*SYNTHETIC, "--slow-reader-timeout", "0.3") as server:
-        asyncio.run(run(server))
         assert server.stop() == 0
         assert "Traceback" not in server.log.read_text()

@@ -113,7 +113,9 @@ def write_tiny_gguf(
         kind = gguf.GGMLQuantizationType.Q8_0 if "mlp" in name else gguf.GGMLQuantizationType.F32
         if kind != gguf.GGMLQuantizationType.F32:
             stored = gguf.quants.quantize(stored, kind)
-        writer.add_tensor(names.get_name(name, (".weight",)), stored, raw_dtype=kind)
+        stored_name = names.get_name(name, (".weight",))
+        assert stored_name is not None
+        writer.add_tensor(stored_name, stored, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

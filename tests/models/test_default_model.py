@@ -91,6 +91,7 @@ def test_the_gguf_is_kept_and_the_catalogue_knows_the_folder_s_size(default_mode
     """The native runner packs the blocks of the file itself; the space needed was promised and is not exceeded."""
     (known,) = [model for model in list_catalogue() if model.name == DEFAULT_MODEL]
     path = gguf_of(default_model.path)
+    assert path is not None
     assert path == default_model.path / "model.gguf"
     assert hashlib.sha256(path.read_bytes()).hexdigest() == known.sha256
     size = sum(file.stat().st_size for file in default_model.path.iterdir())

@@ -21,8 +21,19 @@ from tests.models.models_parts import PREPARE
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+class HubServer(ThreadingHTTPServer):
+    """Holds the files of its models by name, and the paths that were asked for."""
+
+    def __init__(self, models: dict[str, dict[str, bytes]]) -> None:
+        super().__init__(("127.0.0.1", 0), HubHandler)
+        self.models = models
+        self.requests: list[str] = []
+
+
 class HubHandler(BaseHTTPRequestHandler):
     """The few answers of the Hub that a download needs, for the models in `server.models`."""
+
+    server: HubServer
 
     def do_HEAD(self):
         """The same as GET without its body."""
@@ -44,8 +55,15 @@ class HubHandler(BaseHTTPRequestHandler):
             return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         if verb == "revision":
             siblings = [{"rfilename": path} for path in files]
-            facts = {"id": name, "sha": COMMIT, "private": False, "tags": [], "downloads": 0, "likes": 0}
-            return self.answer(200, json.dumps(facts | {"siblings": siblings}).encode())
+            facts: dict[str, object] = {
+                "id": name,
+                "sha": COMMIT,
+                "private": False,
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+            }
+            return self.answer(200, json.dumps({**facts, "siblings": siblings}).encode())
         if verb == "tree":
             tree = [
                 {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
@@ -72,11 +90,9 @@ class HubHandler(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub():
     """A server with the whole model org/tiny and with org/bin, whose weights are no safetensors."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
     files = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}", "pytorch_model.bin": b"pickle"}
     weights = save({"w": np.zeros(100, np.float32)})
-    server.models = {"org/tiny": {**files, "model.safetensors": weights, "README.md": b"# tiny"}, "org/bin": files}
-    server.requests = []
+    server = HubServer({"org/tiny": {**files, "model.safetensors": weights, "README.md": b"# tiny"}, "org/bin": files})
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server

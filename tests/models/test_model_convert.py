@@ -1,10 +1,9 @@
-"""Converting a GGUF file, with the real conversion process and with its code in this one."""
+"""Converting a GGUF file with the real conversion process."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -16,12 +15,11 @@ import numpy as np
 import psutil
 import pytest
 from safetensors.numpy import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer
 
 from rbee.errors import ModelError
 from rbee.models import cache as cache_module
 from rbee.models import gguf_of, prepare
-from rbee.models.convert_gguf import Reporter, mend_pre_tokenizer, run
 from tests.models.models_parts import (
     FFN,
     HIDDEN,
@@ -29,7 +27,6 @@ from tests.models.models_parts import (
     RecordingProgress,
     start_prepare,
     tiny_weights,
-    write_tiny_gguf,
 )
 
 
@@ -169,7 +166,7 @@ def wait_for_stage(process, stage):
 def conversion_child(process):
     """The conversion process of a preparing process."""
     (child,) = psutil.Process(process.pid).children()
-    assert "rbee.models.convert_gguf" in child.cmdline()
+    assert "rbee.engine.runners.torch.convert_gguf" in child.cmdline()
     return child
 
 
@@ -188,7 +185,7 @@ def test_a_preparation_killed_at_any_stage_leaves_no_process_and_nothing_half_ma
         assert all(cache_module.is_whole(path) for path in left)
         assert not left or stage == "saving the weights"  # the last stage may have been over before the signal
         for path in left:
-            cache_module._remove(path)
+            shutil.rmtree(path)
     folder = prepare(str(tiny_gguf), progress=RecordingProgress())
     assert not list(cache.glob("*.partial"))
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
@@ -225,8 +222,11 @@ def test_two_preparations_at_once_convert_once(tiny_gguf, cache):
     """The second waits for the first, says so, and uses what the first has made."""
     with start_prepare(tiny_gguf, cache=cache) as first:
         wait_for_stage(first, "loading torch")
+        child = conversion_child(first)
+        child.suspend()  # so that it is not ready before the second has begun
         with start_prepare(tiny_gguf, cache=cache) as second:
             waiting = wait_for_stage(second, "waiting for another process")
+            child.resume()
             rest = second.stderr.read()
             assert second.stdout.read() == first.stdout.read() != ""
     assert (first.returncode, second.returncode) == (0, 0)
@@ -312,87 +312,3 @@ def test_a_disk_that_fills_while_saving_is_a_sentence(tiny_gguf, cache):
     assert "bytes are needed and" in done.stderr
     assert done.returncode == 1
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
-
-
-def convert_here(source, folder):
-    """Convert in this process; returns the exit status and the lines that were reported."""
-    folder.mkdir()
-    lines = folder.with_suffix(".jsonl")
-    with lines.open("w") as file:
-        status = run(source, folder, Reporter(file))
-    return status, [json.loads(line) for line in lines.read_text().splitlines()]
-
-
-def without(weights, name):
-    """The weights without one of them."""
-    return {other: weight for other, weight in weights.items() if other != name}
-
-
-def with_infinity(weights, name):
-    """The weights with one infinite element."""
-    weights[name][0] = np.inf
-    return weights
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"architecture": "mamba9"}, r"transformers cannot convert .*mamba9.* is not supported yet\)\."),
-        (
-            {"weights": without(tiny_weights(), "model.layers.1.self_attn.q_proj.weight")},
-            r"lacks weights that the architecture needs: model\.layers\.1\.self_attn\.q_proj\.weight\.",
-        ),
-        (
-            {"weights": with_infinity(tiny_weights(), "model.norm.weight")},
-            r"is damaged: it holds infinite or undefined weights in model\.norm\.weight\.",
-        ),
-    ],
-    ids=["architecture", "missing weight", "infinite weight"],
-)
-def test_a_file_that_transformers_cannot_turn_into_a_model_is_a_sentence(changes, reason, tmp_path):
-    """Unsupported architecture, missing and undefined weights: status 2 and one sentence that names the file."""
-    source = write_tiny_gguf(tmp_path / "odd.gguf", **changes)
-    status, lines = convert_here(source, tmp_path / "out")
-    assert status == 2
-    assert str(source) in lines[-1]["error"]
-    assert re.search(reason, lines[-1]["error"])
-
-
-def test_an_unknown_pre_tokenizer_is_said_and_kept_as_transformers_makes_it(tmp_path):
-    """The user learns that text may be cut in another way than in training; the conversion goes on."""
-    source = write_tiny_gguf(tmp_path / "odd.gguf", pre="somebody-elses")
-    status, lines = convert_here(source, tmp_path / "out")
-    assert status == 0
-    (note,) = [line["note"] for line in lines if "note" in line]
-    assert "odd.gguf: the pre-tokenizer is of the unknown type 'somebody-elses'" in note
-    tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
-    assert tokenizer.encode("\n\n1").tokens == ["Ċ", "Ċ", "1"]
-
-
-@pytest.mark.parametrize(
-    ("pre_type", "tokens", "warns"),
-    [
-        ("smollm", ["ĊĊ", "1", "2"], False),
-        ("starcoder", ["ĊĊ", "1", "2"], False),
-        ("gpt-2", ["Ċ", "Ċ", "12"], False),
-        ("unheard-of", ["Ċ", "Ċ", "12"], True),
-        (None, ["Ċ", "Ċ", "12"], True),
-    ],
-)
-def test_pre_tokenizers_are_mended_by_type(pre_type, tokens, warns):
-    """Types with isolated digits get them, GPT-2's is right as it is, others are kept with a warning."""
-    vocabulary = {"Ċ": 0, "1": 1, "2": 2, "ĊĊ": 3, "12": 4}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ċ", "Ċ"), ("1", "2")]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    warning = mend_pre_tokenizer(tokenizer, pre_type)
-    assert tokenizer.encode("\n\n12").tokens == tokens
-    assert (warning is not None) == warns
-
-
-def test_a_pre_tokenizer_that_transformers_knows_is_left_alone():
-    """What is no plain byte-level pre-tokenizer was made for the type on purpose."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace()])
-    assert mend_pre_tokenizer(tokenizer, "smollm") is None
-    assert isinstance(tokenizer.pre_tokenizer, pre_tokenizers.Sequence)
-    assert tokenizer.pre_tokenizer.pre_tokenize_str("a1") == [("a1", (0, 2))]

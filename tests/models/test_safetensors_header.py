@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from rbee.errors import ModelError
 from rbee.models.safetensors_header import read_safetensors_header
 
-TENSORS = {
+TENSORS: dict[str, np.ndarray] = {
     "matrix": np.arange(12, dtype=np.float32).reshape(3, 4),
     "half": np.ones(5, np.float16),
     "numbers": np.zeros((2, 2, 2), np.int64),

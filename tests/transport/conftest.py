@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,3 +79,24 @@ def make_sides() -> Iterator[Callable[..., Sides]]:
 def sides(make_sides: Callable[..., Sides]) -> Sides:
     """One pair with rings of eight records."""
     return make_sides()
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[[], tuple[socket.socket, socket.socket]]]:
+    """Makes connections; (the server's end, the client's end), the former with a small send buffer."""
+    with contextlib.ExitStack() as stack:
+
+        def make() -> tuple[socket.socket, socket.socket]:
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            client = socket.socket()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(listener.getsockname())
+            stack.callback(client.close)
+            server, _ = listener.accept()
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            stack.callback(server.close)
+            client.settimeout(30)
+            return server, client
+
+        yield make

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 NATIVE = Path(__file__).resolve().parents[2] / "native"
 CMAKE = Path(sys.executable).parent / "cmake"  # of the development requirements
+# Each child gets this copy. Without one it reads the C library's environment, which pytest's main thread changes for
+# every test while mutations run in threads: then a start fails with EFAULT.
+ENVIRONMENT = dict(os.environ)
 SIGNS = ("FAILED", "WARNING:", "ERROR:", "runtime error:")
 
 
@@ -56,28 +60,40 @@ class Mutation:
 
 @dataclass(frozen=True)
 class Check:
-    """One of the programs that may notice, built in its own way."""
+    """Programs that may notice, built in their own way; `complaint` runs the first."""
 
     name: str
     sanitizers: str
-    target: str
+    targets: tuple[str, ...]
+
+    @property
+    def target(self) -> str:
+        """The program that a mutation of the transport is tried with."""
+        return self.targets[0]
 
     def configure(self, native: Path, build: Path) -> None:
         """Prepare `build`."""
-        configure = [CMAKE, "-S", native, "-B", build, "-DRBEE_BUILD_TESTS=ON", f"-DRBEE_SANITIZE={self.sanitizers}"]
-        subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
+        options = ["-DRBEE_BUILD_TESTS=ON", f"-DRBEE_SANITIZE={self.sanitizers}"]
+        subprocess.run(
+            [CMAKE, "-S", native, "-B", build, *options], check=True, stdout=subprocess.DEVNULL, env=ENVIRONMENT
+        )
 
-    def build(self, build: Path) -> None:
-        """Compile what has changed; a mutation that does not compile is an error."""
-        command = [CMAKE, "--build", build, "--parallel", "2", "--target", self.target]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    def build(self, build: Path, *targets: str) -> None:
+        """Compile what has changed of these programs, or of all; a mutation that does not compile is an error."""
+        targets = targets or self.targets
+        command: list[str | Path] = [CMAKE, "--build", build, "--parallel", "2", "--target", *targets]
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=ENVIRONMENT
+        )
         if done.returncode != 0:
             raise RuntimeError(done.stdout)
 
     def complaint(self, build: Path, *arguments: str) -> str:
         """The first thing that the program complains about, or nothing; it is not run any further."""
-        command = [*without_address_randomisation(), build / self.target, *arguments]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        command: list[str | Path] = [*without_address_randomisation(), build / self.target, *arguments]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT
+        ) as process:
             assert process.stdout is not None
             hang = threading.Timer(300, process.kill)
             hang.start()
@@ -90,9 +106,9 @@ class Check:
         return f"exit code {process.returncode}" if process.returncode != 0 else ""
 
 
-MODEL = Check("model", "", "rbee_model_check")
-ADDRESS = Check("address", "address,undefined", "rbee_core_tests")
-THREAD = Check("thread", "thread", "rbee_core_tests")
+MODEL = Check("model", "", ("rbee_model_check",))
+ADDRESS = Check("address", "address,undefined", ("rbee_transport_tests", "rbee_kernel_tests", "rbee_model_tests"))
+THREAD = Check("thread", "thread", ("rbee_transport_tests", "rbee_model_tests"))  # kernels alone have no threads
 
 
 def without_address_randomisation() -> list[str]:
@@ -101,7 +117,9 @@ def without_address_randomisation() -> list[str]:
     Empty where containers forbid it.
     """
     setarch = shutil.which("setarch")
-    works = setarch and subprocess.run([setarch, "-R", "true"], capture_output=True, check=False).returncode == 0
+    if setarch is None:
+        return []
+    works = subprocess.run([setarch, "-R", "true"], capture_output=True, check=False, env=ENVIRONMENT).returncode == 0
     return [setarch, "-R"] if works else []
 
 
@@ -118,7 +136,7 @@ def noticed_by(native: Path, mutation: Mutation, *, all_checks: bool) -> dict[st
             build = native.parent / check.name
             if not build.exists():
                 check.configure(native, build)
-            check.build(build)
+            check.build(build, check.target)
             complaint = check.complaint(build)
             if complaint:
                 noticed[check.name] = complaint

@@ -101,7 +101,8 @@ def test_send_delivers_a_payload_larger_than_the_socket_buffer(ends):
     """send() goes on until the kernel has taken everything, however slowly the peer reads."""
     channel, theirs = ends
     payload = bytes(range(256)) * 20_000
-    decoder, received = FrameDecoder(), []
+    decoder = FrameDecoder()
+    received: list[bytes] = []
 
     def read() -> None:
         while not received:
@@ -110,5 +111,5 @@ def test_send_delivers_a_payload_larger_than_the_socket_buffer(ends):
     reader = threading.Thread(target=read)
     reader.start()
     channel.send(payload)
-    reader.join(30)
+    reader.join()
     assert received == [payload]

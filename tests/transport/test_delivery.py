@@ -6,61 +6,20 @@ import contextlib
 import select
 import socket
 import struct
-from typing import TYPE_CHECKING
 
 import pytest
 
-from rbee.transport import Outlet, Vocabulary, _native  # noqa: TID251 - what observers see is tested here too
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-VOCABULARY = Vocabulary([bytes([byte]) for byte in range(256)])
-# Frames that show where each part comes from: FIRST "a" AFTER } etc.
-PARTS = (b"F", b"N", b"E", b"A", b"S", b"L", b"T", b"", b"D")
-STOP, LENGTH, ERROR, DEADLINE = 1, 2, 4, 5
-
-
-def make_outlet(fd: int, *, stop_token_ids: tuple[int, ...] = (), parts: tuple[bytes, ...] = PARTS) -> Outlet:
-    """An outlet that shows each byte in a frame of its own."""
-    stop = list(stop_token_ids)
-    return Outlet(fd, VOCABULARY, parts, strip=False, prompt_tokens=3, stop_token_ids=stop, timing=False, usage=False)
-
-
-def chunk(body: bytes) -> bytes:
-    """One HTTP/1.1 chunk."""
-    return b"%x\r\n%b\r\n" % (len(body), body)
-
-
-@pytest.fixture
-def connect() -> Iterator[Callable[[], tuple[socket.socket, socket.socket]]]:
-    """Makes connections; (the server's end, the client's end), the former with a small send buffer."""
-    with contextlib.ExitStack() as stack:
-
-        def make() -> tuple[socket.socket, socket.socket]:
-            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            client = socket.socket()
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.connect(listener.getsockname())
-            stack.callback(client.close)
-            server, _ = listener.accept()
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            stack.callback(server.close)
-            client.settimeout(30)
-            return server, client
-
-        yield make
-
-
-def receive(sock: socket.socket, size: int) -> bytes:
-    """Exactly so many bytes."""
-    data = b""
-    while len(data) < size:
-        piece = sock.recv(size - len(data))
-        assert piece, f"the connection ended after {data!r}"
-        data += piece
-    return data
+from rbee.messages import SIDE_RECORD
+from rbee.transport import Outlet, _native  # noqa: TID251 - what observers see is tested here too
+from tests.transport.delivery_parts import (
+    LENGTH,
+    STOP,
+    TEMPLATE,
+    VOCABULARY,
+    chunk,
+    make_outlet,
+    receive,
+)
 
 
 def test_tokens_become_chunks_on_the_socket(sides, connect):
@@ -71,39 +30,13 @@ def test_tokens_become_chunks_on_the_socket(sides, connect):
     sides.commit([(ring, ord("a")), (ring, ord("b"))])
     drained = sides.consumer.drain()
     assert (drained.rings, drained.tokens, drained.ended, drained.blocked, drained.broken) == ([], [], [], [], [])
-    expected = chunk(b'F"a"A}\n\nN"b"A}\n\n')
+    expected = chunk(b'F"a"A\n\nN"b"A\n\n')
     assert receive(client, len(expected)) == expected
     sides.commit([(ring, ord('"'))], {ring: LENGTH})
     assert sides.consumer.drain().ended == [(ring, LENGTH)]
-    expected = chunk(b'N"\\""L}\n\nD')
+    expected = chunk(b'N"\\""L\n\nD')
     assert receive(client, len(expected)) == expected
     assert sides.consumer.in_use == 0
-
-
-@pytest.mark.parametrize(("reason", "after"), [(STOP, b"S"), (LENGTH, b"L"), (DEADLINE, b"T")])
-def test_ordinary_ends_count_tokens_and_what_was_cached(sides, connect, reason, after):
-    """The last frame says why it is the last; the usage behind it has the finish's detail as the cached tokens."""
-    ring = sides.start()
-    server, client = connect()
-    parts = (*PARTS[:7], b"U", b"D")
-    sides.consumer.attach(ring, make_outlet(server.fileno(), parts=parts))
-    finish = reason | 0xABCDEF << 8
-    sides.commit([(ring, ord("a"))], {ring: finish})
-    assert sides.consumer.drain().ended == [(ring, finish)]
-    usage = b',"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4,"prompt_tokens_details":'
-    expected = chunk(b'F"a"%b}\n\nU%b{"cached_tokens":%d}}}\n\nD' % (after, usage, 0xABCDEF))
-    assert receive(client, len(expected)) == expected
-
-
-def test_deadline_before_the_first_token_is_not_an_ordinary_end(sides, connect):
-    """Nothing is written: the caller says why."""
-    ring = sides.start()
-    server, client = connect()
-    sides.consumer.attach(ring, make_outlet(server.fileno()))
-    sides.commit([], {ring: DEADLINE})
-    assert sides.consumer.drain().ended == [(ring, DEADLINE)]
-    server.close()
-    assert client.recv(1) == b""
 
 
 def test_neighbours_are_returned(sides, connect):
@@ -159,7 +92,7 @@ def test_full_socket_gives_the_rest_back_and_pauses_its_ring(make_sides, connect
     expected, rest = b"", b""
     while not rest:
         sides.commit([(ring, ord("x"))] * 500)
-        frames = (b"" if expected else b'F"x"A}\n\n') + b'N"x"A}\n\n' * (500 if expected else 499)
+        frames = (b"" if expected else b'F"x"A\n\n') + b'N"x"A\n\n' * (500 if expected else 499)
         expected += chunk(frames)
         for blocked_ring, data in sides.consumer.drain().blocked:
             assert blocked_ring == ring
@@ -170,7 +103,7 @@ def test_full_socket_gives_the_rest_back_and_pauses_its_ring(make_sides, connect
     assert received == expected
     assert sides.consumer.resume(ring)
     assert sides.consumer.drain().ended == [(ring, STOP)]
-    last = chunk(b'N"y"S}\n\nD')
+    last = chunk(b'N"y"S\n\nD')
     assert receive(client, len(last)) == last
     assert sides.consumer.counters()["blocked_sends"] == 1
 
@@ -191,7 +124,7 @@ def test_full_socket_of_a_ring_that_ends(make_sides, connect):
     assert drained.ended == [(ring, STOP)]
     [(blocked, rest)] = drained.blocked
     assert blocked == ring
-    assert chunk(b'F"x"S}\n\nD').endswith(rest)
+    assert chunk(b'F"x"S\n\nD').endswith(rest)
     assert sides.start() == ring
     sides.commit([(ring, 7)])
     assert sides.consumer.drain().tokens == [7]
@@ -213,31 +146,6 @@ def test_broken_socket_is_told(sides, connect):
     assert drained.tokens == [2]
 
 
-def test_failure_shows_all_text_and_leaves_the_end_to_the_caller(sides, connect):
-    """A finish that is no ordinary one is not written: its words are not the drain's business."""
-    ring = sides.start()
-    server, client = connect()
-    sides.consumer.attach(ring, make_outlet(server.fileno()))
-    sides.commit([(ring, ord("a")), (ring, 0xC3)], {ring: ERROR})
-    assert sides.consumer.drain().ended == [(ring, ERROR)]
-    expected = chunk(b'F"a"A}\n\nN"\xef\xbf\xbd"A}\n\n')
-    assert receive(client, len(expected)) == expected
-
-
-def test_stop_token_is_counted_and_not_shown(sides, connect):
-    """The frame that ends the stream has no text then."""
-    ring = sides.start()
-    server, client = connect()
-    outlet = make_outlet(server.fileno(), stop_token_ids=(9,))
-    sides.consumer.attach(ring, outlet)
-    sides.commit([(ring, ord("a")), (ring, 9)], {ring: STOP})
-    sides.consumer.drain()
-    expected = chunk(b'F"a"A}\n\nES}\n\nD')
-    assert receive(client, len(expected)) == expected
-    assert outlet.num_tokens == 2
-    assert outlet.written_ns > 0
-
-
 def test_dead_engine_leaves_nothing_behind_a_full_socket(sides, connect):
     """What a paused ring holds is not sent past the bytes that its socket still waits for: it is given back whole."""
     paused, ready = sides.start(), sides.start()
@@ -248,9 +156,9 @@ def test_dead_engine_leaves_nothing_behind_a_full_socket(sides, connect):
     sides.commit([(paused, ord("a")), (ready, ord("b"))], {paused: STOP})
     sides.consumer.expect_all()
     drained = sides.consumer.drain()
-    assert drained.blocked == [(paused, chunk(b'F"a"S}\n\nD'))]
+    assert drained.blocked == [(paused, chunk(b'F"a"S\n\nD'))]
     assert drained.ended == [(paused, STOP)]
-    expected = chunk(b'F"b"A}\n\n')
+    expected = chunk(b'F"b"A\n\n')
     assert receive(ready_client, len(expected)) == expected
     paused_server.close()
     assert paused_client.recv(1) == b""
@@ -316,3 +224,71 @@ def test_polling_needs_no_doorbell(sides):
     assert sides.consumer.drain().tokens == []
     sides.commit([(ring, 3)])
     assert sides.rung()
+
+
+def test_first_token_and_gaps_are_timed(sides, connect):
+    """From the request's receipt to its first content; then one gap per token, of no length within one write."""
+    ring = sides.start()
+    server, _ = connect()
+    outlet = Outlet(
+        server.fileno(), VOCABULARY, TEMPLATE, strip=False, prompt_tokens=3, stop_token_ids=[], received_ns=1
+    )
+    sides.consumer.attach(ring, outlet)
+
+    def counts() -> tuple[int, int, int]:
+        *_, histograms = _native.observe(sides.created.buffer.toreadonly())
+        return sum(histograms["first_token"]), histograms["token_gap"][0], sum(histograms["token_gap"])
+
+    sides.commit([(ring, 0xC3)])
+    sides.consumer.drain()
+    assert counts() == (0, 0, 0), "half a character is no content"
+    sides.commit([(ring, 0xA9), (ring, ord("b"))])
+    sides.consumer.drain()
+    assert counts() == (1, 1, 1)
+    sides.commit([(ring, ord("c")), (ring, ord("d")), (ring, ord("e"))], {ring: STOP})
+    sides.consumer.drain()
+    assert counts() == (1, 3, 4)
+    *_, histograms = _native.observe(sides.created.buffer.toreadonly())
+    assert sum(histograms["first_token"][300:]) == 1, "since the machine's start"
+
+
+def test_streams_that_python_writes_are_timed_alike(sides):
+    """The same two histograms."""
+
+    def counts() -> tuple[int, int]:
+        *_, histograms = _native.observe(sides.created.buffer.toreadonly())
+        return sum(histograms["first_token"]), sum(histograms["token_gap"])
+
+    def start(received_ns: int) -> int:
+        assigned = sides.consumer.assign(received_ns)
+        sides.producer.open(*assigned)
+        ring: int = assigned[0]
+        return ring
+
+    def deliver(*arguments: object) -> None:
+        sides.commit(*arguments)
+        sides.consumer.drain()
+        sides.consumer.note_delivered()
+
+    timed, untimed = start(1), start(0)
+    deliver([(timed, ord("a")), (untimed, ord("a"))])
+    assert counts() == (1, 0)
+    deliver([(timed, ord("b")), (timed, SIDE_RECORD | 1), (timed, ord("c")), (untimed, ord("b"))])
+    assert counts() == (1, 2), "a side record is no token"
+    deliver([(timed, ord("d"))], {timed: STOP})
+    assert counts() == (1, 3)
+    assert start(0) == timed
+    deliver([(timed, ord("a"))])
+    assert counts() == (1, 3), "the ring belongs to another sequence now"
+
+
+def test_progress_is_seen_until_the_producer_is_closed(sides):
+    """The same object each time; afterwards it counts for itself, so that a runner may outlive the arena."""
+    progress = sides.producer.progress
+    assert progress is sides.producer.progress
+    progress.advance()
+    progress.advance()
+    assert (progress.chunks, sides.consumer.counters()["progress"]) == (2, 2)
+    sides.producer.close()
+    progress.advance()
+    assert (progress.chunks, sides.consumer.counters()["progress"]) == (1, 2)

@@ -2,27 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.transport.mutations import ADDRESS, CMAKE, NATIVE, THREAD, without_address_randomisation
+from tests.transport.mutations import ADDRESS, CMAKE, NATIVE, THREAD, Check, without_address_randomisation
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.slow
+
+
+KEY_TESTS = {
+    "rbee_transport_tests": [
+        "a step beside the arming is never missed",
+        "whatever is scribbled, nothing leaves the mapping",
+    ],
+    "rbee_kernel_tests": ["attention is softmax of scores times values"],
+    "rbee_model_tests": ["every chunk is done once, after the phases before", "model: long contexts are put together"],
+}
 
 
 @pytest.mark.parametrize("check", [ADDRESS, THREAD], ids=lambda check: check.name)
-def test_core_under(check, tmp_path):
-    """Layout, fuzz, both roles in one thread and as threads over one mapping, with every warning an error."""
+def test_core_under(check: Check, tmp_path: Path) -> None:
+    """Transport, kernels, and the model on its thread pool pass under the sanitizer, with every warning an error."""
     check.configure(NATIVE, tmp_path)
     check.build(tmp_path)
-    command = [*without_address_randomisation(), tmp_path / check.target]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-    assert "ok      a step beside the arming is never missed" in done.stdout
-    assert "ok      whatever is scribbled, nothing leaves the mapping" in done.stdout
+    with contextlib.ExitStack() as ending:
+        running = {}
+        for target in check.targets:
+            command: list[str | Path] = [*without_address_randomisation(), tmp_path / target]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            running[target] = ending.enter_context(process)
+            ending.callback(process.kill)
+        for target, process in running.items():
+            output, _ = process.communicate()
+            assert process.returncode == 0, output
+            assert all(f"ok      {name}\n" in output for name in KEY_TESTS[target]), output
 
 
-def test_stress(tmp_path):
+def test_stress(tmp_path: Path) -> None:
     """A million steps between two processes lose no wakeup and lose, repeat or confuse no token."""
     subprocess.run([CMAKE, "-S", NATIVE, "-B", tmp_path, "-DRBEE_BUILD_TESTS=ON"], check=True, capture_output=True)
     subprocess.run([CMAKE, "--build", tmp_path, "--target", "rbee_core_stress"], check=True, capture_output=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import os
 import subprocess
@@ -53,21 +52,21 @@ def test_sample_equals_the_counters(server, observer):
     server.step(7, 1_000_000)
     server.cancel()
     sample = observer.sample()
-    assert dataclasses.asdict(sample.counters) == server.counters()
-    assert (sample.counters.tokens, sample.counters.steps, sample.counters.cancels) == (7, 1, 1)
+    assert sample.counters == server.counters()
+    assert (sample.counters["tokens"], sample.counters["steps"], sample.counters["cancels"]) == (7, 1, 1)
     assert (sample.epoch, sample.server_pid) == (1, server.pid())
-    assert 0 < sample.counters.engine_heartbeat_ns <= sample.counters.server_heartbeat_ns <= sample.taken_ns
+    assert 0 < sample.counters["engine_heartbeat_ns"] <= sample.counters["server_heartbeat_ns"] <= sample.taken_ns
 
 
 def test_observing_changes_not_one_byte(server, observer):
     """The arena is the same to the byte before and after a thousand samples; nothing was drained, nobody rang."""
     server.step(3)
     before = server.content()
-    drains = observer.sample().counters.drains
+    drains = observer.sample().counters["drains"]
     for _ in range(1000):
         observer.sample()
     assert server.content() == before
-    assert observer.sample().counters.drains == drains == 1
+    assert observer.sample().counters["drains"] == drains == 1
     assert not server.rung()
 
 
@@ -81,10 +80,8 @@ def test_an_arena_is_found_while_it_has_a_name():
 
 
 def test_the_mapping_is_read_only(synthetic_server):
-    """Neither Python nor the kernel lets an observer write: the pages are mapped for reading only."""
-    with Observer(synthetic_server.pid) as observer:
-        with pytest.raises(TypeError, match="readonly"):
-            observer._mapping[0] = 0
+    """The kernel lets no observer write: the pages are mapped, and the descriptor is open, for reading only."""
+    with Observer(synthetic_server.pid):
         mappings = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
         ours = [fields[1] for fields in mappings if f"/dev/shm/rbee-{synthetic_server.pid}-" in " ".join(fields)]
         assert ours == ["r--s"]
@@ -109,13 +106,13 @@ def test_observer_gives_back_what_it_took(server, observer):
 def test_the_newest_epoch_is_followed(server, observer):
     """A new arena takes over as soon as it is there, and the end of the old one is of no importance then."""
     server.step(5)
-    assert observer.sample().counters.tokens == 5
+    assert observer.sample().counters["tokens"] == 5
     server.start_engine(2)
     sample = observer.sample()
-    assert (sample.epoch, observer.epoch, sample.counters.tokens) == (2, 2, 0)
+    assert (sample.epoch, observer.epoch, sample.counters["tokens"]) == (2, 2, 0)
     server.stop_engine()
     server.step(2)
-    assert observer.sample().counters.tokens == 2
+    assert observer.sample().counters["tokens"] == 2
 
 
 def test_between_two_engines_there_is_no_sample(server, observer):
@@ -254,7 +251,7 @@ def test_quantiles_agree_with_numpy(server, observer, fraction):
     values = np.concatenate([random.lognormal(12, 4, 3000), random.integers(0, 40, 300)]).astype(np.int64)
     values = values[values < 34_000_000_000]
     server.lag(*values.tolist())
-    histogram = observer.sample().loop_lag
+    histogram = observer.sample().histograms["loop_lag"]
     exact = np.quantile(values, fraction, method="inverted_cdf")
     assert histogram.count == len(values)
     assert abs(histogram.quantile(fraction) - exact) <= max(1, exact / 16)
@@ -263,10 +260,10 @@ def test_quantiles_agree_with_numpy(server, observer, fraction):
 def test_quantiles_of_a_difference_are_those_of_the_interval(server, observer):
     """What was counted before the interval has no part in it."""
     server.step(1, *[5_000_000] * 1000)
-    before = observer.sample().step
+    before = observer.sample().histograms["step"]
     values = np.arange(10_000, 20_000, 10)
     server.step(1, *values.tolist())
-    steps = observer.sample().step.minus(before)
+    steps = observer.sample().histograms["step"].minus(before)
     assert steps.count == len(values)
     for fraction in (0.5, 0.99, 1.0):
         exact = np.quantile(values, fraction, method="inverted_cdf")
@@ -275,7 +272,7 @@ def test_quantiles_of_a_difference_are_those_of_the_interval(server, observer):
 
 def test_quantiles_at_the_edges(server, observer):
     """Of nothing there is none; the last bucket, which has no end, answers with its start; within one, it is linear."""
-    assert observer.sample().loop_lag.quantile(0.5) is None
+    assert observer.sample().histograms["loop_lag"].quantile(0.5) is None
     server.lag(2**63)
-    assert observer.sample().loop_lag.quantile(0.5) == 33_285_996_544
+    assert observer.sample().histograms["loop_lag"].quantile(0.5) == 33_285_996_544
     assert Histogram((0, 0, 4) + (0,) * 509).quantile(0.25) == 2.25

@@ -58,18 +58,17 @@ class TransportModel(RuleBasedStateMachine):
             self.sides.close()
 
     @precondition(lambda self: len(self.rings) < 5)
-    @rule(submit=st.booleans())
-    def admit(self, submit):
+    @rule()
+    def admit(self):
         """A request takes a ring: one that is free, with a generation it never had."""
-        ring, generation = self.sides.consumer.assign()
+        assigned = self.sides.consumer.assign()
+        assert assigned is not None
+        ring, generation = assigned
         assert ring not in self.rings
         assert generation == self.generations[ring] + 1
         self.generations[ring] = generation
-        if submit:
-            self.sides.producer.open(ring, generation)
-            self.rings[ring] = Ring(generation, open=True)
-        else:
-            self.sides.consumer.release_unsubmitted(ring)
+        self.sides.producer.open(ring, generation)
+        self.rings[ring] = Ring(generation, open=True)
 
     @rule(data=st.data())
     def commit(self, data):

@@ -11,12 +11,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from rbee.transport import Arena, Consumer, create_doorbell
 from rbee.transport.control import FrameDecoder, frame
 from tests.transport.ring_engine import ABORT, LENGTH, SUBMIT, token
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rbee.transport import Drained
 
 PATIENCE = 30.0
 WAIT_WORD = 256  # where the engine announces its sleep, see native/include/rbee/layout.h
@@ -43,7 +49,9 @@ class RingServer:
 
     def submit(self, seed: int, length: int) -> int:
         """Start a request; its ring."""
-        ring, generation = self.consumer.assign()
+        assigned = self.consumer.assign()
+        assert assigned is not None
+        ring, generation = assigned
         self.control.sendall(frame(SUBMIT.pack(ring, generation, seed, length)))
         return ring
 
@@ -62,9 +70,10 @@ class RingServer:
         deadline = time.monotonic() + PATIENCE
         while self.arena.buffer[WAIT_WORD] == 0:
             assert time.monotonic() < deadline, f"the engine does not go to sleep: {self.consumer.counters()}"
+            os.sched_yield()
         self.drain()
 
-    def drain(self, budget: int = 4096):
+    def drain(self, budget: int = 4096) -> Drained:
         """Take what is there, waking an engine that waits for space."""
         drained = self.consumer.drain(budget)
         if drained.needs_wake:
@@ -82,7 +91,7 @@ class RingServer:
 
 
 @pytest.fixture
-def server():
+def server() -> Iterator[RingServer]:
     """A server with rings of four records, whose engine must have nothing to complain about in the end."""
     server = RingServer(ring_capacity=4)
     yield server

@@ -1,7 +1,7 @@
 // The server's side of the arena: hands out rings, drains them, and takes them back when they finish.
 //
-// One thread only. Never blocks and never waits for the engine; what the engine may have scribbled into shared memory
-// ends in a TransportError, not outside the mapping.
+// Owns the order of draining. One thread only. Never blocks and never waits for the engine; a corrupted word in shared
+// memory ends in a TransportError, not outside the mapping.
 
 #pragma once
 
@@ -31,7 +31,7 @@ private:
     std::uint32_t size_;
 };
 
-/// How a drain ended. `more`: drain again soon, nobody will ring. `needs_wake`: the engine sleeps, send it Wake.
+/// How a drain ended. `more`: drain again soon, no doorbell will ring. `needs_wake`: the engine sleeps, send it Wake.
 struct DrainEnd {
     bool more;
     bool needs_wake;
@@ -75,7 +75,10 @@ public:
     };
 
     Consumer(const Arena& arena, int doorbell_fd)
-        : arena_(arena), doorbell_fd_(doorbell_fd), rings_(arena.geometry.num_rings), pending_(arena.ready_words()),
+        : arena_(arena),
+          doorbell_fd_(doorbell_fd),
+          rings_(arena.geometry.num_rings),
+          pending_(arena.ready_words()),
           paused_(arena.ready_words()) {
         check_eventfd(doorbell_fd);
         // The free list is a stack: the ring that was used last is the one whose records, indices and page tables are
@@ -84,7 +87,7 @@ public:
         free_.reserve(arena_.geometry.num_rings);
         for (std::uint32_t ring = arena_.geometry.num_rings; ring-- > 0;) {
             free_.push_back(ring);
-            // Relaxed: only we write heads, and no engine knows this arena yet.
+            // Relaxed, no pair: only this side writes heads, and no engine has mapped this arena yet.
             rings_[ring].head = arena_.heads[ring].load(std::memory_order_relaxed);
         }
     }
@@ -103,17 +106,10 @@ public:
         return true;
     }
 
-    /// Takes back a ring that no Submit ever named.
-    void release_unsubmitted(std::uint32_t ring) {
-        assigned_at(ring);
-        give_back(ring);
-    }
-
-    /// Asks the engine to end the ring's request; true if the engine sleeps and must be sent Wake.
+    /// Cancels the ring's request; true if the engine sleeps and must be sent Wake.
     bool cancel(std::uint32_t ring) {
         const Ring& mine = assigned_at(ring);
-        // Relaxed: the engine reads nothing else on the strength of it; take_waiting() below is what orders it for an
-        // engine that is going to sleep.
+        // Relaxed, no pair: no other load of the engine depends on it; take_waiting() orders it for a sleeping engine.
         arena_.cancel[ring].store(mine.generation, std::memory_order_relaxed);
         count(arena_.fixed->server.cancels);
         return take_engine_waiting();
@@ -132,8 +128,8 @@ public:
         return (pending_[ring / 64] & bit(ring)) != 0;
     }
 
-    /// After the engine's death: the next drains look into every assigned ring, paused or not, because the engine may
-    /// have died between publishing a ring's tail and setting its ready bit, and because nothing is left to wait for.
+    /// After the engine's death: the next drains include every assigned ring, paused or not. The engine may have died
+    /// between publishing a ring's tail and setting its ready bit, and there is nothing left to wait for.
     void expect_all() {
         for (std::uint32_t ring = 0; ring < arena_.geometry.num_rings; ++ring) {
             if (rings_[ring].assigned) {
@@ -146,7 +142,7 @@ public:
     bool is_paused(std::uint32_t ring) const { return (paused_[ring / 64] & bit(ring)) != 0; }
 
     /// Shows `visit(ring, records, finish)` up to `max_records` of what the engine published; finish is 0 unless the
-    /// ring has ended with these records. Then arms the doorbell, unless the caller will look again by itself.
+    /// ring has ended with these records. Then arms the doorbell, unless the caller will drain again by itself.
     template <typename Visit>
     DrainEnd drain(std::size_t max_records, Then then, Visit&& visit) {
         if (max_records == 0) {
@@ -179,11 +175,12 @@ public:
         drained.needs_wake = end.needs_wake;
     }
 
-    /// For a server that polls: makes an eventfd that was rung nevertheless unreadable again.
+    /// For a server that polls: empties the eventfd, in case a step wrote it.
     void silence_doorbell() { silence(doorbell_fd_); }
 
-    /// For a server that polls: true if there is a reason to drain, after at most `patience_ns` of looking: a step since
-    /// the last drain, or rings that it left something in, because of its budget or because they were paused then.
+    /// For a server that polls: true if there is a reason to drain, after at most `patience_ns` of looking: a step
+    /// since the last drain, or rings that it left something in, because of its budget or because they were paused
+    /// then.
     bool poll(std::uint64_t patience_ns) const {
         for (std::size_t word = 0; word < pending_.size(); ++word) {
             if ((pending_[word] & ~paused_[word]) != 0) {
@@ -200,10 +197,10 @@ public:
         return true;
     }
 
-    /// A backstop for a slow timer: true, and counted, if something was published behind an armed doorbell and still
-    /// has not rung it since the last call. Then a wakeup was lost (or the engine stopped in the middle of a commit).
+    /// For a slow timer: true, and counted, if something was published behind an armed doorbell and the last call found
+    /// it too. Then a wakeup was lost (or the engine stopped in the middle of a commit).
     bool find_stale() {
-        // Relaxed: this only raises a suspicion; the drain that follows it reads with the proper order.
+        // Relaxed, no pair: the drain that follows loads everything again in order.
         bool changed = (arena_.fixed->doorbell.word.load(std::memory_order_relaxed) & kArmed) == 0;
         for (std::uint32_t word = 0; word < arena_.ready_words(); ++word) {
             changed = changed || arena_.ready[word].load(std::memory_order_relaxed) != 0;
@@ -225,13 +222,13 @@ public:
 
     /// Heartbeat, for observers.
     void beat(std::uint32_t state) {
-        ServerLine& line = arena_.fixed->server;
+        ServerLines& line = arena_.fixed->server;
         set_gauge(line.state, state);
         set_gauge(line.rings_in_use, static_cast<std::uint32_t>(in_use()));
         set_gauge(line.heartbeat_ns, monotonic_ns());
     }
 
-    /// The counters: ours to write in the server's line and histograms, anybody's to read.
+    /// The counters. Only the server's lines and histograms may be written here.
     FixedPart& fixed() const { return *arena_.fixed; }
 
 private:

@@ -1,6 +1,6 @@
 // From rings straight to sockets: a drain that renders and sends the frames of the streams that were attached to it.
 //
-// Owns which ring has which outlet, and what a full or broken socket means. Knows neither the event loop nor HTTP
+// Owns which ring has which outlet, and what a full or broken socket means. Does not know the event loop, nor HTTP
 // beyond the framing of one chunk. The sockets belong to the event loop: an outlet must be detached before its
 // descriptor is closed, and while bytes that the socket did not take wait elsewhere, the ring must be paused, or frames
 // would overtake them.
@@ -14,19 +14,41 @@
 #include <sys/socket.h>
 
 #include "rbee/consumer.h"
-#include "rbee/sse_stream.h"
+#include "rbee/frame_stream.h"
 
 namespace rbee {
+
+/// First token and gaps of one stream.
+struct TokenTimes {
+    std::uint64_t received_ns = 0;  // when the request had been received; 0: its first token is not timed
+    std::uint64_t token_ns = 0;     // when the newest token was handed over, from the first content on
+
+    /// So many tokens, at least one, were handed over at `now`; `content`: they showed anything.
+    void count(Histograms& histograms, std::uint32_t num_tokens, bool content, std::uint64_t now) {
+        if (token_ns != 0) {
+            histograms.token_gap.add(now - token_ns);
+        } else if (!content) {
+            return;
+        } else if (received_ns != 0) {
+            histograms.first_token.add(now - received_ns);
+        }
+        if (num_tokens > 1) {
+            histograms.token_gap.add(0, num_tokens - 1);
+        }
+        token_ns = now;
+    }
+};
 
 /// One response's socket, and what is written to it.
 struct Outlet {
     int fd;
-    SseStream stream;
+    bool held = false;  // nothing is sent any more; all that is rendered is `blocked`
+    TokenTimes times{};
     std::uint64_t written_ns = 0;  // when the last frames went out
-    bool held = false;             // nothing is sent any more; all that is rendered is `blocked`
+    FrameStream stream;
 };
 
-/// What a drain did at the attached rings that its caller must know of.
+/// What a drain did at attached rings and its caller must act on.
 struct Deliveries {
     struct Rest {
         std::uint32_t ring;
@@ -50,7 +72,33 @@ struct Deliveries {
 class Delivery {
 public:
     /// For a consumer of `num_rings` rings, which must outlive it.
-    Delivery(Consumer& consumer, std::uint32_t num_rings) : consumer_(consumer), outlets_(num_rings) {}
+    Delivery(Consumer& consumer, std::uint32_t num_rings)
+        : consumer_(consumer), outlets_(num_rings), times_(num_rings) {}
+
+    /// Times the tokens of a newly assigned ring that drain() shows to its caller; `received_ns` 0: does not.
+    void time(std::uint32_t ring, std::uint64_t received_ns) { times_.at(ring) = {received_ns, 0}; }
+
+    /// The caller has written what the last drain() put into `drained`.
+    void note_delivered(const Drained& drained) {
+        const std::uint64_t now = monotonic_ns();
+        Histograms& histograms = consumer_.fixed().histograms;
+        std::uint32_t start = 0;
+        for (std::size_t i = 0; i < drained.rings.size(); ++i) {
+            std::uint32_t num_tokens = 0;
+            for (std::uint32_t record = start; record < drained.ends[i]; ++record) {
+                histograms.delivery.add(now - drained.records[record].commit_ns);
+                num_tokens += (drained.records[record].token_id & kSideRecord) == 0;
+            }
+            start = drained.ends[i];
+            TokenTimes& times = drained_times_[i];
+            if (num_tokens != 0 && times.received_ns != 0) {
+                times.count(histograms, num_tokens, true, now);
+            }
+            if (drained.finishes[i] == 0) {  // else the ring may belong to another sequence by now
+                times_[drained.rings[i]] = times;
+            }
+        }
+    }
 
     /// From now on the ring's tokens go to this outlet; std::invalid_argument if there is no such ring.
     void attach(std::uint32_t ring, std::shared_ptr<Outlet> outlet) { outlets_.at(ring) = std::move(outlet); }
@@ -72,12 +120,13 @@ public:
     /// Drains: attached rings to their sockets, the others into `drained`. Both are overwritten.
     void drain(std::size_t max_records, Then then, Drained& drained, Deliveries& deliveries) {
         drained.clear();
+        drained_times_.clear();
         deliveries.clear();
         Split split{monotonic_ns(), 0, 0, 0, 0};
         const std::uint64_t start = split.now;
         std::uint64_t newest = 0;
-        const DrainEnd end = consumer_.drain(
-            max_records, then, [&](std::uint32_t ring, const Records& records, FinishCode finish) {
+        const DrainEnd end =
+            consumer_.drain(max_records, then, [&](std::uint32_t ring, const Records& records, FinishCode finish) {
                 if (records.size() != 0) {
                     newest = std::max(newest, records[records.size() - 1].commit_ns);
                 }
@@ -85,6 +134,7 @@ public:
                     deliver(ring, records, finish, deliveries, split);
                 } else {
                     drained.add(ring, records, finish);
+                    drained_times_.push_back(times_[ring]);
                 }
             });
         for (const Deliveries::Rest& rest : deliveries.blocked) {
@@ -97,7 +147,7 @@ public:
         if (newest != 0 && newest <= start) {  // else it came while this drain was at work already
             consumer_.fixed().histograms.wakeup.add(start - newest);
         }
-        ServerLine& line = consumer_.fixed().server;
+        ServerLines& line = consumer_.fixed().server;
         count(line.drain_ns, monotonic_ns() - start);
         count(line.render_ns, split.render_ns);
         count(line.send_ns, split.send_ns);
@@ -139,6 +189,10 @@ private:
         for (std::uint32_t i = 0; i < records.size(); ++i) {
             latencies.add(split.now - records[i].commit_ns);
         }
+        if (records.size() != 0) {
+            const bool content = chunk_.size() > kChunkHead;
+            outlet.times.count(consumer_.fixed().histograms, records.size(), content, split.now);
+        }
         if (finish != 0) {
             deliveries.ended.push_back({ring, finish});
             outlets_[ring].reset();
@@ -179,7 +233,9 @@ private:
 
     Consumer& consumer_;
     std::vector<std::shared_ptr<Outlet>> outlets_;
-    std::string chunk_;  // kept for its memory
+    std::vector<TokenTimes> times_;          // by ring
+    std::vector<TokenTimes> drained_times_;  // of the rings of the last drain
+    std::string chunk_;                      // kept for its memory
 };
 
 }  // namespace rbee

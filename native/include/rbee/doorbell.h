@@ -1,9 +1,8 @@
-// The doorbell: one word that tells the engine whether the server must be woken, and the server whether it may sleep.
+// The doorbell: one word that decides whether a step wakes the server and whether the server may sleep; the eventfd.
 //
-// The word is `sequence << 1 | ARMED`. The engine replaces it at the end of every step; the server sets ARMED when it
-// has drained everything that it saw. Both use read-modify-write on the same word, so all of these are totally ordered:
-// either the engine's exchange comes before the server's arm, which then fails (drain again), or after it, and then the
-// engine sees ARMED and writes the eventfd. There is no third case, and so no lost wakeup and no fence.
+// The word is `sequence << 1 | ARMED`. The engine replaces it at the end of every step and wakes the server if it was
+// ARMED; the server sets ARMED when it has drained everything that it saw. Owns both sides of the word. Why no wakeup
+// is lost: docs/transport.md, "The order".
 
 #pragma once
 
@@ -16,40 +15,37 @@ namespace rbee {
 
 constexpr std::uint64_t kArmed = 1;
 
-/// Engine: says that a step has been published. True if the server sleeps and must be woken with wake().
+/// Engine: publishes a step's number. True if the server sleeps and must be woken with wake().
 inline bool ring_doorbell(DoorbellLine& line, std::uint64_t sequence) {
-    // Release pairs with the acquire in observe_doorbell(): who sees this step's number sees its ready bits. Nothing
-    // is read from the server on the strength of ARMED, so no acquire.
+    // Release pairs with the acquire in observe_doorbell(). No acquire: no load depends on ARMED.
     return (line.word.exchange(sequence << 1, std::memory_order_release) & kArmed) != 0;
 }
 
-/// Server: the state of the doorbell, to be taken before looking at the ready bits.
+/// Server: loads the doorbell; before take_ready().
 inline std::uint64_t observe_doorbell(const DoorbellLine& line) {
     // Acquire pairs with the release in ring_doorbell().
     return line.word.load(std::memory_order_acquire);
 }
 
-/// Server: asks to be woken by the next step. False if a step came after `seen`: drain again.
-/// `seen` may already be armed (a drain that no step caused); then this only checks that nothing has come since.
+/// Server: arms the doorbell, so that the next step wakes it. False if a step came after `seen`: drain again.
+/// `seen` may already be armed (a drain that no step caused); then this only compares.
 inline bool arm_doorbell(DoorbellLine& line, std::uint64_t seen) {
-    // Relaxed on success: the engine reads nothing on the strength of ARMED, and the drain before this cannot sink
-    // below it because its last loads of shared words were acquires. Relaxed on failure: the next drain observes anew.
-    return line.word.compare_exchange_strong(seen, seen | kArmed, std::memory_order_relaxed,
-                                             std::memory_order_relaxed);
+    // Relaxed, no pair: the engine's loads do not depend on ARMED. After a failure the next drain loads the word again.
+    return line.word.compare_exchange_strong(seen, seen | kArmed, std::memory_order_relaxed, std::memory_order_relaxed);
 }
 
-/// Server: true if a step came after `seen`.
+/// Server: whether a step came after `seen`.
 inline bool rung_since(const DoorbellLine& line, std::uint64_t seen) {
-    // Relaxed: only a reason to drain, which observes anew.
+    // Relaxed, no pair: the drain that follows loads the word again.
     return (line.word.load(std::memory_order_relaxed) ^ seen) > kArmed;
 }
 
-/// Throws unless `fd` is open and non-blocking, because neither process may ever wait in the doorbell.
+/// Throws unless `fd` is open and non-blocking: neither process may block on the doorbell.
 inline void check_eventfd(int fd) {
     const int flags = descriptor_flags(fd);
     if (flags == -1) {
-        throw TransportError("The doorbell's file descriptor " + std::to_string(fd) + " cannot be used: " +
-                             std::strerror(errno) + ". Pass it to the engine with pass_fds.");
+        throw TransportError("The doorbell's file descriptor " + std::to_string(fd) +
+                             " cannot be used: " + std::strerror(errno) + ". Pass it to the engine with pass_fds.");
     }
     if ((flags & O_NONBLOCK) == 0) {
         throw TransportError("The doorbell's file descriptor " + std::to_string(fd) +
@@ -59,19 +55,19 @@ inline void check_eventfd(int fd) {
 
 /// Engine: makes the eventfd readable.
 inline void wake(int fd) {
-    // EAGAIN means that the counter is at its limit, hence readable already.
+    // EAGAIN: the counter is at its limit, hence readable already.
     if (add_to_eventfd(fd) == -1 && errno != EAGAIN) {
-        throw TransportError("The doorbell's file descriptor " + std::to_string(fd) + " cannot be written: " +
-                             std::strerror(errno) + ".");
+        throw TransportError("The doorbell's file descriptor " + std::to_string(fd) +
+                             " cannot be written: " + std::strerror(errno) + ".");
     }
 }
 
 /// Server: makes the eventfd unreadable again.
 inline void silence(int fd) {
-    // EAGAIN means that nobody has rung: a drain of the server's own accord.
+    // EAGAIN: the engine has not written it; no step caused this drain.
     if (take_eventfd(fd) == -1 && errno != EAGAIN) {
-        throw TransportError("The doorbell's file descriptor " + std::to_string(fd) + " cannot be read: " +
-                             std::strerror(errno) + ".");
+        throw TransportError("The doorbell's file descriptor " + std::to_string(fd) +
+                             " cannot be read: " + std::strerror(errno) + ".");
     }
 }
 

@@ -1,4 +1,4 @@
-// A histogram of durations in shared memory: one process counts, observers read whenever they like.
+// A histogram of durations in shared memory: one process counts, observers read at any time.
 //
 // Log-linear buckets in the manner of Gil Tene's HdrHistogram: 16 per power of two, so that a value is known to 1/16.
 // Durations are in nanoseconds; everything of 34 s and more falls into the last bucket.

@@ -1,9 +1,7 @@
 // The arena: what lies where in the one shared-memory segment of an engine epoch.
 //
-// Owns the layout, its validation and the errors of the core. Knows nothing of Python, nor of who does what when: that
-// is producer.h (engine process) and consumer.h (server process). Everything is grouped by writer, in 128-byte lines
-// (two 64-byte cache lines, because x86 prefetches them in pairs), so that no line is ever written by both processes
-// unless both must write the same word.
+// Owns the layout, its validation and the errors of the core. Does not know Python, nor the procedures of producer.h
+// (engine process) and consumer.h (server process). Why lines have 128 bytes and one writer each: docs/transport.md.
 
 #pragma once
 
@@ -15,6 +13,7 @@
 #include <string>
 #include <type_traits>
 
+#include "rbee/counters.h"
 #include "rbee/histogram.h"
 #include "rbee/platform.h"
 
@@ -27,7 +26,7 @@ struct TransportError : std::runtime_error {
 
 constexpr std::size_t kLine = 128;
 constexpr std::uint64_t kMagic = 0x6d68735f65656272;  // "rbee_shm" as little-endian bytes
-constexpr std::uint32_t kAbiVersion = 3;
+constexpr std::uint32_t kAbiVersion = 4;
 constexpr std::uint32_t kMaxRings = 1u << 16;
 constexpr std::uint32_t kMaxRingCapacity = 1u << 20;
 
@@ -35,11 +34,11 @@ constexpr std::uint32_t kMaxRingCapacity = 1u << 20;
 static_assert(Word<std::uint32_t>::is_always_lock_free && sizeof(Word<std::uint32_t>) == 4);
 static_assert(Word<std::uint64_t>::is_always_lock_free && sizeof(Word<std::uint64_t>) == 8);
 
-/// This bit of a record's token says that it is a note: it says something about tokens, but is no output.
-constexpr std::uint32_t kNote = 1u << 31;
+/// With this bit in its token, a record is a side record: it describes tokens, but is no output.
+constexpr std::uint32_t kSideRecord = 1u << 31;
 
-/// One sampled token, or a note. `commit_ns` is CLOCK_MONOTONIC at the commit of its step, `logprob` the natural
-/// logarithm of the token's probability, NaN if nobody asked for it.
+/// One sampled token, or a side record. `commit_ns` is CLOCK_MONOTONIC at the commit of its step, `logprob` the natural
+/// logarithm of the token's probability, NaN if the request did not need it.
 struct Record {
     std::uint32_t token_id;
     float logprob;
@@ -63,7 +62,7 @@ struct Geometry {
 };
 static_assert(sizeof(Geometry) == 72);
 
-/// Written by the server before anybody else can see the arena, and never again.
+/// Written by the server before another process can see the arena, and never again.
 struct alignas(kLine) Header {
     std::uint64_t magic;
     std::uint32_t abi_version;
@@ -88,53 +87,75 @@ struct alignas(kLine) WaitLine {
     Word<std::uint32_t> engine_waiting;
 };
 
-/// Only the engine writes here: what it counts, and after each step how things stand.
+#define RBEE_FIELD(type, field, name, kind, help) Word<type> field;
+/// Written by the engine only: counters, and after each step gauges.
 struct alignas(kLine) EngineLine {
-    Word<std::uint64_t> heartbeat_ns;
-    Word<std::uint32_t> state;
-    Word<std::uint32_t> pid;
-    Word<std::uint64_t> steps;
-    Word<std::uint64_t> tokens;
-    Word<std::uint64_t> wakes_written;
-    Word<std::uint64_t> wakes_elided;
-    Word<std::uint64_t> full_ring_pauses;
-    Word<std::uint64_t> preemptions;
-    Word<std::uint32_t> sequences_running;
-    Word<std::uint32_t> sequences_waiting;
-    Word<std::uint32_t> kv_blocks;
-    Word<std::uint32_t> kv_blocks_used;
-    Word<std::uint64_t> prompt_tokens;         // of requests that have begun to run
-    Word<std::uint64_t> cached_prompt_tokens;  // of those, found in the prefix cache
+    RBEE_ENGINE_COUNTERS(RBEE_FIELD)
 };
 
-/// Only the server writes here.
-struct alignas(kLine) ServerLine {
-    Word<std::uint64_t> heartbeat_ns;
-    Word<std::uint32_t> state;
-    Word<std::uint32_t> rings_in_use;
-    Word<std::uint64_t> drains;
-    Word<std::uint64_t> tokens_drained;  // notes included
-    Word<std::uint64_t> finishes;
-    Word<std::uint64_t> cancels;
-    Word<std::uint64_t> engine_wakes;
-    Word<std::uint64_t> stale_wakeups;
-    Word<std::uint64_t> direct_tokens;    // rendered and sent by the native drain
-    Word<std::uint64_t> direct_sends;     // system calls that took
-    Word<std::uint64_t> blocked_sends;    // those that found a full socket
-    Word<std::uint64_t> drain_ns;         // time in drains: everything up to the return to Python
-    Word<std::uint64_t> render_ns;        // of that, detokenizing and framing
-    Word<std::uint64_t> send_ns;          // of that, in send(2)
-    Word<std::uint64_t> gc_pauses;        // collections of Python's garbage collector
-    Word<std::uint64_t> gc_pause_ns;
+/// Written by the server only: two lines; the second has room for more.
+struct alignas(2 * kLine) ServerLines {
+    RBEE_SERVER_COUNTERS(RBEE_FIELD)
 };
+#undef RBEE_FIELD
 
-/// What happens often is counted by how long it took.
+/// A counter's place in its line.
+struct CounterPlace {
+    const char* name;
+    const char* kind;
+    const char* help;
+    std::size_t offset;
+    std::size_t bytes;
+};
+#define RBEE_PLACE(type, field, name, kind, help) {#name, #kind, help, offsetof(Line, field), sizeof(type)},
+template <typename Line>
+struct CountersOf;
+template <>
+struct CountersOf<EngineLine> {
+    using Line = EngineLine;
+    static constexpr CounterPlace places[] = {RBEE_ENGINE_COUNTERS(RBEE_PLACE)};
+};
+template <>
+struct CountersOf<ServerLines> {
+    using Line = ServerLines;
+    static constexpr CounterPlace places[] = {RBEE_SERVER_COUNTERS(RBEE_PLACE)};
+};
+#undef RBEE_PLACE
+
+/// True if the counters follow each other without a gap: each offset is the sum of the sizes before it.
+template <typename Line>
+constexpr bool counters_are_packed() {
+    std::size_t offset = 0;
+    for (const CounterPlace& place : CountersOf<Line>::places) {
+        if (place.offset != offset) {
+            return false;
+        }
+        offset += place.bytes;
+    }
+    return offset <= sizeof(Line);
+}
+static_assert(counters_are_packed<EngineLine>() && sizeof(EngineLine) == kLine);
+static_assert(counters_are_packed<ServerLines>() && sizeof(ServerLines) == 2 * kLine);
+
+/// Calls `visit(name, value)` for each counter of a line. Relaxed loads: each number stands for itself.
+template <typename Visit>
+void visit_counters(const EngineLine& line, Visit&& visit) {
+#define RBEE_VISIT(type, field, name, kind, help) visit(#name, line.field.load(std::memory_order_relaxed));
+    RBEE_ENGINE_COUNTERS(RBEE_VISIT)
+}
+template <typename Visit>
+void visit_counters(const ServerLines& line, Visit&& visit) {
+    RBEE_SERVER_COUNTERS(RBEE_VISIT)
+#undef RBEE_VISIT
+}
+
+/// Durations of frequent events.
 struct alignas(kLine) Histograms {
-    Histogram step;      // engine: one step, schedule to commit
-    Histogram wakeup;    // server: commit of a step to the start of the drain that found it
-    Histogram delivery;  // server: commit of a token to its bytes handed to the socket
-    Histogram loop_lag;  // server: how late a timer of the event loop was
+#define RBEE_HISTOGRAM(name, help) Histogram name;
+    RBEE_HISTOGRAMS(RBEE_HISTOGRAM)
+#undef RBEE_HISTOGRAM
 };
+static_assert(sizeof(Histograms) == 6 * kBuckets * 8);
 
 /// The part of the arena whose place does not depend on its size; the arrays of Geometry follow.
 struct FixedPart {
@@ -142,28 +163,13 @@ struct FixedPart {
     DoorbellLine doorbell;
     WaitLine wait;
     EngineLine engine;
-    ServerLine server;
+    ServerLines server;
     Histograms histograms;
 };
-static_assert(std::is_standard_layout_v<FixedPart> && sizeof(FixedPart) == 5 * kLine + 4 * kBuckets * 8);
+static_assert(std::is_standard_layout_v<FixedPart> && sizeof(FixedPart) == 6 * kLine + sizeof(Histograms));
 static_assert(offsetof(FixedPart, doorbell) == 1 * kLine && offsetof(FixedPart, wait) == 2 * kLine);
 static_assert(offsetof(FixedPart, engine) == 3 * kLine && offsetof(FixedPart, server) == 4 * kLine);
-static_assert(offsetof(FixedPart, histograms) == 5 * kLine);
-static_assert(offsetof(EngineLine, state) == 8 && offsetof(EngineLine, pid) == 12 && offsetof(EngineLine, steps) == 16);
-static_assert(offsetof(EngineLine, tokens) == 24 && offsetof(EngineLine, wakes_written) == 32);
-static_assert(offsetof(EngineLine, wakes_elided) == 40 && offsetof(EngineLine, full_ring_pauses) == 48);
-static_assert(offsetof(EngineLine, preemptions) == 56 && offsetof(EngineLine, sequences_running) == 64);
-static_assert(offsetof(EngineLine, sequences_waiting) == 68 && offsetof(EngineLine, kv_blocks) == 72);
-static_assert(offsetof(EngineLine, kv_blocks_used) == 76 && offsetof(EngineLine, prompt_tokens) == 80);
-static_assert(offsetof(EngineLine, cached_prompt_tokens) == 88 && sizeof(EngineLine) == kLine);
-static_assert(offsetof(ServerLine, state) == 8 && offsetof(ServerLine, rings_in_use) == 12);
-static_assert(offsetof(ServerLine, drains) == 16 && offsetof(ServerLine, tokens_drained) == 24);
-static_assert(offsetof(ServerLine, finishes) == 32 && offsetof(ServerLine, cancels) == 40);
-static_assert(offsetof(ServerLine, engine_wakes) == 48 && offsetof(ServerLine, stale_wakeups) == 56);
-static_assert(offsetof(ServerLine, direct_tokens) == 64 && offsetof(ServerLine, direct_sends) == 72);
-static_assert(offsetof(ServerLine, blocked_sends) == 80 && offsetof(ServerLine, drain_ns) == 88);
-static_assert(offsetof(ServerLine, render_ns) == 96 && offsetof(ServerLine, send_ns) == 104);
-static_assert(offsetof(ServerLine, gc_pauses) == 112 && offsetof(ServerLine, gc_pause_ns) == 120);
+static_assert(offsetof(FixedPart, histograms) == 6 * kLine);
 
 /// Between two rings lies one unused line: with a power of two alone, the records that one step writes for all rings
 /// would fall into the same few sets of every cache.
@@ -263,12 +269,12 @@ inline void check_mapping(const void* base, std::uint64_t mapped_bytes, std::uin
     }
 }
 
-/// Turns fresh zeroed memory, which no other process knows yet, into an empty arena. All rings start at index
+/// Turns fresh zeroed memory, which no other process has mapped, into an empty arena. All rings start at index
 /// `first_index`, which is 0 except in tests of the wrap-around.
 inline void format(void* base, std::uint64_t mapped_bytes, const Geometry& geometry, std::uint64_t epoch,
                    std::uint32_t first_index) {
     check_mapping(base, mapped_bytes, geometry.total_bytes);
-    // All stores here are relaxed: the other process maps the arena after it was told its name, through a system call.
+    // Relaxed, no pair: the other process maps the arena after it received its name through a system call.
     auto* fixed = new (base) FixedPart{};
     fixed->header.abi_version = kAbiVersion;
     fixed->header.record_bytes = sizeof(Record);

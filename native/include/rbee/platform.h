@@ -16,29 +16,29 @@
 
 namespace rbee {
 
-/// A word that both processes see.
+/// A word that both processes access.
 template <typename T>
 using Word = std::atomic<T>;
 
-/// Copies plain shared memory out; the caller knows that nobody writes it now.
+/// Copies plain shared memory out; the caller ensures that no process writes it now.
 template <typename T>
 T load_plain(const T& from) {
     return from;
 }
 
-/// Writes plain shared memory; the caller knows that nobody reads it now.
+/// Writes plain shared memory; the caller ensures that no process reads it now.
 template <typename T>
 void store_plain(T& to, const T& value) {
     to = value;
 }
 
-/// Adds to a counter that only the calling process writes: no read-modify-write needed, and no order, since nobody
-/// concludes anything from it.
+/// Adds to a counter that only the calling process writes, hence without a read-modify-write. Relaxed, no pair: no
+/// reader concludes anything about another word from it.
 inline void count(Word<std::uint64_t>& counter, std::uint64_t by = 1) {
     counter.store(counter.load(std::memory_order_relaxed) + by, std::memory_order_relaxed);
 }
 
-/// Sets a gauge that only the calling process writes; observers conclude nothing about anything else from it.
+/// Sets a gauge that only the calling process writes. Relaxed, no pair, as count().
 template <typename T>
 void set_gauge(Word<T>& gauge, T value) {
     gauge.store(value, std::memory_order_relaxed);
@@ -68,18 +68,18 @@ inline ssize_t take_eventfd(int fd) {
 /// The descriptor's flags, or -1 with errno.
 inline int descriptor_flags(int fd) { return fcntl(fd, F_GETFL); }
 
-/// Has the kernel map all pages of a mapping now and, where it can, as large ones: else the first step that reaches a
-/// new page of every ring would wait for as many page faults. Kernels before 5.14 refuse; then it does.
+/// Maps all pages of a mapping now and, where possible, as large ones: else the first step that reaches a new page of
+/// every ring would wait for as many page faults. Kernels before 5.14 refuse, and that step waits.
 inline void map_all_pages(void* base, std::size_t bytes) {
     constexpr int populate_for_writing = 23;  // MADV_POPULATE_WRITE, which older headers do not have
     madvise(base, bytes, MADV_HUGEPAGE);
     madvise(base, bytes, populate_for_writing);
 }
 
-/// Lets a process that was just woken run, if the kernel has put it on this core.
+/// Yields this core to a process that was just woken, if the kernel has put it here.
 inline void give_way() { sched_yield(); }
 
-/// Tells the processor that this is a wait for another core.
+/// A spin-wait hint for the processor.
 inline void relax_processor() {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();

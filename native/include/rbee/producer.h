@@ -1,7 +1,7 @@
 // The engine's side of the arena: opens rings for submissions and publishes one step after the other.
 //
-// One thread only. Never blocks and never waits for the server; what the server may have scribbled into shared memory
-// ends in a TransportError, not outside the mapping.
+// Owns the order of publishing. One thread only. Never blocks and never waits for the server; a corrupted word in
+// shared memory ends in a TransportError, not outside the mapping.
 
 #pragma once
 
@@ -27,8 +27,8 @@ struct Step {
     const FinishCode* finishes;
 };
 
-/// How the engine stands between two steps.
-struct Standing {
+/// The engine's gauges between two steps.
+struct EngineGauges {
     std::uint32_t sequences_running;
     std::uint32_t sequences_waiting;
     std::uint32_t kv_blocks;
@@ -43,7 +43,7 @@ public:
     Producer(const Arena& arena, int doorbell_fd)
         : arena_(arena), doorbell_fd_(doorbell_fd), rings_(arena.geometry.num_rings), ready_(arena.ready_words()) {
         check_eventfd(doorbell_fd);
-        // Relaxed: only we write these words from now on, and the server formatted them before it told us the name.
+        // Relaxed, no pair: only this side writes these words now; the server formatted them before it sent the name.
         for (std::uint32_t ring = 0; ring < arena_.geometry.num_rings; ++ring) {
             rings_[ring].tail = arena_.tails[ring].load(std::memory_order_relaxed);
             rings_[ring].head = rings_[ring].tail;
@@ -66,7 +66,7 @@ public:
             throw TransportError("Ring " + std::to_string(ring) + " was submitted for generation " +
                                  std::to_string(generation) + " but still holds records of an earlier one.");
         }
-        // Relaxed: for observers of the segment only. The server learns nothing from it.
+        // Relaxed, no pair: only observers of the segment read it.
         arena_.generations[ring].store(generation, std::memory_order_relaxed);
         mine.generation = generation;
         mine.cancel_reported = false;
@@ -111,7 +111,7 @@ public:
         if (ring_doorbell(arena_.fixed->doorbell, ++sequence_)) {
             count(counters.wakes_written);
             wake(doorbell_fd_);
-            // The kernel likes to put a woken process on the core of its waker. There the server would wait until this
+            // The kernel tends to put a woken process on the core of its waker. There the server would wait until this
             // process sleeps, all through the next step's preparation: most of a wakeup's time (bench_delivery).
             give_way();
         } else {
@@ -124,8 +124,7 @@ public:
     void take_cancelled(std::vector<std::uint32_t>& cancelled) {
         for (std::uint32_t ring = 0; num_open_ != 0 && ring < arena_.geometry.num_rings; ++ring) {
             Ring& mine = rings_[ring];
-            // Relaxed: no other word is read on the strength of it, and a sleeping engine gets the order it needs
-            // from the wait word.
+            // Relaxed, no pair: no other load depends on it; the wait word orders it for a sleeping engine.
             if (mine.generation != 0 && !mine.cancel_reported &&
                 arena_.cancel[ring].load(std::memory_order_relaxed) == mine.generation) {
                 mine.cancel_reported = true;
@@ -134,8 +133,8 @@ public:
         }
     }
 
-    /// Before sleeping: from now on a cancel, or space in a ring, makes the server send Wake. The caller looks once
-    /// more at both before it sleeps. Without an open ring there is neither, and the server is not asked for anything.
+    /// Before sleeping: from now on a cancel, or space in a ring, makes the server send Wake. The caller checks both
+    /// once more before it sleeps. Announces nothing without an open ring, where neither can happen.
     void arm_wait() {
         waiting_ = num_open_ != 0;
         set_waiting(arena_.fixed->wait, waiting_);
@@ -147,26 +146,29 @@ public:
         set_gauge(arena_.fixed->engine.heartbeat_ns, monotonic_ns());
     }
 
-    /// How things stand after a step that took `step_ns`, for observers.
-    void report(std::uint64_t step_ns, const Standing& standing) {
+    /// See progress.h.
+    Word<std::uint64_t>& progress() { return arena_.fixed->engine.progress; }
+
+    /// Sets the gauges and counts the duration of a step, for observers; `step_ns` 0: there was no step.
+    void report(std::uint64_t step_ns, const EngineGauges& gauges) {
         EngineLine& line = arena_.fixed->engine;
-        set_gauge(line.sequences_running, standing.sequences_running);
-        set_gauge(line.sequences_waiting, standing.sequences_waiting);
-        set_gauge(line.kv_blocks, standing.kv_blocks);
-        set_gauge(line.kv_blocks_used, standing.kv_blocks_used);
-        set_gauge(line.preemptions, standing.preemptions);
-        set_gauge(line.prompt_tokens, standing.prompt_tokens);
-        set_gauge(line.cached_prompt_tokens, standing.cached_prompt_tokens);
+        set_gauge(line.sequences_running, gauges.sequences_running);
+        set_gauge(line.sequences_waiting, gauges.sequences_waiting);
+        set_gauge(line.kv_blocks, gauges.kv_blocks);
+        set_gauge(line.kv_blocks_used, gauges.kv_blocks_used);
+        set_gauge(line.preemptions, gauges.preemptions);
+        set_gauge(line.prompt_tokens, gauges.prompt_tokens);
+        set_gauge(line.cached_prompt_tokens, gauges.cached_prompt_tokens);
         if (step_ns != 0) {
             arena_.fixed->histograms.step.add(step_ns);
         }
     }
 
 private:
-    /// What we know of a ring without asking shared memory.
+    /// What this side keeps of a ring in memory of its own.
     struct Ring {
         std::uint32_t tail = 0;
-        std::uint32_t head = 0;        // as last seen: the server may have gone on since, never back
+        std::uint32_t head = 0;        // as last loaded: it may have grown since
         std::uint32_t generation = 0;  // 0: closed
         std::uint32_t staged = 0;      // records of the step that is being committed
         bool ending = false;           // by the step that is being committed
@@ -194,7 +196,7 @@ private:
         Ring& mine = rings_[ring];
         const std::uint32_t head = load_head(arena_.heads[ring]);
         const std::uint32_t records = records_between(head, mine.tail, arena_.geometry.ring_capacity, ring);
-        mine.head = head;  // only now that it has been checked: commit() trusts it
+        mine.head = head;  // only now that it has been checked: commit() uses it unchecked
         return records;
     }
 
@@ -207,7 +209,7 @@ private:
                 // The server's core has this record's line: it comes over while the rest of the step is checked.
                 __builtin_prefetch(arena_.ring(ring) + ((mine.tail + mine.staged) & mask), 1);
                 ++mine.staged;
-                // The server's line is read only when the ring looks full with what we knew.
+                // The server's line is read only when the ring would be full with the head that was loaded last.
                 if (mine.tail - mine.head + mine.staged > arena_.geometry.ring_capacity &&
                     used(ring) + mine.staged > arena_.geometry.ring_capacity) {
                     throw TransportError("Ring " + std::to_string(ring) + " is full; ask free_space() before a step.");
@@ -246,11 +248,11 @@ private:
         }
     }
 
-    /// The step's tokens without its notes.
+    /// The step's tokens without its side records.
     static std::uint64_t num_outputs(const Step& step) {
         std::uint64_t outputs = 0;
         for (std::size_t i = 0; i < step.num_tokens; ++i) {
-            outputs += (step.tokens[i] & kNote) == 0;
+            outputs += (step.tokens[i] & kSideRecord) == 0;
         }
         return outputs;
     }

@@ -1,8 +1,8 @@
 // Bytes of tokens to the inside of a JSON string, piece by piece.
 //
-// Owns UTF-8 that is cut at any byte, and JSON's escapes. Knows no tokens. What comes out equals Python's incremental
-// UTF-8 decoder with errors="replace", followed by msgspec's JSON encoder: the server's other path uses these.
-// (Python's waits for a third byte behind 0xED even when the second has shown that this is no character.)
+// Owns UTF-8 that is cut at any byte, and JSON's escapes. Does not know tokens. What comes out equals Python's
+// incremental UTF-8 decoder with errors="replace", followed by msgspec's JSON encoder: the server's other path uses
+// these. (Python's waits for a third byte behind 0xED even when the second has shown that this is no character.)
 
 #pragma once
 

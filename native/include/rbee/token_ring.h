@@ -12,7 +12,7 @@ namespace rbee {
 
 /// Engine: publishes all records below `tail`.
 inline void publish_tail(Word<std::uint32_t>& word, std::uint32_t tail) {
-    // Release pairs with the acquire in load_tail(): the records are there before the index says so.
+    // Release pairs with the acquire in load_tail(): the records are complete before the index includes them.
     word.store(tail, std::memory_order_release);
 }
 
@@ -34,21 +34,16 @@ inline std::uint32_t load_head(const Word<std::uint32_t>& word) {
     return word.load(std::memory_order_acquire);
 }
 
-/// Why and how a request ended: a reason (not 0) in the low byte, and above it a number that the engine wants known.
-/// 0 is no finish.
+/// How a request ended: a reason (not 0) in the low byte, above it a number from the engine. 0 is no finish.
 using FinishCode = std::uint32_t;
 
-constexpr std::uint8_t reason_of(FinishCode finish) {
-    return static_cast<std::uint8_t>(finish & 0xff);
-}
+constexpr std::uint8_t reason_of(FinishCode finish) { return static_cast<std::uint8_t>(finish & 0xff); }
 
-constexpr std::uint32_t detail_of(FinishCode finish) {
-    return finish >> 8;
-}
+constexpr std::uint32_t detail_of(FinishCode finish) { return finish >> 8; }
 
 /// Engine: ends `generation`, after its last tail has been published.
 inline void publish_finish(Word<std::uint64_t>& word, std::uint32_t generation, FinishCode finish) {
-    // Release pairs with the acquire in load_finish(): who sees the finish word sees the last tail.
+    // Release pairs with the acquire in load_finish(): with the finish word, the last tail is visible.
     word.store(std::uint64_t{generation} << 32 | finish, std::memory_order_release);
 }
 
@@ -60,7 +55,7 @@ inline FinishCode load_finish(const Word<std::uint64_t>& word, std::uint32_t gen
 }
 
 /// How many records lie between the indices; TransportError if no ring of this capacity can be in that state, so that a
-/// scribbled index can never make either side leave its ring.
+/// corrupted index can never lead either side outside its ring.
 inline std::uint32_t records_between(std::uint32_t head, std::uint32_t tail, std::uint32_t capacity,
                                      std::uint32_t ring) {
     const std::uint32_t records = tail - head;

@@ -1,9 +1,6 @@
-// The way back: an engine that sleeps although rings are open waits for a cancel or for space in a full ring.
+// The wait word: set while the engine sleeps although rings are open, until a cancel or space in a full ring.
 //
-// The server tells it with a Wake record on the control channel, but only if the engine said that it waits. As with the
-// doorbell both sides read-modify-write one word. The engine's set is ordered against the server's take: if the take
-// comes first, the engine's set reads from it and the engine's next look at cancel words and heads sees what the server
-// wrote before; if it comes second, it finds the word set and the server sends Wake.
+// Owns both sides of the word. Why no sleeping engine is forgotten: docs/transport.md, "The order".
 
 #pragma once
 
@@ -11,17 +8,16 @@
 
 namespace rbee {
 
-/// Engine: `waiting` before it looks a last time and sleeps, not `waiting` once it steps again.
+/// Engine: `waiting` before its last check of cancel words and heads, not `waiting` when it steps again.
 inline void set_waiting(WaitLine& line, bool waiting) {
-    // Acquire pairs with the release in take_waiting(). Release is not needed: the server reads nothing on the strength
-    // of this word. An exchange and not a store even when clearing: a store would cut the chain of read-modify-writes
-    // through which a later set_waiting() sees what the server wrote before its take.
+    // Acquire pairs with the release in take_waiting(). An exchange also to clear: a store would end the release
+    // sequence of an earlier take. No release: no load of the server depends on this word.
     line.engine_waiting.exchange(waiting ? 1u : 0u, std::memory_order_acquire);
 }
 
-/// Server, after it wrote a cancel word or moved a head: true if the engine must be woken.
+/// Server, after it wrote a cancel word or a head: true if the engine must be sent Wake.
 inline bool take_waiting(WaitLine& line) {
-    // Release pairs with the acquire in set_waiting(); nothing is read on the strength of the answer.
+    // Release pairs with the acquire in set_waiting(). No acquire: no load depends on the result.
     return line.engine_waiting.exchange(0, std::memory_order_release) != 0;
 }
 

@@ -1,6 +1,6 @@
 // Attention of consecutive tokens of one sequence over the paged cache.
 //
-// Owns the computation. Does not know models or threads: attention_task.h says what is computed and where keys and
+// Owns the computation. Does not know models or threads: attention_task.h has what is computed and where keys and
 // values lie. Only files that are compiled for one instruction set include it (vector16.h).
 //
 // A row is one query head of one token. Rows are taken in bands of up to kRows, so that a key or value that is in a
@@ -248,8 +248,8 @@ struct Band {
     Range positions() const { return {seen[0].from, seen[size - 1].to}; }
 };
 
-/// What sums relative to two different scores are multiplied with, to be put together. From -infinity, which is that of a
-/// part in which a row has seen nothing, nothing could be subtracted.
+/// What sums relative to two different scores are multiplied with, to be put together. From -infinity, which is that of
+/// a part in which a row has seen nothing, nothing could be subtracted.
 struct Fold {
     Vec greatest;
     Vec before;
@@ -285,8 +285,7 @@ inline void fold_part(Band& band, std::size_t head_dim, bool is_first) {
     }
     const Fold fold = fold_of(load(band.folded_greatest), load(band.greatest));
     store(band.folded_greatest, fold.greatest);
-    store(band.folded_totals,
-          put_together(load(band.folded_totals), fold.before, load(band.totals), fold.after));
+    store(band.folded_totals, put_together(load(band.folded_totals), fold.before, load(band.totals), fold.after));
     float before[kLanes16], after[kLanes16];
     store(before, fold.before);
     store(after, fold.after);
@@ -464,8 +463,8 @@ inline void attend_bands(const AttentionTask& task, Band* bands, std::size_t num
         parts += parts == 0 || its_part != part ? 1 : 0;
         part = its_part;
         for (std::size_t i = 0; i < num_bands; ++i) {
-            attend_chunk_of<Element>(bands[i].size, std::make_index_sequence<kRows>())(
-                bands[i], tiles, count, layout.head_dim, scores);
+            attend_chunk_of<Element>(bands[i].size, std::make_index_sequence<kRows>())(bands[i], tiles, count,
+                                                                                       layout.head_dim, scores);
         }
     }
     if (parts > 1) {

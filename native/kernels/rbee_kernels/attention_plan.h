@@ -1,7 +1,7 @@
-// Who attends to what in a step: pieces of attention in chunks of about the same cost.
+// Which rows attend to what in a step: pieces of attention in chunks of about the same cost.
 //
-// Owns the division, which is the same for all layers but for those that do not see everything. Does not know weights,
-// memory or threads.
+// Owns the division, which is the same for all layers but for those with a window. Does not know weights, memory or
+// threads.
 
 #pragma once
 

@@ -1,14 +1,15 @@
-// What attention is asked to do, and how keys and values lie in memory.
+// The task of attention, and how keys and values lie in memory.
 //
 // Owns the layout of the paged cache and the task's description. Does not know models; `attention.h` computes.
 //
-// The cache of a layer has a place per block and kv head. Keys lie there in tiles of 16 positions, [tile][head_dim][16], so
-// that a query's products with 16 keys are 16 lanes; values lie as they come, [position][head_dim]. The last tile of a
-// block whose size is no multiple of 16 has lanes that belong to nobody. (Paged: Kwon et al., SOSP 2023.)
+// The cache of a layer has a place per block and kv head. Keys lie there in tiles of 16 positions,
+// [tile][head_dim][16], so that a query's products with 16 keys are 16 lanes; values lie as they come,
+// [position][head_dim]. The last tile of a block whose size is no multiple of 16 has lanes that belong to no key.
+// (Paged: Kwon et al., SOSP 2023.)
 //
-// Nothing is read as a number that the sequence has not written itself: what is left in a freed block may be NaN, and NaN
-// times a weight of zero is NaN. Lanes of keys that nobody may see are computed with, each by itself, and their scores
-// are then replaced; values of such positions are not touched.
+// Nothing is read as a number that the sequence has not written itself: what is left in a freed block may be NaN, and
+// NaN times a weight of zero is NaN. Lanes of masked keys are computed with, each by itself, and their scores are then
+// replaced; values of such positions are not touched.
 
 #pragma once
 
@@ -19,8 +20,8 @@
 
 namespace rbee::kernels {
 
-/// A context is attended to in parts of so many tiles, each by itself, and then they are put together, always in the same
-/// way: so that it makes no difference, not in a single bit, whether threads share the parts.
+/// A context is attended to in parts of so many tiles, each by itself, and then they are put together, always in the
+/// same way: so that it makes no difference, not in a single bit, whether threads share the parts.
 constexpr std::size_t kPartTiles = 32;
 
 /// Sizes in elements. head_dim is a multiple of 16.
@@ -61,19 +62,20 @@ struct AttentionTask {
     std::size_t first_position;
     std::size_t window;
     float scale;
-    const float* queries;  // of the first token's first head here: [num_queries] rows query_stride apart, each
+    const float* queries;      // of the first token's first head here: [num_queries] rows query_stride apart, each
     std::size_t query_stride;  // [heads_per_kv][head_dim]
     float* out;                // as the queries
     std::size_t out_stride;
-    // For one part of a long context: only the positions [begin, end) count, out gets sums that are not divided yet, and
-    // `partial` [num_queries][heads_per_kv] what it takes to put the parts together. Null: everything, divided.
+    // For one part of a long context: only the positions [begin, end) count, out gets sums that are not divided yet,
+    // and `partial` [num_queries][heads_per_kv] what it takes to put the parts together. Null: everything, divided.
     struct Partial* partial;
     std::size_t begin;
     std::size_t end;
 };
 
-/// The greatest score of a row (times log2 e, or not: it is only compared with those of the same row) and the sum of the
-/// weights relative to it. A part without any visible position has greatest = -infinity and sum = 0, and zeros in out.
+/// The greatest score of a row (times log2 e, or not: it is only compared with those of the same row) and the sum of
+/// the weights relative to it. A part without any visible position has greatest = -infinity and sum = 0, and zeros in
+/// out.
 struct Partial {
     float greatest;
     float sum;

@@ -1,6 +1,6 @@
 // Blocks of floats: the loops that a sampled row spends its time in, portable and for AVX2.
 //
-// Owns the arithmetic of 512 numbers at a time, as 64 vectors of 8 lanes. Knows nothing of tokens' parameters.
+// Owns the arithmetic of 512 numbers at a time, as 64 vectors of 8 lanes. Does not know tokens' parameters.
 //
 // Both versions give the same results bit for bit: they do the same IEEE operations in the same order (each lane by
 // itself, then the lanes in a fixed tree), with the same polynomial, and are compiled with -ffp-contract=off.
@@ -41,8 +41,9 @@ struct BlockKernels {
     /// True if any of the originals is NaN or +inf.
     bool (*copy)(const float* values, const std::uint8_t* allowed, float* copied);
     /// For each of `blocks` blocks in a row the greatest value of each lane, NaN not counted; and the greatest of each
-    /// lane of all of them and of what `greatest` held before. True if there is a NaN. In one call, without a horizontal
-    /// operation per block: a row comes from memory, and whatever else there is to do shortens how far ahead it is read.
+    /// lane of all of them and of what `greatest` held before. True if there is a NaN. In one call, without a
+    /// horizontal operation per block: a row comes from memory, and whatever else there is to do shortens how far ahead
+    /// it is read.
     bool (*lane_maxima)(const float* values, std::size_t blocks, float* maxima, float* greatest);
     /// The weights 2^exponent of a block, and their sum.
     double (*weigh)(const float* values, Scaling scaling, float* weights);
@@ -246,8 +247,8 @@ RBEE_AVX2 inline std::size_t collect(const float* values, Scaling scaling, float
         }
         const __m256i front = _mm256_cvtepu8_epi32(
             _mm_loadl_epi64(reinterpret_cast<const __m128i*>(static_cast<const void*>(kFront.lanes[set]))));
-        const __m256i id = _mm256_add_epi32(
-            _mm256_set1_epi32(static_cast<int>(first_id + static_cast<std::uint32_t>(i))), lanes);
+        const __m256i id =
+            _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(first_id + static_cast<std::uint32_t>(i))), lanes);
         _mm256_storeu_ps(exponents + size, _mm256_permutevar8x32_ps(exponent, front));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(static_cast<void*>(ids + size)),
                             _mm256_permutevar8x32_epi32(id, front));

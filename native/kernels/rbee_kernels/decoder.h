@@ -2,8 +2,8 @@
 //
 // Owns the description; `model.h` computes it.
 //
-// One description fits all members: what differs is which norms and biases exist, the activation, the angles of the rotary
-// embedding and how far each layer looks back. A layer is
+// One description fits all members: what differs is which norms and biases exist, the activation, the angles of the
+// rotary embedding and how far each layer looks back. A layer is
 //
 //   x += [norm] output(attention(rotate([norm] query(n)), rotate([norm] key(n)), value(n))),  n = norm(x)
 //   x += [norm] down(activation(gate(n)) * up(n)),                                            n = norm(x)
@@ -40,7 +40,8 @@ struct Linear {
     const float* bias = nullptr;
 };
 
-/// Angles per position of the pairs of a head: position * inverse_frequencies[i]; both results are multiplied by `factor`.
+/// Angles per position of the pairs of a head: position * inverse_frequencies[i]; both results are multiplied by
+/// `factor`.
 struct Rotary {
     std::vector<float> inverse_frequencies;
     float factor;

@@ -9,12 +9,13 @@
 
 namespace rbee::kernels {
 
-/// A row of activations in 8 bits, quantized in groups of 32: value = scale * quant. The last group is filled with zeros.
+/// A row of activations in 8 bits, quantized in groups of 32: value = scale * quant. The last group is filled with
+/// zeros.
 struct QuantizedRow {
-    std::int8_t* quants;  // [groups * 32]
-    float* scales;        // [groups]
-    float* sums;          // [groups], scale * (sum of the quants)
-    std::int32_t* biases; // [groups], -128 * (sum of the quants)
+    std::int8_t* quants;   // [groups * 32]
+    float* scales;         // [groups]
+    float* sums;           // [groups], scale * (sum of the quants)
+    std::int32_t* biases;  // [groups], -128 * (sum of the quants)
 };
 
 enum class Activation : std::uint32_t { kSilu = 0, kGeluTanh = 1 };
@@ -22,8 +23,8 @@ enum class Activation : std::uint32_t { kSilu = 0, kGeluTanh = 1 };
 struct ElementwiseFunctions {
     /// out = x / sqrt(mean(x^2) + epsilon) * weight; out may be x. (Zhang and Sennrich, 2019.)
     void (*rms_norm)(const float* x, const float* weight, float epsilon, std::size_t n, float* out);
-    /// scale = greatest magnitude of the group / 127, quants rounded to nearest. A group with NaN or infinity gets a scale
-    /// of NaN, so that whatever is computed with it is not finite.
+    /// scale = greatest magnitude of the group / 127, quants rounded to nearest. A group with NaN or infinity gets a
+    /// scale of NaN, so that whatever is computed with it is not finite.
     void (*quantize)(const float* x, std::size_t n, QuantizedRow row);
     /// Rotates the pairs (i, n/2 + i) of a head in place by the angles whose cosines and sines are given ([n / 2]).
     void (*rotate)(float* head, const float* cosines, const float* sines, std::size_t n);

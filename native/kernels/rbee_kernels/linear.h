@@ -1,8 +1,8 @@
 // Matrix products with packed weights: what is the same on every instruction set.
 //
-// Owns how a product is divided into tiles, floating-point tiles, and exact products with quantized weights. Integer dot
-// products, on which everything else rests, are in the one of `linear_avx512.h`, `linear_avx2.h` and `linear_portable.h`
-// that fits what this is compiled for.
+// Owns how a product is divided into tiles, floating-point tiles, and exact products with quantized weights. Integer
+// dot products, on which everything else rests, are in the one of `linear_avx512.h`, `linear_avx2.h` and
+// `linear_portable.h` that fits what this is compiled for.
 //
 // A tile is some rows of activations times the 16 rows of a panel, its sums in registers. With quantized weights and
 // activations (both in groups of 32), group by group,
@@ -42,7 +42,7 @@ struct Group {
     }
 };
 
-/// One tile's activations, and what to ask the memory for meanwhile: `ahead_step` bytes from `ahead` on in each group.
+/// One tile's activations, and what to prefetch meanwhile: `ahead_step` bytes from `ahead` on in each group.
 struct TileInput {
     const std::int8_t* quants;
     const float* scales;
@@ -55,7 +55,7 @@ struct TileInput {
 };
 
 constexpr std::size_t kLineBytes = 64;
-// A panel that is used once takes as long as it takes from memory, and is asked for this far ahead.
+// A panel that is used once is limited by memory, and is prefetched this far ahead.
 constexpr std::size_t kStreamAhead = 1536;
 
 /// Tiles of `left` rows, none above `most` and none much smaller than another.
@@ -88,8 +88,14 @@ inline void for_each_tile(const std::uint8_t* panel, std::size_t bytes, std::siz
     const std::uint8_t* ahead = stream ? panel + kStreamAhead : next;
     for (std::size_t row = 0; row < all.rows;) {
         const std::size_t rows = tile_rows(all.rows - row, Most);
-        const TileInput input{all.quants + row * cols, all.scales + row * groups, all.sums + row * groups,
-                              all.biases + row * groups, cols, groups, ahead, stream ? bytes / groups : share};
+        const TileInput input{all.quants + row * cols,
+                              all.scales + row * groups,
+                              all.sums + row * groups,
+                              all.biases + row * groups,
+                              cols,
+                              groups,
+                              ahead,
+                              stream ? bytes / groups : share};
         with_rows<Most>(rows, [&](auto constant) { function(constant, input, row); });
         ahead += stream ? 0 : share * groups;
         row += rows;
@@ -142,7 +148,8 @@ void multiply_floats(const T* weights, std::size_t cols, const Activations& acti
         const std::size_t rows = tile_rows(activations.rows - row, kFloatTileRows);
         const float* x = activations.values + row * activations.values_stride + first;
         with_rows<kFloatTileRows>(rows, [&](auto m) {
-            float_tile<decltype(m)::value>(weights, x, activations.values_stride, cols, add, out + row * stride, stride);
+            float_tile<decltype(m)::value>(weights, x, activations.values_stride, cols, add, out + row * stride,
+                                           stride);
         });
         row += rows;
     }
@@ -200,22 +207,14 @@ void multiply_format(const Matrix& matrix, const std::uint8_t* panel, const Acti
 template <typename Function>
 inline void with_format(WeightFormat format, Function&& function) {
     switch (format) {
-        case WeightFormat::kF32:
-            return function(std::integral_constant<WeightFormat, WeightFormat::kF32>());
-        case WeightFormat::kF16:
-            return function(std::integral_constant<WeightFormat, WeightFormat::kF16>());
-        case WeightFormat::kBF16:
-            return function(std::integral_constant<WeightFormat, WeightFormat::kBF16>());
-        case WeightFormat::kQ4:
-            return function(std::integral_constant<WeightFormat, WeightFormat::kQ4>());
-        case WeightFormat::kQ4Wide:
-            return function(std::integral_constant<WeightFormat, WeightFormat::kQ4Wide>());
-        case WeightFormat::kQ8:
-            return function(std::integral_constant<WeightFormat, WeightFormat::kQ8>());
-        case WeightFormat::kQ8Min:
-            return function(std::integral_constant<WeightFormat, WeightFormat::kQ8Min>());
-        case WeightFormat::kQ8Fine:
-            return function(std::integral_constant<WeightFormat, WeightFormat::kQ8Fine>());
+        case WeightFormat::kF32: return function(std::integral_constant<WeightFormat, WeightFormat::kF32>());
+        case WeightFormat::kF16: return function(std::integral_constant<WeightFormat, WeightFormat::kF16>());
+        case WeightFormat::kBF16: return function(std::integral_constant<WeightFormat, WeightFormat::kBF16>());
+        case WeightFormat::kQ4: return function(std::integral_constant<WeightFormat, WeightFormat::kQ4>());
+        case WeightFormat::kQ4Wide: return function(std::integral_constant<WeightFormat, WeightFormat::kQ4Wide>());
+        case WeightFormat::kQ8: return function(std::integral_constant<WeightFormat, WeightFormat::kQ8>());
+        case WeightFormat::kQ8Min: return function(std::integral_constant<WeightFormat, WeightFormat::kQ8Min>());
+        case WeightFormat::kQ8Fine: return function(std::integral_constant<WeightFormat, WeightFormat::kQ8Fine>());
     }
 }
 

@@ -1,7 +1,7 @@
 // Integer dot products with AVX2: vpmaddubsw multiplies unsigned by signed bytes and adds pairs to 16 bits, saturating.
 //
-// Four-bit weights cannot saturate it: even the sum over a whole group, eight pairs in a 16-bit lane, is at most
-// 8 * 2 * 15 * 127 = 30,480. So they are added up in 16 bits and widened once. Eight-bit weights are taken without their
+// Four-bit weights cannot saturate it: even the sum over a whole group, eight pairs in a 16-bit lane, is at most 8 * 2
+// * 15 * 127 = 30,480. So they are added up in 16 bits and widened once. Eight-bit weights are taken without their
 // sign, which the activations get instead; two products of 128 * 127 fit, and every pair is widened.
 
 #pragma once
@@ -35,8 +35,8 @@ inline __m256i four(const std::int8_t* quants) {
     std::memcpy(&bits, quants, sizeof bits);
     return _mm256_set1_epi32(bits);
 }
-// One after the other, and in assembly because g++ would compute all products of a tile before it adds the first one up,
-// and spill most of them (53 stores to the stack in a group of four rows, counted in its assembly).
+// One after the other, and in assembly because g++ would compute all products of a tile before it adds the first one
+// up, and spill most of them (53 stores to the stack in a group of four rows, counted in its assembly).
 
 /// sum += pairs of weights (unsigned) times x, in 16 bits.
 inline void add_pairs(__m256i& sum, __m256i weights, __m256i x) {
@@ -83,8 +83,9 @@ inline Vec factors(const std::uint8_t* group, std::size_t index) {
     }
 }
 
-/// `sums` [M][16] are in memory: there are not enough registers for them beside the dot products. It is the stack's, because
-/// rows of the result may lie a multiple of 4 KiB apart, where a load looks as if it depended on the store before it.
+/// `sums` [M][16] are in memory: there are not enough registers for them beside the dot products. It is the stack's,
+/// because rows of the result may lie a multiple of 4 KiB apart, where a load looks as if it depended on the store
+/// before it.
 template <std::size_t M>
 inline void add_products(const __m256i (&dots)[M][2], Vec scale, const float* x, std::size_t x_stride, float* sums) {
 #pragma GCC unroll 4
@@ -96,8 +97,7 @@ inline void add_products(const __m256i (&dots)[M][2], Vec scale, const float* x,
 }
 
 template <WeightFormat F, Source S, std::size_t M>
-[[gnu::noinline]] void quantized_tile(const std::uint8_t* panel, const TileInput& in, float* out,
-                                       std::size_t stride) {
+[[gnu::noinline]] void quantized_tile(const std::uint8_t* panel, const TileInput& in, float* out, std::size_t stride) {
     constexpr std::size_t step = S == Source::kUnpacked ? kUnpackedGroupBytes : group_bytes(F);
     const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     alignas(32) float sums[M * kPanelRows];
@@ -191,11 +191,10 @@ template <WeightFormat F, Source S, std::size_t M>
 template <WeightFormat F, Source S>
 void multiply_rows(const std::uint8_t* panel, std::size_t cols, const Activations& activations,
                    const std::uint8_t* next, float* out, std::size_t stride) {
-    for_each_tile<kQuantTileRows>(panel, panel_bytes(F, cols), cols, activations, next,
-                                  [&](auto rows, const TileInput& input, std::size_t row) {
-                                      quantized_tile<F, S, decltype(rows)::value>(panel, input, out + row * stride,
-                                                                                stride);
-                                  });
+    for_each_tile<kQuantTileRows>(
+        panel, panel_bytes(F, cols), cols, activations, next, [&](auto rows, const TileInput& input, std::size_t row) {
+            quantized_tile<F, S, decltype(rows)::value>(panel, input, out + row * stride, stride);
+        });
 }
 
 template <WeightFormat F>

@@ -10,7 +10,8 @@ constexpr std::size_t kFloatTileRows = 8;
 constexpr std::size_t kQuantTileRows = 12;  // 12 sums and 12 dot products of 32 registers
 
 inline Vec four_bits(const std::uint8_t* lanes, std::size_t shift) {
-    const __m512i shifted = _mm512_srl_epi32(_mm512_loadu_si512(lanes), _mm_cvtsi64_si128(static_cast<long long>(shift)));
+    const __m512i shifted =
+        _mm512_srl_epi32(_mm512_loadu_si512(lanes), _mm_cvtsi64_si128(static_cast<long long>(shift)));
     return {_mm512_cvtepi32_ps(_mm512_and_si512(shifted, _mm512_set1_epi32(15)))};
 }
 inline Vec signed_byte(const std::uint8_t* lanes, std::size_t i) {
@@ -25,8 +26,7 @@ inline __m512i four(const std::int8_t* quants) {
 }
 
 template <WeightFormat F, std::size_t M>
-[[gnu::noinline]] void quantized_tile(const std::uint8_t* panel, const TileInput& in, float* out,
-                                       std::size_t stride) {
+[[gnu::noinline]] void quantized_tile(const std::uint8_t* panel, const TileInput& in, float* out, std::size_t stride) {
     const __m512i low = _mm512_set1_epi8(15), sign = _mm512_set1_epi8(-128);
     __m512 sums[M];
 #pragma GCC unroll 16
@@ -73,7 +73,8 @@ template <WeightFormat F, std::size_t M>
                 for (std::size_t m = 0; m < M; ++m) {
                     const __m512i x = four(quants + m * in.cols + 4 * j), y = four(quants + m * in.cols + 16 + 4 * j);
                     const __m512i none = _mm512_setzero_si512();
-                    dots[m] = _mm512_sub_epi32(_mm512_dpbusd_epi32(dots[m], first, x), _mm512_dpbusd_epi32(none, sign, x));
+                    dots[m] =
+                        _mm512_sub_epi32(_mm512_dpbusd_epi32(dots[m], first, x), _mm512_dpbusd_epi32(none, sign, x));
                     others[m] =
                         _mm512_sub_epi32(_mm512_dpbusd_epi32(others[m], second, y), _mm512_dpbusd_epi32(none, sign, y));
                 }
@@ -134,7 +135,7 @@ std::size_t peak(std::size_t rounds) {
 #pragma GCC unroll 16
         for (std::size_t i = 0; i < kSums; ++i) {
             sums[i] = _mm512_dpbusd_epi32(sums[i], weights, x);
-            asm volatile("" : "+v"(sums[i]));  // or the compiler leaves out what nobody reads
+            asm volatile("" : "+v"(sums[i]));  // or the compiler leaves out what is not read
         }
     }
     return rounds * kSums * 64;

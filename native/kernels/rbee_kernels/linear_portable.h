@@ -10,9 +10,7 @@ constexpr std::size_t kQuantTileRows = 4;
 
 /// Lane r: the four bits from `shift` on of the r-th 32-bit lane.
 inline Vec four_bits(const std::uint8_t* lanes, std::size_t shift) {
-    return lanewise([=](std::size_t r) {
-        return static_cast<float>((lanes[4 * r + shift / 8] >> (shift % 8)) & 15);
-    });
+    return lanewise([=](std::size_t r) { return static_cast<float>((lanes[4 * r + shift / 8] >> (shift % 8)) & 15); });
 }
 /// Lane r: byte i of the r-th 32-bit lane, signed.
 inline Vec signed_byte(const std::uint8_t* lanes, std::size_t i) {
@@ -77,10 +75,10 @@ inline void quantized_tile(const std::uint8_t* panel, const TileInput& in, float
 template <WeightFormat F>
 void multiply_quantized(const std::uint8_t* panel, std::size_t cols, const Activations& activations,
                         const std::uint8_t* next, void* /*scratch*/, float* out, std::size_t stride) {
-    for_each_tile<kQuantTileRows>(panel, panel_bytes(F, cols), cols, activations, next,
-                                  [&](auto rows, const TileInput& input, std::size_t row) {
-                                      quantized_tile<F, decltype(rows)::value>(panel, input, out + row * stride, stride);
-                                  });
+    for_each_tile<kQuantTileRows>(
+        panel, panel_bytes(F, cols), cols, activations, next, [&](auto rows, const TileInput& input, std::size_t row) {
+            quantized_tile<F, decltype(rows)::value>(panel, input, out + row * stride, stride);
+        });
 }
 
 std::size_t peak(std::size_t rounds) {
@@ -91,7 +89,7 @@ std::size_t peak(std::size_t rounds) {
         dot4(weights, quants, dots);
         quants[0] = static_cast<std::int8_t>(dots[round % kPanelRows]);  // each round depends on the one before it
     }
-    volatile std::int32_t kept = dots[0];  // or the compiler leaves out what nobody reads
+    volatile std::int32_t kept = dots[0];  // or the compiler leaves out what is not read
     (void)kept;
     return rounds * sizeof weights;
 }

@@ -1,6 +1,6 @@
-// What a matrix product is asked to do.
+// The task of a matrix product.
 //
-// Owns the description; `linear.h` computes. Does not know who splits a product among threads.
+// Owns the description; `linear.h` computes. Does not know threads.
 
 #pragma once
 
@@ -11,8 +11,8 @@
 
 namespace rbee::kernels {
 
-/// `rows` rows of activations, `cols` numbers each. The quantized half is there for matrices in a quantized format, unless
-/// the product is to be exact; the floats otherwise.
+/// `rows` rows of activations, `cols` numbers each. The quantized half is there for matrices in a quantized format,
+/// unless the product is to be exact; the floats otherwise.
 struct Activations {
     std::size_t rows;
     const float* values;
@@ -26,14 +26,14 @@ struct Activations {
 struct LinearFunctions {
     /// Bytes of scratch memory (64-byte aligned) that `multiply` needs for a matrix with so many columns.
     std::size_t (*scratch_bytes)(std::size_t cols);
-    /// out[m * stride + r] = sum over k of activations[m][k] * weight[16 panel + r][k], for all rows of `activations` and
-    /// r < 16; `next` is the panel that the thread will read afterwards (null: none, or nobody knows).
+    /// out[m * stride + r] = sum over k of activations[m][k] * weight[16 panel + r][k], for all rows of `activations`
+    /// and r < 16; `next` is the panel that the thread will read afterwards (null: none, or not known).
     void (*multiply)(const Matrix& matrix, std::size_t panel, const Activations& activations, const std::uint8_t* next,
                      void* scratch, float* out, std::size_t stride);
     /// Row `row` of a matrix as floats, [cols].
     void (*unpack_row)(const Matrix& matrix, std::size_t row, float* out);
-    /// Four-bit weights times activations in registers, as fast as it goes, without memory, unpacking or scales: what no
-    /// product can be faster than. Returns how many products and sums that were in `rounds` rounds.
+    /// Four-bit weights times activations in registers, as fast as it goes, without memory, unpacking or scales: what
+    /// no product can be faster than. Returns how many products and sums that were in `rounds` rounds.
     std::size_t (*peak)(std::size_t rounds);
 };
 

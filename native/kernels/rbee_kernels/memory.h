@@ -1,8 +1,8 @@
 // Memory of the kernels: aligned, uninitialized, on huge pages where it is large.
 //
 // A step reads all weights once, in order: on pages of 4 KiB the processor would look up tens of thousands of addresses
-// and stop reading ahead at each page's end. So weights are copied from their mapped file (timed by hand, with and without
-// huge pages, on a 2-core machine: about a tenth of a step of one stream).
+// and stop reading ahead at each page's end. So weights are copied from their mapped file (timed by hand, with and
+// without huge pages, on a 2-core machine: about a tenth of a step of one stream).
 
 #pragma once
 
@@ -28,7 +28,8 @@ public:
         map_ = static_cast<unsigned char*>(map);
         (void)madvise(map_, bytes_, MADV_HUGEPAGE);  // a hint
     }
-    Region(Region&& other) noexcept : map_(std::exchange(other.map_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+    Region(Region&& other) noexcept
+        : map_(std::exchange(other.map_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
     Region& operator=(Region&& other) noexcept {
         std::swap(map_, other.map_);
         std::swap(bytes_, other.bytes_);
@@ -57,7 +58,8 @@ template <typename T>
 class Buffer {
 public:
     Buffer() = default;
-    Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    Buffer(Buffer&& other) noexcept
+        : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
     Buffer& operator=(Buffer&& other) noexcept {
         std::swap(data_, other.data_);
         std::swap(size_, other.size_);

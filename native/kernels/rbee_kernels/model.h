@@ -1,8 +1,8 @@
 // A decoder of the Llama family: one step for a mixed batch of decoding sequences and chunks of prompts.
 //
-// Owns the order of what a step computes, how each part is divided into chunks, the memory for what is between the parts,
-// and the paged cache. Does not know where weights come from, why a sequence runs now, or what becomes of the logits. What
-// a decoder is, is in `decoder.h`; who attends to what, in `attention_plan.h`.
+// Owns the order of what a step computes, how each part is divided into chunks, the memory for what is between the
+// parts, and the paged cache. Does not know where weights come from, why a sequence runs now, or what becomes of the
+// logits. What a decoder is, is in `decoder.h`; which rows attend to what, in `attention_plan.h`.
 
 #pragma once
 
@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "rbee_kernels/attention_plan.h"
+#include "rbee/progress.h"
 #include "rbee_kernels/decoder.h"
 #include "rbee_kernels/instruction_sets.h"
 #include "rbee_kernels/memory.h"
@@ -30,16 +31,17 @@ struct Profile {
 
 class Model {
 public:
-    /// `exact`: float activations and a float cache; otherwise activations in 8 bits wherever weights are quantized, and a
-    /// cache of binary16. The memory that `weights` points to must stay. std::bad_alloc if there is not enough.
+    /// `exact`: float activations and a float cache; otherwise activations in 8 bits wherever weights are quantized,
+    /// and a cache of binary16. The memory that `weights` points to must stay. `progress` is advanced with every phase
+    /// of a step. std::bad_alloc if there is not enough.
     Model(const ModelShape& shape, Weights weights, bool exact, std::size_t num_blocks, std::size_t block_size,
-          const InstructionSet& set, ThreadPool& pool);
+          const InstructionSet& set, ThreadPool& pool, Progress* progress = nullptr);
 
     /// Memory that a block of the cache takes.
     static std::size_t block_bytes(const ModelShape& shape, std::size_t num_layers, std::size_t block_size, bool exact);
 
-    /// Computes a step. The logits [num_logits][vocab_size] stay until the next one, and their memory as long as somebody
-    /// holds it: a step that needs more takes another.
+    /// Computes a step. The logits [num_logits][vocab_size] stay until the next one, and their memory as long as the
+    /// pointer is held: a larger step allocates another.
     const std::shared_ptr<Buffer<float>>& execute(const Step& step);
 
     Profile profile() const;
@@ -104,8 +106,8 @@ private:
     void embed(std::size_t chunk);
     void prepare_rows(Part part, std::size_t layer, std::size_t chunk);
     void prepare_row(Part part, std::size_t layer, std::size_t row, const Inputs& inputs);
-    Activations activations(Part part, std::size_t layer, std::size_t first, std::size_t rows, std::uint64_t serial,
-                            Thread& thread);
+    Activations prepare_activations(Part part, std::size_t layer, std::size_t first, std::size_t rows,
+                                    std::uint64_t serial, Thread& thread);
     void multiply(const Linear& linear, std::size_t first_panel, std::size_t end_panel, const Activations& input,
                   Thread& thread, float* out, std::size_t stride) const;
     void multiply_panel(const Matrix& matrix, std::size_t panel, const Activations& input, const std::uint8_t* next,
@@ -128,6 +130,7 @@ private:
     std::size_t block_size_;
     const InstructionSet& set_;
     ThreadPool& pool_;
+    Progress* progress_;
     std::vector<Phase> phases_;
     AttentionPlan attention_;
     Region cache_;

@@ -1,6 +1,6 @@
 // A row of any length, in whole blocks; its maximum, its weights, and what of it is above a bound.
 //
-// Owns how a row becomes blocks. Knows nothing of tokens' parameters.
+// Owns how a row becomes blocks. Does not know tokens' parameters.
 
 #pragma once
 
@@ -64,7 +64,7 @@ inline Peak find_peak(const BlockKernels& kernels, const Row& row, float* lane_m
     return {!nan && greatest < kInfinity && greatest > -kInfinity, greatest, where * kBlock + index};
 }
 
-/// A value that at least `count` values of the row reach, and not many more; -inf if count is too great to tell.
+/// A value that at least `count` values of the row reach, and not many more; -inf if count is too great for that.
 ///
 /// As so many lanes have a maximum that reaches it. `scratch` has room for the maxima.
 inline float bound_for(std::size_t count, const Row& row, const float* lane_maxima, float* scratch) {

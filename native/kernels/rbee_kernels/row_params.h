@@ -35,7 +35,7 @@ inline bool reads_tokens(const RowParams& params) {
     return params.repetition_penalty != 1 || params.frequency_penalty != 0 || params.presence_penalty != 0;
 }
 
-/// A sequence as far as it is written. `token_ids` may be null where nobody reads them.
+/// A sequence as far as it is written. `token_ids` may be null where they are not read.
 struct Context {
     const std::uint32_t* token_ids;
     std::size_t num_tokens;

@@ -1,7 +1,7 @@
 // Logits to tokens: temperature, filters, the draw, and logprobs, one row at a time.
 //
-// Owns the meaning of the parameters, which rbee/sampling_params.py describes; edits.h is the first part of it. Knows
-// nothing of batches. What a row gives depends on that row alone: nothing is kept between rows but memory.
+// Owns the meaning of the parameters, which rbee/sampling_params.py describes; edits.h is the first part of it. Does
+// not know batches. The result of a row depends on that row alone: nothing is kept between rows but memory.
 
 #pragma once
 
@@ -251,9 +251,9 @@ private:
     std::size_t collect(const Left& left, float at_least) {
         std::size_t found = 0;
         for (std::size_t i = 0; i < left.row.blocks(); ++i) {
-            found += kernels_->collect(left.row.block(i), left.scaling, at_least,
-                                       static_cast<std::uint32_t>(i * kBlock), exponents_.data() + found,
-                                       ids_.data() + found);
+            found +=
+                kernels_->collect(left.row.block(i), left.scaling, at_least, static_cast<std::uint32_t>(i * kBlock),
+                                  exponents_.data() + found, ids_.data() + found);
         }
         return found;
     }
@@ -289,8 +289,8 @@ private:
         float unused[kBlock];
         double total = 0;
         for (std::size_t i = 0; i < left.row.blocks(); ++i) {
-            sums_[i] = kernels_->weigh(left.row.block(i), left.scaling,
-                                       weights != nullptr ? weights + i * kBlock : unused);
+            sums_[i] =
+                kernels_->weigh(left.row.block(i), left.scaling, weights != nullptr ? weights + i * kBlock : unused);
             total += sums_[i];
         }
         return total;
@@ -324,14 +324,14 @@ private:
     const BlockKernels* kernels_;
     Edits edits_;
     Selection selection_;
-    float tail_[kBlock];             // of the row
-    float left_tail_[kBlock];        // of what is left
-    std::vector<float> maxima_;      // 8 for each block
-    std::vector<double> sums_;       // one for each block
-    std::vector<float> exponents_;   // of the tokens that are left
+    float tail_[kBlock];            // of the row
+    float left_tail_[kBlock];       // of what is left
+    std::vector<float> maxima_;     // 8 for each block
+    std::vector<double> sums_;      // one for each block
+    std::vector<float> exponents_;  // of the tokens that are left
     std::vector<std::uint32_t> ids_;
     std::vector<float> weights_;
-    std::vector<float> distances_;   // of their exponents from the mean, negative
+    std::vector<float> distances_;  // of their exponents from the mean, negative
     std::vector<std::pair<float, std::uint32_t>> ranking_;
 };
 

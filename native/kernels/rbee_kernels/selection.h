@@ -1,6 +1,6 @@
 // How far down a list one has to go until a given weight is reached, without sorting the list.
 //
-// Owns the search. Knows nothing of tokens: for top-k all weights are 1, for top-p and typical they are probabilities.
+// Owns the search. Does not know tokens: for top-k all weights are 1, for top-p and typical they are probabilities.
 
 #pragma once
 
@@ -19,7 +19,7 @@ namespace rbee::kernels {
 class Selection {
 public:
     /// The greatest key such that all with this key or a greater one weigh at least `wanted` together; if even all do
-    /// not, the smallest. Entries with equal keys are not told apart.
+    /// not, the smallest. Entries with equal keys are not distinguished.
     ///
     /// `size` is at least 1, keys are finite, weights are not negative.
     float find(const float* keys, const float* weights, std::size_t size, double wanted) {

@@ -1,29 +1,29 @@
 // The compute threads of a step: its phases one after the other, the chunks of a phase side by side.
 //
-// Owns the threads, who does which chunk, and when a phase is through. Does not know what is computed.
+// Owns the threads, which of them computes which chunk, and the end of a phase. Does not know what is computed.
 //
 // The cores are not ours alone: at any moment the kernel may take a thread off its core for the server's sake. So
-// nobody waits for a thread, only for a chunk that is being done. A phase is through when its chunks are, and whichever
+// a thread waits for no other, only for a chunk in work. A phase is through when its chunks are, and whichever
 // thread finishes the last of them, the calling one or a worker, opens the next phase.
 //
-// Why a straggler does no harm: `remaining_` is how many chunks of the current phase nobody has claimed. A claim is a
-// compare-and-swap that makes it one less, and a thread that succeeds has a chunk of the phase that is current at that
-// moment, however long ago it looked at the word first and whatever it meant then. Until it has finished the chunk, the
-// phase cannot end, nor can the run, and what describes them stands still. Before a claim it looks at atomic words of
-// the pool and at nothing else, in particular not at the plan. So a thread that comes back late finds work of now or
-// none, and the caller waits for no thread that holds no chunk.
+// Why a straggler does no harm: `remaining_` is how many chunks of the current phase no thread has claimed. A claim is
+// a compare-and-swap that makes it one less, and a thread that succeeds has a chunk of the phase that is current at
+// that moment, however long ago it looked at the word first and whatever it meant then. Until it has finished the
+// chunk, the phase cannot end, nor can the run, and what describes them stands still. Before a claim it looks at atomic
+// words of the pool and at nothing else, in particular not at the plan. So a thread that comes back late finds work of
+// now or none, and the caller waits for no thread that holds no chunk.
 //
 // What the orders are for:
 //
 // | release                                  | acquire                  | so that
 // |------------------------------------------|--------------------------|----------------------------------------------
-// | remaining_, set by open_next_phase()     | claim()                  | who has a chunk sees what describes its phase
-// |                                          |                          | and what earlier phases have computed
-// | unfinished_, decreased by finish_chunk() | finish_chunk(), the last | who opens a phase sees what others have
-// |                                          |                          | computed, and overwrites what described the
-// |                                          |                          | one before only when they have read it
+// | remaining_, set by open_next_phase()     | claim()                  | the claimer reads its phase's description and
+// |                                          |                          | what earlier phases computed
+// | unfinished_, decreased by finish_chunk() | finish_chunk(), the last | the opener reads what others computed, and
+// |                                          |                          | overwrites the last phase's description only
+// |                                          |                          | after they have read it
 // | state_, set idle by open_next_phase()    | await_chunk()            | the caller returns with everything computed
-// | bell_, changed by ring()                 | work()                   | who has seen a run's bell sees its state
+// | bell_, changed by ring()                 | work()                   | a worker with a run's bell reads its state
 //
 // In the first two, others may claim or finish chunks in between: read-modify-writes, which hand on what was released
 // before them.
@@ -65,7 +65,7 @@ public:
     ///
     /// num_chunks is called once per phase, by any thread, when the phases before are through: what they have computed
     /// may decide. `thread` is 0 for the caller, else below threads(); no two chunks have the same at the same time.
-    /// None of the three may throw (it would end the process) or use this pool. After the return nobody looks at the
+    /// None of the three may throw (it would end the process) or use this pool. After the return no thread looks at the
     /// plan any more. Of several callers at once, one runs and the others wait.
     template <typename Plan>
     void run(Plan& plan) noexcept {
@@ -114,10 +114,10 @@ private:
     void stop();
 
     // What changes hands with every phase, in one line of the cache.
-    alignas(64) std::atomic<std::uint32_t> remaining_{0};  // chunks of the current phase that nobody has claimed
+    alignas(64) std::atomic<std::uint32_t> remaining_{0};  // chunks of the current phase that are not claimed
     std::atomic<std::uint32_t> unfinished_{0};             // and those not finished; unused if the phase has but one
     std::atomic<State> state_{State::kIdle};
-    // From here on only for who has claimed a chunk.
+    // From here on only for a thread that has claimed a chunk.
     std::uint32_t num_chunks_ = 0;
     std::size_t phase_ = 0;
     Work work_{};

@@ -1,17 +1,17 @@
 // How weight matrices lie in memory for the kernels.
 //
-// Owns the formats and their sizes. Does not know files, models, or how a matrix got here (`pack.h`) and what is computed
-// with it (`linear.h`).
+// Owns the formats and their sizes. Does not know files, models, or how a matrix got here (`pack.h`) and what is
+// computed with it (`linear.h`).
 //
-// A matrix has `rows` outputs and `cols` inputs. Sixteen rows make a panel; the last one is filled up with rows of zeros.
-// A panel is one linear stream, so that a processor reads nothing but what comes next. In a quantized format it is a block
-// per group of 32 columns: the quants, then 16 scales (32 in kQ8Fine: first those of columns 0 to 15, then those of 16 to
-// 31), then 16 minimums if the format has any; entry r of those belongs to row r.
+// A matrix has `rows` outputs and `cols` inputs. Sixteen rows make a panel; the last one is filled up with rows of
+// zeros. A panel is one linear stream, so that a processor reads nothing but what comes next. In a quantized format it
+// is a block per group of 32 columns: the quants, then 16 scales (32 in kQ8Fine: first those of columns 0 to 15, then
+// those of 16 to 31), then 16 minimums if the format has any; entry r of those belongs to row r.
 //
 //   weight = scale * quant + minimum
 //
 //   8 bits, signed:   byte 64 j + 4 r + i is column 4 j + i of row r, for j < 8
-//   4 bits, unsigned: byte 64 j + 4 r + i has in its low half column 4 j + i, in its high half column 16 + 4 j + i, j < 4
+//   4 bits, unsigned: byte 64 j + 4 r + i has column 4 j + i in its low half, 16 + 4 j + i in its high half, for j < 4
 //
 // So that four columns of a row are the 32-bit lane r of a vector, which integer dot products take against four
 // activations broadcast to all lanes. In a floating-point format a panel is [cols][16 rows].
@@ -46,22 +46,23 @@ enum class WeightFormat : std::uint32_t {
     kQ8Fine = 7,  // 8 bits, two scales in float, for 16 columns each: GGUF Q6_K
 };
 
+/// Names for messages, by format number.
+constexpr const char* kWeightFormatNames[] = {"float32", "float16", "bfloat16", "q4",
+                                              "q4-wide", "q8",      "q8-min",   "q8-fine"};
+constexpr std::uint32_t kNumWeightFormats = sizeof kWeightFormatNames / sizeof kWeightFormatNames[0];
+static_assert(static_cast<std::uint32_t>(WeightFormat::kQ8Fine) + 1 == kNumWeightFormats);
+
 constexpr bool is_quantized(WeightFormat format) { return format >= WeightFormat::kQ4; }
 
 /// Bytes of a panel's group of 32 columns in a quantized format.
 constexpr std::size_t group_bytes(WeightFormat format) {
     switch (format) {
-        case WeightFormat::kQ4:
-            return 256 + 2 * 32;
-        case WeightFormat::kQ4Wide:
-            return 256 + 2 * 64;
-        case WeightFormat::kQ8:
-            return 512 + 32;
+        case WeightFormat::kQ4: return 256 + 2 * 32;
+        case WeightFormat::kQ4Wide: return 256 + 2 * 64;
+        case WeightFormat::kQ8: return 512 + 32;
         case WeightFormat::kQ8Min:
-        case WeightFormat::kQ8Fine:
-            return 512 + 2 * 64;
-        default:
-            return 0;
+        case WeightFormat::kQ8Fine: return 512 + 2 * 64;
+        default: return 0;
     }
 }
 
@@ -73,7 +74,7 @@ constexpr std::size_t panel_bytes(WeightFormat format, std::size_t cols) {
     return cols * kPanelRows * (format == WeightFormat::kF32 ? 4 : 2);
 }
 
-/// A packed matrix; the memory is somebody else's, 64-byte aligned. Panels follow each other, or lie `stride` bytes apart:
+/// A packed matrix; the memory is not its own, 64-byte aligned. Panels follow each other, or lie `stride` bytes apart:
 /// between those of two matrices that are read together are the other one's.
 struct Matrix {
     WeightFormat format = WeightFormat::kF32;

@@ -27,7 +27,7 @@ constexpr std::size_t kSlots = 64;                    // one of each word, kPlai
 constexpr std::size_t kMaxSteps = 1'000;              // an execution that is longer does not end
 constexpr std::size_t kStackBytes = 1 << 17;
 
-/// Up to which message of each word somebody knows; for plain memory, which of its writes and reads.
+/// Up to which message of each word a thread or message has seen; for plain memory, which of its writes and reads.
 struct View {
     std::array<std::uint8_t, kSlots> at{};
 
@@ -62,7 +62,7 @@ struct HashOfHash {
     std::size_t operator()(const Hash& hash) const { return hash.a; }
 };
 
-/// One value in a word's modification order, and what those who acquire it get to know.
+/// One value in a word's modification order, and the view that an acquire of it joins.
 struct Message {
     std::uint64_t value = 0;
     std::uint64_t operand = 0;
@@ -118,8 +118,8 @@ struct Choice {
     std::size_t variant;
 };
 
-const char* const kNames[] = {"load",     "store",            "exchange", "fetch_add",
-                              "fetch_or", "compare_exchange", "await",    "fence"};
+const char* const kNames[] = {"load",  "store", "exchange", "fetch_add", "fetch_or", "compare_exchange",
+                              "await", "fence"};
 
 bool acquires(std::memory_order order) {
     return order == std::memory_order_acquire || order == std::memory_order_acq_rel;
@@ -208,7 +208,7 @@ public:
         }
         violation_ = what;
         switch_to(threads_[current_].fiber, main_);
-        std::abort();  // nobody comes back to an execution that has been given up
+        std::abort();  // an abandoned execution is never resumed
     }
 
     bool exploring() const { return exploring_; }
@@ -317,7 +317,7 @@ private:
         }
     }
 
-    /// Nobody can go on.
+    /// No thread can continue.
     void finish(Fiber& from) {
         std::string asleep;
         for (std::size_t thread = 0; thread < program_.threads.size(); ++thread) {
@@ -368,10 +368,8 @@ private:
         const std::size_t known = thread.view.at[place.slot];
         const std::size_t size = place.messages.size();
         switch (thread.next.kind) {
-            case Kind::load:
-                return size - known;
-            case Kind::await:
-                return place.messages.back().value != 0;
+            case Kind::load: return size - known;
+            case Kind::await: return place.messages.back().value != 0;
             case Kind::store: {
                 std::size_t count = 1;  // at the end, or before any message that did not read the one in front of it
                 for (std::size_t i = known + 1; i < size; ++i) {
@@ -387,7 +385,7 @@ private:
                 return count;
             }
             default: {
-                std::size_t count = 1;  // behind the newest message, or before fetch_ors that nobody looks at
+                std::size_t count = 1;  // behind the newest message, or before fetch_ors whose result is unused
                 for (std::size_t i = size - 1; i > known && place.messages[i].kind == Kind::fetch_or; --i) {
                     ++count;
                 }
@@ -409,8 +407,7 @@ private:
         std::size_t at = place.messages.size();  // behind the place in the modification order
         switch (next.kind) {
             case Kind::load:
-            case Kind::await:
-                return read(me, place, at - 1 - variant);
+            case Kind::await: return read(me, place, at - 1 - variant);
             case Kind::store:
                 while (variant != 0) {
                     variant -= !place.messages[--at].continues();
@@ -428,8 +425,7 @@ private:
                 me.view.at[place.slot] = static_cast<std::uint8_t>(std::max(known, from));
                 return place.messages[from].value;
             }
-            default:
-                at -= variant;
+            default: at -= variant;
         }
         const std::uint64_t old = read(me, place, at - 1);
         const std::uint64_t value = next.kind == Kind::fetch_add  ? old + next.operand
@@ -486,12 +482,12 @@ private:
     }
 
     /// Everything on which the rest of an execution depends, with message numbers that count from the oldest one that
-    /// somebody can still read.
+    /// a thread can still read.
     Hash state() const {
         View oldest;
         for (const Place& place : places_) {
             if (place.plain) {
-                for (std::size_t i = 0; i < place.counts.size(); ++i) {  // only who knows the last one matters
+                for (std::size_t i = 0; i < place.counts.size(); ++i) {  // only whether the last one was seen matters
                     oldest.at[place.slot + i] = static_cast<std::uint8_t>(std::max<int>(place.counts[i], 1) - 1);
                 }
                 continue;

@@ -1,17 +1,17 @@
 // An exhaustive search through everything that a few threads can do to a few shared words under the C++ memory model,
 // in the manner of loom, relacy and CDSChecker.
 //
-// Knows nothing of rbee. A word is a list of messages in modification order, and everybody who knows something has a
-// view: up to which message of each word it knows. A load may read any message that its thread's view does not already
+// Does not know rbee. A word is a list of messages in modification order, and each thread and message has a view: up to
+// which message of each word it has seen. A load may read any message that its thread's view does not already
 // exclude, a release puts the thread's view into the message, an acquire joins the message's view: the release/acquire
 // views of RC11 (Lahav et al., Repairing Sequential Consistency in C/C++11, 2017; Kang et al., A Promising Semantics,
 // 2017), with the release sequences of C++20. Plain memory is checked for data races with the same views.
 //
 //   Modelled:  stale loads, stores that another processor sees late or in another order (a store may also take a place
 //              in the middle of the modification order), the failing compare-and-swap that reads something old, and a
-//              fetch_or whose result nobody sees becoming visible only after what follows it in its thread.
+//              fetch_or whose result is unused becoming visible only after what follows it in its thread.
 //   Not:       other cases of load buffering, where a load is made after a store that follows it in its thread. RC11
-//              forbids them, C++ does not; whoever relies on a load being made first must order it himself.
+//              forbids them, C++ does not; code that relies on a load being made first must order it itself.
 //              seq_cst operations: there are none in the core. seq_cst fences have their effect on each other only.
 //
 // Every thread is a function of what it has read, so two executions that bring the same messages, views and histories
@@ -30,7 +30,7 @@ namespace model {
 
 enum class Kind : std::uint8_t { load, store, exchange, fetch_add, fetch_or, compare_exchange, await, fence };
 
-/// What a thread wants to do to a word next. `await` is enabled once the word is not 0, and reads its newest value.
+/// A thread's next operation on a word. `await` is enabled once the word is not 0, and reads its newest value.
 struct Operation {
     Kind kind;
     std::memory_order order = std::memory_order_relaxed;

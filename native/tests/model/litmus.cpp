@@ -12,7 +12,7 @@ constexpr auto kRelaxed = std::memory_order_relaxed;
 constexpr auto kAcquire = std::memory_order_acquire;
 constexpr auto kRelease = std::memory_order_release;
 
-/// The words and registers of a litmus test, and how its outcome is told.
+/// The words and registers of a litmus test, and the form of its outcome.
 struct Bench {
     rbee::Word<std::uint32_t> x{0};
     rbee::Word<std::uint32_t> y{0};
@@ -227,7 +227,7 @@ std::function<Program()> unseen_or(Report came_out) {
         });
 }
 
-/// And its general case, which is not: nobody reads a store that has not been made yet.
+/// And its general case, which is not: no load reads a store that has not been made yet.
 std::function<Program()> load_buffering(Report came_out) {
     return litmus(
         came_out, 2,

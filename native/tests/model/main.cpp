@@ -1,5 +1,5 @@
 // Runs every case, or those whose name contains the argument; `--list` names them. The thorough ones take minutes and
-// run only when they are asked for. Stops at the first case that is not as it must be: exit code 1, and the execution
+// run only on request. Stops at the first case that is not as it must be: exit code 1, and the execution
 // that shows it.
 
 #include <cstdio>

@@ -24,7 +24,7 @@ constexpr rbee::FinishCode kFailed = 4;
 constexpr std::size_t kEverything = 4096;
 constexpr int kAnyFd = 0;
 
-/// What lives as long as a search: shared memory, whose words the explorer knows by their addresses.
+/// What lives as long as a search: shared memory, whose words the explorer identifies by their addresses.
 struct Shared {
     explicit Shared(std::uint32_t first_index) {
         rbee::format(memory, sizeof memory, rbee::plan(64, kCapacity), 1, first_index);
@@ -48,7 +48,8 @@ std::uint32_t token(std::uint32_t ring, std::uint32_t generation, std::uint32_t 
 /// One execution: both sides and what the server has received.
 struct World {
     explicit World(Shared& memory)
-        : shared(memory), producer(rbee::attach(memory.memory, sizeof memory.memory), kAnyFd),
+        : shared(memory),
+          producer(rbee::attach(memory.memory, sizeof memory.memory), kAnyFd),
           consumer(rbee::attach(memory.memory, sizeof memory.memory), kAnyFd) {}
 
     // -- both sides, before the threads start
@@ -195,13 +196,13 @@ std::string name_of(const Shared& shared, const void* place) {
             return (is(&arena.cancel[ring]) ? "cancel " : "generation ") + number;
         }
     }
-    return is(&arena.ready[0])                        ? "ready bits"
-           : is(&arena.fixed->doorbell.word)          ? "doorbell"
-           : is(&arena.fixed->wait.engine_waiting)    ? "wait word"
-           : is(&rbee::the_eventfd)                   ? "eventfd"
-           : is(&shared.submitted)                    ? "Submit"
-           : is(&shared.wakes)                        ? "Wake"
-                                                      : "?";
+    return is(&arena.ready[0])                     ? "ready bits"
+           : is(&arena.fixed->doorbell.word)       ? "doorbell"
+           : is(&arena.fixed->wait.engine_waiting) ? "wait word"
+           : is(&rbee::the_eventfd)                ? "eventfd"
+           : is(&shared.submitted)                 ? "Submit"
+           : is(&shared.wakes)                     ? "Wake"
+                                                   : "?";
 }
 
 using Part = void (*)(World&);
@@ -349,30 +350,29 @@ std::function<Program()> late_cancel() {
 /// A cancel while the engine publishes, or sleeps because its ring is full or because nothing is left.
 template <std::uint32_t length>
 std::function<Program()> cancel() {
-    return scenario(
-        [](World& w) { w.start(length); },
-        [](World& w) {
-            const auto has_space = [&w] {
-                return w.requests[0].published != w.requests[0].length && w.producer.free_space(0) != 0;
-            };
-            while (!w.is_cancelled(0)) {
-                if (has_space()) {
-                    w.commit({0});
-                } else {
-                    w.sleep_unless([&] { return w.is_cancelled(0) || has_space(); });
-                }
-            }
-            w.commit({}, {0}, kAborted);
-        },
-        [](World& w) {
-            rbee::the_eventfd.await();
-            w.drain_all();
-            w.cancel(0);
-            w.serve();
-        });
+    return scenario([](World& w) { w.start(length); },
+                    [](World& w) {
+                        const auto has_space = [&w] {
+                            return w.requests[0].published != w.requests[0].length && w.producer.free_space(0) != 0;
+                        };
+                        while (!w.is_cancelled(0)) {
+                            if (has_space()) {
+                                w.commit({0});
+                            } else {
+                                w.sleep_unless([&] { return w.is_cancelled(0) || has_space(); });
+                            }
+                        }
+                        w.commit({}, {0}, kAborted);
+                    },
+                    [](World& w) {
+                        rbee::the_eventfd.await();
+                        w.drain_all();
+                        w.cancel(0);
+                        w.serve();
+                    });
 }
 
-/// The server drains before anybody rang, and once more while armed, because a ring was resumed.
+/// The server drains before the first step, and once more while armed, because a ring was resumed.
 std::function<Program()> drains_of_its_own_accord() {
     return scenario([](World& w) { w.start(2); },
                     [](World& w) {
@@ -410,24 +410,23 @@ std::function<Program()> polls_then_sleeps() {
 
 }  // namespace
 
-const Case kScenarios[] = {
-    {"core: two steps beside the arming", false, two_steps},
-    {"core: three steps beside the arming", false, three_steps},
-    {"core: a step without successor", false, steps_without_successor<1>},
-    {"core: two steps without successor", false, steps_without_successor<2>},
-    {"core: two rings, one record at a time", false, two_rings},
-    {"core: drains of its own accord", false, drains_of_its_own_accord},
-    {"core: polls, then sleeps", false, polls_then_sleeps},
-    {"core: two cancels beside the falling asleep", false, two_cancels},
-    {"core: reuse of a ring", false, reuse},
-    {"core: late cancel", false, late_cancel},
-    {"core: cancel beside a step", false, cancel<1>},
-    {"core: full ring, indices from 0", false, full_ring<3, kEverything, 0>},
-    {"core: full ring, wrapping around", false, full_ring<3, kEverything, kWrapping>},
-    {"core: full ring, one record at a time", false, full_ring<3, 1, kWrapping>},
-    {"core: cancel beside two steps", false, cancel<2>},
-    {"thorough: cancel beside a full ring", false, cancel<3>},
-    {"thorough: full ring, four tokens", false, full_ring<4, kEverything, kWrapping>},
-    {nullptr, false, nullptr}};
+const Case kScenarios[] = {{"core: two steps beside the arming", false, two_steps},
+                           {"core: three steps beside the arming", false, three_steps},
+                           {"core: a step without successor", false, steps_without_successor<1>},
+                           {"core: two steps without successor", false, steps_without_successor<2>},
+                           {"core: two rings, one record at a time", false, two_rings},
+                           {"core: drains of its own accord", false, drains_of_its_own_accord},
+                           {"core: polls, then sleeps", false, polls_then_sleeps},
+                           {"core: two cancels beside the falling asleep", false, two_cancels},
+                           {"core: reuse of a ring", false, reuse},
+                           {"core: late cancel", false, late_cancel},
+                           {"core: cancel beside a step", false, cancel<1>},
+                           {"core: full ring, indices from 0", false, full_ring<3, kEverything, 0>},
+                           {"core: full ring, wrapping around", false, full_ring<3, kEverything, kWrapping>},
+                           {"core: full ring, one record at a time", false, full_ring<3, 1, kWrapping>},
+                           {"core: cancel beside two steps", false, cancel<2>},
+                           {"thorough: cancel beside a full ring", false, cancel<3>},
+                           {"thorough: full ring, four tokens", false, full_ring<4, kEverything, kWrapping>},
+                           {nullptr, false, nullptr}};
 
 }  // namespace model

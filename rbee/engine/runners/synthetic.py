@@ -1,8 +1,7 @@
 """A model without weights: a step takes a chosen time, and each prompt has one known answer.
 
-Owns the pace. The answer itself is `rbee.models.synthetic`'s, so that clients and tests can foretell it. Latency
-benchmarks and fault tests run on it through the same scheduler, sampler, rings and server as real models. Never loads
-torch.
+Owns the pace; `rbee.models.synthetic` owns the answer, so that clients and tests can foretell it. Latency benchmarks
+and fault tests run on it through the same scheduler, sampler, rings and server as real models. Never loads torch.
 """
 
 from __future__ import annotations
@@ -12,29 +11,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rbee.engine.runners.interface import StepOutput
 from rbee.errors import ConfigError
 from rbee.models import synthetic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
-
     from rbee.engine.input_batch import InputBatch
+    from rbee.engine.runners.context_length import CacheSize
+    from rbee.engine.runners.interface import OnProgress
 
 KV_BYTES_PER_TOKEN = 1024
 """What a token is taken to cost of `kv_cache_mib`, so that pools can be small or large. Nothing is stored."""
 
 
 class SyntheticRunner:
-    """A `ModelRunner` that computes nothing.
+    """A `ModelRunner` that computes nothing; ConfigError for a max_model_len above 8192 or the KV cache.
 
-    Steps follow a fixed cadence: each is due `step_seconds` after the previous one was, whatever the engine did in
-    between, and one that is late does not shift those after it. After an idle time, or when the engine fell behind by
-    more than a step, the cadence starts anew. All work of a step is done before its wait, which never spins.
-
-    Raises:
-        ConfigError: `max_model_len` is more than 8192 or does not fit the KV cache.
+    Each step is due `step_seconds` after the one before it was; a late step does not shift those after it. After an
+    idle
+    time, or when the engine is behind by more than a step, the cadence starts anew. All work of a step is done before
+    its wait, which never spins.
     """
 
     name = "synthetic"
@@ -45,42 +43,39 @@ class SyntheticRunner:
 
     def __init__(
         self,
+        cache: CacheSize,
         *,
         step_seconds: float,
-        max_model_len: int,
-        block_size: int,
-        kv_cache_mib: int,
+        on_progress: OnProgress = lambda: None,
         now_ns: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.num_blocks = (kv_cache_mib << 20) // (KV_BYTES_PER_TOKEN * block_size)
-        cache_tokens = self.num_blocks * block_size
-        if max_model_len > min(synthetic.MAX_MODEL_LEN, cache_tokens) or cache_tokens < 2:
+        self.num_blocks = (cache.kv_cache_mib << 20) // (KV_BYTES_PER_TOKEN * cache.block_size)
+        cache_tokens = self.num_blocks * cache.block_size
+        if cache.max_model_len > min(synthetic.MAX_MODEL_LEN, cache_tokens) or cache_tokens < 2:
             raise ConfigError(
-                f"--max-model-len {max_model_len} is too much for the synthetic model: it takes "
-                f"{synthetic.MAX_MODEL_LEN} tokens, and --kv-cache-mib {kv_cache_mib} holds {cache_tokens}."
+                f"--max-model-len {cache.max_model_len} is too much for the synthetic model: it takes "
+                f"{synthetic.MAX_MODEL_LEN} tokens, and --kv-cache-mib {cache.kv_cache_mib} holds {cache_tokens}."
             )
-        self.max_model_len = max_model_len or min(synthetic.MAX_MODEL_LEN, cache_tokens)
+        self.max_model_len = cache.max_model_len or min(synthetic.MAX_MODEL_LEN, cache_tokens)
         self._step_ns = round(step_seconds * 1e9)
         self._due_ns = 0
+        self._on_progress = on_progress
         self._now_ns = now_ns
         self._sleep = sleep
 
-    def execute(self, batch: InputBatch) -> NDArray[np.float32]:
-        """Wait for the step's end; each row is 0 at its one token and -inf elsewhere. See `ModelRunner.execute`.
-
-        A prompt's tokens are what is expected of it.
-        """
+    def execute(self, batch: InputBatch) -> StepOutput:
+        """Wait for the step's end; each row is 0 at its one token (of a prompt: the next one) and -inf elsewhere."""
         logits = np.full((len(batch.logits_rows), self.vocab_size), -np.inf, dtype=np.float32)
-        for row, sequence in enumerate(batch.sampling):
+        for row, sequence in enumerate(batch.row_sequences[: batch.num_sampling]):
             prompt_hash = synthetic.prompt_hash(sequence.token_ids[: sequence.num_prompt_tokens])
             logits[row, synthetic.sequence_token(prompt_hash, sequence.num_output_tokens)] = 0
-        first = len(batch.sampling)
-        for _, sequence, start, end in batch.scoring:
-            logits[np.arange(first, first + end - start), sequence.token_ids[start:end]] = 0
-            first += end - start
+        targets = batch.positions[batch.logits_rows] + 1
+        for row in range(batch.num_sampling, len(targets)):
+            logits[row, batch.row_sequences[row].token_ids[targets[row]]] = 0
+        self._on_progress()
         self._wait()
-        return logits
+        return StepOutput(logits)
 
     def _wait(self) -> None:
         now = self._now_ns()

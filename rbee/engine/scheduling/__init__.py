@@ -1,1 +1,1 @@
-"""Who runs next, for how many tokens, in which KV blocks. Plain Python: neither torch nor numpy."""
+"""Which sequences run next, for how many tokens, in which KV blocks. Imports neither torch nor numpy."""

@@ -1,8 +1,7 @@
-"""Which blocks of the paged KV cache are free, which sequence holds which, and what can be found in them again.
+"""Which blocks of the paged KV cache are free, which sequence holds which, and which can be found again.
 
 Owns block numbers, their reference counts and the prefix cache: a full block is known by a hash of its tokens and all
-before them, and a new sequence that begins with the same tokens holds the same block. Does not know how keys and
-values are stored (`kv_cache`) or who deserves a block (`scheduler`).
+before them. Does not know how keys and values are stored, or which sequence deserves a block (`scheduler`).
 
 The life of a block: free -> held, its tokens still being computed (*coming*) -> held and *findable* -> free and still
 findable -> evicted, when it is needed for something else. Only full blocks are findable, and those never change.
@@ -21,90 +20,71 @@ _DIGEST_SIZE = 16
 
 
 class Prefix(NamedTuple):
-    """What of a waiting sequence's tokens somebody else has computed, or is computing.
+    """What of a waiting sequence's tokens others have computed, or are computing."""
 
-    Attributes:
-        blocks: its first blocks, all findable.
-        num_coming: how many blocks behind these are being computed by running sequences.
-        producer: the sequence that computes the first of those; None if there is none.
-    """
-
-    blocks: list[int]
-    num_coming: int
-    producer: Sequence | None
+    blocks: list[int]  # its first blocks, all findable
+    num_coming: int  # how many blocks behind these are being computed by running sequences
+    producer: Sequence | None  # the sequence that computes the first of those; None if there is none
 
 
 class BlockManager:
-    """Hands out `num_blocks` blocks of `block_size` tokens each.
-
-    Attributes:
-        prefix_caching: False: no block is ever findable, and each has one holder at most.
-        prefix_queries: tokens of sequences when they were first admitted.
-        prefix_hits: how many of those were found in the cache.
-    """
+    """Hands out `num_blocks` blocks of `block_size` tokens each. Without `prefix_caching` no block is ever findable."""
 
     def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool = True) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.prefix_caching = prefix_caching
-        self.prefix_queries = 0
-        self.prefix_hits = 0
-        self._num_holders = [0] * num_blocks
-        # Free blocks. Those that nobody can find are a stack: the one freed last is used first, so that an engine
-        # without much to do touches little memory. The findable ones are in the order in which they will be evicted.
-        self._free = list(range(num_blocks - 1, -1, -1))
-        self._cached: OrderedDict[int, None] = OrderedDict()
-        # Findable blocks by hash, and the way back; and who computes the blocks that will be findable soon.
-        self._findable: dict[bytes, int] = {}
-        self._hash_of: list[bytes | None] = [None] * num_blocks
-        self._coming: dict[bytes, Sequence] = {}
+        self.prefix_queries = 0  # tokens of sequences when they were first admitted
+        self.prefix_hits = 0  # how many of those were in the cache
+        # The books of the pool; only this class changes them.
+        self.num_holders = [0] * num_blocks
+        # Free blocks. Unfindable ones are a stack: the one freed last is used first, so that a little used engine
+        # touches little memory. The findable ones are in the order of their eviction.
+        self.free = list(range(num_blocks - 1, -1, -1))
+        self.cached: OrderedDict[int, None] = OrderedDict()
+        # Findable blocks by hash, and the reverse; and the sequences that compute blocks to become findable.
+        self.findable: dict[bytes, int] = {}
+        self.hash_of: list[bytes | None] = [None] * num_blocks
+        self.coming: dict[bytes, Sequence] = {}
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody holds, findable or not."""
-        return len(self._free) + len(self._cached)
-
-    @property
-    def num_cached(self) -> int:
-        """Blocks that nobody holds, but that can still be found."""
-        return len(self._cached)
+        """Blocks without a holder, findable or not."""
+        return len(self.free) + len(self.cached)
 
     def find(self, sequence: Sequence) -> Prefix:
-        """What a waiting sequence can share: all but its last token at most, for that one's logits are wanted."""
+        """What a waiting sequence can share: all but its last token at most, whose logits are needed."""
         if not self.prefix_caching or sequence.scores_prompt:
             return Prefix([], 0, None)
         limit = (sequence.num_tokens - 1) // self.block_size
         self._extend_hashes(sequence, limit)
         blocks = []
         for block_hash in sequence.block_hashes[:limit]:
-            block = self._findable.get(block_hash)
+            block = self.findable.get(block_hash)
             if block is None:
                 break
             blocks.append(block)
         producers = []
         for block_hash in sequence.block_hashes[len(blocks) : limit]:
-            producer = self._coming.get(block_hash)
+            producer = self.coming.get(block_hash)
             if producer is None:
                 break
             producers.append(producer)
         return Prefix(blocks, len(producers), producers[0] if producers else None)
 
     def num_needed(self, sequence: Sequence, prefix: Prefix) -> int:
-        """How many free blocks it takes to admit a waiting sequence: those of its prefix may be free, or held."""
-        num_held = sum(self._num_holders[block] > 0 for block in prefix.blocks)
+        """Free blocks that it takes to admit a waiting sequence: those of its prefix may be free, or held."""
+        num_held = sum(self.num_holders[block] > 0 for block in prefix.blocks)
         return -(-sequence.num_tokens // self.block_size) - num_held
 
     def admit(self, sequence: Sequence, prefix: Prefix, *, keep_free: int = 0) -> bool:
-        """Give a waiting sequence its prefix, as `find()` has just seen it, and blocks for the rest of its tokens.
-
-        False, and nothing given, when fewer than `keep_free` blocks would be free then.
-        """
+        """Give a waiting sequence its fresh `find()` and new blocks. False, and none: `keep_free` would not remain."""
         if self.num_needed(sequence, prefix) + keep_free > self.num_free:
             return False
         for block in prefix.blocks:
-            if self._num_holders[block] == 0:
-                del self._cached[block]
-            self._num_holders[block] += 1
+            if self.num_holders[block] == 0:
+                del self.cached[block]
+            self.num_holders[block] += 1
         sequence.block_table.extend(prefix.blocks)
         sequence.num_computed_tokens = len(prefix.blocks) * self.block_size
         has_grown = self.grow(sequence)
@@ -112,7 +92,7 @@ class BlockManager:
         if self.prefix_caching:
             num_full = sequence.num_tokens // self.block_size
             self._extend_hashes(sequence, num_full)
-            self._coming.update(dict.fromkeys(sequence.block_hashes[len(prefix.blocks) : num_full], sequence))
+            self.coming.update(dict.fromkeys(sequence.block_hashes[len(prefix.blocks) : num_full], sequence))
         if sequence.num_preemptions == 0:  # else what it finds may be its own
             sequence.num_cached_tokens = sequence.num_computed_tokens
             self.prefix_queries += sequence.num_tokens
@@ -131,7 +111,7 @@ class BlockManager:
         return True
 
     def advance(self, sequence: Sequence, num_tokens: int) -> None:
-        """Note that the next `num_tokens` of `sequence` are computed; the blocks that this fills become findable."""
+        """Count the next `num_tokens` of `sequence` as computed; the blocks that this fills become findable."""
         start = sequence.num_computed_tokens // self.block_size
         sequence.num_computed_tokens += num_tokens
         end = sequence.num_computed_tokens // self.block_size
@@ -139,51 +119,48 @@ class BlockManager:
             return
         self._extend_hashes(sequence, end)
         for block_hash, block in zip(sequence.block_hashes[start:end], sequence.block_table[start:end], strict=True):
-            self._coming.pop(block_hash, None)
-            if block_hash not in self._findable:  # else another block holds the same, and this one stays private
-                self._findable[block_hash] = block
-                self._hash_of[block] = block_hash
+            self.coming.pop(block_hash, None)
+            if block_hash not in self.findable:  # else another block holds the same, and this one stays private
+                self.findable[block_hash] = block
+                self.hash_of[block] = block_hash
 
-    def release(self, sequence: Sequence, *, poisoned: bool = False) -> None:
+    def release(self, sequence: Sequence, *, invalid_kv: bool = False) -> None:
         """Take all blocks of `sequence` back; its tokens count as not computed until it finds them again.
 
-        Args:
-            sequence: admitted, or still waiting.
-            poisoned: its keys and values are no numbers any more, and none of its blocks may be found from now on.
-                That takes in the ones it shared, although they may be sound: it is not known which of them it spoilt.
-                Whoever else computed with spoilt ones comes to the same end, and takes its own out likewise.
+        `invalid_kv`: its logits were no finite numbers, and none of its blocks may be found from now on. That includes
+        shared ones: which of them are spoilt is not known. Others that computed with spoilt ones end alike.
         """
         for block_hash in sequence.block_hashes[sequence.num_computed_tokens // self.block_size :]:
-            if self._coming.get(block_hash) is sequence:
-                del self._coming[block_hash]
+            if self.coming.get(block_hash) is sequence:
+                del self.coming[block_hash]
         for block in reversed(sequence.block_table):  # so that its last block is evicted first
-            if poisoned:
+            if invalid_kv:
                 self._forget(block)
-            self._num_holders[block] -= 1
-            assert self._num_holders[block] >= 0, "a block was released twice"
-            if self._num_holders[block]:
+            self.num_holders[block] -= 1
+            assert self.num_holders[block] >= 0, "a block was released twice"
+            if self.num_holders[block]:
                 continue
-            if self._hash_of[block] is None:
-                self._free.append(block)
+            if self.hash_of[block] is None:
+                self.free.append(block)
             else:
-                self._cached[block] = None
+                self.cached[block] = None
         del sequence.block_table[:]
         sequence.num_computed_tokens = 0
 
     def _take(self) -> int:
-        if self._free:
-            block = self._free.pop()
+        if self.free:
+            block = self.free.pop()
         else:
-            block, _ = self._cached.popitem(last=False)
+            block, _ = self.cached.popitem(last=False)
             self._forget(block)
-        self._num_holders[block] = 1
+        self.num_holders[block] = 1
         return block
 
     def _forget(self, block: int) -> None:
-        block_hash = self._hash_of[block]
+        block_hash = self.hash_of[block]
         if block_hash is not None:
-            del self._findable[block_hash]
-            self._hash_of[block] = None
+            del self.findable[block_hash]
+            self.hash_of[block] = None
 
     def _extend_hashes(self, sequence: Sequence, num_full: int) -> None:
         """Make sure that at least the first `num_full` blocks, which must be full, have their hashes."""

@@ -1,9 +1,9 @@
 """Decides which sequences run in the next step, and for how many tokens each.
 
-Continuous batching by token budget, in the manner of vLLM's V1 scheduler: a sequence has no phase, it catches up with
-its own tokens. A prompt longer than its share of the budget is computed in chunks; that needs no code of its own.
-
 Owns the two queues and all calls to the block manager. Does not know models, tensors, samplers, rings or time.
+
+Continuous batching by token budget, as in vLLM's V1 scheduler: a sequence has no phase, it catches up with its own
+tokens. A prompt longer than its share is computed in chunks.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from rbee.engine.scheduling.block_manager import BlockManager, Prefix
     from rbee.engine.scheduling.sequence import Sequence
 
@@ -27,7 +25,7 @@ class Scheduled(NamedTuple):
 
     @property
     def samples(self) -> bool:
-        """Whether the sequence has then caught up, so that its last row yields a new token."""
+        """Whether the sequence catches up, so that its last row yields a new token."""
         return self.num_tokens == self.sequence.num_uncomputed_tokens
 
 
@@ -36,34 +34,30 @@ _uncomputed = attrgetter("num_uncomputed_tokens")
 
 
 def _most(sequence: Sequence) -> int:
-    """Tokens that one step can compute of it at most."""
+    """The most tokens that one step can compute of it."""
     return min(sequence.num_uncomputed_tokens, sequence.max_chunk or sequence.num_uncomputed_tokens)
 
 
 class Scheduler:
     """Two queues, both always in order of rank: `running` holds blocks, `waiting` holds none.
 
-    Who runs:
-    * Running sequences come first, in order of rank; then waiting ones are admitted, in order of rank.
-    * A waiting sequence is admitted only when blocks for all of its present tokens are free, and gets them at once.
-    * When a running sequence needs a block and none is free, another one is preempted: a paused one if there is one,
-      else the last in rank. It keeps its tokens and its rank, and loses its blocks; those that nobody takes meanwhile
-      it finds again.
-    * A paused sequence (its reader is slow) keeps its blocks as long as nobody else needs them.
-    * A waiting sequence is held back while one that runs, unpaused and earlier in rank, computes its next block: it
-      finds that block in the cache when it is done, and many requests with one prompt compute it once. Those behind it
-      may be admitted meanwhile, but not with the blocks or the seat that it will need itself.
+    Which sequences:
+    * Running sequences come first, then waiting ones are admitted, each in order of rank.
+    * A waiting sequence is admitted when blocks for all of its present tokens are free, and gets them at once.
+    * A running sequence that needs a block when none is free preempts the last paused one, else the last in rank. The
+      victim keeps its tokens and rank and loses its blocks; it may find them again in the cache.
+    * A paused sequence (its reader is slow) keeps its blocks as long as no other needs them.
+    * A waiting sequence is held back while one that runs, unpaused and earlier in rank, computes its next block: many
+      requests with one prompt compute it once. Those behind it may be admitted, but not with its blocks or its seat.
 
     For how many tokens:
-    * Whoever has one token to go (it decodes) gets it, in every step.
-    * What is left of the budget, bounded by `max_prompt_tokens` if anybody decodes, is shared by those that are further
-      behind. Half goes to the first in rank; the other half to whoever has the fewest tokens to go, so that a short
-      prompt does not wait behind a long one.
+    * A sequence with one token to go (it decodes) gets it, in every step.
+    * The rest of the budget, bounded by `max_prompt_tokens` if any sequence decodes, goes to those further behind: half
+      to the first in rank, half to those with the fewest tokens to go, so that a short prompt passes a long one.
 
-    Nothing starves. The first in rank of those that run unpaused gets further in each step and is never preempted, so
-    all that run come to their end. The first in rank of those that wait unpaused can be held back only by one that
-    runs and is earlier in rank; of these there are finitely many, because ranks follow the clock. After them nobody
-    overtakes it, and the blocks that become free are its.
+    Nothing starves. The first in rank of the unpaused running ones advances in each step and is never preempted. The
+    first of the unpaused waiting ones can be held back only by running ones earlier in rank, which are finitely many
+    because ranks follow the clock; after them nothing overtakes it, and the blocks that become free are its.
     """
 
     def __init__(
@@ -80,41 +74,32 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
 
-    def __iter__(self) -> Iterator[Sequence]:
-        yield from self.running
-        yield from self.waiting
-
     @property
     def num_decodes(self) -> int:
-        """How many sequences will decode in the next step, as far as can be said before it."""
+        """Sequences that will decode in the next step, estimated before it is scheduled."""
         ready = sum(not sequence.paused and sequence.num_uncomputed_tokens == 1 for sequence in self.running)
         return min(ready, self.max_num_seqs)
 
     @property
     def num_prompts(self) -> int:
-        """How many sequences are further behind than that, and have a seat in the next step or could have one."""
+        """Sequences more than one token behind that have, or could have, a seat in the next step."""
         unpaused = [sequence for sequence in self.running if not sequence.paused]
         behind = sum(sequence.num_uncomputed_tokens > 1 for sequence in unpaused)
         return behind + min(len(self.waiting), max(0, self.max_num_seqs - len(unpaused)))
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence. It must have a prompt, and prompt plus one token must fit max_model_len."""
+        """Queue a sequence with a non-empty prompt; prompt plus one token must fit max_model_len."""
         bisect.insort(self.waiting, sequence, key=_rank)
 
-    def remove(self, sequence: Sequence, *, poisoned: bool = False) -> None:
-        """Forget a sequence that ended, for whatever reason, and take its blocks back.
-
-        `poisoned` says that its logits were no finite numbers: nobody may find what it computed.
-        """
+    def remove(self, sequence: Sequence, *, invalid_kv: bool = False) -> None:
+        """Drop a sequence that ended and release its blocks; `invalid_kv`: see `BlockManager.release`."""
         (self.running if sequence.block_table else self.waiting).remove(sequence)
-        self.block_manager.release(sequence, poisoned=poisoned)
+        self.block_manager.release(sequence, invalid_kv=invalid_kv)
 
     def schedule(self, max_prompt_tokens: int) -> list[Scheduled]:
-        """What runs in the next step, in order of rank; empty when nothing can. Blocks for it are already allocated.
+        """Choose the next step, in order of rank, with its blocks allocated; empty when nothing can run.
 
-        Args:
-            max_prompt_tokens: while any sequence decodes, all that are more than one token behind get so many tokens
-                at most, together; 1 at least.
+        While any sequence decodes, those more than one token behind get max(1, max_prompt_tokens) together.
         """
         chosen = self._continue_running()
         if len(chosen) < self.max_num_seqs and self.waiting:
@@ -122,13 +107,12 @@ class Scheduler:
         return self._share_tokens(chosen, max_prompt_tokens)
 
     def update(self, scheduled: list[Scheduled]) -> None:
-        """Note that what `schedule()` returned has been computed. Sequences removed since then are passed over."""
+        """Count what `schedule()` returned as computed, except sequences removed since then."""
         for sequence, num_tokens in scheduled:
             if sequence.block_table:
                 self.block_manager.advance(sequence, num_tokens)
 
     def _continue_running(self) -> list[Sequence]:
-        """Running sequences for the next step, with blocks for all of their tokens."""
         chosen: list[Sequence] = []
         for sequence in list(self.running):
             if len(chosen) == self.max_num_seqs:
@@ -141,7 +125,7 @@ class Scheduler:
         return chosen
 
     def _admit_waiting(self, chosen: list[Sequence]) -> None:
-        """Fill up `chosen` with waiting sequences, and put it in order of rank again."""
+        """Fill up `chosen` with waiting sequences, in order of rank."""
         num_held_back = num_reserved = 0
         for sequence in list(self.waiting):
             if len(chosen) + num_held_back == self.max_num_seqs:
@@ -159,7 +143,7 @@ class Scheduler:
         chosen.sort(key=_rank)
 
     def _admit(self, sequence: Sequence, prefix: Prefix, num_reserved: int, *, may_preempt: bool) -> bool:
-        """Let a waiting sequence run if there are blocks for it; if nothing else can run, paused ones give theirs."""
+        """Move a waiting sequence to `running` if there are blocks, with `may_preempt` those of paused ones."""
         while not self.block_manager.admit(sequence, prefix, keep_free=num_reserved):
             victim = self._last_paused() if may_preempt else None
             if victim is None:
@@ -194,7 +178,7 @@ class Scheduler:
         ]
 
     def _make_room(self, sequence: Sequence) -> bool:
-        """Get the running `sequence` its missing blocks, from others if need be. False: it was preempted itself."""
+        """Allocate the missing blocks of `sequence`, preempting others if needed. False: it was preempted itself."""
         while not self.block_manager.grow(sequence):
             victim = self._last_paused() or self.running[-1]
             self._preempt(victim)

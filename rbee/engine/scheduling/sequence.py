@@ -1,7 +1,6 @@
 """One request inside the engine: its tokens, how far they are computed, and the KV blocks it holds.
 
-Owns the state of a sequence. Does not know when it runs (`scheduler`), where its blocks come from (`block_manager`)
-or how its tokens travel (`publisher`).
+Owns the state of a sequence. Does not know when it runs, where its blocks come from or how its tokens travel.
 """
 
 from __future__ import annotations
@@ -14,76 +13,48 @@ if TYPE_CHECKING:
     from rbee.sampling_params import SamplingParams
 
 
+# A priority of p delays a request's rank by p times this, so a negative one overtakes requests that came at most that
+# much earlier. None waits for ever: in the end it is older than everything that could overtake it.
 PRIORITY_NS = 10_000_000_000
-"""A priority of p makes a request run as if it had come p times so many nanoseconds later.
-
-So an urgent request (a negative priority) overtakes those that came up to that much earlier, and none waits for ever:
-in the end it is older than everything that could overtake it.
-"""
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A prompt and its output so far; there is no phase, only tokens that are computed and tokens that are not.
+    """A prompt and its output so far. It has no phase, only computed and uncomputed tokens."""
 
-    Attributes:
-        request_id: the server's name for it, for log lines.
-        ring: the transport ring that its tokens go to; unique among live sequences.
-        rank: (when it came, delayed by its priority, in ns; number of its submission): smaller runs first. Both of
-            the scheduler's queues are in this order.
-        token_ids: prompt, then output; C unsigned ints.
-        num_prompt_tokens: how many of them are the prompt.
-        sampling: what the client asked of the sampler.
-        deadline_ns: when it ends at the latest, CLOCK_MONOTONIC; 0 is never.
-        cache_salt: only sequences with the same salt share cached blocks.
-        num_computed_tokens: tokens whose keys and values are in `block_table`; 0 again after a preemption.
-        num_cached_tokens: of the prompt's tokens, how many were in the cache when it first ran.
-        num_scored_tokens: of the prompt's tokens, how many have their logprobs published, the first counted as such.
-        block_table: KV blocks in the order of the tokens they hold; C ints.
-        block_hashes: of its full blocks, as far as they have been needed; the block manager's.
-        num_preemptions: how often the scheduler took its blocks away.
-        paused: its ring has too little space, so it must not sample.
-        paused_ns: while it is paused, when that was first seen; CLOCK_MONOTONIC.
-        max_chunk: tokens that one step may compute of it at most, because of what its ring can take; 0: no limit.
-    """
-
-    request_id: str
-    ring: int
-    rank: tuple[int, int]
-    token_ids: array.array[int]
-    sampling: SamplingParams
-    deadline_ns: int = 0
-    cache_salt: str = ""
-    num_prompt_tokens: int = field(init=False)
-    num_computed_tokens: int = 0
-    num_cached_tokens: int = 0
-    num_scored_tokens: int = 1
-    block_table: array.array[int] = field(default_factory=lambda: array.array("i"))
-    block_hashes: list[bytes] = field(default_factory=list)
-    num_preemptions: int = 0
-    paused: bool = False
-    paused_ns: int = 0
-    max_chunk: int = 0
+    request_id: str  # the server's name for it, for log lines
+    ring: int  # the transport ring that its tokens go to; unique among live sequences
+    rank: tuple[int, int]  # arrival in ns, delayed by the priority, then the submission's number; smaller runs first
+    token_ids: array.array[int]  # prompt, then output; C unsigned ints
+    sampling: SamplingParams  # what the client asked of the sampler
+    cache_salt: str = ""  # only sequences with the same salt share cached blocks
+    num_prompt_tokens: int = field(init=False)  # how many of them are the prompt
+    num_computed_tokens: int = 0  # tokens whose keys and values are in `block_table`; 0 again after a preemption
+    num_cached_tokens: int = 0  # of the prompt's tokens, how many were in the cache when it first ran
+    num_scored_tokens: int = 1  # of the prompt's tokens, those with published logprobs; the first counts as one
+    block_table: array.array[int] = field(default_factory=lambda: array.array("i"))  # in the order of its tokens
+    block_hashes: list[bytes] = field(default_factory=list)  # of full blocks, as far as the block manager needs
+    num_preemptions: int = 0  # how often the scheduler took its blocks away
+    paused: bool = False  # its ring has too little space, so it must not sample
+    max_chunk: int = 0  # tokens that one step may compute of it at most, because of what its ring can take; 0: no limit
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
 
     @property
     def num_tokens(self) -> int:
-        """Prompt plus output so far."""
         return len(self.token_ids)
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens sampled so far."""
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """Tokens that must still run through the model before the next one can be sampled; at least 1."""
+        """Tokens to run through the model before the next one can be sampled; at least 1."""
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether the logits of its prompt are still wanted, so that the prompt cannot come from the cache."""
+        """Whether the prompt's logits are still needed, so that the prompt cannot come from the cache."""
         return self.sampling.num_prompt_logprobs is not None and self.num_scored_tokens < self.num_prompt_tokens

@@ -1,13 +1,11 @@
-"""How many prompt tokens a step can take before the streams beside them notice: learnt from the steps themselves.
+"""Limits the prompt tokens of a step, from measured step times, so that the streams beside them slow down little.
 
-Owns two estimates, of seconds for a step that only decodes and of seconds that each prompt token adds, and the limits
-that follow from them. Does not know who runs (`scheduler`), what computes or which clock measures.
+Owns two estimates: seconds of a decode-only step, and seconds per prompt token. Does not know queues or clocks.
 
-What it assumes: a step takes decode(n) + per_token * p seconds for n decoding sequences and p prompt tokens, where
-decode grows with n, ever more slowly, and both change slowly (contexts grow, the machine gets other work). decode(n) is
-learnt from steps without prompt tokens alone; while prompts keep coming, a step now and then is limited to a single
-prompt token, which costs what a decode does, so that the estimate is never missing and never old. Where a step does not
-obey the model, the limits are off in proportion until the next steps have corrected the estimates.
+The model: a step takes decode(n) + per_token * p seconds for n decoding sequences and p prompt tokens. decode(n) is
+concave, and both change slowly. Only steps without prompt tokens update decode(n). While prompts keep coming, a step
+now and then gets a single prompt token, which costs as much as a decode, so that the estimate is never old. A step
+that does not fit the model distorts the limits until the next steps correct them.
 """
 
 from __future__ import annotations
@@ -16,20 +14,15 @@ import math
 import sys
 from typing import NamedTuple
 
-_DECODE_MEMORY = 8
-"""Decode steps of one batch size that an estimate looks back on."""
-_PROMPT_MEMORY = 512
-"""Prompt tokens that the cost of one looks back on: by tokens, because a short chunk shows hardly more than noise."""
-_LOOK_EVERY = 64
-"""Steps with prompt tokens after which the time of one without is looked at again."""
-_OUTLIER = 2.0
-"""A step that takes longer than so many times what was expected counts as one that took just that."""
-_RAMP = 4
-"""A budget is at most so many times the largest chunk seen: the model is not trusted much further than it was tried."""
+_DECODE_MEMORY = 8  # decode steps of one batch size that an estimate averages
+_PROMPT_MEMORY = 512  # prompt tokens that the cost of one averages; tokens, because a short chunk is mostly noise
+_LOOK_EVERY = 64  # steps with prompt tokens after which decode(n) is measured again
+_OUTLIER = 2.0  # a step longer than this many times the expected time counts as this many times it
+_RAMP = 4  # a budget is at most this many times the largest chunk measured: the model is only known near that
 
 
 class _Mean(NamedTuple):
-    """What a decode-only step of some bucket takes, lately."""
+    """The recent decode-only steps of one bucket."""
 
     num_decodes: float
     seconds: float
@@ -37,39 +30,26 @@ class _Mean(NamedTuple):
 
 
 class StepCost:
-    """Sees how long each step took, and says how many prompt tokens the next one may have."""
+    """Keeps a step with prompt tokens within `max_slowdown` (> 1) times the duration of one without.
+
+    The budget is `first_budget` prompt tokens before any measurement, and never below `min_budget`.
+    """
 
     def __init__(self, max_slowdown: float, *, first_budget: int = 32, min_budget: int = 4) -> None:
-        """Start without any knowledge.
-
-        Args:
-            max_slowdown: a step with prompt tokens shall take at most so many times as long as one without; > 1.
-            first_budget: prompt tokens for a step while nothing is known.
-            min_budget: prompt tokens that a step may have at any cost, so that prompts get on beside quick decodes.
-        """
         assert max_slowdown > 1
         assert first_budget >= min_budget >= 1
         self._max_slowdown = max_slowdown
         self._first_budget = first_budget
         self._min_budget = min_budget
-        # Decode-only steps by batch size, in buckets 0: 1, 1: 2, 2: 3 to 4, 3: 5 to 8 and so on.
-        self._decodes: dict[int, _Mean] = {}
-        # By the same buckets: steps with prompt tokens since one without.
-        self._age: dict[int, int] = {}
+        self._decodes: dict[int, _Mean] = {}  # decode-only steps by `_bucket` of their batch size
+        self._age: dict[int, int] = {}  # by the same buckets: steps with prompt tokens since one without
         self._looked_at = 0  # the decodes that the coming step has beside its one prompt token
-        # Sums over the last _PROMPT_MEMORY tokens or so: seconds above what the decodes alone take, and tokens.
-        self._prompt_seconds = 0.0
-        self._prompt_tokens = 0.0
+        self._prompt_seconds = 0.0  # beyond the decodes' time, over about the last _PROMPT_MEMORY prompt tokens
+        self._prompt_tokens = 0.0  # how many those are
         self._largest_chunk = 0
 
     def observe(self, num_decodes: int, num_prompt_tokens: int, seconds: float) -> None:
-        """Learn from a step.
-
-        Args:
-            num_decodes: sequences that had one token to go.
-            num_prompt_tokens: tokens of all others.
-            seconds: how long the whole step took.
-        """
+        """Update the estimates with a step: its sequences with one token to go, and the tokens of all others."""
         looked_at, self._looked_at = self._looked_at, 0
         if num_prompt_tokens == 0:
             if looked_at and num_decodes == looked_at + 1:  # a single token of a prompt looks like one more decode
@@ -80,11 +60,11 @@ class StepCost:
         bucket = _bucket(num_decodes)
         if num_decodes and bucket in self._age:
             self._age[bucket] += 1
-        # A step has its fixed cost without any decode too: then one of the prompt's tokens stands for it.
+        # A step without a decode has the fixed cost too: then one of the prompt's tokens stands for it.
         decode = self._decode_seconds(max(num_decodes, 1))
         if decode is None:
             if num_decodes:
-                return  # what is whose cannot be told yet
+                return  # the parts of the two cannot be separated yet
             decode = 0.0
         per_token = self._per_token()
         if per_token is not None:
@@ -95,11 +75,10 @@ class StepCost:
         self._largest_chunk = max(self._largest_chunk, num_prompt_tokens)
 
     def prompt_budget(self, num_decodes: int, num_prompts: int = 1) -> int:
-        """Prompt tokens that a step may have beside `num_decodes` decoding sequences.
+        """Prompt tokens that a step may have beside `num_decodes` decoding sequences; sys.maxsize when none decodes.
 
-        At least `min_budget`, or 1 to look at what the decodes take alone. Without any of these there is nobody to slow
-        down, and no limit; that is `sys.maxsize`. When more sequences wait for their prompts (`num_prompts`) than
-        decode, a step may take longer in proportion: one stream does not hold up a crowd.
+        At least `min_budget`, or 1 to measure the decodes alone. When more sequences have prompts to compute
+        (`num_prompts`) than decode, the step may take longer in proportion.
         """
         if num_decodes == 0:
             return sys.maxsize
@@ -129,11 +108,9 @@ class StepCost:
         )
 
     def _decode_seconds(self, num_decodes: int) -> float | None:
-        """Seconds of a step that only decodes; None if no such step was seen yet.
+        """Seconds of a decode-only step; None if none was measured.
 
-        Sizes not seen are guessed rather too quick than too slow. A line between two points of a curve that flattens
-        lies below it: so they are on the line between their neighbours, (0, 0) being one. Those beyond the largest
-        take as long as the largest.
+        Linear between measured sizes and (0, 0), so below the concave curve; constant beyond the largest size.
         """
         size = seconds = 0.0
         for _, mean in sorted(self._decodes.items()):
@@ -143,7 +120,7 @@ class StepCost:
         return seconds if size else None
 
     def _per_token(self) -> float | None:
-        """Seconds that a prompt token adds, at least 0; None if none was seen yet."""
+        """Seconds that a prompt token adds, at least 0; None if none was measured."""
         if self._prompt_tokens == 0:
             return None
         return max(0.0, self._prompt_seconds / self._prompt_tokens)

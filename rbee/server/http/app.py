@@ -1,16 +1,15 @@
 """The ASGI application: which routes there are, who may call them, and what an error looks like.
 
-Owns the outermost layer of every request: its id, its key, and OpenAI's error envelope for whatever goes wrong before
-a response has started. Does not know what a route does.
+Owns the outermost layer of every request: its id, its key, and the answer to an error before a response has started.
+Does not know what a route does.
 """
 
 from __future__ import annotations
 
 import hmac
-import logging
 import re
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,48 +18,106 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from rbee.server.errors import ApiError
+from rbee.server.errors import Refusal, RefusalKind
+from rbee.server.http import refusals
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from starlette.requests import Request
     from starlette.routing import BaseRoute
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_log = logging.getLogger(__name__)
+    from rbee.server.http.refusals import RefusalFormat
+
+App: TypeAlias = Starlette
 
 _OPEN_PATHS = frozenset({"/health", "/ready"})  # no key needed
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
-def build_app(routes: Sequence[BaseRoute], api_keys: Sequence[str]) -> Starlette:
-    """The application that serves `routes`. With `api_keys`, a request must carry one of them as a Bearer token."""
+def build_app(
+    routes: Sequence[BaseRoute],
+    api_keys: Sequence[str],
+    formats: Mapping[str, RefusalFormat] | None = None,
+    *,
+    lifespan: Callable[[], AbstractAsyncContextManager[None]] | None = None,
+) -> App:
+    """The application that serves `routes`.
+
+    Args:
+        routes: of all protocols.
+        api_keys: a request must carry one of them as a Bearer token; with none, no key is needed.
+        formats: how the protocols with paths of their own answer refusals, by path prefix; the longest one counts.
+            All other paths have `rbee.server.http.refusals.answer`.
+        lifespan: is entered when the ASGI server starts, and left when it stops.
+    """
+    answers = _Refusals(formats or {})
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(_Entrance, api_keys=api_keys)],
+        lifespan=None if lifespan is None else lambda _: lifespan(),
+        middleware=[Middleware(_Entrance, api_keys=api_keys, answers=answers)],
         exception_handlers={
-            ApiError: _on_api_error,
-            HTTPException: _on_http_exception,
+            Refusal: answers.on_refusal,
+            HTTPException: answers.on_http_exception,
             ClientDisconnect: _on_disconnect,
-            Exception: _on_defect,
+            Exception: answers.on_defect,
         },
     )
     app.router.redirect_slashes = False  # /v1/models/ is not a route; say so instead of redirecting a POST
     return app
 
 
+class _Refusals:
+    """The answer to each refusal, in the format of the request's path."""
+
+    def __init__(self, formats: Mapping[str, RefusalFormat]) -> None:
+        self._formats = sorted(formats.items(), key=lambda item: -len(item[0]))
+
+    def answer(self, path: str, refusal: Refusal) -> Response:
+        for prefix, make in self._formats:
+            if path.startswith(prefix):
+                return make(refusal)
+        return refusals.answer(refusal)
+
+    async def on_refusal(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refusal)
+        return self.answer(request.url.path, error)
+
+    async def on_http_exception(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        path = request.url.path
+        match error.status_code:
+            case 404:
+                refusal = Refusal(RefusalKind.NOT_FOUND, f"There is no route {path}.", code="not_found")
+            case 405:
+                message = f"{path} does not take {request.method}."
+                refusal = Refusal(RefusalKind.METHOD_NOT_ALLOWED, message, code="method_not_allowed")
+            case _:
+                refusal = Refusal(RefusalKind.INVALID, error.detail)
+        response = self.answer(path, refusal)
+        response.status_code = error.status_code
+        response.headers.update(error.headers or {})
+        return response
+
+    async def on_defect(self, request: Request, error: Exception) -> Response:  # noqa: ARG002 - starlette's signature
+        """Starlette raises the error again after this answer, and uvicorn logs it with its traceback."""
+        message = "The server failed on this request; its log has the reason."
+        return self.answer(request.url.path, Refusal(RefusalKind.FAILED, message, code="internal_error"))
+
+
 class _Entrance:
-    """What every request passes first: it gets an id, and needs a key unless its path is open to all.
+    """Gives every request an id, and checks its key unless its path is open to all.
 
     The id is the client's X-Request-Id if that is sane, else ours. It stands in `scope["state"]["request_id"]` and in
-    the X-Request-Id header of every response. Which key it was stands in `scope["state"]["caller"]`, as its index;
-    None where none is needed.
+    the X-Request-Id header of every response. `scope["state"]["caller"]` is the index of the key, or None.
     """
 
-    def __init__(self, app: ASGIApp, *, api_keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, *, api_keys: Sequence[str], answers: _Refusals) -> None:
         self._app = app
         self._api_keys = [key.encode() for key in api_keys]
+        self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -69,60 +126,31 @@ class _Entrance:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope["state"]["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        caller = scope["state"]["caller"] = self._caller(headers)
+        caller = state["caller"] = self._caller(headers)
         if self._api_keys and scope["path"] not in _OPEN_PATHS and caller is None:
-            await _response(_UNAUTHORIZED)(scope, receive, send_with_id)
+            await self._answers.answer(scope["path"], _unauthenticated())(scope, receive, send_with_id)
         else:
             await self._app(scope, receive, send_with_id)
 
     def _caller(self, headers: Headers) -> int | None:
-        """Compare with every key, each in constant time; the first that matches."""
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip().encode()
-        matches = [hmac.compare_digest(given, key) for key in self._api_keys]
+        matches = [hmac.compare_digest(given, key) for key in self._api_keys]  # all, each in constant time
         return matches.index(True) if scheme.lower() == "bearer" and any(matches) else None
 
 
-_UNAUTHORIZED = ApiError(
-    401,
-    "The API key is missing or wrong; send it as 'Authorization: Bearer KEY'.",
-    code="invalid_api_key",
-    headers={"WWW-Authenticate": "Bearer"},
-)
-
-
-def _response(error: ApiError) -> Response:
-    return Response(error.envelope(), error.status, error.headers, media_type="application/json")
-
-
-async def _on_api_error(request: Request, error: Exception) -> Response:  # noqa: ARG001 - starlette's signature
-    assert isinstance(error, ApiError)
-    return _response(error)
-
-
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """The router's own refusals."""
-    assert isinstance(error, HTTPException)
-    message = {
-        404: f"There is no route {request.url.path}.",
-        405: f"{request.url.path} does not take {request.method}.",
-    }.get(error.status_code, error.detail)
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-    return _response(ApiError(error.status_code, message, code=code, headers=error.headers))
+def _unauthenticated() -> Refusal:
+    message = "The API key is missing or wrong; send it as 'Authorization: Bearer KEY'."
+    return Refusal(RefusalKind.UNAUTHENTICATED, message, code="invalid_api_key")
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:  # noqa: ARG001 - starlette's signature
-    """Nobody reads this."""
-    return Response(status_code=499)
-
-
-async def _on_defect(request: Request, error: Exception) -> Response:  # noqa: ARG001 - starlette's signature
-    """An error of ours. Starlette raises it again after this answer, and uvicorn logs it with its traceback."""
-    return _response(ApiError(500, "The server failed on this request; its log says why.", code="internal_error"))
+    return Response(status_code=499)  # never sent: the client is gone

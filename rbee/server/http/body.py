@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
 
-from rbee.server.errors import ApiError
+from rbee.server.errors import Refusal, RefusalKind
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -22,13 +22,15 @@ async def read_json_body(request: Request, limit: int) -> bytes:
     """The body of a JSON request, at most `limit` bytes.
 
     Raises:
-        ApiError: 415 for another media type, 413 for a larger body, 408 for one that does not arrive.
+        Refusal: another media type, a larger body, or one that does not arrive within 60 s.
         ClientDisconnect: the client is gone.
     """
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json":
-        raise ApiError(
-            415, f"The request's Content-Type is {media_type!r}; send application/json.", code="unsupported_media_type"
+        raise Refusal(
+            RefusalKind.UNSUPPORTED_MEDIA_TYPE,
+            f"The request's Content-Type is {media_type!r}; send application/json.",
+            code="unsupported_media_type",
         )
     declared = request.headers.get("content-length", "0")
     if declared.isascii() and declared.isdigit() and int(declared) > limit:
@@ -46,18 +48,16 @@ async def read_json_body(request: Request, limit: int) -> bytes:
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:
-        raise ApiError(
-            408,
+        raise Refusal(
+            RefusalKind.BODY_TIMED_OUT,
             f"The request body did not arrive within {_READ_TIMEOUT:.0f} s.",
             code="request_timeout",
-            headers={"Connection": "close"},
         ) from None
 
 
-def _too_large(limit: int) -> ApiError:
-    return ApiError(
-        413,
+def _too_large(limit: int) -> Refusal:
+    return Refusal(
+        RefusalKind.BODY_TOO_LARGE,
         f"The request body is larger than {limit} bytes (--max-body-mib).",
         code="request_too_large",
-        headers={"Connection": "close"},  # the rest of the body is not read
     )

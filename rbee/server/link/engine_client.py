@@ -1,12 +1,8 @@
-"""The server's end of the token path: the one drain loop, and what requests do to the engine.
+"""The server's end of the token path: the one drain loop, and what requests ask of the engine.
 
-Owns which request has which ring. Tokens arrive by one callback for all requests, `on_wake`; no queue and no task
-lies between the ring and the sink. A direct sink's tokens do not even pass through here: the drain sends them to its
-outlet's socket, and only what is out of the ordinary comes back. Does not know what a sink does with tokens, or how the
-engine process lives.
-
-With `busy_poll` the loop looks at the doorbell instead of being woken by it, as long as a request is open: a processor
-for the time that a wakeup takes.
+Owns which ring belongs to which open sequence, and the reader of the doorbell. One callback delivers the tokens of all
+requests, `on_wake`: no queue and no task lies between a ring and its sink. The native drain itself sends the tokens of
+a DirectTarget to its socket. Does not know what a sink does with tokens, or how the engine process is run.
 """
 
 from __future__ import annotations
@@ -16,15 +12,16 @@ import logging
 import math
 import time
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple, ParamSpec, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec
 
 from rbee.errors import QueueFullError, TransportError
 from rbee.messages import Submit, ToEngine, Wake, pack_token_ids
-from rbee.server.errors import ApiError
+from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.link.sinks import TokenBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from rbee.sampling_params import SamplingParams
     from rbee.server.link.sinks import DirectSink, Sink, TokenSink
@@ -34,32 +31,37 @@ _log = logging.getLogger(__name__)
 
 _RATE_WINDOW = 64  # finished requests that the service rate is measured over
 _LONGEST_RETRY_AFTER = 60  # seconds
-_POLL_PATIENCE_NS = 20_000  # of one look at the doorbell; accepts, disconnects and new requests wait as long
+_POLL_PATIENCE_NS = 20_000  # of one poll of the doorbell; accepts, disconnects and new requests wait as long
 
 _P = ParamSpec("_P")
 
 
-class Choice(NamedTuple):
-    """One sequence of a request.
+@dataclass(frozen=True, kw_only=True)
+class Admission:
+    """How many sequences run at once, and how many may wait beside them; 0: as many as there are rings."""
 
-    Attributes:
-        sampling: what the client asked for.
-        sink: hears of its tokens and its end; a DirectSink if there is an outlet, otherwise a TokenSink.
-        outlet: writes its tokens.
-        tell_cached: see `rbee.messages.Submit`.
-    """
+    max_num_seqs: int = 0
+    max_queued_requests: int = 0
+
+
+class DirectTarget(NamedTuple):
+    """The drain writes the tokens through `outlet`; `sink` receives the events of its socket and the end."""
+
+    sink: DirectSink
+    outlet: Outlet
+
+
+class Choice(NamedTuple):
+    """One sequence of a request; for `report_cached` see `rbee.messages.Submit`. A DirectTarget times itself."""
 
     sampling: SamplingParams
-    sink: Sink
-    outlet: Outlet | None = None
-    tell_cached: bool = False
+    sink: TokenSink | DirectTarget
+    report_cached: bool = False
+    timed: bool = False  # its first token and gaps are counted: it is streamed
 
 
-class TokenStream:
-    """A submitted sequence, in the hands of whoever submitted it.
-
-    It does not know its sink, which knows it: together they would be garbage that only the collector can find.
-    """
+class SequenceHandle:
+    """Handle of a submitted sequence. It has no reference to its sink, which has one to it: no cycle, no collector."""
 
     __slots__ = ("_client", "_generation", "_ring")
 
@@ -69,7 +71,7 @@ class TokenStream:
         self._generation = generation
 
     def cancel(self) -> None:
-        """The tokens are not wanted any more: the sink hears nothing further. Harmless after the end."""
+        """End the sequence; its sink is not called again. Harmless after the end."""
         self._client.cancel(self._ring, self._generation)
 
     def pause(self) -> None:
@@ -80,12 +82,24 @@ class TokenStream:
         """Deliver what the ring holds, soon."""
         self._client.resume(self._ring, self._generation)
 
+    def redirect(self, sink: TokenSink | DirectTarget) -> None:
+        """Send the tokens to `sink` from now on. The ring must be paused, or have ended."""
+        self._client.redirect(self._ring, self._generation, sink)
+
 
 class EngineClient:
-    """All sequences that one engine is working on: each choice of a request is one, with a ring of its own.
+    """All open sequences of one engine; each choice of a request is a sequence with a ring of its own.
 
-    A ring goes back to the free list only when its finish has been drained, also when its client has gone long before:
-    until then its tokens are discarded here.
+    A ring returns to the free list when its finish has been drained. The tokens of a cancelled sequence are discarded
+    until then.
+
+    Args:
+        consumer: of the engine's arena, which has `num_rings`.
+        send: writes a record to the control channel.
+        give_up: ends an engine whose arena is corrupt; its death then ends the requests.
+        admission: None: only the number of rings is a limit.
+        busy_poll: poll the doorbell while a request is open; saves the time of a wakeup, and takes a processor.
+        clock: in seconds, for the rate of finished requests.
     """
 
     def __init__(
@@ -95,67 +109,47 @@ class EngineClient:
         send: Callable[[ToEngine], None],
         give_up: Callable[[], None],
         *,
-        max_running: int = 0,
-        max_queued: int = 0,
+        admission: Admission | None = None,
         busy_poll: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start with no requests.
-
-        Args:
-            consumer: of the arena that the engine writes to.
-            num_rings: of that arena.
-            send: writes a record to the control channel.
-            give_up: ends an engine whose arena is corrupt; its death then ends the requests.
-            max_running: sequences that the engine runs at once, for `max_queued`.
-            max_queued: sequences that may wait for it; 0: as many as there are rings.
-            busy_poll: do not sleep while a request is open.
-        """
         self._consumer = consumer
         self._send = send
         self._give_up = give_up
         self._loop = asyncio.get_running_loop()
-        self._max_running = max_running
-        self._max_queued = max_queued
+        self._admission = admission or Admission()
         self._busy_poll = busy_poll
+        self._clock = clock
+        self._doorbell: int | None = None
         self._polling = False
-        self._sinks: list[Sink | None] = [None] * num_rings
-        self._generations = [0] * num_rings  # of each ring's open sequence; 0: it has none
-        self._num_sinks = 0
+        # By ring. An open sequence has a generation other than 0, and a sink in one of the two lists.
+        self._generations = [0] * num_rings
+        self._token_sinks: list[TokenSink | None] = [None] * num_rings
+        self._direct_sinks: list[DirectSink | None] = [None] * num_rings
+        self._num_open = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._finished_at: deque[float] = deque(maxlen=_RATE_WINDOW)
 
+    def counters(self) -> dict[str, int]:
+        return self._consumer.counters()
+
+    def start(self, doorbell: int) -> None:
+        """Drain whenever this eventfd is readable, until `stop`."""
+        self._doorbell = doorbell
+        self._loop.add_reader(doorbell, self.on_wake)
+
+    def stop(self) -> None:
+        """Stop reading the doorbell, before it is closed."""
+        if self._doorbell is not None:
+            self._loop.remove_reader(self._doorbell)
+            self._doorbell = None
+
     @property
     def rings_in_use(self) -> int:
-        """Rings that a request holds, abandoned ones included."""
+        """Rings whose finish has not been drained, those of cancelled sequences included."""
         in_use: int = self._consumer.in_use
         return in_use
-
-    def submit(
-        self,
-        request_id: str,
-        prompt: list[int],
-        sampling: SamplingParams,
-        sink: Sink,
-        outlet: Outlet | None = None,
-        *,
-        priority: int = 0,
-        deadline_ns: int = 0,
-        cache_salt: str = "",
-    ) -> TokenStream:
-        """Hand one sequence to the engine, without waiting for anything.
-
-        See `Choice` and `submit_all`.
-        """
-        [stream] = self.submit_all(
-            request_id,
-            prompt,
-            [Choice(sampling, sink, outlet)],
-            priority=priority,
-            deadline_ns=deadline_ns,
-            cache_salt=cache_salt,
-        )
-        return stream
 
     def submit_all(
         self,
@@ -163,28 +157,23 @@ class EngineClient:
         prompt: list[int],
         choices: Sequence[Choice],
         *,
+        received_ns: int,
         priority: int = 0,
         deadline_ns: int = 0,
         cache_salt: str = "",
-    ) -> list[TokenStream]:
-        """Hand sequences with the same prompt to the engine, all of them or none, without waiting for anything.
+    ) -> list[SequenceHandle]:
+        """Submit sequences with the same prompt, all of them or none. Does not wait.
 
-        Args:
-            request_id: for the engine's log.
-            prompt: token ids.
-            choices: what differs. With several of them the queue may pass its limit, by all but one.
-            priority: smaller runs earlier.
-            deadline_ns: when they end at the latest, CLOCK_MONOTONIC; 0 is never.
-            cache_salt: only requests with the same salt share cached prefixes.
+        With several choices the queue may pass its limit, by all but one. For the options see `rbee.messages.Submit`.
 
         Raises:
-            QueueFullError: there are not enough free rings, or too many sequences wait already.
+            QueueFullError: not enough rings are free, or too many sequences wait.
         """
         self._check_room(len(choices))
-        packed, received_ns = pack_token_ids(prompt), time.monotonic_ns()
-        streams = []
+        packed = pack_token_ids(prompt)
+        handles = []
         for choice in choices:
-            ring, generation = self._open(choice)
+            ring, generation = self._open(choice, received_ns)
             self._send(
                 Submit(
                     request_id=request_id,
@@ -196,17 +185,16 @@ class EngineClient:
                     priority=priority,
                     deadline_ns=deadline_ns,
                     cache_salt=cache_salt,
-                    tell_cached=choice.tell_cached,
+                    report_cached=choice.report_cached,
                 )
             )
-            streams.append(TokenStream(self, ring, generation))
+            handles.append(SequenceHandle(self, ring, generation))
         if self._busy_poll and not self._polling:
             self._polling = True
             self._loop.call_soon(self._poll)
-        return streams
+        return handles
 
     def cancel(self, ring: int, generation: int) -> None:
-        """See `TokenStream.cancel`."""
         if self._generations[ring] != generation:
             return
         self._forget(ring)
@@ -216,64 +204,62 @@ class EngineClient:
             self._loop.call_soon(self.on_wake)
 
     def pause(self, ring: int, generation: int) -> None:
-        """See `TokenStream.pause`."""
         if self._generations[ring] == generation:
             self._consumer.pause(ring)
 
     def resume(self, ring: int, generation: int) -> None:
-        """See `TokenStream.resume`."""
         if self._generations[ring] == generation and self._consumer.resume(ring):
             self._loop.call_soon(self.on_wake)
 
+    def redirect(self, ring: int, generation: int, sink: TokenSink | DirectTarget) -> None:
+        if self._generations[ring] == generation:
+            self._set_sink(ring, sink)
+
     def on_wake(self) -> None:
-        """Deliver what the rings hold. The event loop calls this when the doorbell's eventfd is readable."""
         if self._polling:
             self._consumer.silence()
         elif self._turn():
-            self._loop.call_soon(self.on_wake)  # accepts, disconnects and cancels have their turn in between
+            self._loop.call_soon(self.on_wake)  # accepts, disconnects and cancels come in between
 
     def _poll(self) -> None:
-        """Instead of `on_wake`: look at the doorbell in every turn of the event loop while a request is open."""
-        if self._num_sinks:
+        """In place of `on_wake` while a request is open: poll in every turn of the event loop."""
+        if self._num_open:
             if self._consumer.poll(_POLL_PATIENCE_NS):
                 self._turn()
             self._loop.call_soon(self._poll)
         else:
             self._polling = False
-            self.on_wake()  # which arms the doorbell, and discards what abandoned requests still hold
+            self.on_wake()  # arms the doorbell, and discards what cancelled sequences still hold
 
-    def fail_all(self, error: ApiError) -> None:
-        """End every open request with `error`, and cancel it in the engine."""
-        for ring, sink in enumerate(self._sinks):
-            if sink is not None:
-                self.cancel(ring, self._generations[ring])
-                sink.fail(error)
+    def fail_all(self, error: Refusal) -> None:
+        """End every open sequence with `error`, and cancel it in the engine."""
+        for ring, generation, sink in self._open_sequences():
+            self.cancel(ring, generation)
+            sink.fail(error)
 
-    def engine_died(self, error: ApiError) -> None:
+    def engine_died(self, error: Refusal) -> None:
         """Deliver all that the dead engine committed, then end what is still open with `error`."""
         self._consumer.expect_all()
         while drained := self._drain():
             self._deliver(drained)
             if not drained.more:
                 break
-        for ring, sink in enumerate(self._sinks):
-            if sink is not None:
-                self._forget(ring)
-                sink.fail(error)
+        for ring, _, sink in self._open_sequences():
+            self._forget(ring)
+            sink.fail(error)
 
     async def wait_idle(self) -> None:
-        """Return when no request is open."""
         await self._idle.wait()
 
     def retry_after(self) -> int:
-        """Seconds until a place should be free, from the rate at which the last requests finished; 1 to 60."""
+        """Seconds until a ring should be free, from the rate at which the last sequences finished; 1 to 60."""
         if len(self._finished_at) < 2:
             return 1
-        period = (time.monotonic() - self._finished_at[0]) / len(self._finished_at)
+        period = (self._clock() - self._finished_at[0]) / len(self._finished_at)
         return min(max(math.ceil(period), 1), _LONGEST_RETRY_AFTER)
 
     def _turn(self) -> bool:
-        """Drain once and deliver; True if there is more and nobody will say so."""
+        """Drain once and deliver; True if more is left, without a wakeup to come."""
         drained = self._drain()
         if drained is None:
             return False
@@ -294,46 +280,57 @@ class EngineClient:
     def _check_room(self, num_choices: int) -> None:
         """Raise QueueFullError unless so many sequences may be submitted now.
 
-        Every ring counts until its finish has been drained. The engine's word on its queue is one step old at most; a
-        burst within that step is bounded by the rings in use, of which `max_running` are taken to run. What stands
-        between a slow reader and its last tokens counts as well then, though it is no work for the engine.
+        The engine's count of its queue is up to one step old; the rings in use bound a burst within that step. They
+        include those whose last tokens wait for a slow reader, though these are no work for the engine.
         """
         in_use = self.rings_in_use
-        if in_use + num_choices > len(self._sinks):
+        num_rings = len(self._generations)
+        if in_use + num_choices > num_rings:
             raise QueueFullError(
-                f"The server already holds {in_use} requests (each choice counts), of {len(self._sinks)} that it was "
-                "started for (--max-requests). Try again later."
+                f"The server already holds {in_use} requests (each choice counts), of {num_rings} that it was started "
+                "for (--max-requests). Try again later."
             )
-        if self._max_queued and (
-            in_use >= self._max_running + self._max_queued
-            or self._consumer.counters()["sequences_waiting"] >= self._max_queued
+        max_queued = self._admission.max_queued_requests
+        if max_queued and (
+            in_use >= self._admission.max_num_seqs + max_queued or self._consumer.sequences_waiting >= max_queued
         ):
             raise QueueFullError(
-                f"{self._max_queued} requests or more wait for the engine already (--max-queued-requests). "
-                "Try again later."
+                f"{max_queued} requests or more wait for the engine already (--max-queued-requests). Try again later."
             )
 
-    def _open(self, choice: Choice) -> tuple[int, int]:
-        """A ring for this sequence, which there is, and its generation."""
-        assigned = self._consumer.assign()
+    def _open(self, choice: Choice, received_ns: int) -> tuple[int, int]:
+        """The ring, which must be free, and generation of a new sequence."""
+        assigned = self._consumer.assign(received_ns if choice.timed else 0)
         assert assigned is not None, "there is room"
         ring, generation = assigned
-        self._sinks[ring] = choice.sink
         self._generations[ring] = generation
-        if choice.outlet is not None:
-            self._consumer.attach(ring, choice.outlet)
-        self._num_sinks += 1
+        self._set_sink(ring, choice.sink)
+        self._num_open += 1
         self._idle.clear()
         return ring, generation
 
+    def _set_sink(self, ring: int, sink: TokenSink | DirectTarget) -> None:
+        if isinstance(sink, DirectTarget):
+            self._token_sinks[ring], self._direct_sinks[ring] = None, sink.sink
+            self._consumer.attach(ring, sink.outlet)
+        else:
+            self._token_sinks[ring], self._direct_sinks[ring] = sink, None
+
+    def _open_sequences(self) -> Iterator[tuple[int, int, Sink]]:
+        """(ring, generation, sink) of each sequence that is open when its turn comes."""
+        for ring, generation in enumerate(self._generations):
+            sink = self._token_sinks[ring] or self._direct_sinks[ring]
+            if sink is not None:
+                yield ring, generation, sink
+
     def _deliver(self, drained: Drained) -> None:
+        # A callback may end other sequences: each sink is looked up when its turn comes.
         start = 0
         for ring, end, code in zip(drained.rings, drained.ends, drained.finishes, strict=True):
-            sink = self._sinks[ring]
+            sink = self._token_sinks[ring]
             if code:
-                self._finished_at.append(time.monotonic())
-                if sink is not None:
-                    self._forget(ring)
+                self._finished_at.append(self._clock())
+                self._forget(ring)
             if sink is not None:
                 batch = TokenBatch(
                     drained.tokens[start:end],
@@ -341,43 +338,44 @@ class EngineClient:
                     drained.commit_ns[start:end],
                     *_split(code),
                 )
-                self._tell(ring, sink, cast("TokenSink", sink).deliver, batch)  # a ring with an outlet is in none
+                self._call(ring, sink, sink.deliver, batch)
             start = end
         if start:
             self._consumer.note_delivered()
-        # Only rings with an outlet are in these. A sink may have gone because of what it was told a moment ago.
-        direct = cast("Sequence[DirectSink | None]", self._sinks)
         for ring, rest in drained.blocked:
-            if (sink := direct[ring]) is not None:
-                self._tell(ring, sink, sink.on_blocked, rest)
+            if (direct := self._direct_sinks[ring]) is not None:
+                self._call(ring, direct, direct.on_blocked, rest)
         for ring in drained.broken:
-            if (sink := direct[ring]) is not None:
-                self._tell(ring, sink, sink.on_broken)
+            if (direct := self._direct_sinks[ring]) is not None:
+                self._call(ring, direct, direct.on_broken)
         for ring, code in drained.ended:
-            self._finished_at.append(time.monotonic())
-            if (sink := direct[ring]) is not None:
+            self._finished_at.append(self._clock())
+            if (direct := self._direct_sinks[ring]) is not None:
                 self._forget(ring)
-                self._tell(ring, sink, sink.on_finish, *_split(code))
+                self._call(ring, direct, direct.on_finish, *_split(code))
 
-    def _tell(self, ring: int, sink: Sink, method: Callable[_P, None], *values: _P.args, **named: _P.kwargs) -> None:
-        """Call a method of a sink. A defect of ours in one request must not reach the others."""
+    def _call(self, ring: int, sink: Sink, method: Callable[_P, None], *values: _P.args, **named: _P.kwargs) -> None:
+        """Call a method of a sink. An exception ends its request and leaves the others alone."""
         try:
             method(*values, **named)
         except Exception:  # noqa: BLE001 - logged; the other requests go on
             _log.exception("delivering tokens failed; the request is ended")
-            if self._sinks[ring] is sink:
+            if sink in (self._token_sinks[ring], self._direct_sinks[ring]):
                 self.cancel(ring, self._generations[ring])
-            sink.fail(ApiError(500, "The server failed while writing this answer.", code="internal_error"))
+            message = "The server failed while writing this answer."
+            sink.fail(Refusal(RefusalKind.FAILED, message, code="internal_error"))
 
     def _forget(self, ring: int) -> None:
-        self._sinks[ring] = None
+        if not self._generations[ring]:
+            return
         self._generations[ring] = 0
-        self._num_sinks -= 1
+        self._token_sinks[ring] = self._direct_sinks[ring] = None
         self._consumer.detach(ring)
-        if not self._num_sinks:
+        self._num_open -= 1
+        if not self._num_open:
             self._idle.set()
 
 
 def _split(code: int) -> tuple[int, int]:
-    """A ring's finish as the engine wrote it: the reason, and how much of the prompt was cached."""
+    """Reason and number of cached prompt tokens."""
     return code & 0xFF, code >> 8

@@ -1,1 +1,1 @@
-"""What clients speak. One package per protocol; what several of them share stands beside those."""
+"""The protocols of clients: one package each; what several of them share stands beside those."""

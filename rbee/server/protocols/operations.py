@@ -1,6 +1,6 @@
-"""Routes for whoever runs the server: /health, /ready, /version.
+"""Routes for operators: /health, /ready, /version.
 
-Owns their answers. They never wait for anything, so that they are true under any load.
+Owns their answers. None of them waits, so that they are true under any load. Does not know how the engine is started.
 """
 
 from __future__ import annotations
@@ -8,14 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from starlette.responses import Response
 from starlette.routing import Route
 
 from rbee import __version__
-from rbee.server.errors import ApiError
+from rbee.server.errors import Refusal
+from rbee.server.http.refusals import headers_of
+from rbee.server.http.responses import json_response
+from rbee.transport import ServerState
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.responses import Response
 
     from rbee.server.link.supervisor import Supervisor
 
@@ -28,7 +31,6 @@ class OperationsApi:
         self._model = model
 
     def routes(self) -> list[Route]:
-        """For the application's router."""
         return [
             Route("/health", self.health, methods=["GET"]),
             Route("/ready", self.ready, methods=["GET"]),
@@ -36,24 +38,24 @@ class OperationsApi:
         ]
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002 - starlette's signature
-        """The process answers."""
-        return _json({"status": "ok"})
+        return json_response({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:  # noqa: ARG002 - starlette's signature
-        """Whether a request sent now would be taken: 200, or 503 with the state and how far loading has come."""
+        """200 if a request sent now would be taken, else 503 with the state and the progress of loading."""
         supervisor = self._supervisor
+        state = supervisor.state.label
         try:
             engine = supervisor.check_ready()
-        except ApiError as refusal:
-            answer: dict[str, Any] = {"ready": False, "state": supervisor.state, "model": self._model}
-            if supervisor.state == "loading" and supervisor.progress is not None:
+        except Refusal as refusal:
+            answer: dict[str, Any] = {"ready": False, "state": state, "model": self._model}
+            if supervisor.state is ServerState.LOADING and supervisor.progress is not None:
                 progress = supervisor.progress
                 answer["progress"] = {"stage": progress.stage, "done": progress.done, "total": progress.total}
-            return _json(answer, 503, refusal.headers)
-        return _json(
+            return json_response(answer, 503, headers_of(refusal))
+        return json_response(
             {
                 "ready": True,
-                "state": supervisor.state,
+                "state": state,
                 "model": self._model,
                 "engine": msgspec.structs.asdict(engine),
                 "rings_in_use": supervisor.client.rings_in_use,
@@ -61,9 +63,4 @@ class OperationsApi:
         )
 
     async def version(self, request: Request) -> Response:  # noqa: ARG002 - starlette's signature
-        """What is running."""
-        return _json({"version": __version__})
-
-
-def _json(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
+        return json_response({"version": __version__})

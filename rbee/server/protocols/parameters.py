@@ -1,29 +1,33 @@
 """What a request asks of the engine besides its prompt: the range of each parameter, and what it means there.
 
-Owns the protocol's limits for them, and every refusal that depends on the model or on how the server was started. Pure
-functions; a refusal names its field. How a parameter works is `rbee.sampling_params`' to say.
+Owns the limits of parameters, and every refusal that depends on the model or on the server's options. What a parameter
+does stands in `rbee.sampling_params`. Does not know which protocol a request uses.
 """
 
 from __future__ import annotations
 
 import random
 import re
+import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import msgspec
 
 from rbee.sampling_params import SamplingParams
-from rbee.server.errors import ApiError, deadline_passed, invalid
-from rbee.server.protocols.openai.schemas import ChatRequest, CompletionRequest
+from rbee.server.errors import deadline_passed, invalid
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    from rbee.server.protocols.openai.schemas import GenerationRequest
+    from rbee.server.errors import Refusal
 
 DEADLINE_HEADER = "X-Request-Deadline"
 MAX_CHOICES = 128
 MAX_LOGIT_BIASES = 1024  # OpenAI has 300
 MAX_STOP_TOKEN_IDS = 256
+MAX_STOP_STRINGS = 4
+MAX_STOP_BYTES = 1000
 
 _MOST_TOKENS = 2**31 - 1
 _RANGES: dict[str, tuple[float, float]] = {
@@ -51,53 +55,128 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LONGEST_NS = 10 * 366 * 24 * 3600 * 10**9  # of a deadline: ten years are for ever, and fit 64 bits
 
 
-class Limits(NamedTuple):
-    """What the model and the server allow.
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The parameters that every request for a generation has; a protocol's request is a subclass that adds its prompt.
 
-    Attributes:
-        max_model_len: prompt plus output, in tokens.
-        vocab_size: token ids are below it.
-        num_rings: sequences that there can be at once.
-        ring_capacity: records that a sequence's ring holds.
+    Names are OpenAI's; where it has none, vLLM's. Most values go to `rbee.sampling_params` as they are.
     """
 
-    max_model_len: int
-    vocab_size: int
-    num_rings: int
-    ring_capacity: int
+    prompt_field: ClassVar[str] = "prompt"  # to blame for a prompt that is too long
+
+    model: str | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[str, float] = {}
+    allowed_token_ids: list[int] | None = None
+    seed: int | None = None
+    stop: str | list[str] = []
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+    n: int = 1
+    best_of: int | None = None  # completions to choose the best n of; only n itself
+    priority: int = 0  # smaller runs earlier
+    deadline: str | None = None  # ISO 8601 with a time zone; also the header X-Request-Deadline
+    cache_salt: str = ""  # only requests with the same salt share cached prefixes
+    stream: bool = False
+    stream_options: dict[str, Any] | None = None
+    user: str | None = None  # a label, which changes nothing, as the next one
+    metadata: dict[str, Any] | None = None
+
+    @property
+    def echoes(self) -> bool:
+        """Whether the prompt comes before the completion."""
+        return False
+
+    @property
+    def asked_logprobs(self) -> tuple[str, int | None]:
+        """The field that asks for logprobs, and for how many of the most likely tokens; None for no logprobs."""
+        return "logprobs", None
+
+
+class Parameters(NamedTuple):
+    """What the parameters of a request mean."""
+
+    sampling: SamplingParams  # of the first choice
+    stops: list[str]  # stop strings
+    deadline_ns: int  # when the request ends at the latest, CLOCK_MONOTONIC; 0 is never
+
+
+class Limits(NamedTuple):
+    """What the model and the server allow."""
+
+    max_model_len: int  # prompt plus output, in tokens
+    vocab_size: int  # token ids are below it
+    num_rings: int  # sequences that there can be at once
+    ring_capacity: int  # records that a sequence's ring holds
 
 
 def check_parameters(request: GenerationRequest) -> None:
-    """Raise ApiError for a value that no model and no server could take."""
+    """Raise the first of `parameter_refusals`."""
+    for refusal in parameter_refusals(request):
+        raise refusal
+
+
+def parameter_refusals(request: GenerationRequest) -> Iterator[Refusal]:
+    """A refusal for each value that no model and no server could take, for protocols that list all of them."""
     for name, (low, high) in _RANGES.items():
         value = getattr(request, name, None)  # None: absent, or not on this route
         if value is not None and not low <= value <= high:
-            raise invalid(name, f"{name} must be from {low} to {high}, not {_shown(value)}.")
+            yield invalid(name, f"{name} must be from {low} to {high}, not {_shown(value)}.")
     if request.top_p == 0:
-        raise invalid("top_p", "top_p must be above 0; for the most likely token set temperature to 0.")
+        yield invalid("top_p", "top_p must be above 0; for the most likely token set temperature to 0.")
     if request.typical_p == 0:
-        raise invalid("typical_p", "typical_p must be above 0; 1 keeps all tokens.")
-    if request.max_tokens == 0 and not (isinstance(request, CompletionRequest) and request.echo):
-        raise invalid("max_tokens", "max_tokens must be at least 1; 0 is for completions with echo.")
+        yield invalid("typical_p", "typical_p must be above 0; 1 keeps all tokens.")
+    if request.max_tokens == 0 and not request.echoes:
+        yield invalid("max_tokens", "max_tokens must be at least 1; 0 is for completions with echo.")
     if request.best_of is not None and request.best_of != request.n:
-        raise invalid(
+        yield invalid(
             "best_of",
             f"best_of is {_shown(request.best_of)}, but n is {request.n}: all choices are returned, none are chosen "
             "among. Leave best_of out.",
         )
-    if isinstance(request, ChatRequest) and request.top_logprobs and not request.logprobs:
-        raise invalid("top_logprobs", "top_logprobs may only be set when logprobs is true.")
     if len(request.cache_salt) > _MAX_SALT_CHARACTERS:
-        raise invalid("cache_salt", f"cache_salt may have at most {_MAX_SALT_CHARACTERS} characters.")
+        yield invalid("cache_salt", f"cache_salt may have at most {_MAX_SALT_CHARACTERS} characters.")
 
 
 def check_token_ids(token_ids: Collection[int], param: str, vocab_size: int) -> None:
-    """Raise ApiError unless every id exists."""
+    """Raise Refusal unless every id exists."""
     if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
         raise invalid(param, f"{param} holds a token id outside 0..{vocab_size - 1}.")
 
 
-def sampling_params(
+def read_parameters(
+    request: GenerationRequest,
+    *,
+    max_tokens: int | None,
+    prompt_tokens: int,
+    limits: Limits,
+    end_token_ids: Iterable[int],
+    deadlines: Sequence[str],
+) -> Parameters:
+    """What the parameters of a request, which `check_parameters` has let pass, mean for the engine.
+
+    `max_tokens` is as asked for; None takes what the model's length leaves. `end_token_ids` stop the output, unless the
+    request ignores them. `deadlines` are the values of its X-Request-Deadline headers.
+
+    Raises:
+        Refusal: a parameter that this model or this server cannot follow.
+    """
+    sampling = _sampling_params(
+        request, max_tokens=max_tokens, prompt_tokens=prompt_tokens, limits=limits, end_token_ids=end_token_ids
+    )
+    deadline_ns = read_deadline(request.deadline, deadlines, wall_ns=time.time_ns(), monotonic_ns=time.monotonic_ns())
+    return Parameters(sampling, stop_strings(request), deadline_ns)
+
+
+def _sampling_params(
     request: GenerationRequest,
     *,
     max_tokens: int | None,
@@ -105,31 +184,17 @@ def sampling_params(
     limits: Limits,
     end_token_ids: Iterable[int],
 ) -> SamplingParams:
-    """What the engine is asked for, for the first choice.
-
-    Args:
-        request: one that `check_parameters` has let pass.
-        max_tokens: as asked for; None takes what the model's length leaves. With 0 there is one token all the same,
-            because the engine has no other end: nobody is to see it.
-        prompt_tokens: length of the prompt, in tokens.
-        limits: of model and server.
-        end_token_ids: stop there, unless the request ignores them.
-
-    Raises:
-        ApiError: prompt and output do not fit the model, the prompt is empty, a token id does not exist, no token is
-            left to draw, or the server was started with too little for so many choices or logprobs.
-    """
+    """For the first choice. max_tokens 0 becomes 1, as the engine has no other end; that token is not shown."""
     if prompt_tokens == 0:
         raise invalid("prompt", "The prompt has no tokens; send at least one.")
     room = limits.max_model_len - prompt_tokens
     wanted = max_tokens or 1
     if room < wanted:
-        raise ApiError(
-            400,
+        raise invalid(
+            request.prompt_field,
             f"This model's maximum context length is {limits.max_model_len} tokens, but {prompt_tokens + wanted} were "
             f"requested ({prompt_tokens} in the prompt, {wanted} in the output). "
             "Shorten the prompt or lower max_tokens.",
-            param="messages" if isinstance(request, ChatRequest) else "prompt",
             code="context_length_exceeded",
         )
     longest = room if max_tokens is None else max_tokens
@@ -158,23 +223,18 @@ def sampling_params(
         seed=random.getrandbits(63) if request.seed is None else request.seed,
         stop_token_ids=tuple(sorted(stop_token_ids)),
         num_logprobs=num_logprobs,
-        num_prompt_logprobs=num_logprobs if isinstance(request, CompletionRequest) and request.echo else None,
+        num_prompt_logprobs=num_logprobs if request.echoes else None,
     )
 
 
 def read_deadline(field: str | None, headers: Sequence[str], *, wall_ns: int, monotonic_ns: int) -> int:
     """When a request ends at the latest, CLOCK_MONOTONIC in ns; 0 is never.
 
-    It is converted once, when the request is read: a wall clock that is set afterwards moves no deadline.
-
-    Args:
-        field: `deadline` of the request.
-        headers: the values of its X-Request-Deadline headers.
-        wall_ns: UNIX time now, in ns.
-        monotonic_ns: CLOCK_MONOTONIC now, in ns.
+    It is converted once, when the request is read: a wall clock that is set afterwards moves no deadline. `field` is
+    the request's `deadline`, `headers` its X-Request-Deadline; the two clocks are now, in ns.
 
     Raises:
-        ApiError: 400 if one of them is not a time, or they differ; 408 if it has passed.
+        Refusal: one of them is not a time, they differ, or it has passed.
     """
     given = [] if field is None else [("deadline", field)]
     given += [(DEADLINE_HEADER, value) for value in headers]
@@ -190,7 +250,7 @@ def read_deadline(field: str | None, headers: Sequence[str], *, wall_ns: int, mo
 
 
 def _unix_ns(value: str, param: str) -> int:
-    """UNIX time in ns of an ISO 8601 time that says its zone."""
+    """UNIX time in ns of an ISO 8601 time with a zone."""
     try:
         when = datetime.fromisoformat(value)
     except ValueError:
@@ -204,16 +264,12 @@ def _unix_ns(value: str, param: str) -> int:
 
 
 def _num_logprobs(request: GenerationRequest, limits: Limits) -> int | None:
-    """As SamplingParams has it; a token and its notes are published together, so that they have to fit a ring."""
-    if isinstance(request, ChatRequest):
-        name, number = "top_logprobs", request.top_logprobs if request.logprobs else None
-    else:
-        assert isinstance(request, CompletionRequest)
-        name, number = "logprobs", request.logprobs
+    """As SamplingParams has it. A token and its side records are published together and must fit a ring."""
+    name, number = request.asked_logprobs
     if number is None:
         return None
     # As the engine counts them: a token of the output, one of an echoed prompt, and the number of cached tokens.
-    lists = 2 if getattr(request, "echo", False) else 1
+    lists = 2 if request.echoes else 1
     others = 1 + bool(request.stop)
     if others + lists * number > limits.ring_capacity:
         raise invalid(
@@ -223,6 +279,17 @@ def _num_logprobs(request: GenerationRequest, limits: Limits) -> int | None:
             f"At most {(limits.ring_capacity - others) // lists} is possible.",
         )
     return min(number, limits.vocab_size)
+
+
+def stop_strings(request: GenerationRequest) -> list[str]:
+    """The stop strings as a list, or a Refusal."""
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop
+    if len(stops) > MAX_STOP_STRINGS:
+        raise invalid("stop", f"stop holds {len(stops)} strings; at most {MAX_STOP_STRINGS} are possible.")
+    for stop in stops:
+        if not 1 <= len(stop.encode(errors="surrogatepass")) <= MAX_STOP_BYTES:
+            raise invalid("stop", f"Each stop string must have 1 to {MAX_STOP_BYTES} bytes.")
+    return stops
 
 
 def _stop_token_ids(request: GenerationRequest, vocab_size: int, end_token_ids: Iterable[int]) -> set[int]:
@@ -242,7 +309,6 @@ def _allowed_token_ids(request: GenerationRequest, vocab_size: int) -> tuple[int
 
 
 def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
-    """The keys are strings, as in any JSON object."""
     if len(given) > MAX_LOGIT_BIASES:
         raise invalid("logit_bias", f"logit_bias has {len(given)} entries; at most {MAX_LOGIT_BIASES} are possible.")
     biases: dict[int, float] = {}
@@ -257,6 +323,6 @@ def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
 
 
 def _shown(value: Any) -> str:
-    """A number in a message. Integers of a request can have thousands of digits."""
+    """A number in a message, cut: JSON integers can have thousands of digits."""
     text = str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,7 +1,7 @@
 """A streamed reply that costs no Python per token: the drain renders its frames and sends them to its socket.
 
-Owns which streams can be written like that, and what to do when the socket does not take everything. The bytes are
-those that `rbee.server.streams.replies.StreamedReply` would write; `native/include/rbee/sse_stream.h` makes them.
+Owns which streams can be written so, and what follows when the socket does not take everything. The bytes are those of
+`rbee.server.streams.replies.StreamedReply`.
 """
 
 from __future__ import annotations
@@ -9,74 +9,62 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rbee.messages import FinishReason
-from rbee.server.link.sinks import finish_error
-from rbee.server.streams.replies import LiveReply
+from rbee.server.streams.live import LiveReply
+from rbee.server.streams.outcome import finish_refusal
 from rbee.transport import Outlet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from rbee.server.http.protocol import StreamWriter
-    from rbee.server.protocols.openai.frames import Frames
-    from rbee.server.protocols.openai.schemas import StreamOptions
+    from rbee.server.http.writer import Writer
+    from rbee.server.streams.dialect import Dialect
+    from rbee.server.streams.generation import Generation
     from rbee.server.text.detokenizer import TokenTable
 
 
 class DirectReply(LiveReply):
-    """A `DirectSink`. `LiveReply` hears of the socket, as for any stream; of the tokens nobody does.
+    """A `DirectSink`: it receives the events of the socket, and the tokens go past it."""
 
-    Attributes:
-        outlet: to be submitted with this sink.
-    """
-
-    def __init__(self, writer: StreamWriter, outlet: Outlet) -> None:
-        super().__init__(writer)
-        self.outlet = outlet
+    def __init__(self, writer: Writer, dialect: Dialect, outlet: Outlet) -> None:
+        self.outlet = outlet  # to be submitted with this sink
+        super().__init__(writer, dialect)
 
     def on_blocked(self, rest: bytes) -> None:
-        """See `DirectSink`. The event loop writes the rest; when it has, the socket tells `on_resume`."""
+        """Let the event loop write the rest; when it has, the socket calls `on_resume`."""
         self._writer.write_rest(rest)
         if not self._writer.paused:
-            self.stream.resume()
+            self.sequences.resume()
 
     def on_broken(self) -> None:
-        """See `DirectSink`."""
         self._writer.abort()
 
     def on_finish(self, reason: int, cached_tokens: int) -> None:  # noqa: ARG002 - the drain has written it
-        """See `DirectSink`. An ordinary end is written already."""
-        error = finish_error(reason)
-        if error is not None and not (reason == FinishReason.DEADLINE and self.outlet.num_tokens):
-            self._write(self._error_frames(error))
+        refusal = finish_refusal(reason)  # None: an ordinary end, which is written already
+        if refusal is not None and not (reason == FinishReason.DEADLINE and self.outlet.num_tokens):
+            self._write(self._error_frames(refusal))
         self._end()
 
     def _last_written(self) -> float:
         return max(super()._last_written(), self.outlet.written_ns / 1e9)
 
 
-def make_outlet(
-    writer: StreamWriter,
-    table: TokenTable | None,
-    frames: Frames,
-    options: StreamOptions,
-    *,
-    prompt_tokens: int,
-    stop_token_ids: Iterable[int],
-) -> Outlet | None:
-    """The outlet of a stream of one choice with nothing but its text; None if its vocabulary or its socket allows none.
+def make_outlet(writer: Writer, table: TokenTable | None, dialect: Dialect, generation: Generation) -> Outlet | None:
+    """The outlet of a stream of one choice with nothing but its text.
 
-    It knows neither stop strings nor logprobs nor an echo.
+    Returns None if the request (stop strings, logprobs, an echo), its dialect, its vocabulary or its socket allows
+    none.
     """
     descriptor = writer.descriptor
-    if table is None or descriptor is None:
+    plain = generation.n == 1 and generation.echo is None and not generation.stops and not generation.has_logprobs
+    if table is None or descriptor is None or not plain:
+        return None
+    template = dialect.template()
+    if template is None:
         return None
     return Outlet(
         descriptor,
         table.vocabulary,
-        frames.parts(usage=options.include_usage),
+        template,
         strip=table.strip,
-        prompt_tokens=prompt_tokens,
-        stop_token_ids=list(stop_token_ids),
-        timing=options.include_timing,
-        usage=options.continuous_usage_stats,
+        prompt_tokens=len(generation.prompt),
+        stop_token_ids=list(generation.sampling.stop_token_ids),
+        received_ns=generation.received_ns,
     )

@@ -1,7 +1,7 @@
 """Messages to one prompt text, by the model's own chat template.
 
-Owns the jinja environment, which offers templates what transformers offers them. Does not know where a template comes
-from or what becomes of the text. A template is foreign code: it runs in jinja's immutable sandbox.
+Owns the jinja environment, which offers templates what transformers offers them; a template is foreign code, and runs
+in jinja's immutable sandbox. Does not know where a template comes from or what becomes of the text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rbee.errors import ModelError
-from rbee.server.errors import ApiError, invalid
+from rbee.server.errors import invalid
 
 _RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
@@ -57,7 +57,7 @@ class ChatTemplate:
             variables: further template variables (`chat_template_kwargs`).
 
         Raises:
-            ApiError: the template refuses these messages (for example two in a row of one role), fails on them, or
+            Refusal: the template refuses these messages (for example two in a row of one role), fails on them, or
                 the variables would hide its own.
         """
         variables = variables or {}
@@ -98,10 +98,9 @@ class ChatTemplate:
         except _RefusedError as refusal:
             raise invalid("messages", f"The model's chat template refuses these messages: {refusal}") from None
         except Exception as error:  # whatever foreign code does, it is this request that fails
-            raise ApiError(
-                400,
+            raise invalid(
+                "messages",
                 f"The model's chat template fails on these messages: {type(error).__name__}: {error}",
-                param="messages",
                 code="chat_template_error",
             ) from error
 
@@ -111,12 +110,11 @@ class _RefusedError(jinja2.TemplateError):
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` ... `{% endgeneration %}` marks the assistant's text for training; here its body is all."""
+    """`{% generation %}` ... `{% endgeneration %}` marks text for training; here the block becomes its body."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja's declaration
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        """Replace the block by its body."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 

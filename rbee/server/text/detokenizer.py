@@ -3,10 +3,9 @@
 Owns the three ways in which vocabularies write text. Text is never cut inside a character, and never withheld once no
 further token can change it. Knows nothing of stop strings or frames.
 
-What comes out equals `tokenizer.decode(ids, skip_special_tokens=True)`, with one exception. The byte-fallback decoder
-of `tokenizers` turns a whole run of byte tokens into replacement characters when any byte of it is invalid, also
-those that were complete characters before. A stream cannot take back what it has shown: here only the invalid bytes
-become U+FFFD.
+What comes out equals `tokenizer.decode(ids, skip_special_tokens=True)`, except for byte fallback with an invalid byte:
+`tokenizers` then replaces the whole run of byte tokens, also complete characters before it. A stream cannot take those
+back: here only the invalid bytes become U+FFFD.
 """
 
 from __future__ import annotations
@@ -26,31 +25,33 @@ if TYPE_CHECKING:
 class Detokenizer(Protocol):
     """The text of one sequence, token by token."""
 
-    def push(self, token_id: int) -> str:
-        """The text that this token completes; "" while a character is incomplete."""
-        ...
+    def push(self, token_id: int) -> str: ...  # the text that it completes; "" while a character is incomplete
 
-    def flush(self) -> str:
-        """The text of what is still incomplete, once no further token comes."""
-        ...
+    def flush(self) -> str: ...  # the text of what is still incomplete, once no further token comes
+
+    def fork(self) -> Detokenizer: ...  # another one in the same state, for a sequence with the same beginning
 
 
 class ByteLevelDetokenizer:
     """For byte-level vocabularies (GPT-2's and its successors'): a token is some bytes, whatever its neighbours are."""
 
-    __slots__ = ("_decode", "_pieces")
+    __slots__ = ("_decode", "_decoder", "_pieces")
 
     def __init__(self, pieces: _Pieces) -> None:
         self._pieces = pieces
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._decoder = _utf8_decoder()
+        self._decode = self._decoder.decode
 
     def push(self, token_id: int) -> str:
-        """See `Detokenizer`."""
         return self._decode(self._pieces.of(token_id))
 
     def flush(self) -> str:
-        """See `Detokenizer`."""
         return self._decode(b"", True)
+
+    def fork(self) -> ByteLevelDetokenizer:
+        other = ByteLevelDetokenizer(self._pieces)
+        other._decoder.setstate(self._decoder.getstate())
+        return other
 
 
 class ByteFallbackDetokenizer:
@@ -59,15 +60,15 @@ class ByteFallbackDetokenizer:
     A token of text ends a character whose bytes were incomplete.
     """
 
-    __slots__ = ("_decode", "_pieces", "_strip")
+    __slots__ = ("_decode", "_decoder", "_pieces", "_strip")
 
     def __init__(self, pieces: _Pieces, *, strip: bool) -> None:
         self._pieces = pieces
         self._strip = strip  # the vocabulary writes a space before the first word, which is not shown
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._decoder = _utf8_decoder()
+        self._decode = self._decoder.decode
 
     def push(self, token_id: int) -> str:
-        """See `Detokenizer`."""
         piece = self._pieces.of(token_id)
         text = self._decode(piece) if isinstance(piece, bytes) else self._decode(b"", True) + piece
         if self._strip and text:
@@ -76,30 +77,33 @@ class ByteFallbackDetokenizer:
         return text
 
     def flush(self) -> str:
-        """See `Detokenizer`."""
         return self._decode(b"", True)
+
+    def fork(self) -> ByteFallbackDetokenizer:
+        other = ByteFallbackDetokenizer(self._pieces, strip=self._strip)
+        other._decoder.setstate(self._decoder.getstate())
+        return other
 
 
 class WindowDetokenizer:
     """For every other decoder: decodes the last few tokens again with each new one.
 
-    A token's text may depend on the tokens before it (a space, or none), so it is what `decode` says of the last shown
-    tokens and the new ones, less what it says of the last shown ones alone. The method is that of Hugging Face's
-    text-generation-inference. Text that ends in a replacement character, which may be an incomplete one, is withheld.
+    A token's text may depend on the tokens before it (a space, or none). It is the decoded text of the last shown
+    tokens and the new ones, less that of the last shown ones alone, as in Hugging Face's text-generation-inference.
+    Text that ends in a replacement character, which may be an incomplete one, is withheld.
     """
 
-    __slots__ = ("_decode", "_num_shown", "_shown_text", "_window")
+    __slots__ = ("_num_shown", "_shown_text", "_tokenizer", "_window")
 
     _LONGEST = 16  # tokens; after so many, a replacement character is not an incomplete one any more
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._decode: Callable[[list[int]], str] = tokenizer.decode  # skips special tokens by default
+        self._tokenizer = tokenizer
         self._window: list[int] = []
         self._num_shown = 0  # of the window's tokens
         self._shown_text = ""  # of these tokens alone
 
     def push(self, token_id: int) -> str:
-        """See `Detokenizer`."""
         self._window.append(token_id)
         text = self._decode(self._window)
         new = text[len(self._shown_text) :]
@@ -111,43 +115,43 @@ class WindowDetokenizer:
         return new
 
     def flush(self) -> str:
-        """See `Detokenizer`."""
         return self._decode(self._window)[len(self._shown_text) :]
+
+    def fork(self) -> WindowDetokenizer:
+        other = WindowDetokenizer(self._tokenizer)
+        other._window = self._window.copy()
+        other._num_shown = self._num_shown
+        other._shown_text = self._shown_text
+        return other
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids)  # skips special tokens by default
 
 
 class TokenTable(NamedTuple):
-    """A vocabulary whose tokens can be looked up one by one, as the native drain has it.
+    """A vocabulary whose tokens can be looked up one by one, as the native drain has it."""
 
-    Attributes:
-        vocabulary: every token's piece.
-        strip: the space before the first word is not shown.
-    """
-
-    vocabulary: Vocabulary
-    strip: bool
+    vocabulary: Vocabulary  # every token's piece
+    strip: bool  # the space before the first word is not shown
 
 
 class Detokenizers(NamedTuple):
     """Makes a detokenizer for each sequence of a vocabulary.
 
-    Attributes:
-        make: what does.
-        table: the same vocabulary for the native drain; None if its tokens cannot be looked up one by one.
-        token_bytes: a token as it is on its own: its bytes, also if they are only a part of a character; the name of a
-            special token; nothing for an id that the vocabulary does not have.
+    `token_bytes` is a token as it is on its own: its bytes, also if they are only a part of a character; the name of a
+    special token; nothing for an id that the vocabulary does not have.
     """
 
     make: Callable[[], Detokenizer]
-    table: TokenTable | None
+    table: TokenTable | None  # for the native drain; None if tokens cannot be looked up one by one
     token_bytes: Callable[[int], bytes]
 
     def __call__(self) -> Detokenizer:
-        """A new one."""
         return self.make()
 
 
 def detokenizers(tokenizer: Tokenizer) -> Detokenizers:
-    """The right kind for this vocabulary; its token table is shared by all of them."""
+    """The right kind for this vocabulary; all of them share its token table."""
     decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {}
     if decoder.get("type") == "ByteLevel":
         byte_level = _Pieces(tokenizer, _byte_level_piece())
@@ -191,11 +195,9 @@ class _Pieces(list[Any]):
                 self[token_id] = piece(token)
 
     def of(self, token_id: int) -> Any:
-        """The piece of a token; models may have more ids than their vocabulary."""
-        return self[token_id] if token_id < len(self) else b""
+        return self[token_id] if token_id < len(self) else b""  # models may have more ids than their vocabulary
 
     def token_bytes(self, token_id: int) -> bytes:
-        """See `Detokenizers`."""
         name = self._special.get(token_id)
         if name is not None:
             return name
@@ -203,8 +205,11 @@ class _Pieces(list[Any]):
         return piece if isinstance(piece, bytes) else bytes(piece, "utf-8")
 
     def table(self) -> Vocabulary:
-        """The same for the native drain."""
         return Vocabulary(self)
+
+
+def _utf8_decoder() -> codecs.IncrementalDecoder:
+    return codecs.getincrementaldecoder("utf-8")("replace")  # invalid bytes become U+FFFD
 
 
 def _byte_level_piece() -> Callable[[str], bytes]:

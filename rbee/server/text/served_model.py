@@ -1,6 +1,6 @@
-"""What the server knows of the model it serves: its name, its tokenizer, its chat template and when it has finished.
+"""What clients see of the model: its name, tokenizer, chat template and end-of-sequence tokens.
 
-Owns how these are read from a model folder. Weights and shapes are the engine's business.
+Owns how these are read from a model folder. Does not know weights and shapes.
 """
 
 from __future__ import annotations
@@ -23,19 +23,12 @@ _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_toke
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model as clients see it.
+    """A model as clients see it."""
 
-    Attributes:
-        name: what requests call it.
-        codec: text to token ids and back.
-        chat_template: None for a model that has none (it cannot chat).
-        end_token_ids: the tokens that end a sequence unless a request ignores them.
-    """
-
-    name: str
-    codec: TextCodec
-    chat_template: ChatTemplate | None
-    end_token_ids: frozenset[int]
+    name: str  # what requests call it
+    codec: TextCodec  # text to token ids and back
+    chat_template: ChatTemplate | None  # None for a model that cannot chat
+    end_token_ids: frozenset[int]  # end a sequence unless a request ignores them
 
 
 def load(name: str, folder: Path) -> ServedModel:
@@ -90,8 +83,7 @@ def _end_token_ids(folder: Path, codec: TextCodec, eos_token: str | None) -> fro
 
 
 def _content(token: Any) -> str | None:
-    """A special token is written as a string, or as an object with its content."""
-    return token.get("content") if isinstance(token, dict) else token
+    return token.get("content") if isinstance(token, dict) else token  # both forms are in use
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -15,9 +15,9 @@ class StopStrings:
     """Finds the stop string that is complete first, however the text is cut into pieces.
 
     The automaton of Knuth, Morris and Pratt, one state per stop string: after each character the state is the length
-    of the longest end of the text that begins that stop string. Exactly the longest of those ends is withheld, so
-    that no part of a stop string is ever shown and nothing else waits. If two are complete at the same character the
-    longer one counts, which began first.
+    of the longest end of the text that begins that stop string. Exactly the longest of those ends is withheld: no part
+    of a stop string is shown, and nothing else waits. If two are complete at the same character the longer one counts,
+    which began first.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -51,7 +51,6 @@ class StopStrings:
         return pending[:shown], False
 
     def flush(self) -> str:
-        """The text still withheld, once nothing more can come."""
         held, self._held = self._held, ""
         return held
 

@@ -17,20 +17,14 @@ if TYPE_CHECKING:
 
 
 class TextCodec:
-    """A model's tokenizer, both ways. Safe to use from several threads.
-
-    Attributes:
-        size: ids of the vocabulary, added tokens included.
-        table: the vocabulary for the native drain; None if its tokens cannot be looked up one by one.
-        token_bytes: a token as it is on its own, see `rbee.server.text.detokenizer.Detokenizers`.
-    """
+    """A model's tokenizer, both ways. Safe to use from several threads."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._detokenizers = detokenizers(tokenizer)
-        self.table = self._detokenizers.table
+        self.table = self._detokenizers.table  # these two: see `Detokenizers`
         self.token_bytes = self._detokenizers.token_bytes
-        self.size = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.size = tokenizer.get_vocab_size(with_added_tokens=True)  # ids, those of added tokens included
 
     @classmethod
     def load(cls, folder: Path) -> TextCodec:
@@ -44,7 +38,7 @@ class TextCodec:
             ) from error
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """The token ids of `text`. Other threads run meanwhile: only the batch call gives up Python's lock."""
+        """The token ids of `text`. The batch call alone gives up Python's lock, so that other threads run meanwhile."""
         [encoding] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return encoding.ids
 
@@ -53,9 +47,7 @@ class TextCodec:
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
     def token_id(self, token: str) -> int | None:
-        """The id of the token written `token`, if there is one."""
         return self._tokenizer.token_to_id(token)
 
     def detokenizer(self) -> Detokenizer:
-        """A detokenizer for one new sequence."""
         return self._detokenizers()

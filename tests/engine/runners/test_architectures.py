@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from tests.engine.runners.tiny_models import (
     ARCHITECTURES,
     NATIVE_ARCHITECTURES,
     SMALL,
+    Architecture,
     answer,
     load,
     load_native,
@@ -20,7 +21,10 @@ from tests.engine.runners.tiny_models import (
 )
 
 if TYPE_CHECKING:
-    from rbee.engine.runners.choice import ModelRunner
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from rbee.engine.runners.interface import ModelRunner
 
 NUM_TOKENS = 24
 PROMPT_LENGTHS = (1, 5, 17, 40, 64)
@@ -36,7 +40,10 @@ class Case(NamedTuple):
     expected: list[list[int]]
 
 
-_RUNNERS = {"torch": (ARCHITECTURES, load), "native": (NATIVE_ARCHITECTURES, load_native)}
+_RUNNERS: dict[str, tuple[dict[str, Architecture], Callable[[Path], ModelRunner]]] = {
+    "torch": (ARCHITECTURES, load),
+    "native": (NATIVE_ARCHITECTURES, load_native),
+}
 
 
 @pytest.fixture(
@@ -66,7 +73,7 @@ def case(request, tmp_path_factory):
     return Case(load_runner(folder), prompts, [each.tokens for each in answers])
 
 
-def generate(runner: ModelRunner, prompts: list[list[int]], **options: int) -> list[list[int]]:
+def generate(runner: ModelRunner, prompts: list[list[int]], **options: Any) -> list[list[int]]:
     """Greedy tokens for all prompts submitted together; every request must come to its proper end."""
     with InProcessEngine(runner, **options) as engine:
         requests = [engine.submit(prompt, max_tokens=NUM_TOKENS) for prompt in prompts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from rbee.engine.runners.context_length import CacheSize
 from rbee.engine.runners.native.runner import NativeRunner
 from rbee.engine.runners.native.spec import read_spec
 from rbee.engine.runners.torch.runner import TorchRunner
@@ -32,7 +34,7 @@ SMALL: dict[str, Any] = {
     "tie_word_embeddings": False,  # a tied random model repeats its last token, whatever its attention sees
 }
 ALL_HEADS = {**SMALL, "num_key_value_heads": 4}
-EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+EXPERTS: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
 
 
@@ -129,7 +131,7 @@ ARCHITECTURES = {
         ),
         seed=1,
     ),
-    "qwen3-moe": Architecture(lambda: transformers.Qwen3MoeConfig(**SMALL, **EXPERTS, head_dim=16), scale=0.3),
+    "qwen3-moe": Architecture(lambda: transformers.Qwen3MoeConfig(**{**SMALL, **EXPERTS, "head_dim": 16}), scale=0.3),
     "gpt-oss": Architecture(
         lambda: transformers.GptOssConfig(
             **SMALL,
@@ -169,12 +171,13 @@ ARCHITECTURES = {
     "cohere2": Architecture(
         lambda: transformers.Cohere2Config(**SMALL, sliding_window=WINDOW, layer_types=ALTERNATING, logit_scale=1.0)
     ),
-    "phi": Architecture(lambda: transformers.PhiConfig(**SMALL, partial_rotary_factor=0.5)),
+    "phi": Architecture(lambda: transformers.PhiConfig(**{**SMALL, "partial_rotary_factor": 0.5})),
     "opt": Architecture(
         lambda: transformers.OPTConfig(**ALL_HEADS, ffn_dim=64, word_embed_proj_dim=48), seed=1, scale=0.3
     ),
     "stablelm": Architecture(
-        lambda: transformers.StableLmConfig(**SMALL, partial_rotary_factor=0.5, use_parallel_residual=True), scale=0.3
+        lambda: transformers.StableLmConfig(**{**SMALL, "partial_rotary_factor": 0.5}, use_parallel_residual=True),
+        scale=0.3,
     ),
 }
 
@@ -234,11 +237,11 @@ NATIVE_ARCHITECTURES = {
 
 
 def make_model(
-    folder: Path, architecture: Architecture, *, kind: type = transformers.AutoModelForCausalLM
+    folder: Path, architecture: Architecture, *, kind: Any = transformers.AutoModelForCausalLM
 ) -> transformers.PreTrainedModel:
     """A model with random weights, saved in `folder`."""
     torch.manual_seed(architecture.seed)
-    model = kind.from_config(architecture.config()).eval()
+    model: transformers.PreTrainedModel = kind.from_config(architecture.config()).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -258,7 +261,8 @@ class Answer(NamedTuple):
 
 def answer(model: transformers.PreTrainedModel, prompt: list[int], num_tokens: int) -> Answer:
     """Generate for one prompt alone, with transformers' own cache and attention."""
-    generated = model.generate(
+    of_model: Any = model  # which can generate, as its static type does not say
+    generated = of_model.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
         max_new_tokens=num_tokens,
@@ -272,16 +276,24 @@ def answer(model: transformers.PreTrainedModel, prompt: list[int], num_tokens: i
 
 def load_native(folder: Path, **options: Any) -> NativeRunner:
     """A native runner for the folder, exact unless asked for otherwise, with two threads: it must bear them."""
-    defaults = {"quantize": "none", "exact": True, "threads": 2, "max_model_len": 0, "max_num_seqs": 64}
+    defaults = {"quantize": "none", "exact": True, "threads": 2}
+    cache, others = cache_size({"block_size": 16, "kv_cache_mib": 4, **options})
     spec = read_spec(json.loads((folder / "config.json").read_bytes()))
     with pytest.MonkeyPatch.context() as patch:  # the packed weights go where the test's files are
         patch.setenv("RBEE_CACHE", str(folder.parent / "cache"))
-        return NativeRunner(
-            folder, spec, block_size=16, progress=lambda *_: None, **{**defaults, "kv_cache_mib": 4, **options}
-        )
+        return NativeRunner(folder, spec, cache, on_loading=lambda *_: None, **{**defaults, **others})
 
 
 def load(folder: Path, **options: Any) -> TorchRunner:
     """A runner for the folder, with one thread: these models are too small for more."""
-    defaults = {"device": "cpu", "dtype": "auto", "threads": 1, "max_model_len": 0, "max_num_seqs": 64}
-    return TorchRunner(folder, block_size=16, progress=lambda *_: None, **{**defaults, "kv_cache_mib": 4, **options})
+    defaults = {"device": "cpu", "dtype": "auto", "threads": 1}
+    cache, others = cache_size({"block_size": 16, "kv_cache_mib": 4, **options})
+    return TorchRunner(folder, cache, on_loading=lambda *_: None, **{**defaults, **others})
+
+
+def cache_size(options: dict[str, Any]) -> tuple[CacheSize, dict[str, Any]]:
+    """The options that are the cache's, for 64 sequences unless they say otherwise, and the other options."""
+    names = [field.name for field in dataclasses.fields(CacheSize)]
+    own = {name: value for name, value in options.items() if name in names}
+    others = {name: value for name, value in options.items() if name not in names}
+    return CacheSize(**{"max_num_seqs": 64, **own}), others

@@ -60,6 +60,16 @@ def new_scheduler(
     )
 
 
+def everyone(scheduler: Scheduler) -> list[Sequence]:
+    """All sequences of a scheduler."""
+    return scheduler.running + scheduler.waiting
+
+
+def num_findable(manager: BlockManager) -> int:
+    """Blocks that no sequence holds, but that can still be found."""
+    return len(manager.cached)
+
+
 def content(sequence: Sequence, position: int) -> bytes:
     """What the keys and values of a token are a function of: the tokens up to it. The salt must not be shared over."""
     return sequence.cache_salt.encode() + b"|" + sequence.token_ids[: position + 1].tobytes()
@@ -83,8 +93,8 @@ class KvCache:
             start = sequence.num_computed_tokens
             for position in range(start, start + num_tokens):
                 block = sequence.block_table[position // self._manager.block_size]
-                assert self._manager._num_holders[block] == 1, "a shared block is written to"
-                assert self._manager._hash_of[block] is None, "a findable block is written to"
+                assert self._manager.num_holders[block] == 1, "a shared block is written to"
+                assert self._manager.hash_of[block] is None, "a findable block is written to"
                 self._slots[self._slot(sequence, position)] = content(sequence, position)
         for sequence, num_tokens in scheduled:
             self._check(sequence, sequence.num_computed_tokens + num_tokens)
@@ -98,23 +108,23 @@ class KvCache:
             for index, block in enumerate(sequence.block_table):
                 holders[block] += 1
                 is_full = (index + 1) * manager.block_size <= sequence.num_computed_tokens
-                assert is_full or manager._num_holders[block] == 1, "a shared block is not computed"
-        assert holders == manager._num_holders
+                assert is_full or manager.num_holders[block] == 1, "a shared block is not computed"
+        assert holders == manager.num_holders
         held = {block for block in range(manager.num_blocks) if holders[block]}
-        assert sorted([*held, *manager._free, *manager._cached]) == list(range(manager.num_blocks))
+        assert sorted([*held, *manager.free, *manager.cached]) == list(range(manager.num_blocks))
         assert manager.num_free == manager.num_blocks - len(held)
-        assert all(manager._hash_of[block] is None for block in manager._free)
-        assert all(manager._hash_of[block] is not None for block in manager._cached)
-        assert {block: digest for digest, block in manager._findable.items()} == {
-            block: digest for block, digest in enumerate(manager._hash_of) if digest is not None
+        assert all(manager.hash_of[block] is None for block in manager.free)
+        assert all(manager.hash_of[block] is not None for block in manager.cached)
+        assert {block: digest for digest, block in manager.findable.items()} == {
+            block: digest for block, digest in enumerate(manager.hash_of) if digest is not None
         }
-        assert all(producer in running for producer in manager._coming.values())
+        assert all(producer in running for producer in manager.coming.values())
         self._check_findable()
 
     def _check_findable(self) -> None:
         """A sequence with the tokens of a findable block would find this block, and right ones before it."""
         size = self._manager.block_size
-        for block_hash, block in self._manager._findable.items():
+        for block_hash, block in self._manager.findable.items():
             salt, _, tokens = self._slots[block * size + size - 1].partition(b"|")
             probe = new_sequence(0, [*memoryview(tokens).cast("I"), 0], salt=salt.decode())
             found = self._manager.find(probe).blocks
@@ -159,7 +169,7 @@ def run_step(scheduler: Scheduler, max_prompt_tokens: int = NO_LIMIT) -> dict[in
 def run_all(scheduler: Scheduler, max_steps: int) -> int:
     """Run until all have ended; the number of steps, of which there must not be more than `max_steps`."""
     for step in range(max_steps):
-        if not list(scheduler):
+        if not everyone(scheduler):
             return step
         assert run_step(scheduler), "somebody could run"
-    raise AssertionError(f"{list(scheduler)} did not end in {max_steps} steps.")
+    raise AssertionError(f"{everyone(scheduler)} did not end in {max_steps} steps.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rbee.engine.scheduling.block_manager import BlockManager
-from tests.engine.scheduling.scheduling_parts import new_sequence
+from tests.engine.scheduling.scheduling_parts import new_sequence, num_findable
 
 if TYPE_CHECKING:
     from rbee.engine.scheduling.sequence import Sequence
@@ -67,9 +67,10 @@ def test_a_salt_cannot_pass_for_the_content_of_a_block():
     manager = BlockManager(16, SIZE)
     for number in range(200_000):  # until a hash happens to be text, as a salt must be
         victim = new_sequence(0, [number, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13])
-        manager._extend_hashes(victim, 1)
+        beginning = new_sequence(0, victim.token_ids[:5])
+        manager.find(beginning)  # hashes its one full block
         try:
-            salt = (victim.block_hashes[0] + victim.token_ids[4:8].tobytes()).decode()
+            salt = (beginning.block_hashes[0] + victim.token_ids[4:8].tobytes()).decode()
             break
         except UnicodeDecodeError:
             continue
@@ -127,9 +128,9 @@ def test_the_first_of_two_blocks_with_one_content_is_the_findable_one():
     manager.advance(second, 5)
     assert manager.find(new_sequence(2, [5] * 5)).blocks == [first.block_table[0]]
     manager.release(second)
-    assert (manager.num_free, manager.num_cached) == (2, 0)
+    assert (manager.num_free, num_findable(manager)) == (2, 0)
     manager.release(first)
-    assert (manager.num_free, manager.num_cached) == (4, 1)
+    assert (manager.num_free, num_findable(manager)) == (4, 1)
 
 
 def test_a_sequence_whose_prompt_is_scored_computes_all_of_it():
@@ -146,10 +147,10 @@ def test_unfindable_blocks_are_taken_before_findable_ones():
     """What can be found stays for as long as there are others."""
     manager = BlockManager(6, SIZE)
     cached = run(manager, new_sequence(0, 9))[:2]
-    assert (manager.num_free, manager.num_cached) == (6, 2)
+    assert (manager.num_free, num_findable(manager)) == (6, 2)
     other = new_sequence(1, 16)
     assert not set(admit(manager, other)) & set(cached)
-    assert (manager.num_free, manager.num_cached) == (2, 2)
+    assert (manager.num_free, num_findable(manager)) == (2, 2)
 
 
 def test_least_recently_used_is_evicted_first_and_the_end_before_the_beginning():
@@ -159,7 +160,7 @@ def test_least_recently_used_is_evicted_first_and_the_end_before_the_beginning()
     for number, prompt in enumerate(prompts):
         run(manager, new_sequence(number, prompt))
     run(manager, new_sequence(2, prompts[0]))  # used again
-    assert manager.num_cached == 6
+    assert num_findable(manager) == 6
     found = []
     hog = new_sequence(3, 8)
     assert manager.admit(hog, manager.find(hog))  # the two unfindable ones
@@ -180,9 +181,9 @@ def test_a_shared_block_is_free_only_when_its_last_holder_is_gone():
     admit(manager, second)
     assert manager.num_free == 2
     manager.release(first)
-    assert (manager.num_free, manager.num_cached) == (3, 0)
+    assert (manager.num_free, num_findable(manager)) == (3, 0)
     manager.release(second)
-    assert (manager.num_free, manager.num_cached) == (6, 2)
+    assert (manager.num_free, num_findable(manager)) == (6, 2)
 
 
 def test_admission_counts_cached_blocks_that_leave_the_free_ones():
@@ -195,7 +196,7 @@ def test_admission_counts_cached_blocks_that_leave_the_free_ones():
     prefix = manager.find(again)
     assert (manager.num_free, manager.num_needed(again, prefix)) == (2, 3)
     assert not manager.admit(again, prefix)
-    assert (again.num_computed_tokens, len(again.block_table), manager.num_cached) == (0, 0, 2)
+    assert (again.num_computed_tokens, len(again.block_table), num_findable(manager)) == (0, 0, 2)
     manager.release(hog)
     admit(manager, again)
     third = new_sequence(3, [5] * 9)
@@ -204,17 +205,17 @@ def test_admission_counts_cached_blocks_that_leave_the_free_ones():
     assert manager.admit(third, manager.find(third))
 
 
-def test_nothing_of_a_poisoned_sequence_is_found():
+def test_nothing_of_a_invalid_kv_sequence_is_found():
     """Neither what it computed nor what it shared, whether others still hold that or not."""
     manager = BlockManager(16, SIZE)
     first, second = new_sequence(0, [5] * 8 + [1]), new_sequence(1, [5] * 12 + [2])
     admit(manager, first)
     admit(manager, second)
-    manager.release(second, poisoned=True)
+    manager.release(second, invalid_kv=True)
     assert manager.find(new_sequence(2, [5] * 13)).blocks == []
-    assert manager.num_cached == 0
+    assert num_findable(manager) == 0
     manager.release(first)
-    assert (manager.num_free, manager.num_cached) == (16, 0)
+    assert (manager.num_free, num_findable(manager)) == (16, 0)
     run(manager, new_sequence(3, [5] * 13))
     assert len(manager.find(new_sequence(4, [5] * 13)).blocks) == 3, "computed anew"
 
@@ -243,7 +244,7 @@ def test_without_prefix_caching_nothing_is_hashed_or_found():
     again = new_sequence(1, [5] * 9)
     assert manager.find(again) == ([], 0, None)
     manager.release(sequence)
-    assert (sequence.block_hashes, manager.num_cached, manager.num_free) == ([], 0, 16)
+    assert (sequence.block_hashes, num_findable(manager), manager.num_free) == ([], 0, 16)
     assert manager.prefix_hits == 0
 
 

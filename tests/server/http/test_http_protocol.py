@@ -7,61 +7,71 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from rbee.server.http.protocol import EXTENSION, MAX_HEAD_BYTES, WRITE_BUFFER_HIGH, StreamProtocol
+from rbee.server.http.protocol import MAX_HEAD_BYTES, StreamProtocol
+from rbee.server.http.writer import WRITE_BUFFER_HIGH, writer_of
+
+pytestmark = pytest.mark.anyio
 
 
-class RecordingTransport:
+class RecordingTransport(asyncio.Transport):
     """A transport without a socket."""
 
-    def __init__(self):
-        self.written, self.high, self.reading, self.closing, self.socket = [], None, True, False, None
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+        self.high: int | None = None
+        self.reading = True
+        self.closing = False
+        self.socket: socket.socket | None = None
 
-    def get_extra_info(self, name):
+    def get_extra_info(self, name: str, default: object = None) -> object:
         """Only the socket is known, if a test has one."""
-        return self.socket if name == "socket" else None
+        return self.socket if name == "socket" else default
 
-    def set_write_buffer_limits(self, high, low):
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Keep the limit."""
+        assert high is not None
+        assert low is not None
         assert low < high or low == high == 0
         self.high = high
 
-    def pause_reading(self):
+    def pause_reading(self) -> None:
         """Keep it."""
         self.reading = False
 
-    def resume_reading(self):
+    def resume_reading(self) -> None:
         """Keep it."""
         self.reading = True
 
-    def is_closing(self):
+    def is_closing(self) -> bool:
         """As told."""
         return self.closing
 
-    def close(self):
+    def close(self) -> None:
         """As asked."""
         self.closing = True
 
-    def write(self, data):
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Keep it; a closed transport must be left alone."""
         assert not self.closing
-        self.written.append(data)
+        self.written.append(bytes(data))
 
 
 class RecordingListener:
     """A StreamListener that keeps what it hears."""
 
-    def __init__(self):
-        self.heard = []
+    def __init__(self) -> None:
+        self.heard: list[str] = []
 
-    def on_pause(self):
+    def on_pause(self) -> None:
         """Keep it."""
         self.heard.append("pause")
 
-    def on_resume(self):
+    def on_resume(self) -> None:
         """Keep it."""
         self.heard.append("resume")
 
-    def on_closed(self):
+    def on_closed(self) -> None:
         """Keep it."""
         self.heard.append("closed")
 
@@ -70,26 +80,37 @@ async def no_app(scope, receive, send):
     """An application that never answers."""
 
 
+def connect(app):
+    """A connected protocol in front of `app`, and its transport."""
+    protocol, transport = StreamProtocol(uvicorn.Config(app, log_config=None), ServerState(), {}), RecordingTransport()
+    protocol.connection_made(transport)
+    return protocol, transport
+
+
+async def no_receive():
+    """Nothing is received in these tests."""
+    raise AssertionError("the request is not read")
+
+
+async def no_send(message):
+    """Nothing is sent through ASGI in these tests."""
+    raise AssertionError(message)
+
+
 @pytest.fixture
-def parts():
+async def parts():
     """A connected protocol, its transport, the writer of a request that is coming in, and a listener."""
-
-    async def connect():
-        protocol = StreamProtocol(uvicorn.Config(no_app, log_config=None), ServerState(), {})
-        transport = RecordingTransport()
-        protocol.connection_made(transport)
-        protocol.data_received(b"POST ")
-        return protocol, transport, protocol.scope["extensions"][EXTENSION], RecordingListener()
-
-    return asyncio.run(connect())
+    protocol, transport = connect(no_app)
+    protocol.data_received(b"POST ")
+    return protocol, transport, writer_of(protocol.scope, no_receive, no_send), RecordingListener()
 
 
-def test_slow_clients_cost_is_bounded(parts):
+async def test_slow_clients_cost_is_bounded(parts):
     """The transport has our limit, not its own."""
     assert parts[1].high == WRITE_BUFFER_HIGH
 
 
-def test_opening_reads_on(parts):
+async def test_opening_reads_on(parts):
     """Reading that was paused for a large body goes on, or the client's leaving would never be noticed."""
     protocol, transport, writer, listener = parts
     protocol.flow.pause_reading()
@@ -97,7 +118,7 @@ def test_opening_reads_on(parts):
     assert transport.reading
 
 
-def test_frames_wait_for_the_head(parts):
+async def test_frames_wait_for_the_head(parts):
     """What is written before the response has started follows it, in one write; the rest goes out at once."""
     _, transport, writer, listener = parts
     writer.write(b"one")
@@ -113,7 +134,7 @@ def test_frames_wait_for_the_head(parts):
     ]
 
 
-def test_direct_writer_hears_of_every_byte_that_waits(parts):
+async def test_direct_writer_hears_of_every_byte_that_waits(parts):
     """Nothing may wait unnoticed while somebody else sends to the same socket; the response's end is as any other."""
     _, transport, writer, listener = parts
     writer.open(listener, direct=True)
@@ -122,7 +143,7 @@ def test_direct_writer_hears_of_every_byte_that_waits(parts):
     assert transport.high == WRITE_BUFFER_HIGH
 
 
-def test_ending_connection_has_no_descriptor(parts):
+async def test_ending_connection_has_no_descriptor(parts):
     """Its number may be another connection's before anything is sent."""
     _, transport, writer, _ = parts
     transport.socket = socket.socket()
@@ -132,7 +153,7 @@ def test_ending_connection_has_no_descriptor(parts):
         assert writer.descriptor is None
 
 
-def test_connection_that_was_lost_leaves_no_cycle(parts):
+async def test_connection_that_was_lost_leaves_no_cycle(parts):
     """The protocol lets go of its request, which knows it."""
     protocol, _, writer, _ = parts
     protocol.connection_lost(None)
@@ -141,7 +162,7 @@ def test_connection_that_was_lost_leaves_no_cycle(parts):
     assert writer.closed
 
 
-def test_listener_hears_of_the_socket_while_it_is_open(parts):
+async def test_listener_hears_of_the_socket_while_it_is_open(parts):
     """Between open and close, and of its end once."""
     protocol, _, writer, listener = parts
     protocol.pause_writing()
@@ -157,7 +178,7 @@ def test_listener_hears_of_the_socket_while_it_is_open(parts):
     assert listener.heard == ["resume", "pause", "closed"]
 
 
-def test_client_that_has_left_is_noticed_when_opening(parts):
+async def test_client_that_has_left_is_noticed_when_opening(parts):
     """Nothing is written to it."""
     _, transport, writer, listener = parts
     writer.write(b"early")
@@ -168,48 +189,43 @@ def test_client_that_has_left_is_noticed_when_opening(parts):
     assert transport.written == []
 
 
-def receive(pieces):
+async def receive(pieces):
     """Send pieces until the connection closes: did it, what was answered, bytes taken. The app never answers."""
 
     async def silent_app(_scope, _receive, _send):
         await asyncio.Event().wait()
 
-    async def run():
-        state, transport = ServerState(), RecordingTransport()
-        protocol = StreamProtocol(uvicorn.Config(silent_app, log_config=None), state, {})
-        protocol.connection_made(transport)
-        taken = 0
-        for piece in pieces:
-            if transport.closing:
-                break
-            protocol.data_received(piece)
-            taken += len(piece)
-        seen = transport.closing, list(transport.written), taken
-        protocol.connection_lost(None)
-        tasks = list(state.tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        return seen
-
-    return asyncio.run(run())
+    protocol, transport = connect(silent_app)
+    taken = 0
+    for piece in pieces:
+        if transport.closing:
+            break
+        protocol.data_received(piece)
+        taken += len(piece)
+    seen = transport.closing, list(transport.written), taken
+    protocol.connection_lost(None)
+    tasks = list(protocol.server_state.tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return seen
 
 
 @pytest.mark.parametrize("size", [1, 1000, MAX_HEAD_BYTES - 1, 3 * MAX_HEAD_BYTES])
-def test_a_body_is_no_head_however_it_arrives(size):
+async def test_a_body_is_no_head_however_it_arrives(size):
     """A request with a large body passes, cut into pieces of any size, and so does the start of the next one."""
     body = b"x" * (4 * MAX_HEAD_BYTES)
     sent = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n%bPOST / HTTP/1.1\r\nX: " % (len(body), body)
-    assert receive(sent[start : start + size] for start in range(0, len(sent), size)) == (False, [], len(sent))
+    assert await receive(sent[start : start + size] for start in range(0, len(sent), size)) == (False, [], len(sent))
 
 
 @pytest.mark.parametrize("size", [1, 1000, MAX_HEAD_BYTES])
 @pytest.mark.parametrize("first", [True, False])
-def test_an_endless_head_is_refused(size, first):
+async def test_an_endless_head_is_refused(size, first):
     """After MAX_HEAD_BYTES the connection ends: with an answer, unless that would get into the midst of another."""
     before = b"" if first else b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody"
     pieces = [before, b"GET / HTTP/1.1\r\nX: ", *[b"x" * size] * (2 * MAX_HEAD_BYTES // size)]
-    closed, answered, taken = receive(pieces[first:])
+    closed, answered, taken = await receive(pieces[first:])
     assert closed
     assert MAX_HEAD_BYTES < taken - len(before) <= MAX_HEAD_BYTES + max(size, 100)
     assert [answer[:12] for answer in answered] == ([b"HTTP/1.1 431"] if first else [])

@@ -10,7 +10,15 @@ import httpx
 import pytest
 
 from rbee import __version__
+from rbee.messages import Loading
+from rbee.server.errors import Refusal, RefusalKind
+from rbee.server.http.app import build_app
+from rbee.server.protocols.operations import OperationsApi
+from rbee.transport import ServerState
 from tests.raw_client import CHAT, COMPLETIONS, Client, read_stream, request_bytes
+from tests.server.server_parts import counters, rings_in_use, serving_app, until_rings
+
+pytestmark = pytest.mark.anyio
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -34,6 +42,28 @@ def test_operations_routes(synthetic_server):
     assert (ready["ready"], ready["state"], ready["model"]) == (True, "ready", "synthetic")
     assert ready["engine"]["max_model_len"] == 8192
     assert get("/version").json() == {"version": __version__}
+
+
+class LoadingSupervisor:
+    """A Supervisor whose engine is loading its model."""
+
+    state = ServerState.LOADING
+    progress = Loading(stage="weights", done=3, total=7)
+
+    def check_ready(self):
+        """It is not."""
+        message = "The model is not loaded yet."
+        raise Refusal(RefusalKind.UNAVAILABLE, message, code="engine_loading", retry_after=2)
+
+
+async def test_ready_tells_how_far_loading_has_come():
+    """As 503, with the stage and two numbers."""
+    app = build_app(OperationsApi(LoadingSupervisor(), "m").routes(), [])  # type: ignore[arg-type] # a fake
+    async with serving_app(app) as url, httpx.AsyncClient(base_url=url) as client:
+        ready = await client.get("/ready")
+    assert (ready.status_code, ready.headers["retry-after"]) == (503, "2")
+    progress = {"stage": "weights", "done": 3, "total": 7}
+    assert ready.json() == {"ready": False, "state": "loading", "model": "m", "progress": progress}
 
 
 def test_models(synthetic_server):
@@ -176,13 +206,13 @@ def test_lenient_names_what_it_ignored(strict_server):
     assert plain.json()["model"] == "bee"
 
 
-def test_no_free_ring_is_429_before_the_stream_starts(strict_server):
+async def test_no_free_ring_is_429_before_the_stream_starts(strict_server):
     """With every ring taken the next request is refused with a time to come back, and taken when there is room."""
-
-    async def run():
-        body = {"prompt": "hi", "max_tokens": 4000, "stream": True}
-        key = "Authorization: Bearer first"
-        async with Client(strict_server.address) as client:
+    body = {"prompt": "hi", "max_tokens": 4000, "stream": True}
+    key = "Authorization: Bearer first"
+    await until_rings(strict_server, 0)
+    async with Client(strict_server.address) as client:
+        with strict_server.stopped_engine():
             streams = [await client.open(COMPLETIONS, body, key) for _ in range(64)]
             assert {stream.status for stream in streams} == {200}
             refused = await client.open(COMPLETIONS, body, key)
@@ -191,33 +221,30 @@ def test_no_free_ring_is_429_before_the_stream_starts(strict_server):
             assert b"queue_full" in await refused.reader.readexactly(int(refused.headers["content-length"]))
             for stream in streams:
                 stream.abort()
-            async with asyncio.timeout(60):
-                while (await client.open(COMPLETIONS, body | {"max_tokens": 1}, key)).status == 429:
-                    pass
-
-    asyncio.run(run())
+        while (await client.open(COMPLETIONS, body | {"max_tokens": 1}, key)).status == 429:
+            pass
 
 
-def test_full_queue_is_429_before_the_stream_starts(start_server):
+async def test_full_queue_is_429_before_the_stream_starts(start_server):
     """With one request running and one waiting, as many as may wait, the next one is told to come back later."""
-    options = ["--max-num-seqs", "1", "--max-queued-requests", "1"]
-
-    async def run(server):
-        body = {"prompt": "hi", "max_tokens": 8000, "stream": True}
+    body = {"prompt": "hi", "max_tokens": 8000, "stream": True}
+    options = ["--max-num-seqs", "1", "--max-queued-requests", "1", "--synthetic-step-ms", "20"]
+    with start_server("--model", "synthetic", *options) as server:
         async with Client(server.address) as client:
-            streams = [await client.open(COMPLETIONS, body) for _ in range(2)]
-            assert {stream.status for stream in streams} == {200}
+            running = await client.open(COMPLETIONS, body)
+            await anext(running.events())
+            waiting = await client.open(COMPLETIONS, body)
+            assert (running.status, waiting.status) == (200, 200)
+            while not counters(server)["sequences_waiting"]:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.01)
             refused = await client.open(COMPLETIONS, body)
             assert refused.status == 429
             assert 1 <= int(refused.headers["retry-after"]) <= 60
             answer = await refused.reader.readexactly(int(refused.headers["content-length"]))
             assert b"--max-queued-requests" in answer
-            streams[0].abort()
+            running.abort()
             while (await client.open(COMPLETIONS, body | {"max_tokens": 1})).status == 429:
                 pass
-
-    with start_server("--model", "synthetic", "--synthetic-step-ms", "1", *options) as server:
-        asyncio.run(run(server))
 
 
 def test_pipelined_requests_are_answered_in_order(synthetic_server):
@@ -233,36 +260,31 @@ def test_pipelined_requests_are_answered_in_order(synthetic_server):
 
 
 @pytest.mark.parametrize("die", [False, True])
-def test_stream_behind_an_answer_that_is_not_read(start_server, die):
+async def test_stream_behind_an_answer_that_is_not_read(start_server, die):
     """A stream that has tokens, or its end, before its head can be sent does not overtake it."""
     large = request_bytes("/tokenize", {"prompt": "x" * 2**20})
     stream = request_bytes(COMPLETIONS, {"prompt": "hi", "max_tokens": 300, "stream": True}, "Connection: close")
-
-    async def run(server):
+    with start_server("--model", "synthetic", "--synthetic-step-ms", "1", "--ring-capacity", "128") as server:
         async with Client(server.address) as client:
             reader, _ = await client.send_raw(large + stream, receive_buffer=4096)
-            while not _get(server, "/ready").json()["rings_in_use"]:  # noqa: ASYNC110 - another process
-                await asyncio.sleep(0)
+            await until_rings(server, 1)
             await client.read(COMPLETIONS, {"prompt": "x", "max_tokens": 400})
-            assert _get(server, "/ready").json()["rings_in_use"] == 1, "its tokens should wait in their ring"
+            assert await rings_in_use(server) == 1, "its tokens should wait in their ring"
             if die:
                 server.engine.kill()
                 while _get(server, "/ready").status_code == 200:
                     pass
-            return await reader.read()
-
-    with start_server("--model", "synthetic", "--synthetic-step-ms", "1", "--ring-capacity", "128") as server:
-        answer = asyncio.run(run(server))
+            answer = await reader.read()
     _, _, streamed = answer.partition(b"]}")
     assert streamed.startswith(b"HTTP/1.1 200 OK\r\n")
     assert streamed.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
     assert streamed.count(b'"text"') == (128 if die else 300)
 
 
-def test_large_prompts_are_handled_beside_others(synthetic_server):
+async def test_large_prompts_are_handled_beside_others(synthetic_server):
     """A prompt that is prepared in a thread gives the same answer as any other."""
-    events = read_stream(synthetic_server.address, COMPLETIONS, {"prompt": "x" * 5000, "max_tokens": 2})
-    ids = read_stream(synthetic_server.address, COMPLETIONS, {"prompt": [ord("x")] * 5000, "max_tokens": 2})
+    events = await read_stream(synthetic_server.address, COMPLETIONS, {"prompt": "x" * 5000, "max_tokens": 2})
+    ids = await read_stream(synthetic_server.address, COMPLETIONS, {"prompt": [ord("x")] * 5000, "max_tokens": 2})
     assert [event["choices"] for event in events[:-1]] == [event["choices"] for event in ids[:-1]]
 
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from rbee.messages import Ready
+from rbee.server.errors import Refusal
 from rbee.server.protocols.openai import schemas
+from rbee.server.protocols.openai.reader import RequestReader
 from rbee.server.text import served_model
 from tests.raw_client import CHAT, COMPLETIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rbee.server.streams.generation import Generation
 
 MODEL = served_model.load_synthetic("synthetic")
 PROMPT = {"prompt": "hi"}  # two tokens of the synthetic model
@@ -26,7 +36,39 @@ PARAMETERS = {
 }
 
 
-def ready(**values):
+def ready(**values: Any) -> Ready:
     """A model with a length of 100 tokens and the synthetic model's vocabulary, unless told otherwise."""
-    known = {"runner": "r", "device": "cpu", "dtype": "f", "num_blocks": 9, "block_size": 16, "load_seconds": 0.0}
+    known: dict[str, Any] = {
+        "runner": "r",
+        "device": "cpu",
+        "dtype": "f",
+        "num_blocks": 9,
+        "block_size": 16,
+        "load_seconds": 0.0,
+    }
     return Ready(**known | {"max_model_len": 100, "vocab_size": 256} | values)
+
+
+def read(
+    route: str,
+    fields: dict[str, Any],
+    *,
+    deadlines: Sequence[str] = (),
+    num_rings: int = 64,
+    ring_capacity: int = 1024,
+    end_token_ids: frozenset[int] = frozenset({7, 8}),
+    **engine: Any,
+) -> Generation:
+    """The generation for these fields, as the route reads it."""
+    model = dataclasses.replace(MODEL, end_token_ids=end_token_ids)
+    reader = RequestReader(model, num_rings=num_rings, ring_capacity=ring_capacity, lenient=False)
+    body = json.dumps((HI if route == CHAT else PROMPT) | fields).encode()
+    of_route = reader.read_chat if route == CHAT else reader.read_completion
+    return of_route(body, list(deadlines), ready(**engine), 0).generation
+
+
+def refusal(route: str, fields: dict[str, Any], **more: Any) -> Refusal:
+    """The error for these fields."""
+    with pytest.raises(Refusal) as caught:
+        read(route, fields, **more)
+    return caught.value

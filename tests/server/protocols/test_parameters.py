@@ -1,42 +1,11 @@
 """Parameters as they are read: which values are taken and what they mean, which are refused and what is named."""
 
-import array
-import contextlib
-import dataclasses
-import json
-from datetime import UTC, datetime, timedelta, timezone
-
-import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
-from rbee.engine import sampler
 from rbee.sampling_params import SamplingParams
-from rbee.server.errors import ApiError
-from rbee.server.protocols.openai import schemas
-from rbee.server.protocols.openai.reader import RequestReader
-from rbee.server.protocols.parameters import read_deadline
-from rbee.server.streams.exchange import Generation
+from rbee.server.http.refusals import status_of
 from tests.raw_client import CHAT, COMPLETIONS
-from tests.server.protocols.parameters_parts import BOTH, HI, HI_TOKENS, MODEL, PARAMETERS, PROMPT, TOMORROW, ready
-
-
-def read(route, fields, *, deadlines=(), num_rings=64, ring_capacity=1024, end_token_ids=frozenset({7, 8}), **engine):
-    """The generation for these fields, as the route reads it."""
-    model = dataclasses.replace(MODEL, end_token_ids=end_token_ids)
-    reader = RequestReader(model, num_rings=num_rings, ring_capacity=ring_capacity, lenient=False)
-    body = json.dumps((HI if route == CHAT else PROMPT) | fields).encode()
-    of_route = reader.read_chat if route == CHAT else reader.read_completion
-    return of_route(body, list(deadlines), ready(**engine))
-
-
-def refusal(route, fields, **more):
-    """The error for these fields."""
-    with pytest.raises(ApiError) as caught:
-        read(route, fields, **more)
-    return caught.value
-
+from tests.server.protocols.parameters_parts import BOTH, HI_TOKENS, PARAMETERS, read, refusal
 
 # ---- what is refused -------------------------------------------------------------------------------------------
 
@@ -117,7 +86,7 @@ def refusal(route, fields, **more):
 def test_refusals_name_the_field(route, fields, param):
     """Each value that is out of its range or of a wrong type is a 400 whose param and message name the field."""
     error = refusal(route, fields)
-    assert (error.status, error.param) == (400, param)
+    assert (status_of(error), error.param) == (400, param)
     assert param.partition("[")[0] in error.message
     assert len(error.message) < 400
 
@@ -144,7 +113,7 @@ def test_refusals_name_the_field(route, fields, param):
 def test_refusals_of_one_route(route, fields, param):
     """The same for what only one of the routes has, or has in another shape."""
     error = refusal(route, fields)
-    assert (error.status, error.param) == (400, param)
+    assert (status_of(error), error.param) == (400, param)
     assert param in error.message
 
 
@@ -154,7 +123,7 @@ def test_logprobs_have_to_fit_the_ring(route, field):
     asked = {"logprobs": True} if route == CHAT else {}
     assert read(route, asked | {field: 3}, ring_capacity=4).sampling.num_logprobs == 3
     error = refusal(route, asked | {field: 4}, ring_capacity=4)
-    assert (error.status, error.param) == (400, field)
+    assert (status_of(error), error.param) == (400, field)
     assert "--ring-capacity" in error.message
     assert read(route, asked | {field: 3, "stop": "x"}, ring_capacity=5).sampling.num_logprobs == 3
     assert refusal(route, asked | {field: 3, "stop": "x"}, ring_capacity=4).param == field
@@ -169,7 +138,7 @@ def test_logprobs_have_to_fit_the_ring(route, field):
 def test_too_long_says_both_numbers(prompt_tokens, max_tokens, wanted):
     """A context that cannot fit is refused with the model's length and with what was asked for."""
     error = refusal(COMPLETIONS, {"prompt": [1] * prompt_tokens, "max_tokens": max_tokens, "echo": True})
-    assert (error.status, error.code, error.param) == (400, "context_length_exceeded", "prompt")
+    assert (status_of(error), error.code, error.param) == (400, "context_length_exceeded", "prompt")
     assert "100 tokens" in error.message
     assert str(wanted) in error.message
     long_chat = [{"role": "user", "content": "x" * 200}]
@@ -195,7 +164,7 @@ def test_null_means_absent(route):
         stop_token_ids=(7, 8),
     )
     assert generation.sampling == plain
-    assert (generation.n, generation.echo, generation.show_output) == (1, False, True)
+    assert (generation.n, generation.echo, generation.show_output) == (1, None, True)
     assert (generation.priority, generation.deadline_ns, generation.cache_salt) == (0, 0, "")
 
 
@@ -281,130 +250,7 @@ def test_logprobs():
 def test_echo_without_output(prompt):
     """A client may ask for its prompt alone: the one token that the engine has to make is not to be shown."""
     generation = read(COMPLETIONS, {"prompt": prompt, "echo": True, "max_tokens": 0})
-    assert (generation.echo, generation.show_output, generation.sampling.max_tokens) == (True, False, 1)
-    assert generation.prompt_text == (prompt if isinstance(prompt, str) else None)
+    assert generation.echo is not None
+    assert (generation.show_output, generation.sampling.max_tokens) == (False, 1)
+    assert generation.echo.text == "hi"
     assert read(COMPLETIONS, {"echo": True, "max_tokens": 1}).show_output
-
-
-# ---- deadlines -------------------------------------------------------------------------------------------------
-
-NOW = datetime(2030, 1, 31, 12, 0, 0, tzinfo=UTC)
-SECOND = 10**9
-
-
-def deadline(field=None, *headers):
-    """CLOCK_MONOTONIC's ns of a deadline, when it is 7 s by that clock and NOW by the wall's."""
-    return read_deadline(field, headers, wall_ns=int(NOW.timestamp()) * SECOND, monotonic_ns=7 * SECOND)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "2030-01-31T12:00:30Z",
-        "2030-01-31T12:00:30.000000+00:00",
-        "2030-01-31T14:00:30+02:00",
-        "2030-01-31 06:30:30-05:30",
-        "20300131T120030Z",
-    ],
-)
-def test_deadline_is_a_time_of_the_engines_clock(text):
-    """ISO 8601 in any zone, from the field, the header or both, becomes the same instant."""
-    assert deadline(text) == deadline(None, text) == deadline(text, "2030-01-31T12:00:30Z", text) == 37 * SECOND
-
-
-def test_no_deadline():
-    """Without one, or with one in many years, there is none."""
-    assert deadline() == deadline("2100-01-01T00:00:00Z") == deadline("9999-12-31T23:59:59.999999-23:59") == 0
-
-
-@pytest.mark.parametrize("text", ["2030-01-31T12:00:00Z", "2030-01-31T11:59:59.999999Z", "0001-01-01T00:00:00+23:59"])
-def test_passed_deadline_is_a_timeout(text):
-    """What has passed is answered at once, with the status and the code that the protocol has for it."""
-    with pytest.raises(ApiError) as caught:
-        deadline(None, text)
-    assert (caught.value.status, caught.value.code) == (408, "REQUEST_TIMEOUT")
-
-
-def test_deadlines_that_differ():
-    """Two times are no deadline."""
-    for times in [("2030-01-31T12:00:30Z", "2030-01-31T12:00:31Z"), (None, "2030-02-01T00Z", "2030-02-02T00Z")]:
-        with pytest.raises(ApiError) as caught:
-            deadline(*times)
-        assert (caught.value.status, caught.value.param) == (400, "deadline")
-
-
-@pytest.mark.parametrize("text", ["soon", "2030-01-31T12:00:30", "12:00", "1900000000", "2030-02-30T00:00:00Z"])
-def test_header_is_named(text):
-    """A header that is no time with a zone is a 400 that names it."""
-    with pytest.raises(ApiError) as caught:
-        deadline(None, text)
-    assert (caught.value.status, caught.value.param) == (400, "X-Request-Deadline")
-    assert text in caught.value.message
-
-
-@settings(deadline=None)
-@given(st.datetimes(timezones=st.timezones() | st.just(timezone(timedelta(hours=23, minutes=59)))), st.text())
-def test_any_time_is_taken_or_refused(when, text):
-    """No time, however far, and no text causes anything but an ApiError."""
-    for given_text in (when.isoformat(), text):
-        with contextlib.suppress(ApiError):
-            assert 0 <= deadline(given_text) < 2**63
-
-
-# ---- anything at all -------------------------------------------------------------------------------------------
-
-NUMBERS = st.integers(-3, 130) | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
-SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=5) | st.sampled_from(["1", TOMORROW.isoformat()])
-BIASES = st.dictionaries(st.integers(-1, 300).map(str) | st.text(max_size=3), NUMBERS | SCALARS, max_size=3)
-JSON = st.recursive(
-    SCALARS | BIASES | st.lists(st.integers(-1, 300), max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
-
-
-LOGITS = np.random.default_rng(0).normal(size=(1, 256)).astype(np.float32) * 30
-
-
-def outcome(route, fields):
-    """What comes of it. What the server takes the engine takes too, and finds a token to draw."""
-    try:
-        generation = read(route, fields)
-    except ApiError as error:
-        return error
-    assert sampler.invalid(generation.sampling, 256) is None
-    row = sampler.Row(sampler.RowSampler(generation.sampling), array.array("I", generation.prompt), 1)
-    assert sampler.sample(LOGITS, [row]).valid.all()
-    return generation
-
-
-@pytest.mark.parametrize(("route", "field"), [(route, field) for route in PARAMETERS for field in PARAMETERS[route]])
-@settings(deadline=None)
-@given(value=JSON)
-@example(value=10**4290)
-@example(value=-(10**400))
-@example(value=1e308)
-@example(value=5e-324)
-def test_any_value_is_taken_or_refused_by_name(route, field, value):
-    """Whatever a field holds, the request can be run or is refused, and the refusal names the field."""
-    result = outcome(route, {field: value})
-    if isinstance(result, ApiError):
-        assert result.status == 400
-        too_long = result.code == "context_length_exceeded" and field in {"max_tokens", "max_completion_tokens"}
-        assert result.param.partition("[")[0] == field or too_long
-        assert len(result.message) < 400
-    else:
-        assert isinstance(result, Generation)
-
-
-@BOTH
-@settings(deadline=None)
-@given(data=st.data())
-def test_any_object_is_taken_or_refused(route, data):
-    """The same for fields of all kinds together: there is an answer, and a refusal names one of them."""
-    neutral = schemas.NEUTRAL_CHAT if route == CHAT else schemas.NEUTRAL_COMPLETION
-    shape = schemas.ChatRequest if route == CHAT else schemas.CompletionRequest
-    names = st.sampled_from([*shape.__struct_fields__, *neutral]) | st.text(max_size=5)
-    fields = data.draw(st.dictionaries(names, JSON, max_size=5))
-    result = outcome(route, fields)
-    assert isinstance(result, Generation) or result.param is not None

@@ -2,17 +2,12 @@
 
 import pytest
 
-from rbee.server.errors import ApiError
-from rbee.server.protocols.fields import (
-    FieldReader,
-    decode_object,
-    output_limit,
-    read_chat,
-    read_completion,
-    read_stream_options,
-    stop_strings,
-)
+from rbee.server.errors import Refusal
+from rbee.server.http.refusals import status_of
+from rbee.server.protocols.fields import FieldReader, decode_object
 from rbee.server.protocols.openai import schemas
+from rbee.server.protocols.openai.reader import output_limit, read_chat, read_completion, read_stream_options
+from rbee.server.protocols.parameters import check_parameters, parameter_refusals, stop_strings
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -31,9 +26,9 @@ def completion(**fields):
 
 def refusal(read, **fields):
     """The error for these fields."""
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(Refusal) as caught:
         read(**fields)
-    assert caught.value.status == 400
+    assert status_of(caught.value) == 400
     return caught.value
 
 
@@ -165,3 +160,13 @@ def test_malformed_json(body):
 def test_malformed_json_says_where():
     """The position of the first wrong byte is in the message."""
     assert "byte 6" in refusal(lambda: decode_object(b'{"a": x}')).message
+
+
+def test_all_refusals_of_the_parameters_can_be_had():
+    """A protocol that lists every error gets each of them; one that raises the first gets that."""
+    request = schemas.CompletionRequest(prompt="hi", temperature=3.0, top_p=0.0, cache_salt="x" * 257)
+    found = list(parameter_refusals(request))
+    assert [refusal.param for refusal in found] == ["temperature", "top_p", "cache_salt"]
+    with pytest.raises(Refusal) as caught:
+        check_parameters(request)
+    assert caught.value.message == found[0].message

@@ -10,14 +10,15 @@ from tokenizers import AddedToken
 from rbee.messages import FinishReason
 from rbee.models import synthetic
 from rbee.sampling_params import SamplingParams
-from rbee.server.protocols.openai.logprobs import TokenRecords
-from rbee.server.streams.choices import AnnotatedChoiceSink, Echo, TokenText
+from rbee.server.streams.choices import LogprobsChoice
+from rbee.server.streams.records import TokenRecords
 from rbee.server.text.detokenizer import detokenizers
 from rbee.server.text.stop_strings import StopStrings
+from rbee.server.text.token_text import Echo, TokenText
 from rbee.server.text.tokenizer import TextCodec
 from tests.batches import batch, record_batch, scored, scored_prompt
-from tests.fakes import RecordingStream
-from tests.server.text.test_detokenizer import SENTENCEPIECE, SYNTHETIC
+from tests.fakes import RecordingSequence
+from tests.server.text.text_parts import SENTENCEPIECE, SYNTHETIC
 
 CODEC = TextCodec(SYNTHETIC)
 
@@ -34,22 +35,27 @@ class Case:
             num_prompt_logprobs=options.pop("num_prompt_logprobs", None),
         )
         self.shown = TokenText(
-            codec.detokenizer(),
+            codec.detokenizer() if echo is None else echo.detokenizer.fork(),
             StopStrings(stops) if stops else None,
             stop_token_ids,
             min_tokens=min_tokens,
-            echo=echo,
+            num_echoed=0 if echo is None else len(echo.text),
         )
         records = TokenRecords(sampling, len(prompt))
         logprobs = sampling.num_logprobs is not None or sampling.num_prompt_logprobs is not None
-        self.choice = AnnotatedChoiceSink(0, self, self.shown, records, logprobs=logprobs, echo=echo, **options)
-        self.choice.stream = RecordingStream()
+        self.choice = LogprobsChoice(0, self, self.shown, records, logprobs=logprobs, echo=echo, **options)
+        self.sequence = RecordingSequence()
+        self.choice.sequence = self.sequence  # type: ignore[assignment] # a fake
 
     def show(self, choice, pieces, reason):
         """Keep them."""
         assert choice is self.choice
         self.pieces += pieces
         self.reasons += [reason] if reason else []
+
+    def fail(self, error):
+        """None of these tests fails."""
+        raise error
 
     def deliver(self, token_ids, reason=0):
         """Tokens; with logprobs that of a token is its number, made negative."""
@@ -128,7 +134,7 @@ def test_stop_string_takes_the_tokens_behind_the_end_with_it():
     case = Case(num_logprobs=0, stops=["END"], codec=TextCodec(tokenizer))
     case.deliver([97, 256, ord("N"), ord("D"), ord("z")])
     assert (case.text, case.entries) == ("ax", [(97, 0), (256, 1)])
-    assert case.choice.stream.calls == ["cancel"]
+    assert case.sequence.calls == ["cancel"]
     assert case.reasons == [FinishReason.STOP]
     assert case.choice.num_tokens == 4, "what came behind the stop string was never taken"
 
@@ -162,7 +168,7 @@ def test_each_token_is_listed_once_in_order(token_ids, cuts, stops, reason, toge
     for token_id in token_ids:
         offsets.append((token_id, decoded))
         decoded += len(detokenizer.push(token_id))
-    stopped = case.choice.stream.calls == ["cancel"] or len(case.text) < len(whole)
+    stopped = case.sequence.calls == ["cancel"] or len(case.text) < len(whole)
     assert case.entries == [entry for entry in offsets if entry[1] < len(case.text) or not stopped]
     shown = 0
     for piece in case.pieces[:-1]:
@@ -274,6 +280,7 @@ def test_space_between_prompt_and_completion():
     """The first word of a text has no space before it; the first word of a completion that follows a prompt has."""
     codec = TextCodec(SENTENCEPIECE[True])
     hello = codec.token_id("▁Hello")
+    assert hello is not None
     case, alone = Case(prompt=[hello], echo=Echo.of([hello], None, codec), codec=codec), Case(codec=codec)
     for each in (case, alone):
         each.deliver([hello], FinishReason.LENGTH)

@@ -1,6 +1,5 @@
 """What the drain writes equals, byte for byte, what the server writes token by token."""
 
-import asyncio
 import contextlib
 import itertools
 import os
@@ -13,16 +12,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from rbee.messages import FinishReason
-from rbee.server.protocols.openai import frames as sse
 from rbee.server.protocols.openai.schemas import StreamOptions
-from rbee.server.streams.choices import ChoiceSink, TokenText
-from rbee.server.streams.direct_reply import DirectReply, make_outlet
-from rbee.server.streams.replies import StreamedReply
 from rbee.server.text.detokenizer import detokenizers
 from rbee.transport import Arena, Consumer, Producer, create_doorbell
 from tests.batches import batch
-from tests.fakes import RecordingStream, RecordingWriter
-from tests.server.text.test_detokenizer import SENTENCEPIECE, SYNTHETIC, wordpiece
+from tests.fakes import RecordingWriter
+from tests.server.streams.streams_parts import StreamedCase, make_dialect, make_direct, make_direct_outlet
+from tests.server.text.text_parts import SENTENCEPIECE, SYNTHETIC, wordpiece
+
+pytestmark = pytest.mark.anyio
 
 
 class Pipe:
@@ -74,10 +72,6 @@ class SocketWriter(RecordingWriter):
         super().__init__()
         self.descriptor = descriptor
 
-    def write_rest(self, data):
-        """Keep it."""
-        self.written.append(data)
-
 
 @pytest.fixture(scope="module")
 def pipe():
@@ -96,18 +90,6 @@ def vocabularies(default_model):
     ]
 
 
-def make_frames(*, chat, options):
-    """As the routes make them."""
-    return sse.Frames(
-        kind="k",
-        request_id='i"d',
-        created=1,
-        model="mödel",
-        chat=chat,
-        usage=options.include_usage and not options.continuous_usage_stats,
-    )
-
-
 OPTIONS = st.builds(
     StreamOptions, include_usage=st.booleans(), continuous_usage_stats=st.booleans(), include_timing=st.booleans()
 )
@@ -117,7 +99,7 @@ CACHED_TOKENS = 3
 
 @settings(max_examples=400, deadline=None)
 @given(data=st.data(), which=st.integers(0, 3), chat=st.booleans(), options=OPTIONS, reason=REASONS)
-def test_both_ways_write_the_same_bytes(vocabularies, pipe, data, which, chat, options, reason):  # noqa: PLR0917
+async def test_both_ways_write_the_same_bytes(vocabularies, pipe, data, which, chat, options, reason):  # noqa: PLR0917
     """Any tokens, in any batches, of any vocabulary that can be looked up, with any options and any end.
 
     A deadline is an ordinary end or an error, as there is a token or none.
@@ -126,79 +108,59 @@ def test_both_ways_write_the_same_bytes(vocabularies, pipe, data, which, chat, o
     character. Here that byte's two replacement characters come at once.
     """
     make_detokenizer, size = vocabularies[which]
-    pieces = make_detokenizer()._pieces
     ids = st.integers(0, 12) | st.integers(0, size + 2)  # low ones often: in the small vocabularies they are words
-    tokens = st.lists(ids.filter(lambda n: pieces.of(n)[-1:] != b"\xed"), max_size=6)
+    tokens = st.lists(ids.filter(lambda n: make_detokenizer.token_bytes(n)[-1:] != b"\xed"), max_size=6)
     batches = data.draw(st.lists(tokens, min_size=1, max_size=8))
     all_tokens = list(itertools.chain(*batches))
     stop_token_ids = data.draw(st.lists(st.sampled_from([*all_tokens, 5]), max_size=2))
 
-    async def run():
-        streamed = RecordingWriter()
-        text = TokenText(make_detokenizer(), None, stop_token_ids)
-        by_token = StreamedReply(streamed, [make_frames(chat=chat, options=options)], options, 7)
-        choice = ChoiceSink(0, by_token, text)
-        writer = SocketWriter(pipe.server.fileno())
-        outlet = make_outlet(
-            writer,
-            make_detokenizer.table,
-            make_frames(chat=chat, options=options),
-            options,
-            prompt_tokens=7,
-            stop_token_ids=stop_token_ids,
-        )
-        direct = DirectReply(writer, outlet)
-        choice.stream = by_token.stream = direct.stream = RecordingStream()
-        ring, generation = pipe.consumer.assign()
-        pipe.producer.open(ring, generation)
-        pipe.consumer.attach(ring, outlet)
-        for number, token_ids in enumerate(batches):
-            end = int(reason) if number == len(batches) - 1 else 0
-            if not token_ids and not end:
-                continue
-            committed_ns = pipe.commit(ring, token_ids, end | CACHED_TOKENS << 8 if end else 0)
-            plain = batch(token_ids, end, CACHED_TOKENS)
-            choice.deliver(plain._replace(commit_ns=[committed_ns] * len(token_ids)))
-            drained = pipe.consumer.drain()
-            assert drained.tokens == []
-            for _, finish in drained.ended:
-                direct.on_finish(finish & 0xFF, finish >> 8)
-        assert by_token.done.done()
-        assert direct.done.done()
-        assert outlet.num_tokens == len(all_tokens)
-        assert pipe.received() + b"".join(writer.written) == b"".join(streamed.written)
-
-    asyncio.run(run())
+    dialect = make_dialect(chat=chat, options=options, prompt_tokens=7, model="mödel")
+    by_token = StreamedCase(dialect=dialect, new_detokenizer=make_detokenizer, stop_token_ids=stop_token_ids)
+    writer = SocketWriter(pipe.server.fileno())
+    outlet = make_direct_outlet(writer, make_detokenizer.table, dialect, prompt_tokens=7, stop_token_ids=stop_token_ids)
+    direct = make_direct(writer, outlet, dialect)
+    ring, generation = pipe.consumer.assign()
+    pipe.producer.open(ring, generation)
+    pipe.consumer.attach(ring, outlet)
+    for number, token_ids in enumerate(batches):
+        end = int(reason) if number == len(batches) - 1 else 0
+        if not token_ids and not end:
+            continue
+        committed_ns = pipe.commit(ring, token_ids, end | CACHED_TOKENS << 8 if end else 0)
+        plain = batch(token_ids, end, CACHED_TOKENS)
+        by_token.choices[0].deliver(plain._replace(commit_ns=[committed_ns] * len(token_ids)))
+        drained = pipe.consumer.drain()
+        assert drained.tokens == []
+        for _, finish in drained.ended:
+            direct.on_finish(finish & 0xFF, finish >> 8)
+    assert by_token.reply.done.done()
+    assert direct.done.done()
+    assert outlet.num_tokens == len(all_tokens)
+    assert pipe.received() + b"".join(writer.written) == by_token.written()
 
 
 def test_other_vocabularies_have_no_table():
     """Tokens whose text depends on their neighbours go the other way; so do sockets that are not the response's."""
-    options = StreamOptions()
-    frames = make_frames(chat=True, options=options)
+    dialect = make_dialect(chat=True)
     writer = SocketWriter(0)
     other = detokenizers(wordpiece()).table
-    assert make_outlet(writer, other, frames, options, prompt_tokens=1, stop_token_ids=()) is None
+    assert make_direct_outlet(writer, other, dialect) is None
     writer.descriptor = None
     table = detokenizers(SYNTHETIC).table
-    assert make_outlet(writer, table, frames, options, prompt_tokens=1, stop_token_ids=()) is None
+    assert make_direct_outlet(writer, table, dialect) is None
 
 
-def test_rest_is_written_by_the_event_loop():
+async def test_rest_is_written_by_the_event_loop():
     """The ring goes on at once if the event loop got rid of the rest at once, and else when it says so."""
-
-    async def run():
-        writer = SocketWriter(0)
-        reply = DirectReply(writer, outlet=None)
-        reply.stream = RecordingStream()
-        reply.on_blocked(b"rest")
-        assert (writer.written, reply.stream.calls) == ([b"rest"], ["resume"])
-        writer.paused = True
-        reply.on_blocked(b"more")
-        assert (writer.written, reply.stream.calls) == ([b"rest", b"more"], ["resume"])
-        reply.on_broken()
-        assert writer.aborted
-
-    asyncio.run(run())
+    writer = SocketWriter(0)
+    reply = make_direct(writer, None)
+    reply.on_blocked(b"rest")
+    assert (writer.written, reply.sequences.calls) == ([b"rest"], ["resume"])
+    writer.paused = True
+    reply.on_blocked(b"more")
+    assert (writer.written, reply.sequences.calls) == ([b"rest", b"more"], ["resume"])
+    reply.on_broken()
+    assert writer.aborted
 
 
 class CountingOutlet:
@@ -209,14 +171,10 @@ class CountingOutlet:
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1])
-def test_deadline(num_tokens):
+async def test_deadline(num_tokens):
     """With a token it is an ordinary end, which the drain has written; without any it is an error."""
-
-    async def run():
-        writer = SocketWriter(0)
-        reply = DirectReply(writer, CountingOutlet(num_tokens))
-        reply.on_finish(FinishReason.DEADLINE, 0)
-        assert reply.done.done()
-        assert [b"REQUEST_TIMEOUT" in frames for frames in writer.written] == [True] * (1 - num_tokens)
-
-    asyncio.run(run())
+    writer = SocketWriter(0)
+    reply = make_direct(writer, CountingOutlet(num_tokens))
+    reply.on_finish(FinishReason.DEADLINE, 0)
+    assert reply.done.done()
+    assert [b"REQUEST_TIMEOUT" in frames for frames in writer.written] == [True] * (1 - num_tokens)

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -10,16 +11,13 @@ import psutil
 import pytest
 
 from rbee.config import DEFAULT_MODEL
-from rbee.models import synthetic
 from tests.raw_client import COMPLETIONS, Client, text_of
+from tests.server.server_parts import expected, until_full
 
-SYNTHETIC = ["--model", "synthetic", "--synthetic-step-ms", "2"]
+pytestmark = pytest.mark.anyio
+
+SYNTHETIC = ["--model", "synthetic", "--synthetic-step-ms", "20"]
 LONG = {"prompt": "long", "max_tokens": 8000, "stream": True}
-
-
-def expected(prompt, count):
-    """What the synthetic model answers to a text."""
-    return bytes(synthetic.expected_tokens(list(prompt.encode()), count)).decode()
 
 
 def leftovers(pid, children):
@@ -39,10 +37,9 @@ async def read_rest(first, events):
     return [first] + [event async for event in events]
 
 
-def test_engine_killed(start_server):
+async def test_engine_killed(start_server):
     """Every open stream gets its tokens and one error event; the server stays, and says that it cannot serve."""
-
-    async def run(server):
+    with start_server(*SYNTHETIC) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client, Client(server.address) as raw:
             collected = asyncio.ensure_future(client.post(COMPLETIONS, json=LONG | {"stream": False}))
             streams = await open_streams(raw, 20)
@@ -63,53 +60,44 @@ def test_engine_killed(start_server):
             refused = await client.post(COMPLETIONS, json=LONG)
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_dead")
             assert int(refused.headers["retry-after"]) >= 1
-
-    with start_server(*SYNTHETIC) as server:
-        asyncio.run(run(server))
         children = psutil.Process(server.pid).children()
         assert server.stop() == 0
         assert leftovers(server.pid, children) == ([], [])
 
 
-def test_server_killed(start_server):
+async def test_server_killed(start_server):
     """Nothing of it is left: no engine, no shared memory."""
-
-    async def run(server):
-        async with Client(server.address) as raw:
-            await open_streams(raw, 3)
-            assert await asyncio.to_thread(server.stop, signal.SIGKILL) == -signal.SIGKILL
-
     with start_server(*SYNTHETIC) as server:
         children = psutil.Process(server.pid).children(recursive=True)
         assert server.engine in children
         assert leftovers(server.pid, []) == ([], []), "the arena should have no name any more"
-        asyncio.run(run(server))
+        async with Client(server.address) as raw:
+            await open_streams(raw, 3)
+            assert await asyncio.to_thread(server.stop, signal.SIGKILL) == -signal.SIGKILL
         assert leftovers(server.pid, children) == ([], [])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_lets_streams_finish(start_server, number):
+async def test_signal_lets_streams_finish(start_server, number):
     """An open stream goes on to its end while new requests are refused; then the server is gone, with exit code 0."""
     body = {"prompt": "last words", "max_tokens": 400, "stream": True}
 
-    async def run(server):
-        async with Client(server.address) as raw, httpx.AsyncClient(base_url=server.url) as client:
-            [(events, first)] = await open_streams(raw, 1, body)
-            server.process.send_signal(number)
-            while (ready := await client.get("/ready")).status_code == 200:
-                pass
-            assert (ready.status_code, ready.json()["state"]) == (503, "draining")
-            refused = await client.post(COMPLETIONS, json=body)
-            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_draining")
-            assert refused.headers["retry-after"]
-            assert (await client.get("/health")).status_code == 200
-            rest = await read_rest(first, events)
-            assert text_of(rest) == expected("last words", 400)
-            assert rest[-1] == "[DONE]"
-
-    with start_server(*SYNTHETIC) as server:
+    with start_server("--model", "synthetic", "--synthetic-step-ms", "1") as server:
         children = psutil.Process(server.pid).children()
-        asyncio.run(run(server))
+        async with Client(server.address) as raw, httpx.AsyncClient(base_url=server.url) as client:
+            with server.stopped_engine():  # the stream is open while it is stopped
+                stream = await raw.open(COMPLETIONS, body)
+                server.process.send_signal(number)
+                while (ready := await client.get("/ready")).status_code == 200:
+                    pass
+                assert (ready.status_code, ready.json()["state"]) == (503, "draining")
+                refused = await client.post(COMPLETIONS, json=body)
+                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_draining")
+                assert refused.headers["retry-after"]
+                assert (await client.get("/health")).status_code == 200
+            events = [event async for event in stream.events()]
+            assert text_of(events) == expected("last words", 400)
+            assert events[-1] == "[DONE]"
         assert server.wait() == 0
         assert leftovers(server.pid, children) == ([], [])
         assert "Traceback" not in server.log.read_text()
@@ -132,11 +120,11 @@ def test_engine_that_hangs_cannot_keep_a_stopping_server(start_server, signals):
         assert ("it is killed" in server.log.read_text()) is (signals == 1)
 
 
-@pytest.mark.parametrize(("timeout", "signals"), [("0.2", 1), ("600", 2)])
-def test_streams_that_do_not_finish_are_ended(start_server, timeout, signals):
+@pytest.mark.parametrize(("drain_timeout", "signals"), [("0.2", 1), ("600", 2)])
+async def test_streams_that_do_not_finish_are_ended(start_server, drain_timeout, signals):
     """After the drain timeout, or at the second signal, each open stream gets an error event, and the server goes."""
-
-    async def run(server):
+    with start_server(*SYNTHETIC, "--drain-timeout", drain_timeout) as server:
+        children = psutil.Process(server.pid).children()
         async with Client(server.address) as raw:
             streams = await open_streams(raw, 3)
             server.process.send_signal(signal.SIGTERM)
@@ -149,65 +137,72 @@ def test_streams_that_do_not_finish_are_ended(start_server, timeout, signals):
                 assert text_of(chunks) == expected("long", len(chunks))
                 assert error["error"]["code"] == "server_shutdown"
                 assert done == "[DONE]"
-
-    with start_server(*SYNTHETIC, "--drain-timeout", timeout) as server:
-        children = psutil.Process(server.pid).children()
-        asyncio.run(run(server))
         assert server.wait() == 0
         assert leftovers(server.pid, children) == ([], [])
 
 
-def test_slow_reader_does_not_keep_a_stopping_server(start_server):
+async def test_slow_reader_does_not_keep_a_stopping_server(start_server):
     """A client that does not read its last event is left behind."""
-
-    async def run(server):
+    options = ["--model", "synthetic", "--synthetic-step-ms", "0", "--ring-capacity", "128", "--drain-timeout", "0.1"]
+    with start_server(*options) as server:
         async with Client(server.address) as raw:
-            body = LONG | {"max_tokens": 4000}
-            await raw.open(COMPLETIONS, body, receive_buffer=4096)
-            await raw.read(COMPLETIONS, body)
+            await raw.open(COMPLETIONS, LONG, receive_buffer=4096)
+            await until_full(server)
             assert await asyncio.to_thread(server.stop) == 0
 
-    with start_server("--model", "synthetic", "--synthetic-step-ms", "0.2", "--drain-timeout", "3") as server:
-        asyncio.run(run(server))
+
+# Stops the engine process before it does anything: a model that is not loaded yet for as long as a test needs.
+STOP_ENGINE = """
+import os, signal, sys
+if "rbee.engine" in sys.orig_argv:
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
 
 
-def test_while_loading(start_server):
+@pytest.fixture
+def starting_server(launch, tmp_path):
+    """A server whose engine has been started, is stopped, and has not said anything."""
+    (tmp_path / "sitecustomize.py").write_text(STOP_ENGINE)
+    command = ["env", f"PYTHONPATH={tmp_path}", sys.executable, "-m", "rbee.cli", "serve", "--port", "0"]
+    with launch([*command, "--model", "synthetic"], until="listening") as server:
+        while not any(child.status() == psutil.STATUS_STOPPED for child in psutil.Process(server.pid).children()):
+            time.sleep(0.01)
+        yield server
+
+
+def test_while_starting(starting_server):
     """The port is open at once: /health answers, /ready tells the state, requests are told when to come back."""
+    server = starting_server
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        assert client.get("/health").status_code == 200
+        ready = client.get("/ready")
+        assert (ready.status_code, ready.json()["ready"], ready.json()["state"]) == (503, False, "starting")
+        refused = client.post(COMPLETIONS, json={"prompt": "hi"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_starting")
+        assert refused.headers["retry-after"]
+        children = psutil.Process(server.pid).children()
+    assert server.stop() == 0
+    assert leftovers(server.pid, children) == ([], [])
+    assert "it is killed" not in server.log.read_text(), "there was nothing to wait for"
+
+
+def test_stopped_while_loading(start_server):
+    """A model that is being loaded tells how far it is; a server that is stopped then waits for nothing."""
     with start_server("--model", DEFAULT_MODEL, until="listening") as server:
-        with httpx.Client(base_url=server.url) as client:
-            assert client.get("/health").status_code == 200
-            ready = client.get("/ready")
-            assert (ready.status_code, ready.json()["ready"]) == (503, False)
-            assert ready.json()["state"] in {"starting", "loading"}
-            refused = client.post(COMPLETIONS, json={"prompt": "hi"})
-            assert (refused.status_code, refused.json()["error"]["code"]) in {
-                (503, "engine_starting"),
-                (503, "engine_loading"),
-            }
-            assert refused.headers["retry-after"]
-            while ready.json()["state"] == "starting" or "progress" not in ready.json():
-                ready = client.get("/ready")
-            assert ready.json()["progress"]["stage"]
-            children = psutil.Process(server.pid).children()
+        server.wait_for_log("engine: ")
+        children = psutil.Process(server.pid).children()
         assert server.stop() == 0
         assert leftovers(server.pid, children) == ([], [])
         assert "it is killed" not in server.log.read_text(), "there was nothing to wait for"
 
 
-def test_engine_killed_while_loading(start_server):
+def test_engine_killed_before_it_was_ready(starting_server):
     """A server that never was ready ends with exit code 2 and a sentence."""
-    with start_server("--model", DEFAULT_MODEL, until="listening") as server:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            try:
-                server.engine.kill()
-                break
-            except ValueError:
-                continue
-        assert server.wait() == 2
-        log = server.log.read_text()
-        assert "before it was ready (killed by SIGKILL" in log
-        assert "Traceback" not in log
+    starting_server.engine.kill()
+    assert starting_server.wait() == 2
+    log = starting_server.log.read_text()
+    assert "before it was ready (killed by SIGKILL" in log
+    assert "Traceback" not in log
 
 
 def test_engine_that_cannot_start(start_server):

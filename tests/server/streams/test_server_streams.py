@@ -1,20 +1,23 @@
 """Streams of a running server: real processes, real sockets, and a model whose tokens are known beforehand."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import socket
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import openai
 import pytest
 
-from rbee.models import synthetic
 from tests.raw_client import CHAT, COMPLETIONS, Client, read_stream, request_bytes, text_of
+from tests.server.server_parts import check_idle, counters, expected, until_rings
 
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionMessageParam
 
-def expected(prompt, count):
-    """What the synthetic model answers to a text."""
-    return bytes(synthetic.expected_tokens(list(prompt.encode()), count)).decode()
+pytestmark = pytest.mark.anyio
 
 
 def counts(prompt_tokens, completion_tokens):
@@ -25,25 +28,6 @@ def counts(prompt_tokens, completion_tokens):
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": 0},
     }
-
-
-async def until_rings(server, number):
-    """Wait until this many rings are in use."""
-    async with asyncio.timeout(60):
-        while await rings_in_use(server) != number:  # noqa: ASYNC110 - another process
-            await asyncio.sleep(0.01)
-
-
-async def rings_in_use(server):
-    """Rings that a request holds."""
-    async with httpx.AsyncClient(base_url=server.url) as client:
-        return (await client.get("/ready")).json()["rings_in_use"]
-
-
-async def check_idle(client, server):
-    """Every ring is back by the time that another request has run for 100 steps: those that held one were cancelled."""
-    await client.read(COMPLETIONS, {"prompt": "a while", "max_tokens": 100})
-    assert await rings_in_use(server) == 0
 
 
 def test_stream_byte_for_byte(synthetic_server):
@@ -80,11 +64,11 @@ def test_stream_byte_for_byte(synthetic_server):
     assert len({(chunk["id"], chunk["created"], chunk["model"], chunk["object"]) for chunk in chunks}) == 1
 
 
-def test_64_tokens_are_64_frames(synthetic_server):
+async def test_64_tokens_are_64_frames(synthetic_server):
     """Each with its commit time, in order, and the token counts at the end when asked for."""
     options = {"include_usage": True, "include_timing": True}
     body = {"prompt": "count", "max_tokens": 64, "stream_options": options}
-    *chunks, usage, done = read_stream(synthetic_server.address, COMPLETIONS, body)
+    *chunks, usage, done = await read_stream(synthetic_server.address, COMPLETIONS, body)
     assert [chunk["choices"][0]["text"] for chunk in chunks] == list(expected("count", 64))
     times = [chunk["timing"]["committed_ns"] for chunk in chunks]
     assert times == sorted(set(times))
@@ -110,48 +94,45 @@ def test_not_streamed(synthetic_server):
     }
 
 
-def test_chat_runs_to_the_models_length_by_default(synthetic_server):
+async def test_chat_runs_to_the_models_length_by_default(synthetic_server):
     """Without max_tokens a chat ends where the context does."""
     body = {"messages": [{"role": "user", "content": "x" * 8000}], "stream_options": {"include_usage": True}}
-    *_, usage, _ = read_stream(synthetic_server.address, CHAT, body)
+    *_, usage, _ = await read_stream(synthetic_server.address, CHAT, body)
     assert usage["usage"]["total_tokens"] == 8192
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_stop_string_across_tokens(synthetic_server, stream):
+async def test_stop_string_across_tokens(synthetic_server, stream):
     """The text ends before it, with reason stop; the engine stops too."""
     text = expected("stop", 40)
     stop = text[20:24]
     body = {"prompt": "stop", "max_tokens": 4000, "stop": ["never", stop]}
 
-    if stream:
-        events = read_stream(synthetic_server.address, COMPLETIONS, body)
-        assert events[-1] == "[DONE]"
-        choice = {"text": text_of(events), "finish_reason": events[-2]["choices"][0]["finish_reason"]}
-    else:
-        answer = httpx.post(synthetic_server.url + COMPLETIONS, json=body).json()
-        assert answer["usage"]["completion_tokens"] == 24
-        choice = answer["choices"][0]
-    assert (choice["text"], choice["finish_reason"]) == (text[: text.index(stop)], "stop")
-
-    async def check():
-        async with Client(synthetic_server.address) as client:
-            await check_idle(client, synthetic_server)
-
-    asyncio.run(check())
+    async with Client(synthetic_server.address) as client:
+        if stream:
+            events = await client.read(COMPLETIONS, body)
+            assert events[-1] == "[DONE]"
+            choice = {"text": text_of(events), "finish_reason": events[-2]["choices"][0]["finish_reason"]}
+        else:
+            async with httpx.AsyncClient(base_url=synthetic_server.url) as http:
+                answer = (await http.post(COMPLETIONS, json=body)).json()
+            assert answer["usage"]["completion_tokens"] == 24
+            choice = answer["choices"][0]
+        assert (choice["text"], choice["finish_reason"]) == (text[: text.index(stop)], "stop")
+        await check_idle(client, synthetic_server)
 
 
-def test_stop_token_is_not_shown(synthetic_server):
+async def test_stop_token_is_not_shown(synthetic_server):
     """A token among stop_token_ids ends the text before it."""
     text = expected("token", 30)
     end = next(n for n in range(10, 30) if text[n] not in text[:n])
     body = {"prompt": "token", "max_tokens": 30, "stop_token_ids": [ord(text[end])]}
-    events = read_stream(synthetic_server.address, COMPLETIONS, body)
+    events = await read_stream(synthetic_server.address, COMPLETIONS, body)
     assert text_of(events) == text[:end]
     assert events[-2]["choices"][0] == {"index": 0, "text": "", "finish_reason": "stop"}
 
 
-def test_hundred_streams_each_tenth_aborted(start_server):
+async def test_hundred_streams_each_tenth_aborted(start_server):
     """Every client gets exactly its own tokens, in order; the aborted ones leave no ring and no KV block behind.
 
     The KV cache holds 512 blocks, much less than the clients want together, so sequences are preempted too. That all
@@ -173,15 +154,14 @@ def test_hundred_streams_each_tenth_aborted(start_server):
         stream.abort()
         return expected(prompt, len(text)) == text
 
-    async def run(server):
-        async with Client(server.address) as client, asyncio.timeout(120):
-            assert all(await asyncio.gather(*(one(client, number) for number in range(100))))
-            await check_idle(client, server)
-            whole = "x" * (512 * 16 - 1)
-            events = await client.read(COMPLETIONS, {"prompt": whole, "max_tokens": 1})
-            assert text_of(events) == expected(whole, 1)
-
-    asyncio.run(run(start_server("--model", "synthetic", "--synthetic-step-ms", "1", "--kv-cache-mib", "8")))
+    server = start_server("--model", "synthetic", "--synthetic-step-ms", "1", "--kv-cache-mib", "8")
+    async with Client(server.address) as client:
+        assert all(await asyncio.gather(*(one(client, number) for number in range(100))))
+        await until_rings(server, 0)
+        assert counters(server)["cancels"] == 10, "those that were aborted, and no other"
+        whole = "x" * (512 * 16 - 1)
+        events = await client.read(COMPLETIONS, {"prompt": whole, "max_tokens": 1})
+        assert text_of(events) == expected(whole, 1)
 
 
 @pytest.fixture(scope="module")
@@ -193,37 +173,37 @@ def narrow_server(start_server):
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("stage", ["queue", "prefill", "decode", "decode after a large body"])
-def test_disconnect_cancels(narrow_server, stage, stream):
+async def test_disconnect_cancels(narrow_server, stage, stream):
     """A client that leaves while its request waits, is prefilled or decoded frees its ring, streamed or not.
 
     None of these requests could end by itself in the time the test waits.
     """
-    long = {"prompt": "x" * (8000 if stage == "prefill" else 1), "max_tokens": 190 if stage == "prefill" else 8000}
+    long: dict[str, Any] = {
+        "prompt": "x" * (8000 if stage == "prefill" else 1),
+        "max_tokens": 190 if stage == "prefill" else 8000,
+    }
     if stage == "decode after a large body":
         long["metadata"] = {"label": "x" * 2**20}
 
-    async def run():
-        async with Client(narrow_server.address) as client:
-            if stage == "queue":
-                occupant = await client.open(COMPLETIONS, long | {"stream": True})
-                await anext(aiter(occupant.events()))
-            reader, writer = await client.send(COMPLETIONS, long | {"stream": stream})
-            await until_rings(narrow_server, 2 if stage == "queue" else 1)
-            if stage.startswith("decode") and stream:
-                await reader.readuntil(b'"text"')
-            writer.transport.abort()
-            await until_rings(narrow_server, 1 if stage == "queue" else 0)
-        await until_rings(narrow_server, 0)
-
-    asyncio.run(run())
+    async with Client(narrow_server.address) as client:
+        if stage == "queue":
+            occupant = await client.open(COMPLETIONS, long | {"stream": True})
+            await anext(aiter(occupant.events()))
+        reader, writer = await client.send(COMPLETIONS, long | {"stream": stream})
+        await until_rings(narrow_server, 2 if stage == "queue" else 1)
+        if stage.startswith("decode") and stream:
+            await reader.readuntil(b'"text"')
+        writer.transport.abort()
+        await until_rings(narrow_server, 1 if stage == "queue" else 0)
+    await until_rings(narrow_server, 0)
 
 
 def test_openai_client(synthetic_server):
     """The official client, unchanged: streamed and not, and its errors."""
     with openai.OpenAI(base_url=f"{synthetic_server.url}/v1", api_key="none", max_retries=0) as client:
-        messages = [{"role": "user", "content": "hi"}]
+        messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
         stream = client.chat.completions.create(model="synthetic", messages=messages, max_tokens=9, stream=True)
-        text = "".join(chunk.choices[0].delta.content for chunk in stream)
+        text = "".join(str(chunk.choices[0].delta.content) for chunk in stream)
         whole = client.chat.completions.create(model="synthetic", messages=messages, max_tokens=9)
         assert text == whole.choices[0].message.content == expected("user: hi\nassistant: ", 9)
         assert [model.id for model in client.models.list()] == ["synthetic"]

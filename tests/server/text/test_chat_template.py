@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from rbee.errors import ModelError
-from rbee.server.errors import ApiError
+from rbee.server.errors import Refusal
+from rbee.server.http.refusals import status_of
 from rbee.server.text.chat_template import ChatTemplate
 
 MESSAGES = [
@@ -98,15 +99,15 @@ def test_developer_is_system_unless_the_template_knows_it():
 )
 def test_template_that_fails_is_the_requests_error(template, word):
     """A refusal, a failure or an attempt to leave the sandbox is a 400 that says what the template said."""
-    with pytest.raises(ApiError, match=word) as caught:
+    with pytest.raises(Refusal, match=word) as caught:
         render(template)
-    assert caught.value.status == 400
+    assert status_of(caught.value) == 400
     assert caught.value.param == "messages"
 
 
 def test_request_may_not_hide_what_the_server_sets():
     """chat_template_kwargs are further variables; they cannot replace the conversation."""
-    with pytest.raises(ApiError, match="messages") as caught:
+    with pytest.raises(Refusal, match="messages") as caught:
         render("{{ messages }}", variables={"messages": []})
     assert caught.value.param == "chat_template_kwargs"
 

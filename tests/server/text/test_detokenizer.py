@@ -6,7 +6,7 @@ import re
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models
+from tokenizers import AddedToken, Tokenizer, decoders
 
 from rbee.models import synthetic
 from rbee.server.text.detokenizer import (
@@ -15,43 +15,7 @@ from rbee.server.text.detokenizer import (
     WindowDetokenizer,
     detokenizers,
 )
-
-SYNTHETIC = synthetic.tokenizer()
-
-
-def sentencepiece_like(*, strip):
-    """A vocabulary with words, spaces, an emoji, every byte, a special token and an added word."""
-    words = [
-        "<unk>",
-        "▁Hello",
-        "▁wor",
-        "ld",
-        "▁",
-        "é",
-        "🐝",
-        "▁▁",
-        "<0xZZ>",
-        *(f"<0x{byte:02X}>" for byte in range(256)),
-    ]
-    tokenizer = Tokenizer(
-        models.BPE({word: n for n, word in enumerate(words)}, [], unk_token="<unk>", byte_fallback=True)
-    )
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if strip else steps)
-    tokenizer.add_special_tokens([AddedToken("<s>", special=True)])
-    tokenizer.add_tokens([AddedToken("▁added word", special=False)])
-    return tokenizer
-
-
-SENTENCEPIECE = {strip: sentencepiece_like(strip=strip) for strip in (False, True)}
-
-
-def wordpiece():
-    """A vocabulary whose decoder is none of those that rbee knows by heart."""
-    words = ["[UNK]", "hello", "##ing", "world", ",", "##s"]
-    tokenizer = Tokenizer(models.WordPiece({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.decoder = decoders.WordPiece()
-    return tokenizer
+from tests.server.text.text_parts import SENTENCEPIECE, SYNTHETIC, id_of, sentencepiece_like, wordpiece
 
 
 def detokenize(tokenizer, token_ids):
@@ -219,7 +183,7 @@ BYTES_WITHOUT_SPACES.decoder = decoders.Sequence([decoders.ByteFallback(), decod
 def test_other_decoders_withhold_incomplete_characters(pieces):
     """Characters spelled in bytes, with special tokens between them, are never cut."""
     tokenizer = BYTES_WITHOUT_SPACES
-    start = tokenizer.token_to_id("<s>")
+    start = id_of(tokenizer, "<s>")
     token_ids = [
         token_id for piece in pieces for token_id in (byte_ids(tokenizer, piece.encode()) if piece else [start])
     ]
@@ -250,7 +214,7 @@ def test_added_word_of_other_characters_is_itself(word):
     """A byte-level vocabulary's alphabet has no space and no control characters: a token with one is plain text."""
     tokenizer = synthetic.tokenizer()
     tokenizer.add_tokens([AddedToken(word, special=False)])
-    token_id = tokenizer.token_to_id(word)
+    token_id = id_of(tokenizer, word)
     assert detokenize(tokenizer, [65, token_id, 66]) == tokenizer.decode([65, token_id, 66])
 
 

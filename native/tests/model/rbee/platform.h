@@ -41,9 +41,7 @@ public:
         return perform({model::Kind::fetch_add, order, this, value_, value});
     }
     /// Returns nothing, because the explorer lets others come between it and what follows: see explorer.h.
-    void fetch_or(T value, std::memory_order order) {
-        perform({model::Kind::fetch_or, order, this, value_, value});
-    }
+    void fetch_or(T value, std::memory_order order) { perform({model::Kind::fetch_or, order, this, value_, value}); }
     bool compare_exchange_strong(T& expected, T desired, std::memory_order success, std::memory_order failure) {
         if (failure != std::memory_order_relaxed) {
             model::violated("the model knows relaxed failures of compare_exchange_strong only");
@@ -53,7 +51,7 @@ public:
         expected = found;
         return exchanged;
     }
-    /// Sleeps until the word is not 0, and learns nothing else by that.
+    /// Sleeps until the word is not 0; no other word becomes visible by that.
     void await(std::memory_order order = std::memory_order_relaxed) const {
         perform({model::Kind::await, order, this, value_});
     }
@@ -61,7 +59,7 @@ public:
 private:
     static T perform(const model::Operation& operation) { return static_cast<T>(model::perform(operation)); }
 
-    T value_;  // before the threads start; then the explorer knows what there is
+    T value_;  // before the threads start; then the explorer has the values
 };
 
 template <typename T>
@@ -75,7 +73,7 @@ void store_plain(T& to, const T& value) {
     model::write_plain(&to, &value, sizeof to);
 }
 
-// Nobody concludes anything from these, so they are no steps.
+// Nothing depends on these, so they are no steps.
 inline void count(Word<std::uint64_t>&, std::uint64_t = 1) {}
 template <typename T>
 void set_gauge(Word<T>&, T) {}

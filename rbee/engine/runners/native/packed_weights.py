@@ -1,11 +1,11 @@
 """Packed weights in memory and on the disk: packed by several threads, kept in the model cache, mapped when there.
 
-Owns the layout of the cache's file, when an entry may be used and when it is of no use any more. Does not know what
-the weights are for, nor what decides their formats (`native_weights`).
+Owns the layout of the cache's file, and when an entry is valid or obsolete. Does not know what the weights are for,
+nor what decides their formats (`weights`).
 
-An entry of the cache holds `weights.bin` and a manifest that says what is where in it. It is known by the files that
-the weights came from, their sizes and times of change, as a converted model is. Matrices come first, in the order of
-the plan, then the vectors; each begins at a multiple of 64 bytes, the first at the beginning of a page.
+An entry holds `weights.bin` and a manifest of what is where in it; the identities of the files that the weights came
+from are its key. Matrices come first, in the order of the plan, then the vectors; each begins at a multiple of 64
+bytes, the first at the beginning of a page.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import logging
 import mmap
 import os
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,8 +31,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from rbee.engine.runners.interface import OnLoading
+
     Bytes = NDArray[np.uint8]
-    Progress = Callable[[str, int, int], None]
 
 logger = logging.getLogger(__name__)
 
@@ -44,48 +44,36 @@ _FILE = "weights.bin"
 _INFIX = ".packed-"
 _ALIGNMENT = 64
 _STAGE = "packing the weights"
-_SECONDS_BETWEEN_REPORTS = 1.0  # each is a line of the log
 _ROWS_AT_ONCE = 4096  # of a matrix, for a thread; a multiple of a panel's 16
 
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A packed matrix.
+    """A packed matrix."""
 
-    Attributes:
-        format: how it is packed; see native/kernels/rbee_kernels/weights.h.
-        rows: outputs.
-        cols: inputs.
-        data: uint8, 64-byte aligned.
-    """
-
-    format: int
-    rows: int
-    cols: int
-    data: Bytes
+    format: int  # how it is packed; see native/kernels/rbee_kernels/weights.h
+    rows: int  # outputs
+    cols: int  # inputs
+    data: Bytes  # uint8, 64-byte aligned
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """All of a model's weights.
+    """All of a model's weights, ready to use.
 
-    Attributes:
-        matrices: "embedding", "head" (absent if that is the embedding) and "layers.N." with query, key, value, output,
-            gate, up, down.
-        vectors: float32; "final_norm" and "layers.N." with attention_norm, mlp_norm, and where the model has them
-            query_norm, key_norm, post_attention_norm, post_mlp_norm, and each matrix' name with _bias. Norms are ready
-            to multiply with.
-        memory: where they all lie, matrices first, in the order in which a step reads them.
+    Matrices: "embedding", "head" (absent if tied) and "layers.N." with query, key, value, output, gate, up, down.
+    Vectors, float32: "final_norm" and "layers.N." with attention_norm, mlp_norm, and where the model has them
+    query_norm, key_norm, post_attention_norm, post_mlp_norm, and each matrix' name with _bias.
     """
 
     matrices: dict[str, Packed]
     vectors: dict[str, NDArray[np.float32]]
-    memory: Bytes
+    memory: Bytes  # where they all lie, matrices first, in the order in which a step reads them
 
 
 @dataclass(frozen=True, eq=False)
 class MatrixPlan:
-    """What becomes of a matrix: see `_kernels.pack`."""
+    """How a matrix is packed: see `_kernels.pack`."""
 
     format: int
     rows: int
@@ -97,7 +85,7 @@ class MatrixPlan:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What to pack, and vectors as they shall be."""
+    """Matrices to pack, and ready vectors."""
 
     matrices: dict[str, MatrixPlan]
     vectors: dict[str, NDArray[np.float32]]
@@ -109,24 +97,21 @@ def load_or_pack(
     *,
     facts: str,
     make_plan: Callable[[], Plan],
-    progress: Progress,
+    on_loading: OnLoading,
     threads: int,
 ) -> Weights:
-    """The cache's weights, packed now if they are not there or no good.
+    """The cache's weights; packed now if they are not there or damaged.
 
-    Where the cache cannot be used the weights are packed into memory, and a warning says so.
+    Where the cache cannot be used the weights are packed into memory, with a warning. ModelError if the files change
+    meanwhile; what `make_plan` raises.
 
     Args:
-        name: of the model, for people.
+        name: of the model, for messages.
         sources: the files they come from.
-        facts: whatever else packing depends on.
+        facts: all else that packing depends on.
         make_plan: called if weights are packed.
-        progress: told (stage, parts done, parts in all).
+        on_loading: called for each piece.
         threads: that pack; 0 takes one per core this process may use.
-
-    Raises:
-        ModelError: the files changed meanwhile.
-        Exception: what `make_plan` raises.
     """
     identities = _identities(sources)
     key = hashlib.sha256(json.dumps([PACK_FORMAT, facts, identities]).encode()).hexdigest()[:16]
@@ -135,7 +120,7 @@ def load_or_pack(
     def build(folder: Path, lock_fd: int) -> None:  # noqa: ARG001 - no child process needs the lock
         plan = make_plan()
         layout = _Layout.of(plan)
-        _fill(_new_file(folder / _FILE, layout.size), plan, layout, progress, threads)
+        _fill(_new_file(folder / _FILE, layout.size), plan, layout, on_loading, threads)
         if _identities(sources) != identities:
             raise ModelError(f"The weights of the model {name} were changed while they were being packed. Start again.")
         table = {"matrices": layout.matrices, "vectors": layout.vectors}
@@ -143,7 +128,7 @@ def load_or_pack(
         _remove_useless(entry.parent)
 
     try:
-        cache.ensure(entry, build, progress=_Stages(progress), is_good=_is_good)
+        cache.ensure(entry, build, progress=_Stages(on_loading), is_good=_is_good)
         if weights := _map(entry):
             return weights
         logger.warning("The packed weights in %s were removed while they were being opened.", entry)
@@ -151,20 +136,16 @@ def load_or_pack(
         logger.warning("Packed weights are not kept, and packed at every start: %s", error)
     plan = make_plan()
     layout = _Layout.of(plan)
-    memory = _fill(mmap.mmap(-1, layout.size), plan, layout, progress, threads)
+    memory = _fill(mmap.mmap(-1, layout.size), plan, layout, on_loading, threads)
     return layout.weights(memory)
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """What is where: for a matrix its format, rows, cols and offset, for a vector its offset and length.
+    """Where each matrix and vector is. `weights()` raises LookupError, TypeError or ValueError if that does not fit."""
 
-    Raises:
-        LookupError, TypeError, ValueError: it is not that, or (of `weights`) does not fit the memory.
-    """
-
-    matrices: dict[str, list[int]]
-    vectors: dict[str, list[int]]
+    matrices: dict[str, list[int]]  # format, rows, cols, offset
+    vectors: dict[str, list[int]]  # offset, length
     size: int
 
     @classmethod
@@ -214,24 +195,19 @@ def _is_good(entry: Path) -> bool:
 
 
 def map_file(path: Path) -> Bytes:
-    """The bytes of a file, read-only and read when they are used.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is empty.
-    """
+    """The bytes of a file, read-only, read on first use; OSError if it cannot be read, ValueError if it is empty."""
     with path.open("rb") as file:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
 def _new_file(path: Path, size: int) -> mmap.mmap:
-    """A file of `size` bytes, mapped. Its blocks are reserved: a full disk is an OSError now, and no signal later."""
+    """Create and map a file of `size` bytes, its blocks reserved: a full disk raises OSError now, no signal later."""
     with path.open("xb+") as file:
         os.posix_fallocate(file.fileno(), 0, size)
         return mmap.mmap(file.fileno(), size)
 
 
-def _fill(target: mmap.mmap, plan: Plan, layout: _Layout, progress: Progress, threads: int) -> Bytes:
+def _fill(target: mmap.mmap, plan: Plan, layout: _Layout, on_loading: OnLoading, threads: int) -> Bytes:
     """Pack the plan into `target`; returns its bytes."""
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - rare, and a start is short
 
@@ -255,18 +231,15 @@ def _fill(target: mmap.mmap, plan: Plan, layout: _Layout, progress: Progress, th
         )
 
     pieces = [(name, row) for name, matrix in plan.matrices.items() for row in range(0, matrix.rows, _ROWS_AT_ONCE)]
-    progress(_STAGE, 0, len(pieces))
-    told = time.monotonic()
+    on_loading(_STAGE, 0, len(pieces))
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
         for done, _ in enumerate(pool.map(lambda piece: pack(*piece), pieces), 1):
-            if time.monotonic() - told > _SECONDS_BETWEEN_REPORTS:
-                told = time.monotonic()
-                progress(_STAGE, done, len(pieces))
+            on_loading(_STAGE, done, len(pieces))
     return memory
 
 
 def _remove_useless(folder: Path) -> None:
-    """Remove packed weights that nobody will ask for any more. Who has them mapped keeps them."""
+    """Remove packed weights that no start will use again. A process that has them mapped keeps them."""
     for entry in folder.glob(f"*{_INFIX}*"):
         if _is_useless(entry):
             shutil.rmtree(entry, ignore_errors=True)
@@ -277,9 +250,9 @@ def _is_useless(entry: Path) -> bool:
     try:
         manifest = json.loads((entry / cache.MANIFEST).read_bytes())
     except (OSError, ValueError):
-        return False  # a lock file, or somebody builds it now
+        return False  # a lock file, or an entry that a process builds now
     try:
-        changed = any(_identity(Path(path)) != known for path, known in manifest["sources"].items())
+        changed = any(cache.file_identity(Path(path)) != known for path, known in manifest["sources"].items())
         return changed or manifest["format"] < PACK_FORMAT
     except FileNotFoundError:
         return True
@@ -288,26 +261,20 @@ def _is_useless(entry: Path) -> bool:
 
 
 def _identities(paths: list[Path]) -> dict[str, list[int]]:
-    return {str(path): _identity(path) for path in map(Path.resolve, paths)}
-
-
-def _identity(path: Path) -> list[int]:
-    """Size and time of change, as make knows files."""
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
+    return {str(path): cache.file_identity(path) for path in map(Path.resolve, paths)}
 
 
 class _Stages:
-    """A `rbee.models.Progress` for the cache, which tells the engine's."""
+    """A `rbee.models.Progress` for the cache, on top of the engine's."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, on_loading: OnLoading) -> None:
+        self._on_loading = on_loading
 
     def stage(self, name: str, total: int = 0) -> None:  # noqa: ARG002 - of bytes; the engine counts parts
-        self._progress(name, 0, 1)
+        self._on_loading(name, 0, 1)
 
     def done(self, amount: int) -> None:
-        """Nothing here is counted in bytes."""
+        pass  # nothing here is counted in bytes
 
     def note(self, text: str) -> None:
         logger.info("%s", text)

@@ -1,8 +1,8 @@
 """Rotary position embeddings: the frequencies that each scaling method of transformers gives.
 
-Owns the arithmetic of the methods. Does not know where their parameters stand in a config.json (`native_spec`), nor
-what rotates with them. Powers are taken in float64 and rounded to float32, all else is float32 as in transformers: the
-two differ by the rounding of its powers, if at all.
+Owns the arithmetic of the methods. Does not know where their parameters stand in a config.json, nor what rotates with
+them. Powers are taken in float64 and rounded to float32, all else is float32 as in transformers: the two differ by
+the rounding of its powers, if at all.
 """
 
 from __future__ import annotations
@@ -25,19 +25,14 @@ METHODS = frozenset({"default", "linear", "dynamic", "yarn", "llama3", "longrope
 
 @dataclass(frozen=True, eq=False)
 class Rope:
-    """How queries and keys are turned.
+    """How queries and keys are turned."""
 
-    Attributes:
-        inverse_frequencies: radians per position, float32 [head_dim / 2].
-        attention_factor: cosines and sines are multiplied by this.
-    """
-
-    inverse_frequencies: Floats
-    attention_factor: float
+    inverse_frequencies: Floats  # radians per position, float32 [head_dim / 2]
+    attention_factor: float  # cosines and sines are multiplied by this
 
 
 def make_rope(parameters: Mapping[str, Any], *, head_dim: int, max_position: int, truncate: bool) -> Rope:
-    """The rope that `parameters` describe, for sequences within the model's position limit (`native_spec`).
+    """The rope that `parameters` describe, for sequences within the model's position limit.
 
     Args:
         parameters: as in a config's rope_parameters: rope_type (one of METHODS), rope_theta and what the method needs.
@@ -45,8 +40,7 @@ def make_rope(parameters: Mapping[str, Any], *, head_dim: int, max_position: int
         max_position: the config's max_position_embeddings.
         truncate: for yarn, whether its range is rounded outwards to whole dimensions.
 
-    Raises:
-        LookupError, TypeError, ValueError, ArithmeticError: the method lacks a parameter, or cannot work with it.
+    LookupError, TypeError, ValueError or ArithmeticError: the method lacks a parameter, or cannot work with it.
     """
     base = parameters["rope_theta"]
     match parameters["rope_type"]:

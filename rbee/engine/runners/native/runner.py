@@ -1,7 +1,7 @@
 """Runs a model of the Llama family on the CPU with our own kernels: one native call for a step's whole mixed batch.
 
-Owns the loaded model, how large its cache is, and the compute threads. What a model must be like is in `native_spec`,
-where its weights come from in `native_weights`, and what is computed in `native/kernels`. Imports no torch.
+Owns the loaded model and the compute threads. Imports no torch. Does not know what a model must be like (`spec`),
+where its weights come from (`weights`) or how it is computed (`native/kernels`).
 """
 
 from __future__ import annotations
@@ -11,46 +11,39 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from rbee.engine import _kernels
-from rbee.engine.runners.context_length import max_model_len as choose_max_model_len
+from rbee.engine.runners.context_length import fit
+from rbee.engine.runners.interface import StepOutput
 from rbee.engine.runners.native.weights import FORMAT_NAMES, load_weights
 from rbee.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from rbee.engine.input_batch import InputBatch
-    from rbee.engine.runners.choice import Progress
+    from rbee.engine.runners.context_length import CacheSize
+    from rbee.engine.runners.interface import OnLoading
     from rbee.engine.runners.native.spec import ModelSpec
     from rbee.engine.runners.native.weights import Weights
+    from rbee.transport import Progress
 
 
 class NativeRunner:
     """A `ModelRunner` on the kernels of `native/kernels`; loads in its constructor.
 
-    Attributes:
-        pool: the compute threads, which wait in between for whoever else has something for them.
-
     Args:
         path: a ready folder.
-        spec: what its config.json says.
+        spec: of its config.json.
+        cache: what the KV cache may take.
         quantize: for matrices that are stored as floats: "none", "q8" or "q4".
         exact: float32 activations and KV cache, for the torch runner's tokens; otherwise activations in 8 bits wherever
             weights are quantized, and a KV cache in binary16.
-        threads: compute threads; 0 takes one per core this process may use.
-        max_model_len: tokens of one sequence; 0 takes what the model and the KV cache allow.
-        max_num_seqs: sequences that can ever need the cache at once; more than fits them all is not reserved.
-        block_size: tokens in a block.
-        kv_cache_mib: memory for the cache.
-        progress: told what happens.
+        threads: compute threads; 0 takes one per core this process may use. Between steps they wait for other work.
+        on_loading: called for each part of loading.
+        progress: counts the chunks of work of loading and of steps.
         instruction_set: "auto", or one of "avx512", "avx2" and "portable" that the processor has.
 
-    Raises:
-        ModelError: the weights cannot be read.
-        ConfigError: `max_model_len` is more than the model or the cache allows, or the cache does not fit in memory.
-        Unsupported: the weights are of a kind that the kernels do not know.
+    ModelError: the weights cannot be read. Unsupported: the kernels do not know a format of the weights. ConfigError:
+    max_model_len is more than the model or the cache allows, or the cache does not fit in memory.
     """
 
     name = "native"
@@ -60,19 +53,17 @@ class NativeRunner:
         self,
         path: Path,
         spec: ModelSpec,
+        cache: CacheSize,
         *,
         quantize: str,
         exact: bool,
         threads: int,
-        max_model_len: int,
-        max_num_seqs: int,
-        block_size: int,
-        kv_cache_mib: int,
-        progress: Progress,
+        on_loading: OnLoading,
+        progress: Progress | None = None,
         instruction_set: str = "auto",
     ) -> None:
         threads = threads or len(os.sched_getaffinity(0))
-        weights = load_weights(spec, path, quantize=quantize, progress=progress, threads=threads)
+        weights = load_weights(spec, path, quantize=quantize, on_loading=on_loading, threads=threads)
         shape = _kernels.ModelShape(
             vocab_size=spec.vocab_size,
             hidden_size=spec.hidden_size,
@@ -86,14 +77,10 @@ class NativeRunner:
             embedding_scale=spec.embedding_scale,
         )
         self.vocab_size = spec.vocab_size
-        block_bytes = shape.block_bytes(num_layers=len(spec.layers), block_size=block_size, exact=exact)
-        affordable = (kv_cache_mib << 20) // block_bytes
-        self.max_model_len = choose_max_model_len(
-            spec.position_limit, path, max_model_len, affordable * block_size, kv_cache_mib
-        )
-        self.num_blocks = min(affordable, max_num_seqs * -(-self.max_model_len // block_size))
+        block_bytes = shape.block_bytes(num_layers=len(spec.layers), block_size=cache.block_size, exact=exact)
+        self.num_blocks, self.max_model_len = fit(cache, block_bytes=block_bytes, limit=spec.position_limit, path=path)
         self.pool = _kernels.ThreadPool(threads)
-        progress("copying the weights", 3, 4)
+        on_loading("copying the weights", 3, 4)
         try:
             self._model = _kernels.Model(
                 shape,
@@ -103,22 +90,22 @@ class NativeRunner:
                 vectors=weights.vectors,
                 exact=exact,
                 num_blocks=self.num_blocks,
-                block_size=block_size,
+                block_size=cache.block_size,
                 instruction_set=instruction_set,
                 pool=self.pool,
+                progress=progress,
             )
         except MemoryError as error:
             raise ConfigError(
-                f"There is not enough memory for the model in {path} and --kv-cache-mib {kv_cache_mib}. Give less to "
-                "the cache, or serve a smaller model."
+                f"There is not enough memory for the model in {path} and --kv-cache-mib {cache.kv_cache_mib}. Give "
+                "less to the cache, or serve a smaller model."
             ) from error
         self.dtype = _describe(weights, exact=exact)
         self.instruction_set = self._model.instruction_set
-        progress("ready", 4, 4)
+        on_loading("ready", 4, 4)
 
-    def execute(self, batch: InputBatch) -> NDArray[np.float32]:
-        """One step; see `ModelRunner.execute`. The logits are overwritten by the next one."""
-        return self._model.execute(
+    def execute(self, batch: InputBatch) -> StepOutput:
+        logits = self._model.execute(
             batch.token_ids,
             batch.positions,
             batch.slot_mapping,
@@ -127,9 +114,10 @@ class NativeRunner:
             batch.block_tables,
             batch.logits_rows,
         )
+        return StepOutput(logits)
 
     def profile(self) -> dict[str, float]:
-        """Seconds since the start: threads' work on "linear", "head", "attention" and "other"; "steps" by the clock."""
+        """Seconds since the start: of threads on "linear", "head", "attention" and "other"; "steps" by the clock."""
         return self._model.profile()
 
 

@@ -1,8 +1,7 @@
 """What the native kernels need to know of a model, read from its config.json.
 
-Owns the description of the Llama family, one for all of its members, and the sentence parts that say why a model is
-not one of them. Does not know weights or kernels. What a config means, defaults included, is what transformers makes
-of it; imports neither that nor torch.
+Owns the description of the Llama family, and the reasons why a model is not one of it. Does not know weights or
+kernels. A config means what transformers makes of it, defaults included; imports neither that nor torch.
 """
 
 from __future__ import annotations
@@ -13,73 +12,49 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from rbee.engine.runners.context_length import position_limit
+from rbee.engine.runners.interface import Unsupported
 from rbee.engine.runners.native.rope import METHODS, Rope, make_rope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 HEAD_DIM_MULTIPLE = 16
 
 
-class Unsupported(Exception):  # noqa: N818 - no failure: another runner serves the model
-    """Something about a model that the native kernels do not do; the argument reads on from "because"."""
-
-
 @dataclass(frozen=True)
 class LayerSpec:
-    """One decoder layer.
+    """One decoder layer."""
 
-    Attributes:
-        window: positions that a token sees, its own included; 0 is all before it.
-        rope: index into `ModelSpec.ropes`.
-    """
-
-    window: int
-    rope: int
+    window: int  # positions that a token sees, its own included; 0 is all before it
+    rope: int  # index into `ModelSpec.ropes`
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A decoder of RMS norms, rotary grouped-query attention and gated MLPs.
+    """A decoder of RMS norms, rotary grouped-query attention and gated MLPs."""
 
-    Attributes:
-        model_type: the name of its kind in config.json.
-        layers: from the first to the last.
-        ropes: those that layers refer to.
-        activation: of the gate; gelu in its tanh approximation.
-        attention_scale: scores are multiplied by this.
-        embedding_scale: embeddings are multiplied by this.
-        has_qk_norm: each head of queries and keys is normed before it is turned.
-        has_post_norms: what attention and MLP give is normed before it is added to the residual.
-        unit_offset_norms: norms multiply by 1 + their stored weight.
-        has_qkv_bias: query, key and value projections have biases.
-        has_output_bias: attention's output projection has one.
-        has_mlp_bias: gate, up and down projections have biases.
-        tied_embeddings: the head is the embedding matrix.
-        position_limit: tokens that a sequence may have.
-    """
-
-    model_type: str
+    model_type: str  # the name of its kind in config.json
     vocab_size: int
     hidden_size: int
     intermediate_size: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    layers: tuple[LayerSpec, ...]
-    ropes: tuple[Rope, ...]
+    layers: tuple[LayerSpec, ...]  # from the first to the last
+    ropes: tuple[Rope, ...]  # those that layers refer to
     rms_norm_eps: float
-    activation: Literal["silu", "gelu_tanh"]
-    attention_scale: float
-    embedding_scale: float
-    has_qk_norm: bool
-    has_post_norms: bool
-    unit_offset_norms: bool
-    has_qkv_bias: bool
-    has_output_bias: bool
-    has_mlp_bias: bool
-    tied_embeddings: bool
-    position_limit: int
+    activation: Literal["silu", "gelu_tanh"]  # of the gate; gelu in its tanh approximation
+    attention_scale: float  # scores are multiplied by this
+    embedding_scale: float  # embeddings are multiplied by this
+    has_qk_norm: bool  # each head of queries and keys is normed before it is turned
+    has_post_norms: bool  # what attention and MLP give is normed before it is added to the residual
+    unit_offset_norms: bool  # norms multiply by 1 + their stored weight
+    has_qkv_bias: bool  # query, key and value projections have biases
+    has_output_bias: bool  # attention's output projection has one
+    has_mlp_bias: bool  # gate, up and down projections have biases
+    tied_embeddings: bool  # the head is the embedding matrix
+    position_limit: int  # tokens that a sequence may have
 
 
 # What a config.json means that leaves a key out, as in transformers' configuration classes. A kind of model looks at
@@ -137,11 +112,7 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """The description of the model whose config.json is `config`.
-
-    Raises:
-        Unsupported: the native kernels do not do what it asks for.
-    """
+    """Describe the model with this config.json; Unsupported if the kernels do not support it."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in _DEFAULTS:
         raise Unsupported(f"its model_type is {kind!r}, and the native kernels do {', '.join(_DEFAULTS)}")
@@ -169,6 +140,7 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
     window = _count(values, "sliding_window") if _SLIDING in layer_types else 0
     ropes = _ropes_by_type(values, layer_types) if gemma else {None: _one_rope(values)}
     rope_names = list(ropes)
+    limit = _count(values, "max_position_embeddings")
     asked_bias = bool(values.get("attention_bias"))
     return ModelSpec(
         model_type=kind,
@@ -193,7 +165,7 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
         has_output_bias=asked_bias,
         has_mlp_bias=bool(values.get("mlp_bias")),
         tied_embeddings=bool(values["tie_word_embeddings"]),
-        position_limit=_position_limit(values, ropes.values()),
+        position_limit=position_limit(limit, ropes.values()) or limit,
     )
 
 
@@ -268,16 +240,6 @@ def _rope(parameters: Mapping[str, Any], values: Mapping[str, Any], head_dim: in
     if not np.isfinite(rope.inverse_frequencies).all() or not math.isfinite(rope.attention_factor):
         raise Unsupported(f"its {parameters['rope_type']} rope has frequencies that are not finite")
     return rope
-
-
-def _position_limit(values: Mapping[str, Any], ropes: Iterable[Mapping[str, Any]]) -> int:
-    """The model's own limit; less with methods that change all frequencies beyond some length."""
-    limit = _count(values, "max_position_embeddings")
-    for rope in ropes:
-        original = rope.get("original_max_position_embeddings")
-        if rope["rope_type"] in ("longrope", "dynamic") and original:
-            limit = min(limit, original)
-    return limit
 
 
 def _count(values: Mapping[str, Any], name: str) -> int:

@@ -1,8 +1,7 @@
-"""The weights of a model as the native kernels read them: found in its files, packed once, mapped at later starts.
+"""The weights of a model as the native kernels read them.
 
-Owns which matrices and vectors a model has, what they are called in GGUF and safetensors files, and in which format
-each is held. How packed weights are kept on the disk is in `packed_weights`, the formats are in native/kernels. Does
-not know what is computed with them.
+Owns which matrices and vectors a model has, what they are called in GGUF and safetensors files, and the format of
+each. `packed_weights` keeps them on the disk; native/kernels defines the formats. Does not know what is computed.
 """
 
 from __future__ import annotations
@@ -16,40 +15,32 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rbee.engine import _kernels
+from rbee.engine.runners.interface import Unsupported
 from rbee.engine.runners.native.packed_weights import MatrixPlan, Plan, Weights, load_or_pack, map_file
-from rbee.engine.runners.native.spec import Unsupported
 from rbee.errors import ModelError
 from rbee.models import gguf_of
 from rbee.models.folder import weights_files
-from rbee.models.gguf_header import read_header
+from rbee.models.gguf_header import GGML_TYPES, read_header
 from rbee.models.safetensors_header import read_safetensors_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from rbee.engine.runners.interface import OnLoading
     from rbee.engine.runners.native.spec import ModelSpec
     from rbee.models.stored_tensor import StoredTensor
 
 __all__ = ["FORMAT_NAMES", "Weights", "load_weights"]
 
-# The formats of weights.h, for people.
-FORMAT_NAMES = ("float32", "float16", "bfloat16", "q4", "q4-wide", "q8", "q8-min", "q8-fine")
-_Q4, _Q8 = 3, 5
+FORMAT_NAMES = _kernels.WEIGHT_FORMATS
+_Q4, _Q8 = FORMAT_NAMES.index("q4"), FORMAT_NAMES.index("q8")
 
-# Those of pack.h that can be packed, by the numbers that ggml gives them; F32, F16 and BF16 are safetensors' names too.
+# Those of pack.h that can be packed; F32, F16 and BF16 are safetensors' names too.
 _SOURCE_TYPES = {
-    "F32": 0,
-    "F16": 1,
-    "Q4_0": 2,
-    "Q4_1": 3,
-    "Q8_0": 8,
-    "Q4_K": 12,
-    "Q5_K": 13,
-    "Q6_K": 14,
-    "BF16": 30,
+    name: GGML_TYPES[name] for name in ("F32", "F16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "BF16")
 }
 _FLOATS = frozenset({"F32", "F16", "BF16"})
 _GROUP = 32
@@ -82,40 +73,26 @@ _NAMES_WITH_POST_NORMS = {
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A tensor that the model needs.
+    """A tensor that the model needs; llama.cpp's converter may have reordered the rows of its `turned_heads`."""
 
-    Attributes:
-        name: ours.
-        stored_name: its name in the file.
-        shape: outermost dimension first.
-        turned_heads: of a tensor whose rows llama.cpp's converter reorders for some models, how many heads they are.
-    """
-
-    name: str
-    stored_name: str
-    shape: tuple[int, ...]
+    name: str  # ours
+    stored_name: str  # its name in the file
+    shape: tuple[int, ...]  # outermost dimension first
     turned_heads: int = 0
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A tensor in a file."""
-
     path: Path
     stored: StoredTensor
 
 
 @dataclass(frozen=True)
 class _Source:
-    """The files of a model.
+    """The files of a model."""
 
-    Attributes:
-        gguf: the GGUF file, or None if there are safetensors.
-        files: all of them.
-    """
-
-    gguf: Path | None
-    files: list[Path]
+    gguf: Path | None  # the GGUF file, or None if there are safetensors
+    files: list[Path]  # all of them
 
 
 def load_weights(
@@ -123,7 +100,7 @@ def load_weights(
     folder: Path,
     *,
     quantize: str,
-    progress: Callable[[str, int, int], None],
+    on_loading: OnLoading,
     threads: int = 0,
 ) -> Weights:
     """The weights of the model in `folder`: of the GGUF file that it was made from if there is one, or its safetensors.
@@ -131,15 +108,13 @@ def load_weights(
     Args:
         spec: of the model.
         folder: a ready folder.
-        quantize: what becomes of matrices of floats: "none" keeps them, "q4" and "q8" hold them in 4 or 8 bits per
-            weight, in groups of 32 columns; with "q4" embedding and head get 8, which costs little and saves most of
-            the loss. A matrix whose rows are not whole groups stays as it is. Blocks lose nothing in any case.
-        progress: told (stage, parts done, parts in all) while weights are packed.
+        quantize: of matrices of floats: "none" keeps them, "q4" and "q8" hold them in 4 or 8 bits, in groups of 32
+            columns; with "q4" embedding and head get 8, which costs little and saves most of the loss. A matrix whose
+            rows are not whole groups stays as it is. Blocks lose nothing in any case.
+        on_loading: called for each part while weights are packed.
         threads: that pack; 0 takes one per core this process may use.
 
-    Raises:
-        ModelError: a tensor is missing or has another shape than the model, or a file is damaged.
-        Unsupported: a tensor is of a type that cannot be held.
+    ModelError: a tensor is missing or has another shape, or a file is damaged. Unsupported: a type that cannot be held.
     """
     gguf = gguf_of(folder)
     source = _Source(gguf, weights_files(folder) if gguf is None else [gguf])
@@ -151,7 +126,7 @@ def load_weights(
         source.files,
         facts=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
         make_plan=lambda: _plan(spec, wanted, source, quantize),
-        progress=progress,
+        on_loading=on_loading,
         threads=threads,
     )
 
@@ -251,17 +226,14 @@ def _find(want: _Wanted, tensors: dict[str, _Found], source: _Source) -> _Found:
 
 
 def _chosen(name: str, stored_type: str, cols: int, quantize: str) -> int | None:
-    """The format that `quantize` asks for; None is whatever holds the matrix as it is."""
+    """The format for `quantize`; None: the one that holds the matrix as it is."""
     if quantize == "none" or stored_type not in _FLOATS or cols % _GROUP:
         return None
     return _Q4 if quantize == "q4" and name not in ("embedding", "head") else _Q8
 
 
 def _row_order(want: _Wanted) -> NDArray[np.uint32]:
-    """Which row of the file each row is, where rows 2 i and 2 i + 1 of a head are those that are turned together.
-
-    We turn rows i and i + head_dim / 2 together, as transformers does.
-    """
+    """Which row of the file each row is. It turns rows 2i and 2i + 1 of a head together, we i and i + head_dim / 2."""
     rows = np.arange(want.shape[0], dtype=np.uint32)
     return np.ascontiguousarray(rows.reshape(want.turned_heads, -1, 2).swapaxes(1, 2)).reshape(-1)
 

@@ -1,1 +1,1 @@
-"""Any decoder-only transformers model on torch. Nothing else imports torch."""
+"""Any decoder-only transformers model on torch. No other package imports torch."""

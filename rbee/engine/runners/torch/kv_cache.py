@@ -1,13 +1,11 @@
-"""Paged keys and values of all layers, and attention over them.
+"""Paged keys and values of all layers, and attention over them (PagedAttention: Kwon et al., SOSP 2023).
 
-Owns the tensors and the arithmetic of attention, for any mix of decoding rows and prompt chunks. What a step looks
-like is worked out once (`begin_step`) and shared by all layers. Does not know models, sequences or schedules.
+Owns the tensors and the arithmetic of attention, for any mix of decoding rows and prompt chunks. `begin_step` works out
+once what all layers share. Does not know models, sequences or schedules.
 
 A layer's cache is [num_blocks * block_size, num_kv_heads, head_dim]; token p of a sequence is in slot
-block_table[p // block_size] * block_size + p % block_size. (PagedAttention: Kwon et al., SOSP 2023.)
-
-A row reads no slot that its own sequence has not written, not even behind a mask: what is left in a freed block may
-be NaN, and NaN times a weight of zero is NaN.
+block_table[p // block_size] * block_size + p % block_size. A row reads no slot that its own sequence has not written,
+not even behind a mask: a freed block may hold NaN, and NaN times a weight of zero is NaN.
 """
 
 from __future__ import annotations
@@ -30,38 +28,22 @@ _MAX_GROUP_BYTES = 1 << 20
 
 
 class Layer(NamedTuple):
-    """What one attention layer stores for a token, and how far it looks back.
+    """What one attention layer stores for a token, and how far it looks back."""
 
-    Attributes:
-        num_kv_heads: keys and values of a token.
-        key_dim: length of a key.
-        value_dim: length of a value.
-        window: a row sees itself and the window - 1 tokens before it; None sees all.
-    """
-
-    num_kv_heads: int
-    key_dim: int
-    value_dim: int
-    window: int | None
+    num_kv_heads: int  # keys and values of a token
+    key_dim: int  # length of a key
+    value_dim: int  # length of a value
+    window: int | None  # a row sees itself and the window - 1 tokens before it; None sees all
 
 
 class _Rows(NamedTuple):
-    """Query rows [start, end) that attend in one call: a group of decoding rows, or one sequence's chunk.
+    """Query rows [start, end) that attend in one call: a group of decoding rows, or one sequence's chunk."""
 
-    Attributes:
-        start: the first row.
-        end: behind the last row.
-        is_chunk: one sequence's rows (the last of the tokens in `slots`), not one row each of several.
-        slots: int64, flat: as many keys for each decoding row, or the keys for the chunk; or the range that they are.
-        mask: added to the scores, 0 or -inf: [rows, 1, 1, keys] for decoding rows, [rows, keys] for a chunk. None when
-            each row may see all of its keys.
-    """
-
-    start: int
-    end: int
-    is_chunk: bool
-    slots: torch.Tensor | slice
-    mask: torch.Tensor | None
+    start: int  # the first row
+    end: int  # behind the last row
+    is_chunk: bool  # one sequence's rows (the last of the tokens in `slots`), not one row each of several
+    slots: torch.Tensor | slice  # int64, flat: the keys of the chunk, or as many for each decoding row; or their range
+    mask: torch.Tensor | None  # 0 or -inf, [rows, keys] (decoding rows: [rows, 1, 1, keys]); None: all are seen
 
 
 class KVCache:
@@ -92,7 +74,7 @@ class KVCache:
         return per_token * block_size * dtype.itemsize
 
     def begin_step(self, batch: InputBatch) -> None:
-        """Work out what all layers of the coming step have in common."""
+        """Compute what all layers of the coming step share."""
         self._slot_mapping = torch.from_numpy(batch.slot_mapping).to(self._device)
         for window in self._rows:
             self._rows[window] = self._plan(batch, window)
@@ -110,17 +92,9 @@ class KVCache:
     ) -> torch.Tensor:
         """Store this step's keys and values of `layer`, and attend over all that each row may see.
 
-        Args:
-            layer: which layer.
-            query: [1, num_heads, T, key_dim], the step's T rows.
-            key: [1, num_kv_heads, T, key_dim].
-            value: [1, num_kv_heads, T, value_dim].
-            scaling: factor of the scores.
-            softcap: scores become softcap * tanh(score / softcap); None leaves them.
-            sinks: [num_heads], the score of something that takes a share of attention and gives nothing for it.
-
-        Returns:
-            [1, T, num_heads, value_dim], contiguous.
+        query is [1, num_heads, T, key_dim], key and value are [1, num_kv_heads, T, their dim], the result, contiguous,
+        [1, T, num_heads, value_dim]. Scores are multiplied by `scaling`, then become softcap * tanh(score / softcap).
+        `sinks` [num_heads] are a further score of each head whose value is zero.
         """
         keys, values, window = self._keys[layer], self._values[layer], self._windows[layer]
         keys.index_copy_(0, self._slot_mapping, key[0].transpose(0, 1))
@@ -143,7 +117,7 @@ class KVCache:
         return torch.cat(parts)[None]
 
     def _plan(self, batch: InputBatch, window: int | None) -> list[_Rows]:
-        """Who attends together in the layers with this window."""
+        """Group the rows that attend together in the layers with this window."""
         # Keys begin with the block that holds the first one that any row of the sequence sees.
         query_lens = np.diff(batch.query_start)
         reach = batch.context_lens if window is None else np.minimum(batch.context_lens, query_lens + window - 1)
@@ -215,10 +189,7 @@ def _attention(
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """softmax(cap(query key^T * scaling) + mask, sinks) value, all [batch, heads, rows, dim]; kv heads may be shared.
-
-    sinks [1, heads, rows or 1, 1] are further scores whose value is zero.
-    """
+    """softmax(cap(query key^T * scaling) + mask, sinks) value; all [batch, heads, rows, dim]; kv heads may repeat."""
     if softcap is None and sinks is None:
         shared = query.shape[1] != key.shape[1]
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=shared)

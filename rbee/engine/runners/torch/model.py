@@ -1,7 +1,7 @@
-"""A transformers model, loaded quietly and run on packed tokens, with attention that is ours.
+"""A transformers model, loaded quietly and run on packed tokens, with our attention.
 
 Owns everything that is particular about transformers: loading, the attention interface, and what a forward pass takes
-and gives. Whether a model can be served at all is found out by `torch_probe`. Does not know steps or blocks.
+and returns. `probe` decides whether a model can be served. Does not know steps or blocks.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from transformers import (
     AutoModelForCausalLM,
 )
 
+from rbee.engine.runners.context_length import position_limit
+from rbee.engine.runners.interface import Unsupported
 from rbee.errors import ModelError
 
 if TYPE_CHECKING:
@@ -29,16 +31,12 @@ if TYPE_CHECKING:
 
     from transformers import PretrainedConfig, PreTrainedModel
 
-# Two names for the same attention. transformers asks for masks only under a name that has a mask function; while a
+# Two names for the same attention. transformers builds masks only under a name that has a mask function; while a
 # model is served there is none, because the masks of packed sequences are worked out once a step, in `kv_cache`.
 _ATTENTION = "rbee"
 _ATTENTION_WITH_MASKS = "rbee_with_masks"
 
 NO_INTERFACE = "does not go through transformers' attention interface, so its state cannot be kept in a paged KV cache"
-
-
-class UnsupportedError(Exception):
-    """Something about a model that the engine cannot do; a part of a sentence."""
 
 
 class Attend(Protocol):
@@ -58,24 +56,14 @@ class Attend(Protocol):
 
 
 class TorchModel:
-    """A loaded model. Its layers attend with what `use_attention` was given last.
-
-    Attributes:
-        name: its class, for people.
-        config: of its decoder.
-        num_layers: how many layers its configuration promises.
-        vocab_size: width of its logits, by its configuration.
-        position_limit: tokens that a sequence may have by its own account; None when it does not say.
-        dtype: of its weights.
-        device: where they are.
-    """
+    """A loaded model. Its layers attend with what `use_attention` was given last."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.config = config = model.config.get_text_config(decoder=True)
-        self.name = type(model).__name__
+        self.name = type(model).__name__  # for messages
         self.num_layers = int(config.num_hidden_layers)
-        self.vocab_size = int(config.vocab_size)
-        self.position_limit = _position_limit(config)
+        self.vocab_size = int(config.vocab_size)  # width of its logits, by its configuration
+        self.position_limit = _position_limit(config)  # None: it has none
         self.dtype = model.dtype
         self.device = model.device
         self._model = model
@@ -106,15 +94,11 @@ class TorchModel:
         choose: Callable[[str], None] = self._model.set_attn_implementation
         choose(name)
         if self._model.config.get_text_config(decoder=True)._attn_implementation != name:  # noqa: SLF001
-            raise UnsupportedError(f"{self.name} {NO_INTERFACE}")
+            raise Unsupported(f"{self.name} {NO_INTERFACE}")
 
 
 def load_model(path: Path, *, dtype: torch.dtype | None, device: str) -> TorchModel:
-    """The model in `path`, ready for inference; `dtype` None takes its own.
-
-    Raises:
-        ModelError: no decoder-only language model, or weights that are missing, damaged or of another shape.
-    """
+    """Load the model in `path` for inference, in its own dtype if `dtype` is None; ModelError if that fails."""
     config = _load_config(path)
     _check_weights(path)
     AttentionInterface.register(_ATTENTION, _attention)
@@ -164,7 +148,7 @@ def be_quiet() -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a sentence."""
+    """The first line of an error's message, shortened to fit a sentence."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(" .:") if lines else type(error).__name__
 
@@ -177,7 +161,7 @@ def _attention(
     attention_mask: torch.Tensor | None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls in every layer."""
+    """Called by transformers in every layer."""
     attend: Attend = vars(module)["rbee_attend"]
     return attend(module, query, key, value, attention_mask, **others), None
 
@@ -217,16 +201,7 @@ def _check_weights(path: Path) -> None:
 
 
 def _position_limit(text: PretrainedConfig) -> int | None:
-    """What the model takes by its own account.
-
-    With `longrope` the frequencies of all rows change once one row is beyond the original length, so that a request
-    would depend on its neighbours: such a model is limited to that length. The same goes for `dynamic`, whose own
-    max_position_embeddings is the length from which on they change.
-    """
-    limit: int | None = getattr(text, "max_position_embeddings", None)
+    """The longest sequence that the model's configuration allows."""
     ropes = getattr(text, "rope_parameters", None) or {}
-    for rope in (ropes, *(nested for nested in ropes.values() if isinstance(nested, dict))):
-        original = rope.get("original_max_position_embeddings")
-        if rope.get("rope_type") in ("longrope", "dynamic") and original:
-            limit = min(limit or original, original)
-    return limit
+    nested = (rope for rope in ropes.values() if isinstance(rope, dict))
+    return position_limit(getattr(text, "max_position_embeddings", None), (ropes, *nested))

@@ -1,15 +1,13 @@
 """What a transformers model really does, seen by running it; or a sentence why it cannot be served.
 
-Owns the two short forward passes that stand between loading a model and serving it. Nothing is concluded from the name
-of an architecture or from its configuration:
+Owns the two short forward passes between loading a model and serving it. Concludes nothing from the name of an
+architecture or its configuration. Does not know blocks or steps.
 
-* Which layers attend, and with how many heads, is seen from their calls of the attention interface.
-* How far back a row looks is what the model's own masks say: transformers hands the rule of each mask to whoever
+* Which layers attend, and with how many heads, shows in their calls of the attention interface.
+* How far back a row looks is what the model's masks say: transformers hands the rule of each mask to whatever
   registers for it. Sliding windows are supported, any other rule is refused.
-* That attention is the only way from one row to another, and that a row's position is the one it is given, is tried:
-  a row must come out the same beside other neighbours and in another place of the step.
-
-Does not know blocks or steps.
+* Attention must be the only way from one row to another, and a row's position the given one: a row must come out
+  the same beside other neighbours and in another place of the step.
 """
 
 from __future__ import annotations
@@ -18,8 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from rbee.engine.runners.interface import Unsupported
 from rbee.engine.runners.torch.kv_cache import Layer
-from rbee.engine.runners.torch.model import NO_INTERFACE, UnsupportedError, first_line
+from rbee.engine.runners.torch.model import NO_INTERFACE, first_line
 from rbee.errors import ModelError
 
 if TYPE_CHECKING:
@@ -30,16 +29,15 @@ if TYPE_CHECKING:
 
     from rbee.engine.runners.torch.model import TorchModel
 
-_MANY = 1 << 20
-"""Tokens that a sequence may have, of a model that does not say."""
+_MANY = 1 << 20  # tokens of a sequence, for a model without a limit of its own
 
 # How much of a row's query, key or value may depend on its neighbours, as a share of its length. In the first layer
-# that is rounding. Further on, a router of experts may turn rounding into the choice of another expert, which has to be
-# tolerated; what is looked for, a state that runs from row to row or positions that count rows, changes everything.
+# that is rounding. Further on, a router of experts may turn rounding into the choice of another expert, which must be
+# tolerated; a state that runs from row to row, or positions that count rows, changes everything.
 _ROUNDING = 0.02
 _ROUTING = 0.25
 
-# What attention is told and either obeys or need not know.
+# Arguments of attention that the cache obeys, and those that change nothing.
 _OBEYED = frozenset({"scaling", "softcap", "s_aux", "is_causal"})
 _HARMLESS = frozenset({"dropout", "position_ids", "cache_position", "use_cache", "output_router_logits"})
 
@@ -54,18 +52,14 @@ class _Seen(NamedTuple):
 
 
 def probe(path: Path, model: TorchModel) -> dict[int, Layer]:
-    """What each layer stores for a token, and how far back it looks.
-
-    Raises:
-        ModelError: the model does something that the paged cache cannot do; the message names it.
-    """
+    """What each layer stores for a token, and how far back it looks; ModelError names what the cache cannot do."""
     limit = model.position_limit or _MANY
     some = model.vocab_size // 8
     try:
         with model.masks_from(lambda **asked: _note_rule(limit, **asked)):
             seen, logits = _run(model, [1 * some, 2 * some, 3 * some], [0, 1, 2], rows=[0, 2])
         again, logits_again = _run(model, [4 * some, 3 * some, 5 * some, some], [limit - 1, 2, 3, 0], rows=[3, 1])
-    except UnsupportedError as error:
+    except Unsupported as error:
         raise ModelError(f"The model in {path} cannot be served: {error}.") from error
     except Exception as error:  # whatever stops it is the reason we pass on
         raise ModelError(f"The model in {path} does not run on packed tokens: {first_line(error)}.") from error
@@ -130,13 +124,11 @@ def _run(
     ) -> torch.Tensor:
         feature = _unsupported_feature(module, attention_mask, others)
         if feature is not None:
-            raise UnsupportedError(
-                f"its attention ({type(module).__name__}) has {feature}, which rbee does not support"
-            )
+            raise Unsupported(f"its attention ({type(module).__name__}) has {feature}, which rbee does not support")
         layer = module.layer_idx
         assert isinstance(layer, int)
         if layer in seen:
-            raise UnsupportedError(f"it runs layer {layer} more than once, which rbee does not support")
+            raise Unsupported(f"it runs layer {layer} more than once, which rbee does not support")
         window = sliding_window if attention_mask is None else int(attention_mask) or None
         seen[layer] = _Seen(query, key, value, window)
         return value[0].repeat_interleave(query.shape[1] // key.shape[1], dim=0).transpose(0, 1)[None].contiguous()
@@ -148,7 +140,7 @@ def _run(
 
 
 def _unsupported_feature(module: torch.nn.Module, mask: torch.Tensor | None, others: dict[str, Any]) -> str | None:
-    """What a call of the attention interface asks for that the paged cache does not give, or None."""
+    """Return what a call of the attention interface needs and the paged cache lacks, or None."""
     if others.get("is_causal") is False or not getattr(module, "is_causal", True):
         return "no causality"
     if not hasattr(module, "layer_idx"):
@@ -164,19 +156,16 @@ def _unsupported_feature(module: torch.nn.Module, mask: torch.Tensor | None, oth
 def _note_rule(
     limit: int, *, mask_function: Callable[..., torch.Tensor], device: torch.device | str, **_: Any
 ) -> torch.Tensor:
-    """Stands in for a mask: int64 [1, 1, 1, 1], the sliding window of its rule, or 0 if all that came before is seen.
-
-    The rule itself says for a query position and a key position whether the one sees the other.
-    """
+    """Stands in for a mask: int64 [1, 1, 1, 1], the sliding window of its rule, or 0 if a row sees all before it."""
     keys = torch.arange(limit, device=device)
     window = 0
     for last in (limit - 1, limit - 1 - limit // 3):
         visible = mask_function(0, 0, torch.tensor(last, device=device), keys).expand(limit)
         if visible[last + 1 :].any():
-            raise UnsupportedError("a token sees those behind it, so that it generates no text token by token")
+            raise Unsupported("a token sees those behind it, so that it generates no text token by token")
         window = window or int(visible.sum())
         if not torch.equal(visible, (keys <= last) & (keys > last - window)):
-            raise UnsupportedError("its masks are no sliding windows, and rbee supports no others")
+            raise Unsupported("its masks are no sliding windows, and rbee supports no others")
     return torch.full((1, 1, 1, 1), 0 if window == limit else window, device=device)
 
 

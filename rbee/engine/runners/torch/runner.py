@@ -1,8 +1,6 @@
 """Runs any decoder-only transformers model over a paged KV cache, all sequences of a step in one packed forward pass.
 
-Owns the loaded model and its cache, and how large that is. What is particular about transformers is in `torch_model`,
-what a model does is found out by `torch_probe`, attention is in `kv_cache`. Does not know why a sequence runs now or
-what becomes of its logits.
+Owns the loaded model and its cache. Does not know why a sequence runs now or what becomes of its logits.
 """
 
 from __future__ import annotations
@@ -13,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rbee.engine.runners.context_length import max_model_len as choose_max_model_len
+from rbee.engine.runners.context_length import fit
+from rbee.engine.runners.interface import StepOutput
 from rbee.engine.runners.torch import model as torch_model
 from rbee.engine.runners.torch.kv_cache import KVCache
 from rbee.engine.runners.torch.probe import probe
@@ -22,11 +21,9 @@ from rbee.errors import ConfigError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from rbee.engine.input_batch import InputBatch
-    from rbee.engine.runners.choice import Progress
+    from rbee.engine.runners.context_length import CacheSize
+    from rbee.engine.runners.interface import OnLoading, OnProgress
 
 logger = logging.getLogger(__name__)
 
@@ -36,18 +33,14 @@ class TorchRunner:
 
     Args:
         path: a ready folder: config.json and *.safetensors.
+        cache: what the KV cache may take.
         device: where weights and cache live.
         dtype: "float32", "bfloat16", "float16" or "auto" (float32 on a CPU, the model's own elsewhere).
         threads: compute threads; 0 takes one per core this process may use. Set for the whole process.
-        max_model_len: tokens of one sequence; 0 takes what the model and the KV cache allow.
-        max_num_seqs: sequences that can ever need the cache at once; more than fits them all is not reserved.
-        block_size: tokens in a block.
-        kv_cache_mib: memory for the cache.
-        progress: told what happens.
+        on_loading: called for each part of loading.
+        on_progress: called before each layer's attention.
 
-    Raises:
-        ModelError: the folder cannot be served.
-        ConfigError: `max_model_len` is more than the model or the cache allows, or there is no such device.
+    ModelError: the folder cannot be served. ConfigError: max_model_len does not fit, or there is no such device.
     """
 
     name = "torch"
@@ -56,51 +49,48 @@ class TorchRunner:
     def __init__(
         self,
         path: Path,
+        cache: CacheSize,
         *,
         device: str,
         dtype: str,
         threads: int,
-        max_model_len: int,
-        max_num_seqs: int,
-        block_size: int,
-        kv_cache_mib: int,
-        progress: Progress,
+        on_loading: OnLoading,
+        on_progress: OnProgress = lambda: None,
     ) -> None:
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         if not logger.isEnabledFor(logging.DEBUG):
             torch_model.be_quiet()
         _check_device(device)
-        progress("loading weights", 1, 4)
+        on_loading("loading weights", 1, 4)
         own = dtype == "auto" and torch.device(device).type != "cpu"
         wanted = None if own else getattr(torch, "float32" if dtype == "auto" else dtype)
         self._model = torch_model.load_model(path, dtype=wanted, device=device)
-        progress("trying the model", 2, 4)
+        on_loading("trying the model", 2, 4)
         layers = probe(path, self._model)
-        progress("reserving the KV cache", 3, 4)
+        on_loading("reserving the KV cache", 3, 4)
         self.device = device
         self.dtype = str(self._model.dtype).removeprefix("torch.")
         self.vocab_size = self._model.vocab_size
-        block_bytes = KVCache.bytes_per_block(layers, block_size, self._model.dtype)
-        affordable = (kv_cache_mib << 20) // block_bytes
-        self.max_model_len = choose_max_model_len(
-            self._model.position_limit, path, max_model_len, affordable * block_size, kv_cache_mib
+        self.num_blocks, self.max_model_len = fit(
+            cache,
+            block_bytes=KVCache.bytes_per_block(layers, cache.block_size, self._model.dtype),
+            limit=self._model.position_limit,
+            path=path,
         )
-        self.num_blocks = min(affordable, max_num_seqs * -(-self.max_model_len // block_size))
         self._cache = KVCache(
-            layers, num_blocks=self.num_blocks, block_size=block_size, dtype=self._model.dtype, device=device
+            layers, num_blocks=self.num_blocks, block_size=cache.block_size, dtype=self._model.dtype, device=device
         )
+        self._on_progress = on_progress
         self._model.use_attention(self._attend)
-        progress("ready", 4, 4)
+        on_loading("ready", 4, 4)
 
-    def execute(self, batch: InputBatch) -> NDArray[np.float32]:
-        """One forward pass; see `ModelRunner.execute`."""
+    def execute(self, batch: InputBatch) -> StepOutput:
         self._cache.begin_step(batch)
         token_ids, positions, rows = (
             torch.from_numpy(array).to(self.device) for array in (batch.token_ids, batch.positions, batch.logits_rows)
         )
         logits = self._model.forward(token_ids, positions, rows)
-        result: NDArray[np.float32] = logits.float().contiguous().cpu().numpy()
-        return result
+        return StepOutput(logits.float().contiguous().cpu().numpy())
 
     def _attend(
         self,
@@ -108,21 +98,22 @@ class TorchRunner:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None,  # noqa: ARG002 - None: the cache knows who sees what
+        attention_mask: torch.Tensor | None,  # noqa: ARG002 - None: the cache masks
         *,
         scaling: float | None = None,
         softcap: float | None = None,
         s_aux: torch.Tensor | None = None,
-        **others: Any,  # noqa: ARG002 - `torch_probe` has seen that they change nothing
+        **others: Any,  # noqa: ARG002 - `probe` has seen that they change nothing
     ) -> torch.Tensor:
-        """A layer's attention; see `torch_model.Attend`."""
+        """A layer's attention; see `model.Attend`."""
+        self._on_progress()
         layer: Any = module.layer_idx
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return self._cache.attend(layer, query, key, value, scaling=scale, softcap=softcap, sinks=s_aux)
 
 
 def _check_device(device: str) -> None:
-    """Use it for a moment, before the weights are loaded: a device may be known to torch and yet not be there."""
+    """Allocate on the device before the weights are loaded: torch accepts names of devices that are absent."""
     try:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device

@@ -1,134 +1,170 @@
-"""The frames of OpenAI's streams: everything that is constant in a stream rendered once, before its first token.
+"""The chunks of OpenAI's streams, once as bytes and once as templates for the native drain.
 
-Owns the bytes of chunks. Knows neither where the text comes from nor where the bytes go.
+Owns the JSON of chunks. What is constant in a stream is rendered once, before its first token. Knows neither where the
+text comes from nor where the bytes go.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-DONE = b"data: [DONE]\n\n"
-KEEP_ALIVE = b": keep-alive\n\n"
-HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+from rbee.messages import FinishReason
+from rbee.server.http.sse import DONE
+from rbee.transport import FrameTemplate, LastFrames, Slot
+
+if TYPE_CHECKING:
+    from rbee.server.protocols.openai.schemas import StreamOptions
+    from rbee.server.streams.dialect import Piece
+
+FINISH_NAMES: dict[int, str] = {
+    FinishReason.STOP: "stop",
+    FinishReason.LENGTH: "length",
+    FinishReason.DEADLINE: "deadline",  # ours; the others are OpenAI's words
+}
 
 _encode = msgspec.json.Encoder().encode
+_FINISH = {reason: _encode(name) for reason, name in FINISH_NAMES.items()}
+_NOT_YET = b"null"
+_TIMING = b',"timing":{"committed_ns":%b}'  # when the engine committed the chunk's token, CLOCK_MONOTONIC
+_END = b"}\n\n"
 
 
-class Frames:
-    """The chunks of one choice of a stream, in two dialects. The role comes with the first chunk, never before it."""
+class Chunks:
+    """The chunks of one answer. The role comes with the first chunk of a choice, never before it.
 
-    __slots__ = ("_after", "_before", "_before_first", "_before_next", "_empty", "_head", "_usage")
+    `kind` is the chunks' `object`, `created` UNIX time in seconds. `chat` chunks have a `delta`, the others `text`.
+    """
 
     def __init__(
-        self, *, kind: str, request_id: str, created: int, model: str, chat: bool, usage: bool, index: int = 0
+        self,
+        *,
+        kind: str,
+        answer_id: str,
+        created: int,
+        model: str,
+        chat: bool,
+        options: StreamOptions,
+        prompt_tokens: int,
+        num_choices: int = 1,
     ) -> None:
-        """Render what is constant.
-
-        Args:
-            kind: the chunks' `object`.
-            request_id: their `id`.
-            created: UNIX time, in seconds.
-            model: the served model's name.
-            chat: chunks with a `delta` (chat completions) or with `text` (completions).
-            usage: the stream ends with a usage chunk; the others then say `"usage": null`.
-            index: of the choice.
-        """
-        constant = _encode({"id": request_id, "object": kind, "created": created, "model": model})
+        constant = _encode({"id": answer_id, "object": kind, "created": created, "model": model})
         self._head = b"data: " + constant[:-1] + b',"choices":['
-        choice = self._head + b'{"index":%d,' % index
-        if chat:
-            self._before = choice + b'"delta":{"role":"assistant","content":'
-            self._before_next = choice + b'"delta":{"content":'
-            self._empty = choice + b'"delta":{'
-            self._after = b"}"
-        else:
-            self._before = self._before_next = choice + b'"text":'
-            self._empty = choice + b'"text":""'
-            self._after = b""
-        self._before_first = self._before
-        self._usage = b',"usage":null' if usage else b""
+        self._choices = [_Choice(self._head, index, chat=chat) for index in range(num_choices)]
+        self._after = b"}" if chat else b""
+        # Where a last chunk has the usage, the others say that they have none.
+        self._no_usage = b',"usage":null' if options.include_usage and not options.continuous_usage_stats else b""
+        self._options = options
+        self._prompt_tokens = prompt_tokens
+        self._has_extra = options.include_timing or options.continuous_usage_stats
+        self._after_text = self._chunk(b"", b"", _NOT_YET, b"").removesuffix(_END)  # of most chunks
 
-    def parts(self, *, usage: bool) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes]:
-        """What is constant in all of the stream's frames, as `rbee.transport.Outlet` takes it.
+    def text(self, choice: int, number: int, piece: Piece, logprobs: bytes) -> bytes:
+        """A chunk with text, the `number`th of its choice. `logprobs` is a member of the choice, or empty."""
+        parts = self._choices[choice]
+        body = (parts.next if number else parts.first) + _encode(piece.text)
+        if logprobs:
+            return self._chunk(body, logprobs, _NOT_YET, self._extra(piece))
+        extra = self._extra(piece) if self._has_extra else b""
+        return body + self._after_text + extra + _END
 
-        Args:
-            usage: a chunk with the token counts comes last.
-        """
-        finish = b'%b,"finish_reason":%b}]%b'
-        return (
-            self._before,
-            self._before_next,
-            self._empty,
-            finish % (self._after, b"null", self._usage),
-            finish % (self._after, b'"stop"', self._usage),
-            finish % (self._after, b'"length"', self._usage),
-            finish % (self._after, b'"deadline"', self._usage),
-            self._head + b"]" if usage else b"",
-            DONE,
+    def last(self, choice: int, number: int, piece: Piece, reason: int, logprobs: bytes) -> bytes:
+        """The last chunk of a choice; with no text it has an empty delta, unless it is the first one too."""
+        parts = self._choices[choice]
+        body = parts.empty
+        if piece.text or number == 0:
+            body = (parts.next if number else parts.first) + _encode(piece.text)
+        return self._chunk(body, logprobs, _FINISH[reason], self._extra(piece))
+
+    def usage(self, completion_tokens: int, cached_tokens: int | None) -> bytes:
+        """The chunk with the token counts and no choices; empty if the stream has none."""
+        if not self._options.include_usage:
+            return b""
+        total = self._prompt_tokens + completion_tokens
+        cached = b"" if cached_tokens is None else b"%d" % cached_tokens
+        return self._usage_chunk(b"%d" % completion_tokens, b"%d" % total, cached)
+
+    def template(self) -> FrameTemplate:
+        """The same chunks, of an only choice without logprobs."""
+        parts = self._choices[0]
+        first, following = parts.first + Slot.TEXT, parts.next + Slot.TEXT
+        extra = self._template_extra()
+
+        def last_frames(reason: FinishReason) -> LastFrames:
+            return LastFrames(
+                first_last=self._chunk(first, b"", _FINISH[reason], extra),
+                next_last=self._chunk(following, b"", _FINISH[reason], extra),
+                last=self._chunk(parts.empty, b"", _FINISH[reason], extra),
+                empty=self._chunk(parts.first + b'""', b"", _FINISH[reason], extra),
+            )
+
+        return FrameTemplate(
+            first=self._chunk(first, b"", _NOT_YET, extra),
+            next=self._chunk(following, b"", _NOT_YET, extra),
+            stop=last_frames(FinishReason.STOP),
+            length=last_frames(FinishReason.LENGTH),
+            deadline=last_frames(FinishReason.DEADLINE),
+            end=self._template_end(),
         )
 
-    def text(self, text: str, extra: bytes = b"", logprobs: bytes = b"") -> bytes:
-        """A chunk with text. `extra` is more JSON for the chunk, `logprobs` for the choice; both begin with a comma."""
-        frame = b'%b%b%b%b,"finish_reason":null}]%b%b}\n\n' % (
-            self._before, _encode(text), self._after, logprobs, self._usage, extra
+    def _chunk(self, body: bytes, logprobs: bytes, finish: bytes, extra: bytes) -> bytes:
+        return b'%b%b%b,"finish_reason":%b}]%b%b}\n\n' % (body, self._after, logprobs, finish, self._no_usage, extra)
+
+    def _extra(self, piece: Piece) -> bytes:
+        """The members that describe a chunk's last token; none if it has none."""
+        options, committed_ns, num_tokens = self._options, piece.committed_ns, piece.num_tokens
+        if committed_ns is None or not self._has_extra:
+            return b""
+        extra = _TIMING % (b"%d" % committed_ns) if options.include_timing else b""
+        if options.continuous_usage_stats:
+            extra += self._usage(b"%d" % num_tokens, b"%d" % (self._prompt_tokens + num_tokens), b"") + b"}"
+        return extra
+
+    def _template_extra(self) -> bytes:
+        options = self._options
+        extra = _TIMING % Slot.COMMITTED_NS if options.include_timing else b""
+        if options.continuous_usage_stats:
+            extra += self._usage(Slot.NUM_TOKENS, Slot.TOTAL_TOKENS, b"") + b"}"
+        return Slot.TOKEN_BEGIN + extra + Slot.TOKEN_END if extra else b""
+
+    def _template_end(self) -> bytes:
+        if not self._options.include_usage:
+            return DONE
+        return self._usage_chunk(Slot.NUM_TOKENS, Slot.TOTAL_TOKENS, Slot.CACHED_TOKENS) + DONE
+
+    def _usage_chunk(self, completion_tokens: bytes, total_tokens: bytes, cached_tokens: bytes) -> bytes:
+        return b"%b]%b}}\n\n" % (self._head, self._usage(completion_tokens, total_tokens, cached_tokens))
+
+    def _usage(self, completion_tokens: bytes, total_tokens: bytes, cached_tokens: bytes) -> bytes:
+        """The usage without its closing brace."""
+        details = b',"prompt_tokens_details":{"cached_tokens":%b}' % cached_tokens if cached_tokens else b""
+        return b',"usage":{"prompt_tokens":%d,"completion_tokens":%b,"total_tokens":%b%b' % (
+            self._prompt_tokens, completion_tokens, total_tokens, details
         )  # fmt: skip
-        self._before = self._before_next
-        return frame
-
-    def last(self, text: str, finish_reason: str, extra: bytes = b"", logprobs: bytes = b"") -> bytes:
-        """The last chunk of the choice; with no text it has an empty delta, unless it is the first one too."""
-        first = self._before is not self._before_next
-        body = self._before + _encode(text) if text or first else self._empty
-        return b'%b%b%b,"finish_reason":"%b"}]%b%b}\n\n' % (
-            body, self._after, logprobs, finish_reason.encode(), self._usage, extra
-        )  # fmt: skip
-
-    def usage(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int | None) -> bytes:
-        """The chunk with the token counts and no choices."""
-        return b"%b]%b}\n\n" % (self._head, usage_member(prompt_tokens, completion_tokens, cached_tokens))
-
-    @staticmethod
-    def error(envelope: bytes) -> bytes:
-        """An error in mid-stream, instead of a last chunk."""
-        return error(envelope)
-
-    @staticmethod
-    def done() -> bytes:
-        """What comes after everything else."""
-        return DONE
-
-    def rewind(self) -> None:
-        """The next chunk is the first one again."""
-        self._before = self._before_first
 
 
-def usage_member(prompt_tokens: int, completion_tokens: int, cached_tokens: int | None = None) -> bytes:
-    """`,"usage":{...}`: token counts as a further member of a JSON object.
+class _Choice:
+    """What is constant in the chunks of one choice, up to the text; `empty` is for a last chunk without text."""
 
-    `cached_tokens` of the prompt's were in the prefix cache; None while that is not known.
-    """
-    details = b"" if cached_tokens is None else b',"prompt_tokens_details":{"cached_tokens":%d}' % cached_tokens
-    return b',"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d%b}' % (
-        prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, details
-    )  # fmt: skip
+    __slots__ = ("empty", "first", "next")
 
-
-def timing_member(committed_ns: int) -> bytes:
-    """`,"timing":{...}`: when the engine committed the chunk's token, CLOCK_MONOTONIC."""
-    return b',"timing":{"committed_ns":%d}' % committed_ns
+    def __init__(self, head: bytes, index: int, *, chat: bool) -> None:
+        choice = head + b'{"index":%d,' % index
+        if chat:
+            self.first = choice + b'"delta":{"role":"assistant","content":'
+            self.next = choice + b'"delta":{"content":'
+            self.empty = choice + b'"delta":{'
+        else:
+            self.first = self.next = choice + b'"text":'
+            self.empty = choice + b'"text":""'
 
 
 def logprobs_member(logprobs: dict[str, Any]) -> bytes:
-    """`,"logprobs":{...}`: what is said of the tokens that begin to show in a chunk."""
+    """`,"logprobs":{...}`: the entries of the tokens that begin to show in a chunk."""
     return b',"logprobs":' + _encode(logprobs)
 
 
 def error(envelope: bytes) -> bytes:
-    """An error in mid-stream."""
+    """An error in mid-stream, in place of a last chunk."""
     return b"data: " + envelope + b"\n\n"

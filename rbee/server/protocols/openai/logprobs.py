@@ -1,87 +1,29 @@
-"""Logprobs: from the records of a ring to what OpenAI's routes say of each token.
+"""Logprobs as OpenAI's routes list them.
 
-Owns how records belong together and the two forms in which clients know logprobs. Which tokens an answer lists, and
-in which chunk, is `rbee.server.streams.choices`' business.
+Owns the two forms that clients understand. `rbee.server.streams.choices` decides which tokens a chunk lists.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from rbee.messages import NOTE
+from rbee.server.text.token_text import token_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
-    from rbee.sampling_params import SamplingParams
-    from rbee.server.link.sinks import TokenBatch
+    from rbee.server.streams.records import TokenLogprob
 
-LEAST = -9999.0
-"""What is said of a token that cannot come: JSON has no infinity. Clients know this number from vLLM."""
+LEAST = -9999.0  # of a token that cannot come, as vLLM has it: JSON has no infinity
 
-
-class ScoredToken(NamedTuple):
-    """A token with what the engine says of it.
-
-    Attributes:
-        token_id: which.
-        logprob: natural logarithm; NaN in a sequence that asked for none.
-        top: the most likely tokens at its place as (token id, logprob), best first; as many as were asked for.
-        committed_ns: when the engine published it, CLOCK_MONOTONIC.
-        of_prompt: it is no output.
-    """
-
-    token_id: int
-    logprob: float
-    top: list[tuple[int, float]]
-    committed_ns: int
-    of_prompt: bool
+TokenBytes: TypeAlias = Callable[[int], bytes]
 
 
-class TokenRecords:
-    """Puts the records of one sequence together again: each token with its notes, see `rbee.messages.NOTE`.
+class Format(Protocol):
+    """Makes the `logprobs` of a choice: `chat_logprobs` or `completion_logprobs`."""
 
-    A batch may end anywhere, also between a token and its notes; the token comes with the batch that completes it.
-    """
-
-    def __init__(self, sampling: SamplingParams, num_prompt_tokens: int) -> None:
-        """Expect what a sequence with these parameters publishes."""
-        prompt_notes = sampling.num_prompt_logprobs
-        self._prompt_left = 0 if prompt_notes is None else num_prompt_tokens - 1  # the first one has no logprob
-        self._prompt_size = 1 + (prompt_notes or 0)
-        self._size = 1 + (sampling.num_logprobs or 0)
-        self._group: list[tuple[int, float]] = []
-
-    def take(self, batch: TokenBatch) -> Iterator[ScoredToken]:
-        """The tokens that are complete with this batch, in order."""
-        for token_id, logprob, committed_ns in zip(batch.token_ids, batch.logprobs, batch.commit_ns, strict=True):
-            self._group.append((token_id & ~NOTE, logprob))
-            of_prompt = self._prompt_left > 0
-            if len(self._group) == (self._prompt_size if of_prompt else self._size):
-                (own_id, own_logprob), *top = self._group
-                self._group = []
-                self._prompt_left -= of_prompt
-                yield ScoredToken(own_id, own_logprob, top, committed_ns, of_prompt)
-
-
-class TokenLogprob(NamedTuple):
-    """An entry in an answer's list.
-
-    Attributes:
-        token_id: which.
-        logprob: None for the first token of a prompt, which follows nothing.
-        top: see `ScoredToken`.
-        offset: where its text begins in the whole text of the choice, in characters.
-    """
-
-    token_id: int
-    logprob: float | None
-    top: list[tuple[int, float]]
-    offset: int
-
-
-TokenBytes: TypeAlias = "Callable[[int], bytes]"
-Format: TypeAlias = "Callable[[Sequence[TokenLogprob]], dict[str, Any]]"
+    def __call__(self, entries: Sequence[TokenLogprob], *, token_bytes: TokenBytes) -> dict[str, Any]: ...
 
 
 def chat_logprobs(entries: Sequence[TokenLogprob], *, token_bytes: TokenBytes) -> dict[str, Any]:
@@ -120,14 +62,6 @@ def completion_logprobs(entries: Sequence[TokenLogprob], *, token_bytes: TokenBy
         "tokens": [token_name(token_bytes(entry.token_id)) for entry in entries],
         "top_logprobs": top_logprobs,
     }
-
-
-def token_name(data: bytes) -> str:
-    r"""A token as completions write it: its text, or `bytes:\xf0\x9f` if that is no valid text alone."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def _finite(logprob: float | None) -> float | None:

@@ -1,55 +1,64 @@
-"""From the bytes of a request to what is to be done: the one place where fields, model and server's limits meet.
+"""From the bytes of an OpenAI request to a generation and its dialect: where fields, model and limits meet.
 
-Owns the order of the checks, and which prompt a request means. Runs in the event loop or in a thread, and changes
-nothing: a request that is refused here has cost the engine nothing.
+Owns the order of the checks, and which prompt a request means. Runs in the event loop or in a thread. Changes nothing:
+a refused request costs the engine nothing.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rbee.server.errors import ApiError, invalid
-from rbee.server.protocols.fields import (
-    DEFAULT_COMPLETION_TOKENS,
-    FieldReader,
-    decode_object,
-    output_limit,
-    read_chat,
-    read_completion,
-    read_messages,
-    read_stream_options,
-    stop_strings,
+import msgspec
+
+from rbee.server.errors import Refusal, RefusalKind, invalid
+from rbee.server.protocols.fields import FieldReader, decode_object
+from rbee.server.protocols.openai.dialect import ChatDialect, CompletionDialect
+from rbee.server.protocols.openai.schemas import (
+    NEUTRAL_CHAT,
+    NEUTRAL_COMPLETION,
+    NEUTRAL_MESSAGE,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Message,
+    Part,
+    StreamOptions,
+    TokenizeRequest,
 )
-from rbee.server.protocols.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
-from rbee.server.protocols.parameters import Limits, check_token_ids, read_deadline, sampling_params
-from rbee.server.streams.exchange import Generation
+from rbee.server.protocols.parameters import Limits, check_parameters, check_token_ids, read_parameters
+from rbee.server.streams.generation import Generation
+from rbee.server.text.token_text import Echo
 
 if TYPE_CHECKING:
     from rbee.messages import Ready
+    from rbee.server.protocols.openai.dialect import OpenAiDialect
+    from rbee.server.protocols.parameters import GenerationRequest, Parameters
+    from rbee.server.streams.dialect import Dialect
     from rbee.server.text.served_model import ServedModel
+
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for plain completions
+
+
+class Asked(NamedTuple):
+    """What a request asks for."""
+
+    generation: Generation
+    dialect: Dialect
+    stream: bool  # whether the client wants the answer as it comes
+    resumable: bool | None  # whether it wants to be able to resume the stream; None leaves that to its headers
 
 
 class RequestReader:
-    """Reads the requests for one model. All methods raise ApiError for what cannot be done, naming the field."""
+    """Reads the requests for one model. All methods raise Refusal for what cannot be done, naming the field."""
 
     def __init__(self, model: ServedModel, *, num_rings: int, ring_capacity: int, lenient: bool) -> None:
-        """Describe what is served.
-
-        Args:
-            model: that requests are for.
-            num_rings: sequences that there can be at once.
-            ring_capacity: records that a sequence's ring holds.
-            lenient: ignore unknown fields instead of refusing them.
-        """
         self._model = model
         self._num_rings = num_rings
         self._ring_capacity = ring_capacity
         self._lenient = lenient
 
-    def read_chat(self, body: bytes, deadlines: list[str], engine: Ready) -> Generation:
-        """The body of POST /v1/chat/completions, with the values of its X-Request-Deadline headers."""
+    def read_chat(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
+        """`deadlines` are the values of the X-Request-Deadline headers; for `received_ns` see `Generation`."""
         reader = FieldReader(lenient=self._lenient)
         request, messages = read_chat(decode_object(body), reader)
         self.check_model(request.model)
@@ -60,12 +69,10 @@ class RequestReader:
             variables=request.chat_template_kwargs,
         )
         prompt = self._model.codec.encode(text, add_special_tokens=False)  # the template writes them
-        return self._generation(
-            request, reader, prompt, max_tokens=output_limit(request), deadlines=deadlines, engine=engine
-        )
+        asked = self._parameters(request, output_limit(request), len(prompt), deadlines, engine)
+        return self._asked(request, reader, ChatDialect, _generation(request, received_ns, prompt, asked))
 
-    def read_completion(self, body: bytes, deadlines: list[str], engine: Ready) -> Generation:
-        """The body of POST /v1/completions; see `read_chat`."""
+    def read_completion(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         reader = FieldReader(lenient=self._lenient)
         request, given = read_completion(decode_object(body), reader)
         self.check_model(request.model)
@@ -75,14 +82,14 @@ class RequestReader:
             prompt = given
             check_token_ids(prompt, "prompt", engine.vocab_size)
         max_tokens = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
-        generation = self._generation(
-            request, reader, prompt, max_tokens=max_tokens, deadlines=deadlines, engine=engine
-        )
-        prompt_text = given if isinstance(given, str) else None
-        return dataclasses.replace(generation, echo=request.echo, prompt_text=prompt_text, show_output=max_tokens != 0)
+        asked = self._parameters(request, max_tokens, len(prompt), deadlines, engine)
+        echo = None
+        if request.echo:
+            echo = Echo.of(prompt, given if isinstance(given, str) else None, self._model.codec)
+        generation = _generation(request, received_ns, prompt, asked, echo, show_output=max_tokens != 0)
+        return self._asked(request, reader, CompletionDialect, generation)
 
     def tokenize(self, body: bytes) -> list[int]:
-        """The token ids that the body of POST /tokenize asks for."""
         reader = FieldReader(lenient=self._lenient)
         asked = reader.read(decode_object(body), TokenizeRequest, {})
         self.check_model(asked.model)
@@ -97,7 +104,6 @@ class RequestReader:
         return self._model.codec.encode(text, add_special_tokens=add_special_tokens)
 
     def detokenize(self, body: bytes) -> str:
-        """The text that the body of POST /detokenize asks for."""
         asked = FieldReader(lenient=self._lenient).read(decode_object(body), DetokenizeRequest, {})
         self.check_model(asked.model)
         check_token_ids(asked.tokens, "tokens", self._model.codec.size)
@@ -106,50 +112,160 @@ class RequestReader:
     def check_model(self, name: str | None) -> None:
         """A request may leave the model out: there is only one."""
         if name is not None and name != self._model.name:
-            raise ApiError(
-                404,
+            raise Refusal(
+                RefusalKind.NOT_FOUND,
                 f"The model {name!r} is not served here; this is {self._model.name!r}.",
                 param="model",
                 code="model_not_found",
             )
 
-    def _generation(
+    def _parameters(
         self,
-        request: ChatRequest | CompletionRequest,
-        reader: FieldReader,
-        prompt: list[int],
-        *,
+        request: GenerationRequest,
         max_tokens: int | None,
+        prompt_tokens: int,
         deadlines: list[str],
         engine: Ready,
-    ) -> Generation:
-        sampling = sampling_params(
+    ) -> Parameters:
+        return read_parameters(
             request,
             max_tokens=max_tokens,
-            prompt_tokens=len(prompt),
+            prompt_tokens=prompt_tokens,
             limits=Limits(engine.max_model_len, engine.vocab_size, self._num_rings, self._ring_capacity),
             end_token_ids=self._model.end_token_ids,
+            deadlines=deadlines,
         )
-        now = {"wall_ns": time.time_ns(), "monotonic_ns": time.monotonic_ns()}
-        return Generation(
-            chat=isinstance(request, ChatRequest),
-            prompt=prompt,
-            sampling=sampling,
-            stops=stop_strings(request),
-            stream=request.stream,
-            options=read_stream_options(request, reader),
-            ignored=reader.ignored,
-            n=request.n,
-            priority=request.priority,
-            deadline_ns=read_deadline(request.deadline, deadlines, **now),
-            cache_salt=request.cache_salt,
-        )
+
+    def _asked(
+        self, request: GenerationRequest, reader: FieldReader, dialect: type[OpenAiDialect], generation: Generation
+    ) -> Asked:
+        options = read_stream_options(request, reader)
+        model = self._model
+        answer = dialect(model.name, generation, options, model.codec.token_bytes, reader.ignored)
+        return Asked(generation, answer, request.stream, options.resumable)
 
     def _chat_prompt(self, messages: list[dict[str, Any]], **options: Any) -> str:
         if self._model.chat_template is None:
-            raise ApiError(
-                400,
+            raise invalid(
+                None,
                 f"The model {self._model.name!r} has no chat template; use /v1/completions.",
                 code="no_chat_template",
             )
         return self._model.chat_template.render(messages, **options)
+
+
+def read_chat(given: dict[str, Any], reader: FieldReader) -> tuple[ChatRequest, list[dict[str, Any]]]:
+    """A chat request, and its messages as chat templates want them: role, content as one string, perhaps name."""
+    request = reader.read(given, ChatRequest, NEUTRAL_CHAT)
+    check_parameters(request)
+    if request.top_logprobs and not request.logprobs:
+        raise invalid("top_logprobs", "top_logprobs may only be set when logprobs is true.")
+    if not request.messages:
+        raise invalid("messages", "messages must hold at least one message.")
+    messages = [_read_message(message, reader, f"messages[{n}]") for n, message in enumerate(request.messages)]
+    if request.continue_final_message and request.add_generation_prompt and "add_generation_prompt" in given:
+        raise invalid(
+            "continue_final_message",
+            "continue_final_message and add_generation_prompt exclude each other; set one only.",
+        )
+    if request.continue_final_message and messages[-1]["role"] != "assistant":
+        raise invalid("continue_final_message", "continue_final_message needs a last message whose role is assistant.")
+    return request, messages
+
+
+def read_messages(given: list[dict[str, Any]], reader: FieldReader) -> list[dict[str, Any]]:
+    """Messages as chat templates want them."""
+    return [_read_message(message, reader, f"messages[{n}]") for n, message in enumerate(given)]
+
+
+def read_completion(given: dict[str, Any], reader: FieldReader) -> tuple[CompletionRequest, str | list[int]]:
+    """A completion request, and its prompt as text or as token ids."""
+    request = reader.read(given, CompletionRequest, NEUTRAL_COMPLETION)
+    check_parameters(request)
+    prompt = request.prompt
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
+        if len(prompt) > 1:
+            raise invalid("prompt", f"prompt holds {len(prompt)} prompts; send one request for each.")
+        prompt = prompt[0]
+    if isinstance(prompt, str):
+        return request, prompt
+    try:
+        return request, msgspec.convert(prompt, list[int])
+    except msgspec.ValidationError:
+        raise invalid("prompt", "prompt must be a string, a list with one string, or a list of token ids.") from None
+
+
+def read_stream_options(request: GenerationRequest, reader: FieldReader) -> StreamOptions:
+    """The stream options; they need stream."""
+    if request.stream_options is None:
+        return StreamOptions()
+    if not request.stream:
+        raise invalid("stream_options", "stream_options may only be set when stream is true.")
+    options = reader.read(request.stream_options, StreamOptions, {}, "stream_options.")
+    if options.resumable and request.n > 1:
+        raise invalid("stream_options.resumable", f"With n {request.n}, resumable is not possible; ask for one choice.")
+    return options
+
+
+def output_limit(request: ChatRequest) -> int | None:
+    """How many tokens a chat request wants at most; None leaves it to the model's length."""
+    asked = {request.max_tokens, request.max_completion_tokens} - {None}
+    if len(asked) > 1:
+        raise invalid("max_tokens", "max_tokens and max_completion_tokens differ; send max_completion_tokens only.")
+    return next(iter(asked), None)
+
+
+def _generation(
+    request: GenerationRequest,
+    received_ns: int,
+    prompt: list[int],
+    parameters: Parameters,
+    echo: Echo | None = None,
+    *,
+    show_output: bool = True,
+) -> Generation:
+    return Generation(
+        received_ns=received_ns,
+        prompt=prompt,
+        sampling=parameters.sampling,
+        stops=parameters.stops,
+        n=request.n,
+        echo=echo,
+        show_output=show_output,
+        priority=request.priority,
+        deadline_ns=parameters.deadline_ns,
+        cache_salt=request.cache_salt,
+    )
+
+
+def _read_message(given: dict[str, Any], reader: FieldReader, path: str) -> dict[str, Any]:
+    message = reader.read(given, Message, NEUTRAL_MESSAGE, path + ".")
+    match message.role:
+        case "system" | "user" | "assistant" | "developer":
+            pass
+        case "tool" | "function":
+            raise invalid(
+                f"{path}.role",
+                f"{path}.role is {message.role!r}: tools are not supported yet.",
+                code="unsupported_parameter",
+            )
+        case role:
+            raise invalid(f"{path}.role", f"{path}.role must be system, developer, user or assistant, not {role!r}.")
+    read: dict[str, Any] = {"role": message.role, "content": _text(message, reader, path)}
+    return read if message.name is None else read | {"name": message.name}
+
+
+def _text(message: Message, reader: FieldReader, path: str) -> str:
+    """A message's content as one string; the texts of several parts are joined by line breaks."""
+    if message.content is None:
+        raise invalid(f"{path}.content", f"{path}.content is missing.")
+    if isinstance(message.content, str):
+        return message.content
+    texts = []
+    for n, given in enumerate(message.content):
+        where = f"{path}.content[{n}]"
+        kind = given.get("type")
+        if kind != "text":
+            raise invalid(f"{where}.type", f"{where}.type must be 'text', not {kind!r}: this model reads text only.")
+        texts.append(reader.read(given, Part, {}, where + ".").text)
+    return "\n".join(texts)

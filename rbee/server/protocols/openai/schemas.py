@@ -1,14 +1,16 @@
-"""The shapes of requests: which fields each route knows, their types, and which values of the others mean nothing.
+"""The shapes of OpenAI's requests: the fields of each route, and which values of other fields mean nothing.
 
-Owns names and types, nothing that depends on a model. A field that is not here and not neutral is refused by
-`rbee.server.protocols.fields`: nothing that a client sent is silently ignored.
+Owns names and types, nothing that depends on a model. Does not know how a field that is in neither list is refused
+(`rbee.server.protocols.fields`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
+
+from rbee.server.protocols.parameters import GenerationRequest
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,64 +29,18 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What else a stream carries.
+    """What else a stream carries."""
 
-    Attributes:
-        include_usage: a last chunk with the token counts and no choices.
-        continuous_usage_stats: the token counts so far in every chunk.
-        include_timing: in every chunk `timing.committed_ns`, when the engine committed its token (CLOCK_MONOTONIC).
-        resumable: events have ids, and a client that lost its connection gets the rest by the last one. By default so
-            for requests that accept text/event-stream; clients that know no ids would take one for data.
-    """
-
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
-    include_timing: bool = False
-    resumable: bool | None = None
-
-
-class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What chat and plain completions have in common. `user` and `metadata` are labels and change nothing.
-
-    Names are OpenAI's; where it has none, vLLM's. Most values go to `rbee.sampling_params` as they are.
-
-    Attributes:
-        best_of: how many completions to choose the best n of; only n itself.
-        priority: smaller runs earlier.
-        deadline: ISO 8601 with a time zone; also the header X-Request-Deadline.
-        cache_salt: only requests with the same salt share cached prefixes.
-    """
-
-    model: str | None = None
-    max_tokens: int | None = None
-    min_tokens: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: dict[str, float] = {}
-    allowed_token_ids: list[int] | None = None
-    seed: int | None = None
-    stop: str | list[str] = []
-    stop_token_ids: list[int] = []
-    ignore_eos: bool = False
-    n: int = 1
-    best_of: int | None = None
-    priority: int = 0
-    deadline: str | None = None
-    cache_salt: str = ""
-    stream: bool = False
-    stream_options: dict[str, Any] | None = None
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
+    include_usage: bool = False  # a last chunk with the token counts and no choices
+    continuous_usage_stats: bool = False  # the token counts so far in every chunk
+    include_timing: bool = False  # `timing.committed_ns` in every chunk: its token's commit, CLOCK_MONOTONIC
+    resumable: bool | None = None  # events have ids; None: so if the request accepts text/event-stream by name
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     """The body of POST /v1/chat/completions."""
+
+    prompt_field: ClassVar[str] = "messages"
 
     messages: list[dict[str, Any]]
     max_completion_tokens: int | None = None
@@ -94,19 +50,25 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
 
+    @property
+    def asked_logprobs(self) -> tuple[str, int | None]:
+        return "top_logprobs", self.top_logprobs if self.logprobs else None
+
 
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
-    """The body of POST /v1/completions.
+    """The body of POST /v1/completions."""
 
-    Attributes:
-        prompt: text, token ids, or a list with one of these.
-        logprobs: how many of the most likely tokens each token comes with; None: not even its own logprob.
-        echo: the prompt comes before the completion, with its logprobs if these are asked for.
-    """
+    prompt: str | list[Any]  # text, token ids, or a list with one of these
+    logprobs: int | None = None  # how many of the most likely tokens each token comes with; None: not even its own
+    echo: bool = False  # the prompt comes before the completion, with its logprobs if these are asked for
 
-    prompt: str | list[Any]
-    logprobs: int | None = None
-    echo: bool = False
+    @property
+    def echoes(self) -> bool:
+        return self.echo
+
+    @property
+    def asked_logprobs(self) -> tuple[str, int | None]:
+        return "logprobs", self.logprobs
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,8 +88,8 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     tokens: list[int]
 
 
-# Fields that clients know and rbee does not support yet, each with the values that ask for nothing: those are accepted
-# (besides null), any other value is refused by name.
+# Fields that rbee does not support yet, each with the values that ask for nothing. These and null are accepted; any
+# other value is refused by name.
 _NEUTRAL_EVERYWHERE: dict[str, tuple[Any, ...]] = {
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),

@@ -55,7 +55,7 @@ def arrays(*chunks: Chunk) -> dict[str, NDArray[np.int64]]:
 def execute(runner: NativeRunner, *chunks: Chunk) -> list[NDArray[np.float32]]:
     """One step; of each chunk the logits of all its tokens, [end - start, vocab]."""
     step = arrays(*chunks)
-    logits = runner.execute(InputBatch(sequences=(), num_decodes=0, sampling=(), scoring=(), **step)).copy()
+    logits = runner.execute(InputBatch(num_decodes=0, row_sequences=[], num_sampling=0, **step)).logits.copy()
     return np.split(logits, step["query_start"][1:-1])
 
 
@@ -66,7 +66,7 @@ def minimal(**changes: Any) -> _kernels.Model:
 
 def minimal_arguments() -> dict[str, Any]:
     """Of `_kernels.Model`."""
-    sizes = {
+    sizes: dict[str, Any] = {
         "query": (32, 16),
         "key": (16, 16),
         "value": (16, 16),
@@ -95,7 +95,7 @@ def minimal_arguments() -> dict[str, Any]:
 
 def minimal_shape(**changes: Any) -> _kernels.ModelShape:
     """Of the minimal model: two heads that share one kv head."""
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": 20,
         "hidden_size": 16,
         "intermediate_size": 8,

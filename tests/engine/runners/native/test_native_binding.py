@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rbee.engine import _kernels  # noqa: TID251 - what is under test
+from rbee.transport import Progress
 from tests.engine.runners.native.native_parts import Chunk, arrays, minimal, minimal_arguments, minimal_shape, packed
 
 if TYPE_CHECKING:
@@ -127,6 +128,27 @@ def test_weights_that_do_not_fit_are_refused(changes, sentence):
         changes = {"shape": minimal_shape(**changes["shape"])}
     with pytest.raises(ValueError, match=f"^{sentence}$"):
         minimal(**changes)
+
+
+def test_environment_names_the_instruction_set(monkeypatch):
+    """Of `auto`, and of nothing else; a name that this machine cannot have is refused with the choices."""
+    monkeypatch.setenv("RBEE_INSTRUCTION_SET", "portable")
+    assert minimal(instruction_set="auto").instruction_set == "portable"
+    monkeypatch.setenv("RBEE_INSTRUCTION_SET", "sse9")
+    assert minimal(instruction_set="portable").instruction_set == "portable"
+    with pytest.raises(ValueError, match=r"'sse9', .* Use 'auto', .* or 'portable' in RBEE_INSTRUCTION_SET\.$"):
+        minimal(instruction_set="auto")
+
+
+def test_one_step_advances_the_progress_many_times():
+    """Loading does too, and a model without a progress computes as well."""
+    progress = Progress()
+    model = minimal(progress=progress)
+    loaded = progress.chunks
+    assert loaded > 0
+    one, none = np.zeros(1, np.int64), np.empty(0, np.int64)
+    model.execute(one, one, one, np.array([0, 1]), one + 1, np.zeros((1, 1), np.int64), none)
+    assert progress.chunks - loaded > 10
 
 
 def test_an_unknown_activation_is_refused():

@@ -197,7 +197,7 @@ LONG_MODELS = {
         scale=0.3,
     ),
 }
-MODES = {"exact": {"exact": True}, "int8": {"exact": False, "quantize": "q4"}}
+MODES: dict[str, dict[str, Any]] = {"exact": {"exact": True}, "int8": {"exact": False, "quantize": "q4"}}
 
 
 @pytest.fixture(scope="module", params=LONG_MODELS)
@@ -210,7 +210,8 @@ def long_model(request, tmp_path_factory):
 
 def draw(count: int, seed: int) -> list[int]:
     """Random tokens."""
-    return np.random.default_rng(seed).integers(1, SIXTEEN["vocab_size"], count).tolist()
+    tokens: list[int] = np.random.default_rng(seed).integers(1, SIXTEEN["vocab_size"], count).tolist()
+    return tokens
 
 
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)

@@ -20,7 +20,7 @@ from rbee.config import EngineConfig
 from rbee.engine.runners.native.runner import NativeRunner
 from rbee.engine.runners.native.spec import read_spec
 from rbee.errors import ConfigError, ModelError
-from rbee.messages import NOTE, FinishReason
+from rbee.messages import SIDE_RECORD, FinishReason
 from tests.engine.engine_parts import InProcessEngine, engine_process
 from tests.engine.runners.native.native_parts import INSTRUCTION_SETS, take_weights
 from tests.engine.runners.native.weights_parts import load as load_weights
@@ -29,6 +29,7 @@ from tests.engine.runners.tiny_models import (
     SIXTEEN,
     Architecture,
     answer,
+    cache_size,
     load_native,
     make_model,
 )
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from tests.engine.engine_parts import Request
 
 PROMPTS = [np.random.default_rng(3).integers(1, 211, count).tolist() for count in (1, 5, 17, 40, 64)]
-MODES = {"exact": {"exact": True}, "q4": {"exact": False, "quantize": "q4"}}
+MODES: dict[str, dict[str, Any]] = {"exact": {"exact": True}, "q4": {"exact": False, "quantize": "q4"}}
 MARGIN = 1e-3  # of the closest call; logits come from another order of additions than transformers'
 
 
@@ -57,12 +58,13 @@ def llama(tmp_path_factory):
 
 def native(folder: Path, **options: Any) -> NativeRunner:
     """As `load_native`, but nothing is decided yet."""
-    defaults = {"quantize": "none", "exact": True, "threads": 2, "max_model_len": 0, "max_num_seqs": 64}
+    defaults = {"quantize": "none", "exact": True, "threads": 2, "on_loading": lambda *_: None}
+    cache, others = cache_size(options)
     spec = read_spec(json.loads((folder / "config.json").read_bytes()))
-    return NativeRunner(folder, spec, **{**defaults, "progress": lambda *_: None, **options})
+    return NativeRunner(folder, spec, cache, **{**defaults, **others})
 
 
-def greedy(runner: NativeRunner, prompts: list[list[int]], **options: int) -> list[list[int]]:
+def greedy(runner: NativeRunner, prompts: list[list[int]], **options: Any) -> list[list[int]]:
     """24 tokens for all prompts submitted together."""
     with InProcessEngine(runner, **options) as engine:
         requests = [engine.submit(prompt, max_tokens=24) for prompt in prompts]
@@ -105,7 +107,13 @@ def test_sampled_tokens_are_the_same_alone_and_beside_others(llama, mode):
     runner = load_native(llama, **MODES[mode])
     prompts = [list(range(1, 20)), list(range(30, 80)), list(range(90, 140))]
     results = []
-    for count, options in ((1, {}), (3, {}), (3, {"max_num_batched_tokens": 7}), (3, {"num_blocks": 8})):
+    cases: list[tuple[int, dict[str, Any]]] = [
+        (1, {}),
+        (3, {}),
+        (3, {"max_num_batched_tokens": 7}),
+        (3, {"num_blocks": 8}),
+    ]
+    for count, options in cases:
         with InProcessEngine(runner, **options) as engine:
             requests = [
                 engine.submit(prompt, max_tokens=25, temperature=0.9, top_k=50, top_p=0.9, seed=n)
@@ -129,15 +137,15 @@ def logprobs_of(folder: Path, tokens: list[int]) -> np.ndarray:
 
 
 def records_of(request: Request) -> list[tuple[int, bool, float]]:
-    """Token, whether it is a note, and logprob."""
+    """Token, whether it is a side record, and logprob."""
     pairs = zip(request.tokens, request.logprobs, strict=True)
-    return [(token & ~NOTE, bool(token & NOTE), logprob) for token, logprob in pairs]
+    return [(token & ~SIDE_RECORD, bool(token & SIDE_RECORD), logprob) for token, logprob in pairs]
 
 
-def expected_records(logprobs: np.ndarray, token: int, count: int, *, note: bool) -> list[tuple[int, bool, float]]:
+def expected_records(logprobs: np.ndarray, token: int, count: int, *, side: bool) -> list[tuple[int, bool, float]]:
     """Of a token at the place of these logprobs [vocab], and of the `count` most likely ones."""
     best = np.argsort(-logprobs)[:count]
-    return [(token, note, logprobs[token]), *((int(other), True, logprobs[other]) for other in best)]
+    return [(token, side, logprobs[token]), *((int(other), True, logprobs[other]) for other in best)]
 
 
 def assert_records(records: list[tuple[int, bool, float]], wanted: list[tuple[int, bool, float]]) -> None:
@@ -156,11 +164,11 @@ def test_logprobs_are_those_of_the_model(llama):
         }
         engine.run()
     for choice, request in requests.items():
-        tokens = [token for token in request.tokens if not token & NOTE]
+        tokens = [token for token in request.tokens if not token & SIDE_RECORD]
         logprobs = logprobs_of(llama, prompt + tokens)[len(prompt) - 1 : -1]
         best = logprobs if choice is None else np.where(np.isin(np.arange(211), choice), logprobs, -np.inf)
         assert tokens == best.argmax(-1).tolist()
-        wanted = [expected_records(row, token, 3, note=False) for row, token in zip(logprobs, tokens, strict=True)]
+        wanted = [expected_records(row, token, 3, side=False) for row, token in zip(logprobs, tokens, strict=True)]
         assert_records(records_of(request), [record for records in wanted for record in records])
 
 
@@ -173,10 +181,10 @@ def test_a_prompt_is_scored(llama, options):
         request = engine.submit(prompt, max_tokens=2, num_prompt_logprobs=2, num_logprobs=0)
         engine.run()
         assert beside.finish == request.finish == FinishReason.LENGTH
-    tokens = [token for token in request.tokens if not token & NOTE]
+    tokens = [token for token in request.tokens if not token & SIDE_RECORD]
     logprobs = logprobs_of(llama, prompt + tokens)
-    wanted = [expected_records(logprobs[i], token, 2, note=True) for i, token in enumerate(prompt[1:])]
-    wanted += [expected_records(logprobs[len(prompt) - 1 + i], token, 0, note=False) for i, token in enumerate(tokens)]
+    wanted = [expected_records(logprobs[i], token, 2, side=True) for i, token in enumerate(prompt[1:])]
+    wanted += [expected_records(logprobs[len(prompt) - 1 + i], token, 0, side=False) for i, token in enumerate(tokens)]
     assert_records(records_of(request), [record for records in wanted for record in records])
 
 
@@ -294,7 +302,7 @@ def test_instruction_set_is_the_best_unless_another_is_asked_for(llama):
 def test_progress_ends_with_ready(llama):
     """Packing is told first, where there is anything to pack."""
     reports = []
-    native(llama, quantize="q4", block_size=16, kv_cache_mib=1, progress=lambda *report: reports.append(report))
+    native(llama, quantize="q4", block_size=16, kv_cache_mib=1, on_loading=lambda *report: reports.append(report))
     assert list(dict.fromkeys(stage for stage, _, _ in reports)) == [
         "packing the weights",
         "copying the weights",

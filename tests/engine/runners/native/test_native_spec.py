@@ -12,7 +12,8 @@ import pytest
 import torch
 import transformers
 
-from rbee.engine.runners.native.spec import LayerSpec, Unsupported, read_spec
+from rbee.engine.runners.interface import Unsupported
+from rbee.engine.runners.native.spec import LayerSpec, read_spec
 from rbee.engine.runners.torch.model import TorchModel
 
 SMALL: dict[str, Any] = {
@@ -38,7 +39,7 @@ CONFIGS = {
 HALF = SMALL["head_dim"] // 2
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 5e5, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LONGROPE = {"rope_type": "longrope", "short_factor": [1 + 0.1 * i for i in range(HALF)], "long_factor": [4.0] * HALF}
-ROPES = {
+ROPES: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default", "rope_theta": 123456.0},
     "linear": {"rope_type": "linear", "factor": 3.3},
     "dynamic": {"rope_type": "dynamic", "factor": 3.3},
@@ -134,7 +135,7 @@ def assert_same_rope(rope, frequencies, attention_factor):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_every_rope_of_every_kind_is_that_of_transformers(kind, rope, tmp_path):
     """Frequencies, attention factor and position limit, with the parameters where transformers 5 writes them."""
-    parameters = {"rope_theta": 10000.0, **ROPES[rope]}
+    parameters: dict[str, Any] = {"rope_theta": 10000.0, **ROPES[rope]}
     if kind == "gemma3_text":
         parameters = {"full_attention": parameters, "sliding_attention": {"rope_type": "default", "rope_theta": 777.0}}
     config = CONFIGS[kind](**SMALL, rope_parameters=parameters)
@@ -155,7 +156,7 @@ def test_frequencies_of_every_size_are_those_of_transformers(head_dim, theta):
     assert np.count_nonzero(bits) <= head_dim // 16
 
 
-OLDER = {
+OLDER: dict[str, dict[str, Any]] = {
     "llama 2": {"model_type": "llama", "rope_theta": 20000.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
     "llama 3.1": {
         "model_type": "llama",

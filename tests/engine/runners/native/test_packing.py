@@ -1,18 +1,13 @@
-"""Weights packed for the kernels, against what the gguf package and numpy make of the same blocks and floats.
-
-The layouts are read here a second time, after native/kernels/rbee_kernels/weights.h.
-"""
+"""Weights packed for the kernels, against what the gguf package and numpy make of the same blocks and floats."""
 
 from __future__ import annotations
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
-from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize
 
@@ -21,96 +16,20 @@ from rbee.engine import _kernels  # noqa: TID251 - what is under test
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import NDArray
 
     Bytes = NDArray[np.uint8]
     Floats = NDArray[np.float32]
-
-
-class Format(IntEnum):
-    """WeightFormat of weights.h."""
-
-    F32 = 0
-    F16 = 1
-    BF16 = 2
-    Q4 = 3
-    Q4_WIDE = 4
-    Q8 = 5
-    Q8_MIN = 6
-    Q8_FINE = 7
-
-
-class Layout(NamedTuple):
-    """A group of 32 columns in a quantized format."""
-
-    bytes_of_16_rows: int
-    four_bits: bool
-    factors: DTypeLike
-    minimums: bool
-
-
-LAYOUTS = {
-    Format.Q4: Layout(320, four_bits=True, factors=np.float16, minimums=True),
-    Format.Q4_WIDE: Layout(384, four_bits=True, factors=np.float32, minimums=True),
-    Format.Q8: Layout(544, four_bits=False, factors=np.float16, minimums=False),
-    Format.Q8_MIN: Layout(640, four_bits=False, factors=np.float32, minimums=True),
-    Format.Q8_FINE: Layout(640, four_bits=False, factors=np.float32, minimums=False),
-}
-HELD_BY = {
-    Type.Q4_0: Format.Q4,
-    Type.Q4_1: Format.Q4,
-    Type.Q4_K: Format.Q4_WIDE,
-    Type.Q8_0: Format.Q8,
-    Type.Q5_K: Format.Q8_MIN,
-    Type.Q6_K: Format.Q8_FINE,
-}
-# Where the binary16 numbers of a block are.
-HALVES = {Type.Q4_0: (0,), Type.Q4_1: (0, 2), Type.Q4_K: (0, 2), Type.Q8_0: (0,), Type.Q5_K: (0, 2), Type.Q6_K: (208,)}
-LARGEST_SCALE = {Type.Q4_0: 8188}
-# Zeros, the smallest and the greatest subnormal numbers, the smallest normal one, and others on either side of it.
-AWKWARD_HALVES = np.array([0, -0.0, 2**-24, -(2**-24), 2**-14 - 2**-24, 2**-14, 1 / 3, -1, 8188, -8188], np.float16)
-AWKWARD_BYTES = (0x00, 0xFF, 0x80, 0x7F, 0x0F, 0xF0)
-
-
-def random_blocks(random: np.random.Generator, kind: Type, rows: int, cols: int) -> Bytes:
-    """Blocks [rows * blocks, bytes of one]: random bytes, or the same throughout; scales random or awkward."""
-    block_cols, block_bytes = GGML_QUANT_SIZES[kind]
-    count = rows * cols // block_cols
-    blocks = random.integers(0, 256, (count, block_bytes), np.uint8)
-    uniform = random.random(count) < 0.4
-    blocks[uniform] = random.choice(np.array(AWKWARD_BYTES, np.uint8), (count, 1))[uniform]
-    limit = np.float16(LARGEST_SCALE.get(kind, 65504)).view(np.uint16)
-    for offset in HALVES[kind]:
-        bits = random.integers(0, int(limit) + 1, count, np.uint16)
-        bits |= random.choice(np.array([0, 0x8000], np.uint16), count)
-        awkward = np.append(AWKWARD_HALVES, limit.view(np.float16)).view(np.uint16)
-        bits = np.where(random.random(count) < 0.5, random.choice(awkward, count), bits)
-        blocks[:, offset : offset + 2] = bits[:, None].view(np.uint8)
-    return blocks
-
-
-def pack(source: NDArray, kind: int, rows: int, cols: int, *, fmt: int, **options) -> Bytes:
-    """The packed matrix, in memory that was not zero before."""
-    packed = np.full(_kernels.packed_bytes(fmt, rows, cols), 0xFF, np.uint8)
-    _kernels.pack(source.reshape(-1).view(np.uint8), kind, rows, cols, format=fmt, packed=packed, **options)
-    return packed
-
-
-def read(packed: Bytes, fmt: Format, cols: int) -> Floats:
-    """All rows of all panels [16 * panels, cols], after weights.h."""
-    group_bytes, four_bits, factors, minimums = LAYOUTS[fmt]
-    quant_bytes = 256 if four_bits else 512
-    groups = packed.reshape(-1, cols // 32, group_bytes)
-    quants = groups[..., :quant_bytes].reshape(*groups.shape[:2], -1, 16, 4).transpose(0, 3, 1, 2, 4)
-    quants = quants.reshape(*quants.shape[:3], -1)  # [panel, row, group, column]
-    quants = np.concatenate([quants & 15, quants >> 4], -1) if four_bits else quants.view(np.int8)
-    numbers = groups[..., quant_bytes:].copy().view(factors).astype(np.float32).reshape(*groups.shape[:2], -1, 16)
-    numbers = numbers.transpose(2, 0, 3, 1)[..., None]  # [which, panel, row, group, 1]
-    if minimums:
-        weights = numbers[0] * quants + numbers[1]
-    else:
-        weights = np.concatenate([numbers[0] * quants[..., :16], numbers[-1] * quants[..., 16:]], -1)
-    return weights.reshape(-1, cols)
+from tests.engine.runners.native.packing_parts import (
+    HALVES,
+    HELD_BY,
+    Format,
+    as_source,
+    floats_of,
+    pack,
+    random_blocks,
+    read,
+)
 
 
 @pytest.mark.parametrize("rows", [1, 16, 37])
@@ -222,7 +141,7 @@ def test_rows_can_be_packed_apart():
         )
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda rows: pack_rows(*rows, packed), itertools.pairwise(steps)))
+        list(pool.map(pack_rows, steps[:-1], steps[1:], itertools.repeat(packed)))
     assert np.array_equal(packed, whole)
     pack_rows(16, 64, some)
     panels, wanted = some.reshape(7, -1), whole.reshape(7, -1)
@@ -239,26 +158,6 @@ def test_the_source_can_be_a_mapped_file(tmp_path: Path):
     mapped = np.memmap(tmp_path / "weights", np.uint8, "r", offset=1)
     assert np.array_equal(pack(mapped, Type.Q4_1, 20, 64, fmt=Format.Q4), pack(blocks, Type.Q4_1, 20, 64, fmt=3))
     assert _kernels.held_by(mapped, Type.Q4_1) == Format.Q4
-
-
-def floats_of(random: np.random.Generator, rows: int, cols: int) -> Floats:
-    """Groups of normal numbers of very different sizes and means, constant ones, zeros, and some with an outlier."""
-    shape = (rows, cols // 32, 1)
-    floats = random.normal(0, 1, (rows, cols // 32, 32)) + random.choice([0, 0, 3, -100], shape)
-    floats *= 10.0 ** random.uniform(-9, 1, shape)
-    floats[..., 7:8] *= random.choice([1, 1, 1, 50], shape)
-    floats[0, 0], floats[0, 1], floats[-1, -1] = 0, -0.7, 1e4
-    return floats.reshape(rows, cols).astype(np.float32)
-
-
-def as_source(floats: Floats, kind: Type) -> tuple[NDArray, Floats]:
-    """The floats in this type, and what they are then."""
-    if kind == Type.F32:
-        return floats, floats
-    if kind == Type.F16:
-        return floats.astype(np.float16), floats.astype(np.float16).astype(np.float32)
-    bits = floats.view(np.uint32) >> 16
-    return bits.astype(np.uint16), (bits << 16).view(np.float32)
 
 
 @pytest.mark.parametrize("kind", [Type.F32, Type.F16, Type.BF16], ids=lambda kind: kind.name)
@@ -295,138 +194,3 @@ def test_floats_in_eight_bits(kind: Type):
     assert np.array_equal(read(packed, Format.Q8, 512)[:37], weights)
     lost = 127 * np.abs(scale - greatest / 127)
     assert (np.abs(wanted - groups) <= 0.5001 * scale + lost).all()
-
-
-@pytest.mark.parametrize(
-    ("fmt", "value"),
-    [(fmt, value) for fmt in (Format.Q4, Format.Q8) for value in (np.nan, np.inf, -np.inf, 3e38, -3e38)]
-    # The scale or the minimum rounds up to infinity, only just.
-    + [(Format.Q8, 65520 * 127), (Format.Q4, -65520), (Format.Q4, 65520 * 15)],
-)
-def test_groups_that_cannot_be_quantized_are_nan(fmt: Format, value: float):
-    """Where a float is not finite, or too large for binary16, all its group is NaN, and no other is."""
-    floats = np.random.default_rng(8).uniform(0, 1, (20, 96)).astype(np.float32)
-    floats[3, 32] = 0
-    clean = pack(floats, Type.F32, 20, 96, fmt=fmt)
-    spoilt = floats.copy()
-    spoilt[3, 45] = value
-    spoilt[4, 40] = 65519 if fmt is Format.Q4 else 65519 * 127  # the largest that is not
-    weights = _kernels.unpack(pack(spoilt, Type.F32, 20, 96, fmt=fmt), fmt, 20, 96)
-    assert np.isnan(weights[3, 32:64]).all()
-    assert np.isfinite(weights[4]).all()
-    weights[3:5, 32:64] = _kernels.unpack(clean, fmt, 20, 96)[3:5, 32:64]
-    assert np.array_equal(weights, _kernels.unpack(clean, fmt, 20, 96))
-
-
-@pytest.mark.parametrize(
-    ("changed", "sentence"),
-    [
-        ({"source": np.zeros(20 * 40 - 1, np.uint8)}, "20 x 64 weights as Q4_1 have 800 bytes, not 799."),
-        ({"source": np.zeros(20 * 40 + 20, np.uint8)}, "have 800 bytes, not 820."),
-        ({"packed": np.zeros(2 * 640 - 1, np.uint8)}, "20 x 64 weights packed as Q4 have 1280 bytes, not 1279."),
-        ({"packed": np.zeros(4 * 640, np.uint8)}, "have 1280 bytes, not 2560."),
-        ({"rows": 21}, "have 840 bytes, not 800."),
-        ({"rows": 2**61}, "is too large; it can have 268435456 rows and columns."),
-        ({"rows": 0, "cols": 2**28 + 32}, "is too large"),
-        ({"cols": 65}, "Q4 has groups of 32 columns, which 65 columns are not; leave them floats."),
-        (
-            {"source_type": Type.Q4_K, "cols": 96, "format": Format.Q4_WIDE, "packed": np.zeros(2304, np.uint8)},
-            "Rows of Q4_K are blocks of 256 columns, which 96 columns are not.",
-        ),
-        ({"source_type": Type.Q5_1}, "ggml type 7 cannot be packed; F32, F16, BF16, Q4_0, "),
-        ({"source_type": 4_000_000_000}, "ggml type 4000000000 cannot be packed"),
-        ({"format": 8}, "There is no weight format 8."),
-        ({"source_type": Type.Q4_K}, "Q4_K would lose something as Q4; Q4Wide holds it."),
-        ({"row_order": np.zeros(19, np.uint32)}, "row_order must have an entry per row."),
-        ({"row_order": np.full(20, 20, np.uint32)}, "row_order names row 20 of 20."),
-        ({"first_row": 8}, "Rows 8 to 20 of 20 are not panels of 16, of which only the last can be smaller."),
-        ({"end_row": 19}, "Rows 0 to 19 of 20 are not"),
-        ({"end_row": 32}, "Rows 0 to 32 of 20 are not"),
-        ({"first_row": 16, "end_row": 0}, "Rows 16 to 0 of 20 are not"),
-    ],
-    ids=lambda value: str(list(value)) if isinstance(value, dict) else "",
-)
-def test_what_does_not_fit_is_refused(changed: dict, sentence: str):
-    """Sizes, types, rows and formats that do not go together are a ValueError that names them."""
-    arguments = {
-        "source": np.zeros(20 * 40, np.uint8),
-        "source_type": Type.Q4_1,
-        "rows": 20,
-        "cols": 64,
-        "format": Format.Q4,
-        "packed": np.zeros(2 * 640, np.uint8),
-    }
-    _kernels.pack(**arguments)
-    with pytest.raises(ValueError) as error:  # noqa: PT011 - the sentence is compared
-        _kernels.pack(**(arguments | changed))
-    assert sentence in str(error.value)
-
-
-LOSSLESS = {
-    *HELD_BY.items(),
-    (Type.Q4_0, Format.Q4_WIDE),
-    (Type.Q4_1, Format.Q4_WIDE),
-    *((kind, fmt) for kind in (Type.F32, Type.F16, Type.BF16) for fmt in (Format.F32, Format.Q4, Format.Q8)),
-    (Type.F16, Format.F16),
-    (Type.BF16, Format.BF16),
-}
-
-
-@pytest.mark.parametrize("fmt", Format, ids=lambda fmt: fmt.name)
-@pytest.mark.parametrize("kind", [*HELD_BY, Type.F32, Type.F16, Type.BF16], ids=lambda kind: kind.name)
-def test_pairs_that_would_lose_something_are_refused(kind: Type, fmt: Format):
-    """A format is packed if it holds the type or floats are to be quantized, and refused otherwise."""
-    block_cols, block_bytes = GGML_QUANT_SIZES[kind]
-    source = np.zeros(16 * 256 // block_cols * block_bytes, np.uint8)
-    if (kind, fmt) in LOSSLESS:
-        packed = pack(source, kind, 16, 256, fmt=fmt)
-        assert (_kernels.unpack(packed, fmt, 16, 256) == 0).all()
-    else:
-        with pytest.raises(ValueError, match=f"^{kind.name} would lose something as "):
-            pack(source, kind, 16, 256, fmt=fmt)
-
-
-def test_other_calls_refuse_what_does_not_fit():
-    """`held_by`, `packed_bytes` and `unpack` have their own sentences; empty matrices are none of it."""
-    with pytest.raises(ValueError, match=r"^19 bytes are not whole blocks of Q4_0, which have 18 each\.$"):
-        _kernels.held_by(np.zeros(19, np.uint8), Type.Q4_0)
-    with pytest.raises(ValueError, match=r"^ggml type 7 cannot be packed"):
-        _kernels.held_by(np.zeros(24, np.uint8), Type.Q5_1)
-    with pytest.raises(ValueError, match=r"^There is no weight format 9"):
-        _kernels.packed_bytes(9, 16, 32)
-    with pytest.raises(ValueError, match=r"^Q8 has groups of 32 columns, which 33 columns are not"):
-        _kernels.packed_bytes(Format.Q8, 16, 33)
-    with pytest.raises(ValueError, match=r"^16 x 32 weights packed as Q8 have 544 bytes, not 543\.$"):
-        _kernels.unpack(np.zeros(543, np.uint8), Format.Q8, 16, 32)
-    empty = np.zeros(0, np.uint8)
-    _kernels.pack(empty, Type.Q8_0, 0, 32, format=Format.Q8, packed=empty)
-    _kernels.pack(empty, Type.F32, 3, 0, format=Format.F32, packed=empty)
-    assert _kernels.unpack(empty, Format.Q8, 0, 32).shape == (0, 32)
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"source": np.zeros(640, np.int8)},
-        {"source": np.zeros((16, 40), np.uint8)},
-        {"source": np.zeros(1280, np.uint8)[::2]},
-        {"row_order": np.zeros(16, np.int64)},
-        {"packed": np.zeros(320, np.float32)},
-        {"packed": np.frombuffer(bytes(640), np.uint8)},
-        {"rows": -1},
-    ],
-    ids=str,
-)
-def test_arrays_of_another_kind_are_refused(changed: dict):
-    """Arrays of other types, strided ones, and a `packed` that cannot be written to are a TypeError."""
-    arguments = {
-        "source": np.zeros(640, np.uint8),
-        "source_type": Type.Q4_1,
-        "rows": 16,
-        "cols": 64,
-        "format": Format.Q4,
-        "packed": np.zeros(640, np.uint8),
-    }
-    _kernels.pack(**arguments)
-    with pytest.raises(TypeError):
-        _kernels.pack(**(arguments | changed))

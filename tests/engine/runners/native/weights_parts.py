@@ -51,7 +51,7 @@ GEMMA_PARTS = PARTS | {
 def load(folder: Path, *, quantize: str = "none", **options: Any) -> Weights:
     """The packed weights of the folder."""
     spec = read_spec(json.loads((folder / "config.json").read_text()))
-    defaults = {"progress": lambda *_: None}
+    defaults = {"on_loading": lambda *_: None}
     return load_weights(spec, folder, quantize=quantize, **{**defaults, **options})
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import array
-from typing import NamedTuple
+import contextlib
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,9 @@ from rbee.engine.runners.torch.kv_cache import KVCache, Layer
 from rbee.engine.scheduling.scheduler import Scheduled
 from rbee.engine.scheduling.sequence import Sequence
 from rbee.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 512
@@ -71,6 +76,17 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+@contextlib.contextmanager
+def uninitialized_memory_is_nan() -> Iterator[None]:
+    """Within the block torch.empty fills its tensors with NaN, as it does for who wants it deterministic."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(99).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("name", FEATURES)
 def test_attention_of_every_kind_of_step(name):
     """Chunks and decoding rows of sequences of all lengths attend to their own past and to nothing else.
@@ -81,9 +97,8 @@ def test_attention_of_every_kind_of_step(name):
     features = FEATURES[name]
     random = torch.Generator().manual_seed(3)
     layer = Layer(features.num_kv_heads, features.key_dim, features.value_dim, features.window)
-    cache = KVCache({0: layer}, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, dtype=torch.float32, device="cpu")
-    for stored in (cache._keys[0], cache._values[0]):
-        stored.fill_(torch.nan)
+    with uninitialized_memory_is_nan():
+        cache = KVCache({0: layer}, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, dtype=torch.float32, device="cpu")
     sinks = torch.randn(features.num_heads, generator=random) if features.has_sinks else None
 
     lengths = (1, 2, 5, 30, 31, 33, 60, 90, 180, 900)  # the longest ends alone, and decodes in a group of its own
@@ -107,11 +122,13 @@ def test_attention_of_every_kind_of_step(name):
         # Half of the rest, so that all end with decoding rows, and most of them in the same step.
         scheduled = [Scheduled(sequence, -(-sequence.num_uncomputed_tokens // 2)) for sequence in live]
         batch = InputBatch.build(scheduled, BLOCK_SIZE)
+        by_block = {sequence.block_table[0]: sequence for sequence in live}
+        packed_sequences = [by_block[int(table[0])] for table in batch.block_tables]
         parts = [
             slice(sequence.num_computed_tokens, sequence.num_computed_tokens + int(length))
-            for sequence, length in zip(batch.sequences, batch.query_start[1:] - batch.query_start[:-1], strict=True)
+            for sequence, length in zip(packed_sequences, np.diff(batch.query_start), strict=True)
         ]
-        rows = [sequence.ring for sequence in batch.sequences]
+        rows = [sequence.ring for sequence in packed_sequences]
         query = torch.randn(len(batch.token_ids), features.num_heads, features.key_dim, generator=random)
         new_keys = torch.cat([keys[row][part] for row, part in zip(rows, parts, strict=True)])
         new_values = torch.cat([values[row][part] for row, part in zip(rows, parts, strict=True)])

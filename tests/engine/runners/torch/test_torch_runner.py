@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rbee.engine.input_batch import InputBatch
+    from rbee.engine.runners.interface import StepOutput
     from rbee.engine.runners.torch.runner import TorchRunner
 
 
@@ -59,12 +60,12 @@ def greedy(runner: TorchRunner, prompts: list[list[int]], num_tokens: int = 24) 
         return [request.tokens for request in requests]
 
 
-def test_not_a_number_in_one_request_does_not_reach_another(llama):
+def test_not_a_number_in_one_request_does_not_reach_another(broken):
     """A sequence whose keys and values are NaN fails alone, and so does nobody that gets its blocks later."""
-    runner = load(llama)
-    weights = runner._model._model.get_input_embeddings().weight
-    with torch.no_grad():
-        weights[13] = torch.nan
+    weights = load_file(broken / "model.safetensors")
+    weights["model.embed_tokens.weight"][13] = torch.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    runner = load(broken)
     healthy, sick = [5, 6, 7], [13] * 30
     with InProcessEngine(runner, num_blocks=16) as engine:
         alone = engine.submit(healthy)
@@ -86,7 +87,8 @@ def test_sampled_tokens_are_the_same_alone_and_beside_others(llama):
     runner = load(llama)
     prompts = [list(range(1, 20)), list(range(30, 80)), list(range(90, 140))]
     results = []
-    for count, options in ((1, {}), (3, {}), (3, {"num_blocks": 8})):
+    cases: list[tuple[int, dict[str, Any]]] = [(1, {}), (3, {}), (3, {"num_blocks": 8})]
+    for count, options in cases:
         with InProcessEngine(runner, **options) as engine:
             requests = [
                 engine.submit(prompt, max_tokens=25, temperature=0.9, top_k=50, top_p=0.9, seed=n)
@@ -98,20 +100,30 @@ def test_sampled_tokens_are_the_same_alone_and_beside_others(llama):
     assert results[0] == results[1] == results[2]
 
 
+def test_a_long_prefill_reports_progress_within_its_step(llama):
+    """Each layer of each step reports, so that a step that takes long can be told from a hang."""
+    reports: list[None] = []
+    runner = load(llama, on_progress=lambda: reports.append(None))
+    with InProcessEngine(runner) as engine:
+        engine.submit([*range(1, 201)], max_tokens=1)
+        assert engine.core.step()
+    assert len(reports) == SMALL["num_hidden_layers"] > 1
+
+
 def logits_of(runner: TorchRunner, prompt: list[int], **sampling: object) -> torch.Tensor:
     """What the runner answers to the one step that a request for one token takes: [rows, vocab]."""
     answers: list[NDArray[np.float32]] = []
     execute = runner.execute
 
-    def note(batch: InputBatch) -> NDArray[np.float32]:
-        answers.append(execute(batch))
-        return answers[-1]
+    def note(batch: InputBatch) -> StepOutput:
+        output = execute(batch)
+        answers.append(output.logits)
+        return output
 
-    runner.execute = note
-    with InProcessEngine(runner) as engine:
+    with pytest.MonkeyPatch.context() as patch, InProcessEngine(runner) as engine:
+        patch.setattr(runner, "execute", note)
         engine.submit(prompt, max_tokens=1, **sampling)
         engine.run()
-    runner.execute = execute
     (answer,) = answers
     assert answer.dtype == "float32"
     assert answer.flags.c_contiguous

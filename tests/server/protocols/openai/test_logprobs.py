@@ -11,10 +11,11 @@ from openai.types.completion_choice import Logprobs
 from tokenizers import Tokenizer
 
 from rbee.sampling_params import SamplingParams
-from rbee.server.protocols.openai.logprobs import LEAST, TokenLogprob, TokenRecords, chat_logprobs, completion_logprobs
+from rbee.server.protocols.openai.logprobs import LEAST, chat_logprobs, completion_logprobs
+from rbee.server.streams.records import TokenLogprob, TokenRecords
 from rbee.server.text.detokenizer import detokenizers
 from tests.batches import record_batch, scored, scored_prompt
-from tests.server.text.test_detokenizer import SENTENCEPIECE, SYNTHETIC, wordpiece
+from tests.server.text.text_parts import SENTENCEPIECE, SYNTHETIC, id_of, wordpiece
 
 BYTES = detokenizers(SYNTHETIC).token_bytes
 BEE = "🐝".encode()
@@ -121,14 +122,14 @@ def test_bytes_of_a_token(default_model):
     """Whatever the vocabulary: text and bytes as they are, special tokens by their names, nothing for an unknown id."""
     default = Tokenizer.from_file(str(default_model.path / "tokenizer.json"))
     of_default, of_words = detokenizers(default).token_bytes, detokenizers(wordpiece()).token_bytes
-    assert of_default(default.token_to_id("<|im_start|>")) == b"<|im_start|>"
-    assert of_default(default.token_to_id("ĠHello")) == b" Hello"
+    assert of_default(id_of(default, "<|im_start|>")) == b"<|im_start|>"
+    assert of_default(id_of(default, "ĠHello")) == b" Hello"
     assert b"".join(map(of_default, default.encode("🐝é").ids)) == "🐝é".encode()
     assert of_default(1_000_000) == b""
     sentencepiece = SENTENCEPIECE[True]
     of_sentencepiece = detokenizers(sentencepiece).token_bytes
-    assert of_sentencepiece(sentencepiece.token_to_id("▁Hello")) == b" Hello"
-    assert of_sentencepiece(sentencepiece.token_to_id("<0xF0>")) == b"\xf0"
-    assert of_sentencepiece(sentencepiece.token_to_id("é")) == "é".encode()
-    assert of_sentencepiece(sentencepiece.token_to_id("<s>")) == b"<s>"
+    assert of_sentencepiece(id_of(sentencepiece, "▁Hello")) == b" Hello"
+    assert of_sentencepiece(id_of(sentencepiece, "<0xF0>")) == b"\xf0"
+    assert of_sentencepiece(id_of(sentencepiece, "é")) == "é".encode()
+    assert of_sentencepiece(id_of(sentencepiece, "<s>")) == b"<s>"
     assert (of_words(1), of_words(4)) == (b"hello", b",")

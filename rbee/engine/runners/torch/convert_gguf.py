@@ -1,30 +1,28 @@
-"""`python -m rbee.models.convert_gguf`: turn one GGUF file into a folder that is ready to serve.
+"""`python -m rbee.engine.runners.torch.convert_gguf`: turn one GGUF file into a folder that is ready to serve.
 
-Owns the conversion, in a process of its own so that nobody else imports torch and transformers for it. Speaks to the
-process that started it (`rbee.models.convert`) in lines of JSON on stdout: {"stage", "total"}, {"done"}, {"note"}, and
-at the end {"sha256"} or {"error"}. Does not know the cache or why the model is wanted.
+Owns the conversion, in a process of its own, because it imports torch and transformers. Writes lines of JSON to stdout
+for `rbee.models.convert`: {"stage", "total"}, {"done"}, {"note"}, and at the end {"sha256"} or {"error"}. Does not know
+the cache.
 
-transformers reads the weights, and for each architecture undoes the changes that llama.cpp's converter makes; they
-come out in float32. What it leaves undone is mended here: how text is split before BPE (`mend_pre_tokenizer`), and
-every token that ends a turn (`_end_tokens`).
+transformers reads the weights into float32, and undoes what llama.cpp's converter changed in each architecture. Mended
+here: how text is split before BPE (`mend_pre_tokenizer`), and which tokens end a turn (`_generation_config`).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
 import re
 import shutil
-import signal
 import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rbee.child import die_with_parent
 from rbee.errors import ModelError
 from rbee.models.cache import NO_SPACE_ERRNOS, check_space, no_space
 from rbee.models.gguf_header import read_header
@@ -47,13 +45,27 @@ _DIGITS_THEN_GPT2_SPLIT = frozenset({"smollm", "starcoder", "refact"})
 
 
 class Reporter:
-    """Writes the lines that the parent reads."""
+    """Writes the lines that the parent reads: those of a `Progress` (`rbee.models`), and one outcome."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
-    def send(self, **fields: Any) -> None:
-        """One line."""
+    def stage(self, name: str, total: int = 0) -> None:
+        self._send(stage=name, total=total)
+
+    def done(self, amount: int) -> None:
+        self._send(done=amount)
+
+    def note(self, text: str) -> None:
+        self._send(note=text)
+
+    def succeeded(self, sha256: str) -> None:
+        self._send(sha256=sha256)
+
+    def failed(self, error: ModelError) -> None:
+        self._send(error=str(error))
+
+    def _send(self, **fields: str | int) -> None:
         self._file.write(json.dumps(fields) + "\n")
         self._file.flush()
 
@@ -61,12 +73,9 @@ class Reporter:
 def mend_pre_tokenizer(tokenizer: Tokenizer, pre_type: str | None) -> str | None:
     r"""Split text as the vocabulary's training did, where transformers does not.
 
-    transformers knows many values of the GGUF key tokenizer.ggml.pre and gives the others a plain byte-level
-    pre-tokenizer. For those of SmolLM2 and StarCoder that is wrong: digits must be isolated first, so that "\n\n1"
-    is two tokens and not three.
-
-    Returns:
-        A warning for the user if nobody knows how this vocabulary splits text.
+    transformers gives a plain byte-level pre-tokenizer to values of tokenizer.ggml.pre that it does not know. For
+    SmolLM2 and StarCoder digits must be isolated first, so that "\n\n1" is two tokens and not three. Returns a warning
+    for the user if the vocabulary's split is unknown.
     """
     from tokenizers import pre_tokenizers  # noqa: PLC0415 - not before the header has been found good
 
@@ -85,29 +94,29 @@ def convert(source: Path, folder: Path, report: Reporter) -> None:
     """Write tokenizer, chat template, configs and float32 weights of the GGUF `source` into `folder`.
 
     Raises:
-        ModelError: the file is no good, or too little space is left for the result.
-        Exception: whatever transformers raises about a file that it cannot convert.
+        ModelError: the file is damaged, or too little space is left.
+        Exception: what transformers raises about a file that it cannot convert.
     """
-    report.send(stage="checking the GGUF file", total=source.stat().st_size)
+    report.stage("checking the GGUF file", source.stat().st_size)
     header = read_header(source)
     weight_bytes = header.num_weights * _BYTES_PER_WEIGHT
     check_space(folder, weight_bytes + _SMALL_FILES)
     digest = _sha256(source, report)
 
-    report.send(stage="loading torch and transformers")
-    import torch  # noqa: PLC0415 - seconds, and for nothing if the file is no good
+    report.stage("loading torch and transformers")
+    import torch  # noqa: PLC0415 - takes seconds
     import transformers  # noqa: PLC0415
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     here = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
 
-    report.send(stage="converting the tokenizer")
+    report.stage("converting the tokenizer")
     tokenizer = transformers.AutoTokenizer.from_pretrained(**here)
     if warning := mend_pre_tokenizer(tokenizer.backend_tokenizer, header.metadata.get("tokenizer.ggml.pre")):
-        report.send(note=f"{source.name}: {warning}.")
+        report.note(f"{source.name}: {warning}.")
     tokenizer.save_pretrained(folder)
 
-    report.send(stage="converting the weights", total=0)
+    report.stage("converting the weights")
     loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         **here, dtype=torch.float32, output_loading_info=True
     )
@@ -124,12 +133,12 @@ def convert(source: Path, folder: Path, report: Reporter) -> None:
     _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", _generation_config(config, header.metadata))
 
-    report.send(stage="saving the weights", total=sum(tensor.nbytes for tensor in weights.values()))
+    report.stage("saving the weights", sum(tensor.nbytes for tensor in weights.values()))
     from safetensors.torch import save_file  # noqa: PLC0415
 
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors writes with mode 0600
-    report.send(sha256=digest)
+    report.succeeded(digest)
 
 
 def _sha256(path: Path, report: Reporter) -> str:
@@ -137,12 +146,12 @@ def _sha256(path: Path, report: Reporter) -> str:
     with path.open("rb") as file:
         while chunk := file.read(1 << 24):
             digest.update(chunk)
-            report.send(done=file.tell())
+            report.done(file.tell())
     return digest.hexdigest()
 
 
 def _distinct(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of `state` without those that share another's memory: an lm_head tied to the embeddings."""
+    """`state` without tensors that share another's memory: an lm_head tied to the embeddings."""
     seen: set[int] = set()
     distinct = {}
     for name, tensor in state.items():
@@ -153,7 +162,7 @@ def _distinct(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _generation_config(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The special ids that generation needs; an instruction model's turn may end with another token than its text."""
+    """Return the special ids; an instruction model's turn may end with another token than its text."""
     found = config.get("eos_token_id")
     ends = list(found) if isinstance(found, list) else [found]
     ends += [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
@@ -175,8 +184,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _explain(error: Exception, source: Path, folder: Path) -> ModelError:
-    """The sentence for an error that is not ours."""
-    found = re.search(r"\(os error (\d+)\)", str(error))  # how safetensors tells what went wrong with its file
+    found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors has it in its text only
     number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
     if number in NO_SPACE_ERRNOS:
         with contextlib.suppress(ModelError):
@@ -185,36 +193,31 @@ def _explain(error: Exception, source: Path, folder: Path) -> ModelError:
     return ModelError(f"transformers cannot convert {source} ({type(error).__name__}: {reason.rstrip('.')}).")
 
 
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when `parent` is gone, even if it was killed itself."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 def run(source: Path, folder: Path, report: Reporter) -> int:
-    """`convert`, with every failure reported as a sentence; returns the exit status, 0 or 2."""
+    """`convert`, with failures reported; return the exit status."""
     try:
         convert(source, folder, report)
     except ModelError as error:
-        report.send(error=str(error))
+        report.failed(error)
     except Exception as error:  # noqa: BLE001 - a bad file makes transformers raise anything at all
         traceback.print_exc()  # goes to the log that the parent shows at debug level
-        report.send(error=str(_explain(error, source, folder)))
+        report.failed(_explain(error, source, folder))
     else:
         return 0
     return 2
 
 
 def main(arguments: list[str]) -> int:
-    """Convert as the command line says, telling stdout; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="rbee.models.convert_gguf", description="Convert one GGUF file.")
+    """Parse the command line and `run`; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="rbee.engine.runners.torch.convert_gguf", description="Convert one GGUF file."
+    )
     parser.add_argument("--parent-pid", type=int, required=True)
     parser.add_argument("source", type=Path)
     parser.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
-    _die_with(options.parent_pid)
+    if not die_with_parent(options.parent_pid):
+        return 2
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as lines:
         os.dup2(2, 1)  # nothing that a library prints gets between the lines
         return run(options.source, options.folder, Reporter(lines))

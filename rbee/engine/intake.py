@@ -1,0 +1,195 @@
+"""What comes from outside between two steps: submissions, cancels, deadlines and full rings.
+
+Owns the live sequences until their one finish reason. Does not know what computes or samples.
+"""
+
+from __future__ import annotations
+
+import array
+import heapq
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rbee.engine import sampler
+from rbee.engine.scheduling.sequence import PRIORITY_NS, Sequence
+from rbee.messages import FinishReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rbee.engine.publisher import Publisher
+    from rbee.engine.scheduling.scheduler import Scheduler
+    from rbee.messages import Submit
+    from rbee.transport import Producer
+
+logger = logging.getLogger(__name__)
+
+_MAX_SCORED_TOKENS = 64  # of a prompt in one step: each takes a row of logits, as wide as the vocabulary
+_MANY_DEADLINES = 64  # of requests that have ended
+
+
+@dataclass(slots=True, eq=False)
+class Live:
+    """A sequence that has not ended, and what belongs to its ring."""
+
+    sequence: Sequence  # the scheduler's
+    row: sampler.Row  # its parameters and tokens for the sampler
+    num_side_records: int  # published with each of its tokens
+    report_cached: bool  # its number of cached tokens is yet to be published, as its first record
+    full_since_ns: int = 0  # when it was paused, if it is
+    ended: bool = False  # it has its finish reason
+
+
+class Intake:
+    """The live sequences and the submissions for the next step.
+
+    A ring full for `slow_reader_timeout` seconds ends its sequence. `now_ns` is CLOCK_MONOTONIC.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        producer: Producer,
+        publisher: Publisher,
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        slow_reader_timeout: float,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.live: dict[int, Live] = {}  # by ring
+        self._scheduler = scheduler
+        self._producer = producer
+        self._publisher = publisher
+        self._vocab_size = vocab_size
+        self._max_model_len = max_model_len
+        self._slow_reader_ns = round(slow_reader_timeout * 1e9)
+        self._now_ns = now_ns
+        self._submitted: deque[Submit] = deque()
+        self._num_arrivals = 0
+        self._deadlines: list[tuple[int, int, Live]] = []  # a heap: when, rank of submission, whose
+
+    @property
+    def num_submitted(self) -> int:
+        return len(self._submitted)
+
+    def submit(self, submission: Submit) -> None:
+        """Queue a request for the next step."""
+        self._submitted.append(submission)
+
+    def take(self) -> None:
+        now = self._now_ns()
+        self.take_submissions()
+        self._end_cancelled()
+        self._end_overdue(now)
+        if full := self._pause_full_rings(now):
+            self._end_slow_readers(full, now)
+
+    def take_submissions(self) -> None:
+        """Make the queued requests live; end those that cannot run with ERROR."""
+        while self._submitted:
+            submission = self._submitted.popleft()
+            self._producer.open(submission.ring, submission.generation)
+            problem = self._problem(submission)
+            if problem is not None:
+                logger.error("request %s cannot run: %s", submission.request_id, problem)
+                self._publisher.finish(submission.ring, FinishReason.ERROR)
+                continue
+            self._add(submission)
+
+    def finish(self, live: Live, reason: FinishReason, *, invalid_kv: bool = False) -> None:
+        """End a sequence with the next commit; `invalid_kv`: see `BlockManager.release`."""
+        sequence = live.sequence
+        self._scheduler.remove(sequence, invalid_kv=invalid_kv)
+        del self.live[sequence.ring]
+        live.ended = True
+        self._publisher.finish(sequence.ring, reason, sequence.num_cached_tokens)
+
+    def _add(self, submission: Submit) -> None:
+        sampling = submission.sampling
+        sequence = Sequence(
+            request_id=submission.request_id,
+            ring=submission.ring,
+            rank=(submission.received_ns + submission.priority * PRIORITY_NS, self._num_arrivals),
+            token_ids=array.array("I", submission.prompt),
+            sampling=sampling,
+            cache_salt=submission.cache_salt,
+        )
+        row = sampler.Row(sampler.RowSampler(sampling), sequence.token_ids, sequence.num_prompt_tokens)
+        live = Live(sequence, row, sampling.num_logprobs or 0, submission.report_cached)
+        self.live[sequence.ring] = live
+        if submission.deadline_ns:
+            self._drop_ended_deadlines()
+            heapq.heappush(self._deadlines, (submission.deadline_ns, self._num_arrivals, live))
+        self._scheduler.add(sequence)
+        self._num_arrivals += 1
+
+    def _problem(self, submission: Submit) -> str | None:
+        """Why a submission cannot run, or None. The server checked it too; this check protects other requests."""
+        size, remainder = divmod(len(submission.prompt), 4)
+        if size == 0 or remainder:
+            return f"its prompt is {len(submission.prompt)} bytes, which is no token ids."
+        if size + 1 > self._max_model_len:
+            return f"its prompt has {size} tokens, and with one more exceeds the limit of {self._max_model_len}."
+        highest = int(np.frombuffer(submission.prompt, "<u4").max())
+        if highest >= self._vocab_size:
+            return f"its prompt has token {highest}, but the vocabulary ends at {self._vocab_size - 1}."
+        sampling = submission.sampling
+        records = 1 + (sampling.num_logprobs or 0) + (sampling.num_prompt_logprobs or 0) + submission.report_cached
+        capacity = self._producer.free_space(submission.ring)
+        if records > capacity:
+            return f"it wants {records} records in a step, but its ring holds {capacity}."
+        return sampler.invalid(sampling, self._vocab_size)
+
+    def _end_cancelled(self) -> None:
+        for ring in self._producer.take_cancelled():
+            live = self.live.get(ring)
+            if live is not None:  # else it was refused in this very step
+                self.finish(live, FinishReason.ABORT)
+
+    def _end_overdue(self, now: int) -> None:
+        """End the sequences whose deadline has passed, also those that never ran."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, live = heapq.heappop(self._deadlines)
+            if not live.ended:
+                self.finish(live, FinishReason.DEADLINE)
+
+    def _drop_ended_deadlines(self) -> None:
+        """Free ended requests, which the heap would keep in memory until their deadlines."""
+        if len(self._deadlines) > 2 * len(self.live) + _MANY_DEADLINES:
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].ended]
+            heapq.heapify(self._deadlines)
+
+    def _pause_full_rings(self, now: int) -> list[Live]:
+        """Pause sequences whose ring is too full for a step and return them; bound the chunks of scored prompts.
+
+        A step adds a token with its side records, or, for each token of a chunk but a prompt's last, the side records
+        that score the next.
+        """
+        full = []
+        for ring, live in self.live.items():
+            sequence = live.sequence
+            room = self._producer.free_space(ring) - live.num_side_records - live.report_cached
+            if sequence.scores_prompt:
+                room //= 1 + (sequence.sampling.num_prompt_logprobs or 0)
+                sequence.max_chunk = min(room, _MAX_SCORED_TOKENS)
+            else:
+                sequence.max_chunk = 0
+            if room > 0:
+                sequence.paused = False
+                continue
+            full.append(live)
+            if not sequence.paused:
+                sequence.paused, live.full_since_ns = True, now
+        return full
+
+    def _end_slow_readers(self, full: list[Live], now: int) -> None:
+        """End the sequences whose ring has been full without a break for the timeout."""
+        for live in full:
+            if now - live.full_since_ns >= self._slow_reader_ns:
+                self.finish(live, FinishReason.SLOW_READER)

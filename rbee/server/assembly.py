@@ -1,0 +1,93 @@
+"""From a config and a model to the ASGI application and the supervisor of its engine.
+
+Owns which part gets which value of the config. Starts nothing: `rbee.server.process` drives the supervisor in its own
+order; under another ASGI server the application's lifespan starts and stops the engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, NamedTuple
+
+from rbee.server.http.app import build_app
+from rbee.server.link.engine_client import Admission
+from rbee.server.link.engine_process import EngineSettings
+from rbee.server.link.supervisor import Supervisor
+from rbee.server.protocols.openai.routes import OpenAiApi
+from rbee.server.protocols.operations import OperationsApi
+from rbee.server.protocols.resume import Resuming
+from rbee.server.streams.exchange import Backend
+from rbee.server.streams.live import ReplyWatch
+from rbee.server.streams.resumption import ResumableStreams
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from rbee.config import Config, ServerConfig
+    from rbee.server.http.app import App
+    from rbee.server.text.served_model import ServedModel
+
+ENGINE_PATIENCE = 5.0  # seconds the engine may take to stop
+_LONGEST_PERIOD, _SHORTEST_PERIOD = 5.0, 0.05  # seconds between two checks of all streams
+
+
+class Assembly(NamedTuple):
+    """The parts of a server that its process or ASGI server drives."""
+
+    app: App
+    supervisor: Supervisor
+
+
+def build(config: Config, model: ServedModel) -> Assembly:
+    """The application that serves `model`, and the supervisor that runs its engine. Needs no event loop."""
+    supervisor = Supervisor(engine_settings(config))
+    return Assembly(assemble(config.server, model, supervisor), supervisor)
+
+
+def engine_settings(config: Config) -> EngineSettings:
+    """The part of the config that the engine's process and its client need."""
+    server = config.server
+    return EngineSettings(
+        config=config.engine,
+        slow_reader_timeout=server.slow_reader_timeout,
+        num_rings=-(-server.max_requests // 64) * 64,
+        ring_capacity=server.ring_capacity,
+        admission=Admission(max_num_seqs=config.engine.max_num_seqs, max_queued_requests=server.max_queued_requests),
+        busy_poll=server.busy_poll,
+        debug=config.debug,
+    )
+
+
+def assemble(config: ServerConfig, model: ServedModel, supervisor: Supervisor) -> App:
+    """The application whose requests go to the engine of `supervisor`."""
+    watch = ReplyWatch(
+        _check_period(min(config.slow_reader_timeout, config.resume_timeout)), config.slow_reader_timeout
+    )
+    resuming = Resuming(
+        ResumableStreams(watch, resume_timeout=config.resume_timeout, max_ended=config.max_requests),
+        watch,
+        replay_window=config.replay_window,
+    )
+    openai = OpenAiApi(
+        Backend(supervisor, model.codec, watch),
+        model,
+        resuming,
+        max_body_bytes=config.max_body_mib * 2**20,
+        lenient=config.lenient,
+    )
+    operations = OperationsApi(supervisor, model.name)
+
+    @contextlib.asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        await supervisor.start()
+        try:
+            yield
+        finally:
+            await supervisor.stop(ENGINE_PATIENCE)
+
+    return build_app([*openai.routes(), *resuming.routes(), *operations.routes()], config.api_key, lifespan=lifespan)
+
+
+def _check_period(timeout: float) -> float:
+    """Seconds between two checks of all streams, so that an end comes at most a tenth too late."""
+    return min(max(timeout / 10, _SHORTEST_PERIOD), _LONGEST_PERIOD)

@@ -1,0 +1,124 @@
+"""The listening socket, uvicorn's configuration on it, and what must hold before others can connect.
+
+Owns these. Does not know the application, or when it is served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import resource
+import socket
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from rbee.errors import ConfigError
+from rbee.server.http.protocol import StreamProtocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from starlette.types import ASGIApp
+
+_BACKLOG = 2048
+_SPARE_DESCRIPTORS = 64  # beside one for each request: files, pipes, the engine's channels, refused connections
+_SEND_BUFFER = 128 * 1024  # bytes the kernel holds for one slow client (it books twice that); a token's frame has 250
+_RESPONSE_PATIENCE = 2  # seconds the last responses may take to leave, once nothing is open any more
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn's server without its signal handlers, which would end the process by the signal they caught."""
+
+    def __init__(self, app: ASGIApp, *, debug: bool = False) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=StreamProtocol,
+                ws="none",
+                lifespan="off",  # the process starts and stops the engine itself, in its own order
+                log_config=None,  # rbee.logs has configured logging
+                log_level="debug" if debug else "warning",
+                access_log=False,
+                server_header=False,
+                backlog=_BACKLOG,
+                timeout_graceful_shutdown=_RESPONSE_PATIENCE,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def leave_now(self) -> None:
+        self.force_exit = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket on `host` (a name takes its first IPv4 address, else its first IPv6 one) and `port`.
+
+    Its connections inherit TCP_NODELAY, and a bounded send buffer, so that a slow client fills its ring and not the
+    kernel's memory.
+
+    Raises:
+        ConfigError: the address cannot be used.
+    """
+    where = f"{host}:{port}"
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"--host {host} is not an address of this machine: {error}.") from error
+    family, kind, protocol, _, address = min(addresses, key=lambda entry: entry[0] != socket.AF_INET)
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        sock.bind(address)
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        remedy = "stop what uses it, or choose another with --port (0 takes a free one)"
+        raise ConfigError(f"Cannot listen on {where}: {error.strerror}; {remedy}.") from error
+    return sock
+
+
+def url_of(sock: socket.socket) -> str:
+    """The http URL of a listening socket."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def check_access(host: str, api_keys: Sequence[str], *, insecure: bool) -> None:
+    """Raise ConfigError for keys that cannot be sent, or for a public address without a key."""
+    if not all(key.isascii() and key.strip() for key in api_keys):
+        raise ConfigError("--api-key must be a word of ASCII characters, not an empty one.")
+    if not (api_keys or insecure or _is_loopback(host)):
+        raise ConfigError(
+            f"--host {host} can be reached from other machines; give an --api-key, or --insecure to do without."
+        )
+
+
+def allow_descriptors(max_requests: int) -> None:
+    """Let this process open a connection for each of `max_requests`; ConfigError if its hard limit is lower."""
+    needed = max_requests + _SPARE_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ConfigError(
+            f"--max-requests {max_requests} needs {needed} file descriptors, but this process may open only {hard}: "
+            "raise the limit (ulimit -Hn) or lower the option."
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        # Connections in the backlog need descriptors too: take what there is, up to twice the need.
+        most = 2 * needed if hard == resource.RLIM_INFINITY else min(hard, 2 * needed)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

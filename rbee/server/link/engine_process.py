@@ -1,0 +1,228 @@
+"""One epoch of the engine: its arena, doorbell, child process, pidfd, control channel, client and heartbeat.
+
+Owns all of these and releases them in `close`. The pidfd and the end of the control channel show the process's death;
+no timeout does. Does not know which requests are taken, or what follows a death: that is its owner's policy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from rbee.errors import TransportError
+from rbee.messages import Attached, Configure, Failed, Loading, Ready, Shutdown, ToEngine, decode_to_server, encode
+from rbee.server.link.engine_client import Admission, EngineClient
+from rbee.server.link.heartbeat import Heartbeat
+from rbee.transport import Arena, Consumer, create_doorbell
+from rbee.transport.control import FrameDecoder, frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rbee.config import EngineConfig
+    from rbee.transport import ServerState
+
+_log = logging.getLogger(__name__)
+
+_EXIT_GRACE = 1.0  # seconds between the end of the control channel and SIGKILL, in which the engine flushes its log
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What every epoch of the engine has in common. The engine itself is sent the first two."""
+
+    config: EngineConfig
+    slow_reader_timeout: float  # seconds that a ring may be full
+    num_rings: int  # sequences that there can be at once, a multiple of 64
+    ring_capacity: int  # records that a sequence's ring holds, a power of two
+    admission: Admission = field(default_factory=Admission)
+    busy_poll: bool = False
+    debug: bool = False
+
+
+class EngineOwner(Protocol):
+    """Receives the events of an EngineProcess: attached, loading, ready, each or none; then died, perhaps failed."""
+
+    @property
+    def state(self) -> ServerState:
+        """The state that observers of the arena see."""
+
+    def on_attached(self) -> None: ...
+
+    def on_loading(self, progress: Loading) -> None: ...
+
+    def on_ready(self, ready: Ready) -> None: ...
+
+    def on_died(self, how: str) -> None:
+        """The process has ended, for example with "exit code 2". `client` still has the tokens that it committed."""
+
+    def on_failed(self, reason: str) -> None:
+        """After `on_died`, if the engine never was ready: a sentence for the user."""
+
+
+class EngineProcess:
+    """The engine from its start to its end; the next start, with the next epoch, is another object."""
+
+    client: EngineClient  # from `start` on
+
+    def __init__(self, settings: EngineSettings, epoch: int, owner: EngineOwner) -> None:
+        self.epoch = epoch
+        self.exited = asyncio.Event()  # the process has ended
+        self._settings = settings
+        self._owner = owner
+        self._control_ended = False
+        self._was_ready = False
+        self._failure = ""
+        self._resources = contextlib.ExitStack()
+
+    async def start(self) -> None:
+        """Start the process; returns before it is ready.
+
+        Raises:
+            TransportError: no shared memory, file descriptors or processes left.
+        """
+        settings = self._settings
+        loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as resources:
+            self._arena = Arena.create(
+                num_rings=settings.num_rings, ring_capacity=settings.ring_capacity, epoch=self.epoch
+            )
+            resources.callback(self._arena.close)
+            resources.callback(self._arena.unlink)
+            try:
+                doorbell = create_doorbell()
+                resources.callback(os.close, doorbell)
+                consumer = Consumer(self._arena, doorbell)
+                resources.callback(consumer.close)
+                ours, theirs = socket.socketpair()
+                with theirs:
+                    self._process = _spawn(theirs.fileno(), doorbell, debug=settings.debug)
+                resources.callback(self._process.wait)
+                resources.callback(self._process.kill)  # does nothing to a process that has been waited for
+                pidfd = os.pidfd_open(self._process.pid)
+                resources.callback(os.close, pidfd)
+                ours.setblocking(False)
+                self._transport, _ = await loop.create_unix_connection(
+                    lambda: _ControlProtocol(self._on_record, self._on_control_end), sock=ours
+                )
+            except OSError as error:
+                raise TransportError(f"The engine process cannot be started: {error.strerror}.") from error
+            resources.callback(self._transport.abort)
+            self.client = EngineClient(
+                consumer,
+                settings.num_rings,
+                self._send,
+                give_up=self.kill,
+                admission=settings.admission,
+                busy_poll=settings.busy_poll,
+            )
+            heartbeat = Heartbeat(consumer, lambda: self._owner.state, self.client.on_wake)
+            heartbeat.start()
+            resources.callback(heartbeat.stop)
+            self.client.start(doorbell)
+            resources.callback(self.client.stop)
+            loop.add_reader(pidfd, self._on_exit, pidfd)
+            resources.callback(loop.remove_reader, pidfd)
+            self._resources = resources.pop_all()
+        self._send(
+            Configure(
+                engine=settings.config,
+                slow_reader_timeout=settings.slow_reader_timeout,
+                arena_name=self._arena.name,
+            )
+        )
+
+    def shutdown(self) -> None:
+        """Ask the engine to end what runs, and to exit."""
+        self._send(Shutdown())
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def close(self) -> None:
+        """Release everything; a process that still runs is killed. Afterwards the owner gets no events."""
+        self._resources.close()
+        if self.exited.is_set():
+            self._on_control_end()
+        self._control_ended = True
+
+    def _on_record(self, payload: bytes) -> None:
+        match decode_to_server(payload):
+            case Attached(pid=pid):
+                self._arena.unlink()
+                _log.debug("engine %d has attached the arena", pid)
+                self._owner.on_attached()
+            case Loading() as progress:
+                self._owner.on_loading(progress)
+            case Ready() as ready:
+                self._was_ready = True
+                self._owner.on_ready(ready)
+            case Failed(message=message):
+                self._failure = message
+
+    def _on_control_end(self) -> None:
+        if self._control_ended:
+            return
+        self._control_ended = True
+        if self.exited.is_set():
+            self._report_failure()
+        else:
+            self._resources.callback(asyncio.get_running_loop().call_later(_EXIT_GRACE, self.kill).cancel)
+
+    def _on_exit(self, pidfd: int) -> None:
+        asyncio.get_running_loop().remove_reader(pidfd)
+        how = _ending(self._process.wait())
+        self._owner.on_died(how)
+        self.exited.set()
+        if not self._failure:
+            self._failure = f"The engine process died before it was ready ({how})."
+        if self._control_ended:
+            self._report_failure()
+
+    def _report_failure(self) -> None:
+        """Called once, when the process has ended and its last record has been read."""
+        if not self._was_ready:
+            self._owner.on_failed(self._failure)
+
+    def _send(self, record: ToEngine) -> None:
+        if not self._control_ended and not self.exited.is_set():
+            self._transport.write(frame(encode(record)))
+
+
+class _ControlProtocol(asyncio.Protocol):
+    def __init__(self, on_record: Callable[[bytes], None], on_end: Callable[[], None]) -> None:
+        self._on_record = on_record
+        self._on_end = on_end
+        self._decoder = FrameDecoder()
+
+    def data_received(self, data: bytes) -> None:
+        for payload in self._decoder.feed(data):
+            self._on_record(payload)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self._on_end()
+
+
+def _spawn(control: int, doorbell: int, *, debug: bool) -> subprocess.Popen[bytes]:
+    """Start `python -m rbee.engine` with its two descriptors; its stdout goes to our stderr."""
+    command = [sys.executable, "-m", "rbee.engine"]
+    command += ["--control-fd", str(control), "--doorbell-fd", str(doorbell), "--parent-pid", str(os.getpid())]
+    command += ["--debug"] if debug else []
+    return subprocess.Popen(  # noqa: S603 - our own words only
+        command, pass_fds=(control, doorbell), stdin=subprocess.DEVNULL, stdout=sys.stderr
+    )
+
+
+def _ending(returncode: int) -> str:
+    if returncode >= 0:
+        return f"exit code {returncode}"
+    hint = ", perhaps out of memory" if returncode == -signal.SIGKILL else ""
+    return f"killed by {signal.Signals(-returncode).name}{hint}"

@@ -1,0 +1,170 @@
+"""OpenAI's two dialects: chat completions and plain completions.
+
+Owns what their answers and streams are made of. `rbee.server.protocols.openai.frames` owns the bytes of chunks.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+
+from rbee.server.http import refusals, sse
+from rbee.server.protocols.openai.frames import FINISH_NAMES, Chunks, error, logprobs_member
+from rbee.server.protocols.openai.logprobs import chat_logprobs, completion_logprobs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rbee.server.errors import Refusal
+    from rbee.server.protocols.openai.logprobs import Format, TokenBytes
+    from rbee.server.protocols.openai.schemas import StreamOptions
+    from rbee.server.streams.dialect import CollectedChoice, Piece
+    from rbee.server.streams.generation import Generation
+    from rbee.server.streams.outcome import Outcome
+    from rbee.transport import FrameTemplate
+
+_JSON = (b"content-type", b"application/json")
+
+
+class OpenAiDialect:
+    """What both have in common: see `rbee.server.streams.dialect.Dialect`.
+
+    `token_bytes` is a token as it is on its own, for logprobs; `ignored` names the fields that are not followed;
+    `created` is UNIX time in seconds, now if None.
+    """
+
+    _CHAT: ClassVar[bool]
+    _ID_PREFIX: ClassVar[str]
+    _OBJECT: ClassVar[str]
+    _CHUNK_OBJECT: ClassVar[str]
+    _format_logprobs: Format
+
+    keep_alive = sse.KEEP_ALIVE
+
+    def __init__(
+        self,
+        model: str,
+        generation: Generation,
+        options: StreamOptions,
+        token_bytes: TokenBytes,
+        ignored: Sequence[str] = (),
+        *,
+        created: int | None = None,
+    ) -> None:
+        self.answer_id = self._ID_PREFIX + uuid.uuid4().hex
+        warning = _warning(ignored)
+        self.stream_headers: Sequence[tuple[bytes, bytes]] = [*sse.HEADERS, *warning]
+        self.answer_headers: Sequence[tuple[bytes, bytes]] = [_JSON, *warning]
+        self._created = int(time.time()) if created is None else created
+        self._model = model
+        self._options = options
+        self._token_bytes = token_bytes
+        self._prompt_tokens = len(generation.prompt)
+        self._num_choices = generation.n
+        self._has_logprobs = generation.has_logprobs
+        self._chunks: Chunks | None = None
+
+    def begin(self) -> bytes:
+        return b""  # the role comes with the first token
+
+    def piece(self, choice: int, piece: Piece, number: int) -> bytes:
+        chunks = self._chunks or self._frames()
+        return chunks.text(choice, number, piece, self._entries(piece) if self._has_logprobs else b"")
+
+    def end(self, choice: int, piece: Piece, number: int, reason: int) -> bytes:
+        return self._frames().last(choice, number, piece, reason, self._entries(piece))
+
+    def finish(self, outcome: Outcome) -> bytes:
+        return self._frames().usage(outcome.completion_tokens, outcome.cached_tokens) + sse.DONE
+
+    def error(self, refusal: Refusal) -> bytes:
+        return error(refusals.envelope(refusal)) + sse.DONE
+
+    def template(self) -> FrameTemplate | None:
+        return None if self._has_logprobs else self._frames().template()
+
+    def answer(self, choices: Sequence[CollectedChoice], outcome: Outcome) -> bytes:
+        usage: dict[str, Any] = {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": outcome.completion_tokens,
+            "total_tokens": self._prompt_tokens + outcome.completion_tokens,
+        }
+        if outcome.cached_tokens is not None:
+            usage["prompt_tokens_details"] = {"cached_tokens": outcome.cached_tokens}
+        answer = {
+            "id": self.answer_id,
+            "object": self._OBJECT,
+            "created": self._created,
+            "model": self._model,
+            "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
+            "usage": usage,
+        }
+        return msgspec.json.encode(answer)
+
+    def _text_member(self, text: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _choice(self, index: int, choice: CollectedChoice) -> dict[str, Any]:
+        return {
+            "index": index,
+            "finish_reason": FINISH_NAMES[choice.reason],
+            "logprobs": self._listed(choice) if self._has_logprobs else None,
+        } | self._text_member(choice.text)
+
+    def _listed(self, piece: Piece | CollectedChoice) -> dict[str, Any]:
+        return self._format_logprobs(piece.entries, token_bytes=self._token_bytes)
+
+    def _entries(self, piece: Piece) -> bytes:
+        return logprobs_member(self._listed(piece)) if self._has_logprobs and piece.entries else b""
+
+    def _frames(self) -> Chunks:
+        if self._chunks is None:  # the answer turns out to be a stream
+            self._chunks = Chunks(
+                kind=self._CHUNK_OBJECT,
+                answer_id=self.answer_id,
+                created=self._created,
+                model=self._model,
+                chat=self._CHAT,
+                options=self._options,
+                prompt_tokens=self._prompt_tokens,
+                num_choices=self._num_choices,
+            )
+        return self._chunks
+
+
+class ChatDialect(OpenAiDialect):
+    """POST /v1/chat/completions."""
+
+    _CHAT = True
+    _ID_PREFIX = "chatcmpl-"
+    _OBJECT = "chat.completion"
+    _CHUNK_OBJECT = "chat.completion.chunk"
+    _format_logprobs = staticmethod(chat_logprobs)
+
+    def _text_member(self, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text}}
+
+
+class CompletionDialect(OpenAiDialect):
+    """POST /v1/completions."""
+
+    _CHAT = False
+    _ID_PREFIX = "cmpl-"
+    _OBJECT = "text_completion"
+    _CHUNK_OBJECT = "text_completion"
+    _format_logprobs = staticmethod(completion_logprobs)
+
+    def _text_member(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+
+def _warning(ignored: Sequence[str]) -> list[tuple[bytes, bytes]]:
+    """The header that names the ignored fields (RFC 9111 still lists 299: a miscellaneous warning)."""
+    if not ignored:
+        return []
+    names = ", ".join(name if re.fullmatch(r"[\w.\[\]-]{1,64}", name, re.ASCII) else "?" for name in ignored)
+    return [(b"warning", f'299 - "ignored: {names}"'.encode())]

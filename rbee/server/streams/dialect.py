@@ -1,0 +1,85 @@
+"""How a protocol renders each moment of an answer: all that streams see of a protocol.
+
+Owns the interface. A protocol makes one dialect per answer; `rbee.server.protocols` has them.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rbee.server.errors import Refusal
+    from rbee.server.streams.outcome import Outcome
+    from rbee.server.streams.records import TokenLogprob
+    from rbee.transport import FrameTemplate
+
+
+class PieceKind(Enum):
+    """What the text of a piece is a part of."""
+
+    TEXT = auto()  # the answer itself
+
+
+class Piece(NamedTuple):
+    """What a choice shows at once."""
+
+    text: str  # never empty, but in the last piece
+    num_tokens: int  # output tokens of the choice so far
+    committed_ns: int | None  # when the engine published the last of them, CLOCK_MONOTONIC; None without a token
+    entries: list[TokenLogprob]  # the tokens that begin to show here, if logprobs were asked for
+    kind: PieceKind = PieceKind.TEXT
+
+
+class CollectedChoice(NamedTuple):
+    """A choice of an answer that is not streamed."""
+
+    pieces: list[Piece]  # all of it
+    reason: int  # a FinishReason of `rbee.server.streams.outcome.ORDINARY_ENDS`
+
+    @property
+    def text(self) -> str:
+        return "".join([piece.text for piece in self.pieces])
+
+    @property
+    def entries(self) -> list[TokenLogprob]:
+        return [entry for piece in self.pieces for entry in piece.entries]
+
+
+class Dialect(Protocol):
+    """One answer in the words of a protocol.
+
+    Its methods return bytes and change nothing, so that a frame that was lost can be rendered again. A frame is what
+    one call returns; it may hold several events, or none.
+    """
+
+    answer_id: str  # no other client can guess it
+    stream_headers: Sequence[tuple[bytes, bytes]]
+    answer_headers: Sequence[tuple[bytes, bytes]]  # with the content-type, without the length
+    keep_alive: bytes  # written after a long silence; empty for a protocol without comments
+
+    def begin(self) -> bytes:
+        """What comes before the first token; may be empty."""
+
+    def piece(self, choice: int, piece: Piece, number: int) -> bytes:
+        """The frame of a piece while more may come; `number` counts the frames of its choice, from 0."""
+
+    def end(self, choice: int, piece: Piece, number: int, reason: int) -> bytes:
+        """The last frame of a choice: its last piece, perhaps without text, and its FinishReason."""
+
+    def finish(self, outcome: Outcome) -> bytes:
+        """What follows the end of the last choice."""
+
+    def error(self, refusal: Refusal) -> bytes:
+        """The end of a stream that cannot go on."""
+
+    def answer(self, choices: Sequence[CollectedChoice], outcome: Outcome) -> bytes:
+        """The body of the answer that is not streamed."""
+
+    def template(self) -> FrameTemplate | None:
+        """The frames of the only choice for the native drain; None if they hold more than its slots.
+
+        Filled in, they are the bytes of `piece`, `end` and `finish`.
+        """

@@ -1,0 +1,73 @@
+"""How the choices of one reply end, and what they add up to.
+
+Owns which ends are ordinary, and the refusal behind every other. Does not know how a protocol names them.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from rbee.messages import FinishReason
+from rbee.server.errors import Refusal, RefusalKind, deadline_passed
+
+# These leave an answer complete; a deadline does so only after the first token.
+ORDINARY_ENDS = frozenset({FinishReason.STOP, FinishReason.LENGTH, FinishReason.DEADLINE})
+
+
+class Countable(Protocol):
+    """A choice, as its outcome counts it; see `rbee.server.streams.choices.ChoiceSink`."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def cached_tokens(self) -> int | None: ...
+
+
+class Outcome:
+    """What has become of the choices of one reply so far."""
+
+    def __init__(self, num_choices: int) -> None:
+        self.num_open = num_choices  # choices that have not ended
+        self.completion_tokens = 0  # output tokens of those that have, stop tokens included
+        self.cached_tokens: int | None = None  # of the prompt, as the first choice found it; None until known
+        self.any_tokens = False  # of any choice
+
+    def end(self, choice: Countable, reason: int) -> Refusal | None:
+        """Count the end of a choice. Returns the refusal that ends the whole reply, or None."""
+        if reason != FinishReason.DEADLINE or not (self.any_tokens or choice.num_tokens):
+            refusal = finish_refusal(reason)
+            if refusal is not None:
+                self.num_open = 0
+                return refusal
+        self.num_open -= 1
+        self.completion_tokens += choice.num_tokens
+        if choice.index == 0:
+            self.cached_tokens = choice.cached_tokens
+        return None
+
+
+def finish_refusal(reason: int) -> Refusal | None:
+    """The refusal behind a finish that leaves no complete answer, else None. DEADLINE: before the first token."""
+    match reason:
+        case FinishReason.ABORT:
+            message = "The engine stopped before this request was finished."
+            return Refusal(RefusalKind.UNAVAILABLE, message, code="aborted")
+        case FinishReason.ERROR:
+            message = "The engine failed on this request; other requests are not affected."
+            return Refusal(RefusalKind.FAILED, message, code="engine_error")
+        case FinishReason.DEADLINE:
+            return deadline_passed()
+        case FinishReason.SLOW_READER:
+            message = "The client read too slowly: its tokens had no room for longer than --slow-reader-timeout."
+            return slow_reader(message)
+        case _:
+            return None
+
+
+def slow_reader(message: str) -> Refusal:
+    """The refusal for a client that does not read its stream."""
+    return Refusal(RefusalKind.TIMED_OUT, message, code="slow_reader")

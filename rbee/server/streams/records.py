@@ -1,0 +1,60 @@
+"""From the records of a ring to tokens with their logprobs.
+
+Owns how records belong together. `rbee.server.streams.choices` decides which tokens an answer lists.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from rbee.messages import SIDE_RECORD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rbee.sampling_params import SamplingParams
+    from rbee.server.link.sinks import TokenBatch
+
+
+class ScoredToken(NamedTuple):
+    """A token with its logprobs."""
+
+    token_id: int
+    logprob: float  # natural logarithm; NaN in a sequence that asked for none
+    top: list[tuple[int, float]]  # (token id, logprob) of the most likely tokens, best first, as many as asked for
+    committed_ns: int  # when the engine published it, CLOCK_MONOTONIC
+    of_prompt: bool  # it is no output
+
+
+class TokenLogprob(NamedTuple):
+    """An entry in the list of logprobs of an answer."""
+
+    token_id: int
+    logprob: float | None  # None for the first token of a prompt, which follows nothing
+    top: list[tuple[int, float]]  # see `ScoredToken`
+    offset: int  # characters before its text in the whole text of the choice
+
+
+class TokenRecords:
+    """Joins each token of one sequence to its `rbee.messages.SIDE_RECORD`s.
+
+    A batch may end between a token and its side records; the token comes with the batch that completes it.
+    """
+
+    def __init__(self, sampling: SamplingParams, num_prompt_tokens: int) -> None:
+        prompt_records = sampling.num_prompt_logprobs
+        self._prompt_left = 0 if prompt_records is None else num_prompt_tokens - 1  # the first one has no logprob
+        self._prompt_size = 1 + (prompt_records or 0)
+        self._size = 1 + (sampling.num_logprobs or 0)
+        self._group: list[tuple[int, float]] = []
+
+    def take(self, batch: TokenBatch) -> Iterator[ScoredToken]:
+        """The tokens that are complete with this batch, in order."""
+        for token_id, logprob, committed_ns in zip(batch.token_ids, batch.logprobs, batch.commit_ns, strict=True):
+            self._group.append((token_id & ~SIDE_RECORD, logprob))
+            of_prompt = self._prompt_left > 0
+            if len(self._group) == (self._prompt_size if of_prompt else self._size):
+                (own_id, own_logprob), *top = self._group
+                self._group = []
+                self._prompt_left -= of_prompt
+                yield ScoredToken(own_id, own_logprob, top, committed_ns, of_prompt)

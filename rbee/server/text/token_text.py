@@ -1,0 +1,103 @@
+"""The text of one sequence as it may be shown: no special or stop tokens, no stop strings, after an echoed prompt.
+
+Owns what of a token's text is shown, and when. Knows neither logprobs nor replies.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from rbee.server.text.detokenizer import Detokenizer
+    from rbee.server.text.stop_strings import StopStrings
+    from rbee.server.text.tokenizer import TextCodec
+
+
+class Echo(NamedTuple):
+    """A prompt that comes in front of its completion."""
+
+    token_ids: list[int]
+    text: str  # as it is shown
+    offsets: list[int]  # where each token begins in it, in characters
+    detokenizer: Detokenizer  # after the prompt; each choice forks it, as its first word may begin with a space
+
+    @classmethod
+    def of(cls, token_ids: list[int], text: str | None, codec: TextCodec) -> Echo:
+        """Find the tokens in `text`, or in what they decode to if the prompt was given as token ids (None).
+
+        A special token that was given as text is found by its name. A tokenizer that changes letters (to lower case,
+        say) is taken not to change their number. Takes time in proportion to the prompt.
+        """
+        detokenizer = codec.detokenizer()
+        pieces = [detokenizer.push(token_id) for token_id in token_ids]
+        if text is None:
+            text = "".join(pieces)
+        offsets, end = [], 0
+        for token_id, piece in zip(token_ids, pieces, strict=True):
+            offsets.append(end)
+            name = piece or token_name(codec.token_bytes(token_id))
+            if piece or text.startswith(name, end):
+                end = min(end + len(name), len(text))
+        return cls(token_ids, text, offsets, detokenizer)
+
+
+class TokenText:
+    """The text of one sequence, token by token.
+
+    Args:
+        detokenizer: for this sequence alone; after the prompt if that is echoed.
+        stops: end the text.
+        stop_token_ids: tokens that are not shown.
+        min_tokens: a stop string that one of so many first tokens completes is ordinary text.
+        num_echoed: characters that come before.
+    """
+
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        stops: StopStrings | None = None,
+        stop_token_ids: Collection[int] = (),
+        *,
+        min_tokens: int = 0,
+        num_echoed: int = 0,
+    ) -> None:
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._stop_token_ids = frozenset(stop_token_ids)
+        self._min_tokens = min_tokens
+        self.num_tokens = 0  # pushed so far
+        self.num_decoded = self.num_shown = num_echoed  # characters of them, and of these those that may be shown
+        self.stopped = False  # a stop string is complete: no more text
+
+    def push(self, token_id: int) -> str:
+        """The text that can be shown because of this token."""
+        self.num_tokens += 1
+        if token_id in self._stop_token_ids:
+            return ""
+        return self._show(self._detokenizer.push(token_id))
+
+    def flush(self) -> str:
+        """The text that waited for a next token which will not come."""
+        text = self._show(self._detokenizer.flush())
+        if self._stops is not None and not self.stopped:
+            held = self._stops.flush()
+            self.num_shown += len(held)
+            text += held
+        return text
+
+    def _show(self, text: str) -> str:
+        self.num_decoded += len(text)
+        if self._stops is not None and text:
+            text, self.stopped = self._stops.push(text, may_end=self.num_tokens > self._min_tokens)
+        self.num_shown += len(text)
+        return text
+
+
+def token_name(data: bytes) -> str:
+    r"""A token in words: its text, or `bytes:\xf0\x9f` if that is no valid text alone."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)

@@ -1,0 +1,77 @@
+"""The documentation: links and paths that exist, and a list of modules that is not stale."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.docs import module_map
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ROOT = module_map.ROOT
+PAGES = [
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(
+        ROOT / name
+        for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "native/README.md", "benchmarks/README.md")
+    ),
+]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+PATH = re.compile(r"`((?:rbee|native|tests|benchmarks|docs|\.ci)/[\w./-]*)`")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+
+@pytest.fixture(params=PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def page(request: pytest.FixtureRequest) -> Path:
+    """One page."""
+    path: Path = request.param
+    return path
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a page's headings have on the usual sites."""
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in HEADING.findall(page.read_text())}
+
+
+def test_relative_links_lead_somewhere(page):
+    """A link that names no site names a file, and with a fragment one of its headings."""
+    for link in LINK.findall(page.read_text()):
+        if not re.match(r"[a-z]+:", link):
+            name, _, fragment = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), link
+            assert not fragment or fragment in anchors(target), link
+
+
+def test_named_paths_exist(page):
+    """A path in backticks that begins with one of the repository's folders is there."""
+    missing = [path for path in PATH.findall(page.read_text()) if not (ROOT / path).exists()]
+    assert not missing
+
+
+def test_every_page_is_listed():
+    """docs/index.md links every page beside it."""
+    linked = LINK.findall((ROOT / "docs" / "index.md").read_text())
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"} <= set(linked)
+
+
+def test_module_map_is_fresh():
+    """If this fails: `python -m tests.docs.module_map` writes it anew."""
+    assert module_map.PAGE.read_text() == module_map.page()
+
+
+def test_hooks_run_the_checks_of_make_lint():
+    """.pre-commit-config.yaml has the commands of the target `lint`, each from .venv, and nothing to download."""
+    recipe = re.search(r"^lint:.*\n((?:\t.+\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe
+    commands = [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe[1].splitlines()]
+    checks = [command.removesuffix(" .").removesuffix(" $(CXX_FILES)") for command in commands]
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    entries = [entry.removesuffix(" --force-exclude") for entry in re.findall(r"entry: (.+)", hooks)]
+    assert entries == checks
+    assert hooks.count("language: system") == len(entries)
+    assert re.findall(r"- repo: (.+)", hooks) == ["local"]

@@ -1,0 +1,155 @@
+"""Which requests the server takes in each state, and how it starts and stops the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rbee.errors import EngineUnavailableError
+from rbee.messages import Loading
+from rbee.sampling_params import SamplingParams
+from rbee.server.errors import Refusal, RefusalKind
+from rbee.server.link.engine_client import Choice
+from rbee.server.link.supervisor import Supervisor
+from rbee.transport import Observer, ServerState
+from tests.fakes import RecordingSink
+from tests.server.link.link_parts import SETTINGS, child_engines, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from rbee.messages import Ready
+    from rbee.server.link.engine_client import SequenceHandle
+
+pytestmark = pytest.mark.anyio
+
+_PATIENCE = 60.0  # seconds after which a test that waits for the engine fails
+
+
+@contextlib.asynccontextmanager
+async def running() -> AsyncIterator[Supervisor]:
+    """A supervisor whose engine has been started."""
+    supervisor = Supervisor(SETTINGS)
+    await supervisor.start()
+    try:
+        yield supervisor
+    finally:
+        await supervisor.stop(_PATIENCE)
+
+
+async def until_ready(supervisor: Supervisor) -> Ready:
+    """The engine's description, when it is ready."""
+    async with asyncio.timeout(_PATIENCE):
+        return await supervisor.wait_ready()
+
+
+def refusal_of(supervisor: Supervisor) -> tuple[RefusalKind, str | None, int | None]:
+    """What a request is refused with now: its kind, code and seconds until a retry."""
+    with pytest.raises(Refusal) as caught:
+        supervisor.check_ready()
+    return caught.value.kind, caught.value.code, caught.value.retry_after
+
+
+def submit(supervisor: Supervisor) -> tuple[SequenceHandle, RecordingSink]:
+    """A request of more tokens than its ring holds, and its sink. It is paused, so that it stays open."""
+    sink = RecordingSink()
+    choice = Choice(SamplingParams(max_tokens=2 * SETTINGS.ring_capacity), sink)
+    [stream] = supervisor.client.submit_all("r", [1], [choice], received_ns=9)
+    stream.pause()
+    return stream, sink
+
+
+async def test_each_state_has_its_refusal() -> None:
+    """A request before the engine is ready, or while the server stops, is refused with the state as its code."""
+    supervisor = Supervisor(SETTINGS)
+    assert refusal_of(supervisor) == (RefusalKind.UNAVAILABLE, "engine_starting", 2)
+    supervisor.on_attached()
+    supervisor.on_loading(Loading(stage="weights", done=1, total=3))
+    assert refusal_of(supervisor) == (RefusalKind.UNAVAILABLE, "engine_loading", 2)
+    assert supervisor.progress == Loading(stage="weights", done=1, total=3)
+    supervisor.refuse_new()
+    assert refusal_of(supervisor) == (RefusalKind.UNAVAILABLE, "engine_draining", 5)
+    supervisor.on_attached()
+    assert supervisor.state is ServerState.DRAINING
+
+
+async def test_ready_engine_takes_requests_until_the_server_drains() -> None:
+    """Open requests go on while new ones are refused, and `stop` ends them with an error."""
+    async with running() as supervisor:
+        ready = await until_ready(supervisor)
+        assert supervisor.check_ready() is supervisor.ready is ready
+        stream, sink = submit(supervisor)
+        supervisor.refuse_new()
+        assert refusal_of(supervisor) == (RefusalKind.UNAVAILABLE, "engine_draining", 5)
+        stream.resume()
+        await until(lambda: sink.token_ids)
+        assert sink.ends == []
+    assert [error.code for error in sink.ends] == ["server_shutdown"]
+    assert supervisor.state is ServerState.DEAD
+    assert child_engines() == []
+
+
+async def test_dead_engine_ends_its_requests(caplog: pytest.LogCaptureFixture) -> None:
+    """What is open ends with an error, and new requests are refused with another one."""
+    async with running() as supervisor:
+        await until_ready(supervisor)
+        _, sink = submit(supervisor)
+        supervisor.kill()
+        await until(lambda: sink.ends)
+        assert [(error.kind, error.code, error.retry_after) for error in sink.ends] == [
+            (RefusalKind.UNAVAILABLE, "engine_died", 10)
+        ]
+        assert refusal_of(supervisor) == (RefusalKind.UNAVAILABLE, "engine_dead", 10)
+        supervisor.refuse_new()
+        assert supervisor.state is ServerState.DEAD
+    assert "the engine process died (killed by SIGKILL" in caplog.text
+
+
+async def test_engine_that_dies_before_it_is_ready_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    """The start fails with the reason, which is logged too."""
+    async with running() as supervisor:
+        supervisor.kill()
+        with pytest.raises(EngineUnavailableError, match="died before it was ready"):
+            await until_ready(supervisor)
+        assert refusal_of(supervisor) == (RefusalKind.UNAVAILABLE, "engine_dead", 10)
+    assert "died before it was ready" in caplog.text
+
+
+async def test_stop_kills_an_engine_that_is_not_ready(caplog: pytest.LogCaptureFixture) -> None:
+    """At once, and without an error in the log."""
+    async with running() as supervisor:
+        assert supervisor.ready is None
+    assert supervisor.state is ServerState.DEAD
+    assert child_engines() == []
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_engine_that_does_not_stop_is_killed(caplog: pytest.LogCaptureFixture) -> None:
+    """After the patience that `stop` is given."""
+    supervisor = Supervisor(SETTINGS)
+    await supervisor.start()
+    await until_ready(supervisor)
+    [engine] = child_engines()
+    engine.suspend()
+    await supervisor.stop(0)
+    assert child_engines() == []
+    assert "it is killed" in caplog.text
+
+
+async def test_supervisor_can_be_started_again() -> None:
+    """After `stop` it has a new engine, in the next epoch, also if the one before never got ready."""
+    supervisor = Supervisor(SETTINGS)
+    await supervisor.start()
+    await supervisor.stop(_PATIENCE)
+    for epoch in (2, 3):
+        await supervisor.start()
+        assert (supervisor.state, supervisor.ready) == (ServerState.STARTING, None)
+        with Observer(os.getpid()) as observer:
+            assert observer.epoch == epoch
+        await until_ready(supervisor)
+        assert supervisor.client.counters()["server_state"] <= ServerState.READY
+        await supervisor.stop(_PATIENCE)

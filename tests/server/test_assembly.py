@@ -1,0 +1,66 @@
+"""The application under an ASGI server that is not ours: no socket, no uvicorn, the engine in its lifespan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from rbee.config import Config, EngineConfig, ServerConfig
+from rbee.errors import EngineUnavailableError
+from rbee.server import assembly
+from rbee.server.text import served_model
+
+if TYPE_CHECKING:
+    from rbee.server.assembly import Assembly
+
+
+def build(**engine: Any) -> Assembly:
+    """A server of the synthetic model."""
+    config = Config(
+        engine=EngineConfig(model="synthetic", synthetic_step_ms=1, kv_cache_mib=1, **engine),
+        server=ServerConfig(max_requests=65),
+    )
+    return assembly.build(config, served_model.load_synthetic("s"))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_lifespan_runs_the_engine(times: int) -> None:
+    """Within the client's block the engine is started, gets ready and is shown; afterwards it is gone."""
+    app, supervisor = build()
+    for _ in range(times - 1):
+        with TestClient(app):
+            pass
+    with TestClient(app) as client:
+        assert client.get("/health").json() == {"status": "ok"}
+        client.portal.call(supervisor.wait_ready)
+        ready = client.get("/ready")
+        assert ready.status_code == 200
+        assert ready.json()["state"] == "ready"
+        assert ready.json()["engine"]["runner"] == "synthetic"
+        assert client.get("/v1/models").json()["data"][0]["id"] == "s"
+    assert supervisor.state.label == "dead"
+
+
+def test_engine_that_cannot_start_leaves_the_application_up() -> None:
+    """/health answers, /ready says why not, and the reason is where a start waits for the engine."""
+    app, supervisor = build(max_model_len=10_000)
+    with TestClient(app) as client:
+        with pytest.raises(EngineUnavailableError, match="--max-model-len"):
+            client.portal.call(supervisor.wait_ready)
+        assert client.get("/health").status_code == 200
+        ready = client.get("/ready")
+        assert (ready.status_code, ready.json()["state"], ready.headers["retry-after"]) == (503, "dead", "10")
+
+
+def test_every_value_of_the_config_arrives() -> None:
+    """The settings of the engine's process are those of the config; rings come in multiples of 64."""
+    server = ServerConfig(
+        max_requests=65, max_queued_requests=7, slow_reader_timeout=3, ring_capacity=8, busy_poll=True
+    )
+    engine = EngineConfig(max_num_seqs=5)
+    settings = assembly.engine_settings(Config(engine=engine, server=server, debug=True))
+    assert (settings.config, settings.num_rings, settings.ring_capacity) == (engine, 128, 8)
+    assert (settings.admission.max_num_seqs, settings.admission.max_queued_requests) == (5, 7)
+    assert (settings.slow_reader_timeout, settings.busy_poll, settings.debug) == (3, True, True)

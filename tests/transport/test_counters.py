@@ -1,0 +1,90 @@
+"""A counter is one line of a list and the place that counts: everything else follows."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import nanobind
+
+from rbee.transport import _native  # noqa: TID251 - the list that it was built from
+
+NATIVE = Path(__file__).parents[2] / "native"
+LAST = '    X(std::uint64_t, gc_pause_ns, gc_pause_ns, count, "Time in those.")\n'
+ADDED = '    X(std::uint64_t, toys, toys, count, "Toys.")\n'
+PLACE = "        count(arena_.fixed->server.drains);\n"
+COUNTED = "        count(arena_.fixed->server.toys, 3);\n"
+
+SHOW = """
+import importlib.util, json, os, sys
+import rbee.errors
+spec = importlib.util.spec_from_file_location("rbee.transport._native", sys.argv[1])
+native = importlib.util.module_from_spec(spec)
+sys.modules["rbee.transport._native"] = native
+spec.loader.exec_module(native)
+from rbee.top.interval import Interval
+from rbee.transport import Arena, Consumer, Observer, create_doorbell
+
+arena = Arena.create(num_rings=64, ring_capacity=2, epoch=1)
+consumer = Consumer(arena, create_doorbell())
+consumer.drain()
+with Observer(os.getpid()) as observer:
+    before = observer.sample()
+    consumer.drain()
+    now = observer.sample()
+shown = Interval.between(before, now, 1.0).as_json()
+print(json.dumps([
+    native.COUNTERS[-1], consumer.counters()["toys"], now.counters["toys"],
+    shown["per_second"]["toys"], shown["since_epoch_start"]["toys"],
+]))
+consumer.close()
+arena.unlink()
+"""
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    """Exactly one place."""
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+
+
+def build_binding(native: Path, target: Path) -> None:
+    """The transport's binding of a tree, as fast as a compiler can make it."""
+    includes = [native / "include", native / "bindings", nanobind.include_dir(), sysconfig.get_path("include")]
+    includes.append(Path(nanobind.source_dir()).parent / "ext" / "robin_map" / "include")
+    options = ["-std=c++17", "-O0", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-strict-aliasing"]
+    sources = [native / "bindings" / "transport.cpp", Path(nanobind.source_dir()) / "nb_combined.cpp"]
+    subprocess.run(
+        ["c++", *options, *(f"-I{folder}" for folder in includes), *map(str, sources), "-o", str(target)],
+        check=True,
+        timeout=300,
+    )
+
+
+def test_a_new_counter_costs_two_edits(tmp_path):
+    """In a copy of the tree: a line in the list and the place that counts; then header to `rbee top --json` have it."""
+    native = tmp_path / "native"
+    for folder in ("include", "bindings"):
+        shutil.copytree(NATIVE / folder, native / folder)
+    last = LAST.rstrip("\n")
+    replace(native / "include/rbee/counters.h", last, last + " \\\n" + ADDED.rstrip("\n"))
+    replace(native / "include/rbee/consumer.h", PLACE, PLACE + COUNTED)
+    module = tmp_path / "_native.so"
+    build_binding(native, module)
+    shown = subprocess.run(
+        [sys.executable, "-c", SHOW, str(module)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert shown.stdout == '[["toys", "count", "Toys."], 6, 6, 3.0, 6]\n'
+
+
+def test_every_counter_is_documented():
+    """Its name is unique, its kind one of three, its help a sentence."""
+    names = [name for name, _, _ in _native.COUNTERS]
+    assert len(set(names)) == len(names)
+    assert {kind for _, kind, _ in _native.COUNTERS} == {"count", "gauge", "status"}
+    assert all(text.endswith(".") for _, _, text in _native.COUNTERS)
+    assert all(text.endswith(".") for _, text in _native.HISTOGRAMS)
