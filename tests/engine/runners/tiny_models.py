@@ -43,6 +43,10 @@ def rope(rope_type: str, **parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": rope_type, "rope_theta": 10000.0, **parameters}}
 
 
+LLAMA3_ROPE = rope("llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+YARN_ROPE = rope("yarn", factor=4.0, original_max_position_embeddings=64)
+
+
 class Architecture(NamedTuple):
     """How to make a small model; weights are drawn with `scale`, large enough that its tokens vary, from `seed`.
 
@@ -62,22 +66,9 @@ ARCHITECTURES = {
         )
     ),
     "llama, linear rope": Architecture(lambda: transformers.LlamaConfig(**SMALL, **rope("linear", factor=3.0))),
-    "llama, llama3 rope": Architecture(
-        lambda: transformers.LlamaConfig(
-            **SMALL,
-            **rope(
-                "llama3",
-                factor=4.0,
-                low_freq_factor=1.0,
-                high_freq_factor=4.0,
-                original_max_position_embeddings=32,
-            ),
-        )
-    ),
+    "llama, llama3 rope": Architecture(lambda: transformers.LlamaConfig(**SMALL, **LLAMA3_ROPE)),
     "qwen2": Architecture(lambda: transformers.Qwen2Config(**SMALL), seed=1),
-    "qwen2, yarn": Architecture(
-        lambda: transformers.Qwen2Config(**SMALL, **rope("yarn", factor=4.0, original_max_position_embeddings=64))
-    ),
+    "qwen2, yarn": Architecture(lambda: transformers.Qwen2Config(**SMALL, **YARN_ROPE)),
     "qwen2, upper layers with windows": Architecture(
         lambda: transformers.Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1)
     ),
@@ -140,7 +131,7 @@ ARCHITECTURES = {
             num_experts_per_tok=2,
             sliding_window=WINDOW,
             layer_types=ALTERNATING,
-            **rope("yarn", factor=4.0, original_max_position_embeddings=64),
+            **YARN_ROPE,
         )
     ),
     "deepseek-v3": Architecture(
@@ -194,18 +185,7 @@ NATIVE_ARCHITECTURES = {
         lambda: transformers.LlamaConfig(**{**SIXTEEN, "num_key_value_heads": 4}), scale=0.3
     ),
     "llama, linear rope": Architecture(lambda: transformers.LlamaConfig(**SIXTEEN, **rope("linear", factor=3.0))),
-    "llama, llama3 rope": Architecture(
-        lambda: transformers.LlamaConfig(
-            **SIXTEEN,
-            **rope(
-                "llama3",
-                factor=4.0,
-                low_freq_factor=1.0,
-                high_freq_factor=4.0,
-                original_max_position_embeddings=32,
-            ),
-        )
-    ),
+    "llama, llama3 rope": Architecture(lambda: transformers.LlamaConfig(**SIXTEEN, **LLAMA3_ROPE)),
     "llama, longrope": Architecture(
         lambda: transformers.LlamaConfig(
             **{**SIXTEEN, "max_position_embeddings": 1024},
@@ -220,9 +200,7 @@ NATIVE_ARCHITECTURES = {
     ),
     "mistral": Architecture(lambda: transformers.MistralConfig(**SIXTEEN, sliding_window=WINDOW)),
     "qwen2": Architecture(lambda: transformers.Qwen2Config(**SIXTEEN)),
-    "qwen2, yarn": Architecture(
-        lambda: transformers.Qwen2Config(**SIXTEEN, **rope("yarn", factor=4.0, original_max_position_embeddings=64))
-    ),
+    "qwen2, yarn": Architecture(lambda: transformers.Qwen2Config(**SIXTEEN, **YARN_ROPE)),
     "qwen2, upper layers with windows": Architecture(
         lambda: transformers.Qwen2Config(**SIXTEEN, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1)
     ),
