@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import hypothesis
 import psutil
 import pytest
 from hypothesis import HealthCheck, settings
@@ -27,10 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from rbee.models import ModelFolder
-
-# How long an example takes on a busy machine says nothing about what it asserts.
-hypothesis.settings.register_profile("rbee", deadline=None)
-hypothesis.settings.load_profile("rbee")
 
 _PATIENCE = 120.0  # seconds after which a server that does not do what a test waits for is killed, and the test fails
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 STREAMS = "/v1/streams"
+SMALLEST_SEGMENT = 536  # bytes; every TCP takes such segments
 
 
 def request_bytes(path: str, body: dict[str, Any], *headers: str) -> bytes:
@@ -26,6 +27,16 @@ def request_bytes(path: str, body: dict[str, Any], *headers: str) -> bytes:
     content = json.dumps(body).encode()
     lines = [f"POST {path} HTTP/1.1", "Host: test", "Content-Type: application/json", f"Content-Length: {len(content)}"]
     return "\r\n".join([*lines, *headers, "", ""]).encode() + content
+
+
+def limit_receive_buffer(sock: socket.socket, size: int) -> None:
+    """Let an unconnected socket hold about `size` bytes that nobody has read.
+
+    A sender that waits for room for a whole segment, where there never is any, sends a little whenever a timer of TCP
+    runs out: five times a second. Loopback's segments have 64 kB, so they are made smaller along with the buffer.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, max(size // 8, SMALLEST_SEGMENT))
 
 
 @dataclass
@@ -96,7 +107,7 @@ class Client:
         """Send any bytes on a new connection."""
         sock = socket.socket()
         if receive_buffer is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            limit_receive_buffer(sock, receive_buffer)
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, self._address)
         reader, writer = await asyncio.open_connection(sock=sock, limit=receive_buffer or 2**16)

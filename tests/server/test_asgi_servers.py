@@ -13,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from rbee.server.assembly import build
+from tests.raw_client import limit_receive_buffer
 from tests.server.asgi_parts import synthetic_config, synthetic_model, under_hypercorn, under_our_server
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ async def open_stream(address: Address) -> tuple[asyncio.StreamReader, asyncio.S
     """A client that has asked for an endless stream and read the first bytes of it."""
     body = httpx.Request("POST", "http://x/v1/chat/completions", json=ENDLESS)
     sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+    limit_receive_buffer(sock, 16 * 1024)
     sock.connect(address)
     reader, writer = await asyncio.open_connection(sock=sock, limit=2**12)
     head = "".join(f"{name}: {value}\r\n" for name, value in body.headers.items())

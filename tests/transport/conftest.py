@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rbee.transport import Arena, Consumer, Producer, create_doorbell
+from tests.raw_client import limit_receive_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,7 +90,7 @@ def connect() -> Iterator[Callable[[], tuple[socket.socket, socket.socket]]]:
         def make() -> tuple[socket.socket, socket.socket]:
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             client = socket.socket()
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            limit_receive_buffer(client, 4096)
             client.connect(listener.getsockname())
             stack.callback(client.close)
             server, _ = listener.accept()
