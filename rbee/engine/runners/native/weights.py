@@ -20,7 +20,7 @@ from rbee.engine.runners.native.packed_weights import MatrixPlan, Plan, Weights,
 from rbee.errors import ModelError
 from rbee.models import gguf_of
 from rbee.models.folder import weights_files
-from rbee.models.gguf_header import GGML_TYPES, read_header
+from rbee.models.gguf.header import GGML_TYPES, read_header
 from rbee.models.safetensors_header import read_safetensors_header
 
 if TYPE_CHECKING:

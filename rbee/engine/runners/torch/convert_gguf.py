@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from rbee.child import die_with_parent
 from rbee.errors import ModelError
 from rbee.models.cache import NO_SPACE_ERRNOS, check_space, no_space
-from rbee.models.gguf_header import read_header
+from rbee.models.gguf.header import read_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,0 +1,77 @@
+"""A model in one GGUF file or several (shards).
+
+Owns which files belong together, and that none is missing. Does not know what metadata and tensors mean.
+
+gguf-split (llama.cpp, tools/gguf-split) writes NAME-00001-of-00003.gguf and so on: each shard has the keys split.no,
+split.count and split.tensors.count, the first one has all other keys too, and may hold no tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rbee.errors import ModelError
+from rbee.models.gguf.header import read_header
+from rbee.models.stored_tensor import PlacedTensor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+
+@dataclass(frozen=True)
+class GGUFModel:
+    """The files of a model, the first one's metadata (see `GGUFHeader`), and the tensors of all."""
+
+    files: tuple[Path, ...]
+    metadata: dict[str, Any]
+    tensors: dict[str, PlacedTensor]
+
+
+def shards_of(path: Path) -> tuple[Path, ...]:
+    """The files of the model that the GGUF file `path` is or belongs to, by its name; they may be missing."""
+    if not (match := _SHARD.fullmatch(path.name)):
+        return (path,)
+    count = int(match["count"])
+    return tuple(path.with_name(f"{match['stem']}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)) or (path,)
+
+
+def open_gguf(path: Path) -> GGUFModel:
+    """Read the headers of the model that the GGUF file `path` is, or is a shard of.
+
+    Raises:
+        ModelError: a file is damaged, or a shard is missing or does not belong to the others.
+    """
+    files = shards_of(path)
+    if missing := [file.name for file in files if not file.is_file()]:
+        if files == (path,):
+            raise ModelError(f"There is no model file {path}. Check the path.")
+        raise ModelError(
+            f"The model {path} has {len(files)} files, and {len(missing)} are missing, {missing[0]} among them. "
+            "Download them into the same folder."
+        )
+    headers = [read_header(file) for file in files]
+    tensors: dict[str, PlacedTensor] = {}
+    for number, (file, header) in enumerate(zip(files, headers, strict=True)):
+        _check_shard(file, header.metadata, number, len(files))
+        if double := next(iter(tensors.keys() & header.tensors.keys()), None):
+            raise ModelError(f"{file} holds the tensor {double!r}, which {tensors[double].path} holds too.")
+        tensors |= {name: PlacedTensor(file, tensor) for name, tensor in header.tensors.items()}
+    if not tensors:
+        raise ModelError(f"{path} holds no tensors: it is a vocabulary without a model. Download the model's file.")
+    if not isinstance(headers[0].metadata.get("general.architecture"), str):
+        raise ModelError(f"{path} does not name its architecture (key general.architecture). Convert the model again.")
+    return GGUFModel(files, headers[0].metadata, tensors)
+
+
+def _check_shard(file: Path, metadata: dict[str, Any], number: int, count: int) -> None:
+    """Raise ModelError unless the file is the shard that its name says."""
+    found = int(metadata.get("split.no", 0)), max(int(metadata.get("split.count", 1)), 1)
+    if found != (number, count):
+        raise ModelError(
+            f"{file} is part {found[0] + 1} of {found[1]} by its own header, and part {number + 1} of {count} was "
+            "expected by its name. Give it its own name back, or download the model again."
+        )
