@@ -270,6 +270,10 @@ SourceTraits traits(SourceType type, WeightFormat format) {
            " cannot be packed; F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K, Q5_K and Q6_K can.");
 }
 
+std::size_t row_bytes(const SourceTraits& type, std::size_t cols) {
+    return cols / type.block_cols * type.block_bytes;
+}
+
 /// True if 8 times each scale is within binary16.
 bool fits_binary16(const std::uint8_t* blocks, std::size_t bytes) {
     bool fits = true;
@@ -350,9 +354,8 @@ Matrix packed_matrix(WeightFormat format, std::size_t rows, std::size_t cols, co
     return {format, rows, cols, packed};
 }
 
-void pack(const SourceMatrix& source, WeightFormat format, std::size_t first, std::size_t end, std::uint8_t* packed,
-          std::size_t bytes) {
-    (void)packed_matrix(format, source.rows, source.cols, packed, bytes);
+void check_packable(const SourceMatrix& source, WeightFormat format) {
+    (void)packed_bytes(format, source.rows, source.cols);
     const SourceTraits from = traits(source.type, format);
     const std::string name = from.name;
     if (from.pack == nullptr) {
@@ -363,31 +366,48 @@ void pack(const SourceMatrix& source, WeightFormat format, std::size_t first, st
         refuse("Rows of " + name + " are blocks of " + text(from.block_cols) + " columns, which " + text(source.cols) +
                " columns are not.");
     }
-    const std::size_t row_bytes = source.cols / from.block_cols * from.block_bytes;
-    if (source.bytes != source.rows * row_bytes) {
-        refuse(text(source.rows) + " x " + text(source.cols) + " weights as " + name + " have " +
-               text(source.rows * row_bytes) + " bytes, not " + text(source.bytes) + ".");
+    const std::size_t bytes = source.rows * row_bytes(from, source.cols);
+    if (source.bytes != bytes) {
+        refuse(text(source.rows) + " x " + text(source.cols) + " weights as " + name + " have " + text(bytes) +
+               " bytes, not " + text(source.bytes) + ".");
     }
+    for (std::size_t row = 0; source.row_order != nullptr && row < source.rows; ++row) {
+        if (source.row_order[row] >= source.rows) {
+            refuse("row_order names row " + text(source.row_order[row]) + " of " + text(source.rows) + ".");
+        }
+    }
+}
+
+void pack_panels(const SourceMatrix& source, WeightFormat format, std::size_t first_row, std::size_t end_row,
+                 std::uint8_t* to, std::size_t stride) {
+    const SourceTraits from = traits(source.type, format);
+    for (std::size_t panel = first_row; panel < end_row; panel += kPanelRows, to += stride) {
+        const std::uint8_t* rows[kPanelRows] = {};
+        for (std::size_t row = panel; row < std::min(panel + kPanelRows, end_row); ++row) {
+            const std::size_t index = source.row_order != nullptr ? source.row_order[row] : row;
+            rows[row - panel] = source.data + index * row_bytes(from, source.cols);
+        }
+        from.pack(rows, source.cols, to);
+    }
+}
+
+void pack(const SourceMatrix& source, WeightFormat format, std::size_t first, std::size_t end, std::uint8_t* packed,
+          std::size_t bytes) {
+    (void)packed_matrix(format, source.rows, source.cols, packed, bytes);
+    check_packable(source, format);
     if (first > end || end > source.rows || first % kPanelRows != 0 || (end % kPanelRows != 0 && end != source.rows)) {
         refuse("Rows " + text(first) + " to " + text(end) + " of " + text(source.rows) +
                " are not panels of 16, of which only the last can be smaller.");
     }
-    const bool must_fit = source.type == SourceType::kQ4_0 && format == WeightFormat::kQ4;
-    for (std::size_t panel = first; panel < end; panel += kPanelRows) {
-        const std::uint8_t* rows[kPanelRows] = {};
-        for (std::size_t row = panel; row < std::min(panel + kPanelRows, end); ++row) {
-            const std::size_t index = source.row_order != nullptr ? source.row_order[row] : row;
-            if (index >= source.rows) {
-                refuse("row_order names row " + text(index) + " of " + text(source.rows) + ".");
-            }
-            const std::uint8_t* const data = source.data + index * row_bytes;
-            if (must_fit && !fits_binary16(data, row_bytes)) {
-                refuse("A scale of these blocks of Q4_0 is too large for Q4; Q4Wide holds them.");
-            }
-            rows[row - panel] = data;
+    const std::size_t from_row = source.cols / 32 * BlockQ4_0::kBytes;
+    for (std::size_t row = first; source.type == SourceType::kQ4_0 && format == WeightFormat::kQ4 && row < end; ++row) {
+        const std::size_t index = source.row_order != nullptr ? source.row_order[row] : row;
+        if (!fits_binary16(source.data + index * from_row, from_row)) {
+            refuse("A scale of these blocks of Q4_0 is too large for Q4; Q4Wide holds them.");
         }
-        from.pack(rows, source.cols, packed + panel / kPanelRows * panel_bytes(format, source.cols));
     }
+    const std::size_t stride = panel_bytes(format, source.cols);
+    pack_panels(source, format, first, end, packed + first / kPanelRows * stride, stride);
 }
 
 void unpack(const Matrix& matrix, float* out) {

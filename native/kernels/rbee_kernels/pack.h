@@ -45,13 +45,22 @@ std::size_t packed_bytes(WeightFormat format, std::size_t rows, std::size_t cols
 Matrix packed_matrix(WeightFormat format, std::size_t rows, std::size_t cols, const std::uint8_t* packed,
                      std::size_t bytes);
 
-/// Packs rows `first` (a multiple of 16) to `end` (another one, or `rows`) to their place in `packed`, which is the
-/// whole matrix, its `bytes` those of `packed_bytes`. They then have exactly the weights of the source, except that
+/// Refuses a matrix whose bytes or row_order do not fit its size, and a format that would lose anything but this:
 /// * floats in kQ4 or kQ8 are quantized in groups of 32: kQ4 has their least as minimum and 1/15 of their range as
 ///   scale, kQ8 1/127 of their greatest magnitude as scale. These are rounded to binary16, then quants to the nearest.
 ///   A group that has NaN or infinity, or a factor beyond binary16, is NaN throughout: it shows in what is computed;
 /// * zeros of quantized blocks may have another sign, and what a scale makes infinite may be NaN.
-/// Refuses formats that would lose anything else. Only kF32 holds floats other than its own without quantizing them.
+/// Only kF32 holds floats other than its own without quantizing them.
+void check_packable(const SourceMatrix& source, WeightFormat format);
+
+/// Writes the panel of rows `first_row` to first_row + 15 at `to`, the next one at to + stride, and so on to `end_row`.
+/// Checks nothing: `check_packable` has accepted matrix and format, `held_by` has chosen the format of Q4_0, first_row
+/// is a multiple of 16, end_row another one or `rows`. What is packed has exactly the weights of the source, but for
+/// what `check_packable` lists.
+void pack_panels(const SourceMatrix& source, WeightFormat format, std::size_t first_row, std::size_t end_row,
+                 std::uint8_t* to, std::size_t stride);
+
+/// Both of these with all checks, to the rows' place in `packed`, which is the whole matrix and has `packed_bytes`.
 void pack(const SourceMatrix& source, WeightFormat format, std::size_t first, std::size_t end, std::uint8_t* packed,
           std::size_t bytes);
 
