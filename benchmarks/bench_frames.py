@@ -64,6 +64,7 @@ from machine import describe
 from program import allow_many_files, argument_parser, command_line, core_pair, finish, integers, progress
 from sse_client import Stream
 
+from rbee.child import die_with_parent
 from rbee.models import synthetic
 from rbee.transport import Arena, create_doorbell
 
@@ -87,7 +88,7 @@ class _Child:
         self._name = f"{run.__name__.removeprefix('run_')} process of {plan.way}"
         self._control, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
-        self._process = context.Process(target=_child, args=(run, plan, theirs), daemon=True)
+        self._process = context.Process(target=_child, args=(run, plan, theirs, os.getpid()), daemon=True)
         self._process.start()
         stack.callback(self._kill)
         theirs.close()
@@ -121,9 +122,11 @@ class _Child:
         self._process.join()
 
 
-def _child(run: Callable[..., None], plan: Plan, control: Connection) -> None:
-    """The start of a `_Child`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this one
+def _child(run: Callable[..., None], plan: Plan, control: Connection, parent: int) -> None:
+    """The start of a `_Child`: it ends with its parent, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not die_with_parent(parent):
+        return
     if plan.cpus is not None:
         os.sched_setaffinity(0, {plan.cpus[run is run_server]})
     run(plan, recv_handle(control), control)

@@ -36,6 +36,11 @@ settings.load_profile("rbee")
 _SLOW_FIXTURES = {"launch", "start_server", "synthetic_server", "default_model", "default_server"}
 
 
+def pytest_configure() -> None:
+    """Take Ctrl-C as in a terminal: a run in the background ignores SIGINT, and every process started would too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what starts servers or needs a downloaded model; other slow tests carry the mark themselves."""
     for item in items:

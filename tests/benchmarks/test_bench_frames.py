@@ -122,9 +122,9 @@ def test_faulty_streams_end_the_program(bench, fault, message):
         bench_frames.latencies(plan, [[(2 * 10**9, piece) for piece in pieces]], 10**9, stamps)
 
 
-@pytest.mark.parametrize("which", ["engine", "server", "client"])
+@pytest.mark.parametrize("which", ["engine", "server", "client", "client at once"])
 def test_no_process_outlives_another(which):
-    """If the engine or the server dies the program fails, and if the program is interrupted the others end."""
+    """If the engine or the server dies the program fails; if the program is interrupted or killed the others end."""
     program = subprocess.Popen(command("--streams 1 --steps 900 --step-ms 1000"), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + PATIENCE
     parent = psutil.Process(program.pid)
@@ -136,6 +136,8 @@ def test_no_process_outlives_another(which):
         server = next(child for child in found if child.net_connections())
         if which == "client":
             program.send_signal(signal.SIGINT)
+        elif which == "client at once":
+            program.kill()
         else:
             next(child for child in found if (child == server) == (which == "server")).kill()
         _, errors = program.communicate(timeout=PATIENCE)
@@ -145,7 +147,8 @@ def test_no_process_outlives_another(which):
         program.communicate()
     assert program.returncode != 0
     assert not [child for child in found if child.is_running()]
-    assert ("KeyboardInterrupt" if which == "client" else " has ended") in errors
+    said = {"client": "KeyboardInterrupt", "client at once": ""}
+    assert said.get(which, " has ended") in errors
 
 
 def doorbell_holders(parent: psutil.Process) -> list[psutil.Process]:

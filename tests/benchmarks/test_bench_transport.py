@@ -65,8 +65,7 @@ def test_interrupt_leaves_nothing_behind(tmp_path):
     """Ctrl-C in the middle of a run ends both processes and removes the folder of the sockets."""
     options = ["--streams=1", "--step-ms=10", "--steps=100000", "--contenders=mp_pipe"]
     program = subprocess.Popen(
-        # A test run in the background ignores SIGINT, and would hand that down.
-        ["env", "--default-signal=INT", *command(*options)],
+        command(*options),
         env={**os.environ, "TMPDIR": str(tmp_path)},
         stderr=subprocess.PIPE,
     )

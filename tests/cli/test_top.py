@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     Shown = dict[str, Any]  # one line of `rbee top --json`
 
 TOP = [sys.executable, "-m", "rbee.cli", "top"]
-# A test run in the background ignores SIGINT, and would hand that down.
-INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import rbee.cli; "
-INTERRUPTIBLE += "rbee.cli.main()"
 A_MINUTE = 600  # intervals of `watching`, after which what has not come will not come
 
 
@@ -47,12 +44,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def watching(pid: int) -> Iterator[tuple[Iterator[Shown], subprocess.Popen[str]]]:
     """`rbee top --json` on a server, ten times per second: an iterator of what it prints, and the process."""
     options = ["--pid", str(pid), "--json", "--interval", "0.1"]
-    with subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTIBLE, "top", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with subprocess.Popen([*TOP, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             yield map(json.loads, process.stdout), process
