@@ -81,7 +81,12 @@ class EngineConfig:
         minimum=1.05,
     )
     block_size: int = option(16, "Tokens in one block of the KV cache.", minimum=1)
-    kv_cache_mib: int = option(1024, "Memory for the KV cache, in MiB.", metavar="MIB", minimum=1)
+    kv_cache_mib: int = option(
+        0,
+        "Memory for the KV cache, in MiB; 0 takes a quarter of what the weights leave, between 256 and 8192.",
+        metavar="MIB",
+        minimum=0,
+    )
     prefix_caching: bool = option(
         True, "Keep the KV cache of prompts, for requests that begin with the same tokens (and the same cache_salt)."
     )

@@ -110,8 +110,8 @@ class ModelShape:
     def block_bytes(self, *, num_layers: int, block_size: int, exact: bool) -> int:
         """Memory that a block of the KV cache takes in all layers."""
 
-class Model:
-    """A decoder of the Llama family with its KV cache."""
+class Weights:
+    """The weights of a decoder of the Llama family, in the order in which a step reads them."""
 
     def __init__(
         self,
@@ -119,8 +119,44 @@ class Model:
         *,
         layers: list[tuple[int, int]],
         rotaries: list[tuple[list[float], float]],
-        matrices: dict[str, tuple[int, int, int, NDArray[np.uint8]]],
+        matrices: dict[str, tuple[int, int, int, NDArray[np.uint8], int, NDArray[np.uint32] | None]],
         vectors: dict[str, NDArray[np.float32]],
+    ) -> None:
+        """Copy the vectors, and reserve memory for the matrices, which `pack` fills.
+
+        Args:
+            shape: of the model.
+            layers: of each its window (positions that a token sees, itself included; 0: all) and its rotary embedding.
+            rotaries: of each the inverse frequencies [head_dim / 2], and the factor of its cosines and sines.
+            matrices: by name: format, and rows, columns, data, type and row order as `pack` takes them. The names are
+                "embedding", "head" (or the embedding serves as one) and of each layer "layers.0.query", "key", "value",
+                "output", "gate", "up" and "down".
+            vectors: "final_norm", of each layer "layers.0.attention_norm" and "mlp_norm", and what a model may have:
+                "query_norm", "key_norm", "post_attention_norm", "post_mlp_norm", "query_bias" and the like.
+
+        Raises:
+            ValueError: weights that are missing, have another size or cannot be packed like this, or a size that the
+                kernels do not support.
+            MemoryError: there is not enough.
+        """
+
+    @property
+    def source_bytes(self) -> int:
+        """Of all matrices as they are stored."""
+
+    def pack(self, num_bytes: int, pool: ThreadPool, progress: Progress | None = None) -> int:
+        """Pack the next matrices, about `num_bytes` of them as stored; returns the bytes packed so far.
+
+        `progress` is advanced several times per mebibyte.
+        """
+
+class Model:
+    """A decoder of the Llama family with its KV cache."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
         exact: bool,
         num_blocks: int,
         block_size: int,
@@ -128,27 +164,20 @@ class Model:
         pool: ThreadPool,
         progress: Progress | None = None,
     ) -> None:
-        """Copy the weights, and reserve the cache.
+        """Reserve the cache.
 
         Args:
-            shape: of the model.
-            layers: of each its window (positions that a token sees, itself included; 0: all) and its rotary embedding.
-            rotaries: of each the inverse frequencies [head_dim / 2], and the factor of its cosines and sines.
-            matrices: format, rows, columns and packed data, by name: "embedding", "head" (or the embedding serves as
-                one) and of each layer "layers.0.query", "key", "value", "output", "gate", "up" and "down".
-            vectors: "final_norm", of each layer "layers.0.attention_norm" and "mlp_norm", and what a model may have:
-                "query_norm", "key_norm", "post_attention_norm", "post_mlp_norm", "query_bias" and the like.
+            weights: all packed.
             exact: compute with float activations and a float cache, also where weights are quantized.
             num_blocks: in the cache.
             block_size: tokens in a block.
             instruction_set: "avx512", "avx2", "portable", or "auto": what the environment's RBEE_INSTRUCTION_SET names,
                 without it the best of this processor.
-            pool: threads for the copy and for every step.
-            progress: is advanced while the weights are copied, and several times per layer of a step.
+            pool: threads for every step.
+            progress: is advanced several times per layer of a step.
 
         Raises:
-            ValueError: weights that are missing or have another size, a size that the kernels do not support, or an
-                instruction set that this processor does not have.
+            ValueError: no blocks, or an instruction set that this processor does not have.
             MemoryError: there is not enough.
         """
 

@@ -1,14 +1,11 @@
 """The weights of a model as the native kernels read them.
 
 Owns which matrices and vectors a model has, what they are called in GGUF and safetensors files, and the format of
-each. `packed_weights` keeps them on the disk; native/kernels defines the formats. Does not know what is computed.
+each. `weight_plan` packs them; native/kernels defines the formats. Does not know what is computed.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +13,7 @@ import numpy as np
 
 from rbee.engine import _kernels
 from rbee.engine.runners.interface import Unsupported
-from rbee.engine.runners.native.packed_weights import MatrixPlan, Plan, Weights, load_or_pack, map_file
+from rbee.engine.runners.native.weight_plan import MappedFile, MatrixPlan, WeightPlan
 from rbee.errors import ModelError
 from rbee.models import gguf_of
 from rbee.models.folder import weights_files
@@ -29,11 +26,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from rbee.engine.runners.interface import OnLoading
     from rbee.engine.runners.native.spec import ModelSpec
     from rbee.models.stored_tensor import StoredTensor
-
-__all__ = ["FORMAT_NAMES", "Weights", "load_weights"]
 
 FORMAT_NAMES = _kernels.WEIGHT_FORMATS
 _Q4, _Q8 = FORMAT_NAMES.index("q4"), FORMAT_NAMES.index("q8")
@@ -95,14 +89,7 @@ class _Source:
     files: list[Path]  # all of them
 
 
-def load_weights(
-    spec: ModelSpec,
-    folder: Path,
-    *,
-    quantize: str,
-    on_loading: OnLoading,
-    threads: int = 0,
-) -> Weights:
+def plan_weights(spec: ModelSpec, folder: Path, *, quantize: str) -> WeightPlan:
     """The weights of the model in `folder`: of the GGUF file that it was made from if there is one, or its safetensors.
 
     Args:
@@ -111,24 +98,13 @@ def load_weights(
         quantize: of matrices of floats: "none" keeps them, "q4" and "q8" hold them in 4 or 8 bits, in groups of 32
             columns; with "q4" embedding and head get 8, which costs little and saves most of the loss. A matrix whose
             rows are not whole groups stays as it is. Blocks lose nothing in any case.
-        on_loading: called for each part while weights are packed.
-        threads: that pack; 0 takes one per core this process may use.
 
     ModelError: a tensor is missing or has another shape, or a file is damaged. Unsupported: a type that cannot be held.
     """
     gguf = gguf_of(folder)
     source = _Source(gguf, weights_files(folder) if gguf is None else [gguf])
     wanted = list(_wanted(spec, gguf=gguf is not None))
-    # What packing depends on beside the files' content.
-    facts = [quantize, spec.unit_offset_norms, [dataclasses.astuple(tensor) for tensor in wanted]]
-    return load_or_pack(
-        folder.name,
-        source.files,
-        facts=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
-        make_plan=lambda: _plan(spec, wanted, source, quantize),
-        on_loading=on_loading,
-        threads=threads,
-    )
+    return _plan(spec, wanted, source, quantize)
 
 
 def _wanted(spec: ModelSpec, *, gguf: bool) -> Iterator[_Wanted]:
@@ -168,11 +144,11 @@ def _wanted(spec: ModelSpec, *, gguf: bool) -> Iterator[_Wanted]:
         yield _Wanted(part, f"{_MODEL_NAMES[part][language]}.weight", shape)
 
 
-def _plan(spec: ModelSpec, wanted: list[_Wanted], source: _Source, quantize: str) -> Plan:
+def _plan(spec: ModelSpec, wanted: list[_Wanted], source: _Source, quantize: str) -> WeightPlan:
     """Where everything comes from, and what becomes of it; vectors are few and small, and ready in it."""
     tensors, turned = _tensors(source)
     offset = 1 if spec.unit_offset_norms and source.gguf is None else 0  # GGUF's norms have it
-    maps = {path: map_file(path) for path in source.files}
+    files = {path: MappedFile(path) for path in source.files}
     matrices, vectors = {}, {}
     for want in wanted:
         found = _find(want, tensors, source)
@@ -181,7 +157,7 @@ def _plan(spec: ModelSpec, wanted: list[_Wanted], source: _Source, quantize: str
             raise Unsupported(
                 f"its tensor {want.stored_name} is of the type {stored.type}, which the native kernels do not hold"
             )
-        data = maps[found.path][stored.offset : stored.offset + stored.size]
+        data = files[found.path].data[stored.offset : stored.offset + stored.size]
         order = _row_order(want) if turned and want.turned_heads else None
         if len(want.shape) == 2:
             rows, cols = want.shape
@@ -193,7 +169,7 @@ def _plan(spec: ModelSpec, wanted: list[_Wanted], source: _Source, quantize: str
             vector = _floats(data, stored.type)
             is_norm = want.name.endswith("norm")
             vectors[want.name] = (vector if order is None else vector[order]) + np.float32(offset if is_norm else 0)
-    return Plan(matrices, vectors)
+    return WeightPlan(matrices, vectors, tuple(files.values()))
 
 
 def _tensors(source: _Source) -> tuple[dict[str, _Found], bool]:

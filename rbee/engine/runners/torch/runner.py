@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rbee.engine.memory import available_memory
 from rbee.engine.runners.context_length import fit
 from rbee.engine.runners.interface import StepOutput
 from rbee.engine.runners.torch import model as torch_model
@@ -76,6 +77,7 @@ class TorchRunner:
             block_bytes=KVCache.bytes_per_block(layers, cache.block_size, self._model.dtype),
             limit=self._model.position_limit,
             path=path,
+            available=available_memory() if torch.device(device).type == "cpu" else torch.cuda.mem_get_info(device)[0],
         )
         self._cache = KVCache(
             layers, num_blocks=self.num_blocks, block_size=cache.block_size, dtype=self._model.dtype, device=device
