@@ -55,16 +55,37 @@ def pack(
     same matrix at once. `rbee_kernels/pack.h` has what is lost, if anything.
 
     Raises:
-        ValueError: sizes, types and rows that do not fit, or a format that would lose something and is neither Q4 nor
-            Q8 of floats. Rows may have been written by then.
+        ValueError: sizes, types and rows that do not fit, or a format that would lose more than `pack.h` lists.
         TypeError: an array of another type, with strides, or that cannot be written to.
     """
 
-def held_by(source: NDArray[np.uint8], source_type: int) -> int:
-    """The format that holds these blocks without loss. It depends on them for Q4_0: huge scales need Q4Wide.
+def dequantize(
+    source: NDArray[np.uint8],
+    source_type: int,
+    rows: int,
+    cols: int,
+    *,
+    row_order: NDArray[np.uint32] | None = None,
+    first_row: int = 0,
+    end_row: int | None = None,
+) -> NDArray[np.float32]:
+    """Rows `first_row` to `end_row` of a matrix of a file as a new array, as ggml makes floats of them.
+
+    The arguments are those of `pack`. A zero may have another sign, and infinity may be NaN.
 
     Raises:
-        ValueError: a type that cannot be packed, or bytes that are not whole blocks of it.
+        ValueError: sizes, types and rows that do not fit.
+        TypeError: an array of another type.
+    """
+
+SOURCE_TYPES: Final[dict[str, bool]]
+"""All types that can be packed and dequantized, by ggml's name: whether the format that holds them loses nothing."""
+
+def held_by(source: NDArray[np.uint8], source_type: int) -> int:
+    """The format that holds these blocks. It depends on them for Q4_0: huge scales need Q4Wide.
+
+    Raises:
+        ValueError: a type that cannot be read, or bytes that are not whole blocks of it.
     """
 
 def packed_bytes(format: int, rows: int, cols: int) -> int:  # noqa: A002 - as in weights.h

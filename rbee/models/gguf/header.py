@@ -66,6 +66,7 @@ _TYPES = {
     39: ("MXFP4", 32, 17),
     40: ("NVFP4", 64, 36),
     41: ("Q1_0", 128, 18),
+    42: ("Q2_0", 64, 18),
 }
 GGML_TYPES = {name: number for number, (name, _, _) in _TYPES.items()}  # ggml's numbers
 
