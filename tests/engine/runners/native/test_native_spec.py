@@ -322,7 +322,10 @@ def test_windows_and_ropes_alternate_as_in_gemma():
         ({"model_type": "smollm3", "no_rope_layer_interval": 0}, "its no_rope_layer_interval is 0"),
         ({"model_type": "granite", "logits_scaling": 0}, "its logits_scaling is 0, and a positive number was expected"),
         ({"model_type": "granite", "residual_multiplier": "x"}, "its residual_multiplier is 'x'"),
-        ({"model_type": "ministral3", "rope_parameters": {"llama_4_scaling_beta": -1}}, "its llama_4_scaling_beta is -1"),
+        (
+            {"model_type": "ministral3", "rope_parameters": {"llama_4_scaling_beta": -1}},
+            "its llama_4_scaling_beta is -1",
+        ),
         (
             {"model_type": "ministral3", "rope_parameters": {"llama_4_scaling_beta": 0.1}},
             "its original_max_position_embeddings is None",
