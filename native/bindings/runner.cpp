@@ -66,6 +66,17 @@ kernels::NamedWeights named_weights(const std::map<std::string, StoredMatrix>& m
     return named;
 }
 
+kernels::Activation activation_of(const std::string& name) {
+    if (name == "silu") {
+        return kernels::Activation::kSilu;
+    }
+    if (name == "gelu_tanh") {
+        return kernels::Activation::kGeluTanh;
+    }
+    check(name == "relu2", "activation must be 'silu', 'gelu_tanh' or 'relu2'.");
+    return kernels::Activation::kRelu2;
+}
+
 /// A decoder's weights, and the arrays that they are packed from until all are.
 class PyWeights {
 public:
@@ -233,8 +244,9 @@ void bind_runner(nb::module_& m) {
             "__init__",
             [](kernels::ModelShape* shape, std::size_t vocab_size, std::size_t hidden_size,
                std::size_t intermediate_size, std::size_t num_heads, std::size_t num_kv_heads, std::size_t head_dim,
-               float epsilon, const std::string& activation, float attention_scale, float embedding_scale) {
-                check(activation == "silu" || activation == "gelu_tanh", "activation must be 'silu' or 'gelu_tanh'.");
+               float epsilon, const std::string& activation, float attention_scale, float embedding_scale,
+               float residual_scale, float logit_scale, float query_growth, std::size_t query_length) {
+                check(query_length > 0, "query_length must be positive.");
                 new (shape) kernels::ModelShape{
                     vocab_size,
                     hidden_size,
@@ -243,12 +255,17 @@ void bind_runner(nb::module_& m) {
                     num_kv_heads,
                     head_dim,
                     epsilon,
-                    activation == "silu" ? kernels::Activation::kSilu : kernels::Activation::kGeluTanh,
+                    activation_of(activation),
                     attention_scale,
-                    embedding_scale};
+                    embedding_scale,
+                    residual_scale,
+                    logit_scale,
+                    query_growth,
+                    query_length};
             },
             nb::kw_only(), "vocab_size"_a, "hidden_size"_a, "intermediate_size"_a, "num_heads"_a, "num_kv_heads"_a,
-            "head_dim"_a, "epsilon"_a, "activation"_a, "attention_scale"_a, "embedding_scale"_a)
+            "head_dim"_a, "epsilon"_a, "activation"_a, "attention_scale"_a, "embedding_scale"_a,
+            "residual_scale"_a = 1.0F, "logit_scale"_a = 1.0F, "query_growth"_a = 0.0F, "query_length"_a = 1)
         .def(
             "block_bytes",
             [](const kernels::ModelShape& shape, std::size_t num_layers, std::size_t block_size, bool exact) {

@@ -91,8 +91,8 @@ Weights collect(Collector& from, const ModelShape& shape, const std::vector<Laye
     const std::size_t narrow = shape.num_kv_heads * shape.head_dim, mlp = shape.intermediate_size;
     Weights weights;
     for (const Rotary& rotary : rotaries) {
-        check(rotary.inverse_frequencies.size() == shape.head_dim / 2,
-              "A rotary embedding needs a frequency per pair of a head.");
+        check(rotary.inverse_frequencies.size() <= shape.head_dim / 2,
+              "A rotary embedding has more frequencies than a head has pairs.");
     }
     weights.rotaries = std::move(rotaries);
     for (std::size_t i = 0; i < layers.size(); ++i) {
@@ -114,7 +114,11 @@ Weights collect(Collector& from, const ModelShape& shape, const std::vector<Laye
         layer.output = linear("output", hidden, wide);
         layer.post_attention_norm = from.vector(name("post_attention_norm"), hidden);
         layer.mlp_norm = from.needed_vector(name("mlp_norm"), hidden);
-        std::tie(layer.gate.matrix, layer.up.matrix) = from.interleaved(name("gate"), name("up"), mlp, hidden);
+        if (from.has_matrix(name("gate"))) {
+            std::tie(layer.gate.matrix, layer.up.matrix) = from.interleaved(name("gate"), name("up"), mlp, hidden);
+        } else {
+            layer.up.matrix = from.matrix(name("up"), mlp, hidden);
+        }
         layer.gate.bias = from.vector(name("gate_bias"), mlp);
         layer.up.bias = from.vector(name("up_bias"), mlp);
         layer.down = linear("down", hidden, mlp);
@@ -122,6 +126,10 @@ Weights collect(Collector& from, const ModelShape& shape, const std::vector<Laye
         check((layer.post_attention_norm == nullptr) == (layer.post_mlp_norm == nullptr) &&
                   (i == 0 || (layer.post_mlp_norm == nullptr) == (weights.layers[0].post_mlp_norm == nullptr)),
               "All layers must have both norms behind their halves, or none.");
+        check(shape.residual_scale == 1.0F || layer.post_mlp_norm == nullptr,
+              "A model with norms behind its halves cannot have a residual_scale.");
+        check(i == 0 || (layer.gate.matrix.rows == 0) == (weights.layers[0].gate.matrix.rows == 0),
+              "All layers must have a gate, or none.");
         weights.layers.push_back(layer);
     }
     weights.final_norm = from.needed_vector("final_norm", hidden);

@@ -121,11 +121,15 @@ class ModelShape:
         activation: str,
         attention_scale: float,
         embedding_scale: float,
+        residual_scale: float = 1.0,
+        logit_scale: float = 1.0,
+        query_growth: float = 0.0,
+        query_length: int = 1,
     ) -> None:
-        """The activation is "silu" or "gelu_tanh".
+        """See `rbee_kernels/decoder.h`. The activation is "silu", "gelu_tanh" or "relu2".
 
         Raises:
-            ValueError: another activation.
+            ValueError: another activation, or a query_length of 0.
         """
 
     def block_bytes(self, *, num_layers: int, block_size: int, exact: bool) -> int:
@@ -148,10 +152,11 @@ class Weights:
         Args:
             shape: of the model.
             layers: of each its window (positions that a token sees, itself included; 0: all) and its rotary embedding.
-            rotaries: of each the inverse frequencies [head_dim / 2], and the factor of its cosines and sines.
+            rotaries: of each the inverse frequencies of the pairs that are turned, [0 .. head_dim / 2], and the factor
+                of its cosines and sines.
             matrices: by name: format, and rows, columns, data, type and row order as `pack` takes them. The names are
                 "embedding", "head" (or the embedding serves as one) and of each layer "layers.0.query", "key", "value",
-                "output", "gate", "up" and "down".
+                "output", "gate", "up" and "down". Without gates the activation is that of "up".
             vectors: "final_norm", of each layer "layers.0.attention_norm" and "mlp_norm", and what a model may have:
                 "query_norm", "key_norm", "post_attention_norm", "post_mlp_norm", "query_bias" and the like.
 

@@ -85,11 +85,13 @@ def position_limit(limit: int | None, ropes: Iterable[Mapping[str, Any]]) -> int
     """Tokens that a model takes with these rope_parameters; `limit` is its max_position_embeddings.
 
     `longrope` and `dynamic` end at the original length (`dynamic`: its max_position_embeddings). Beyond it they change
-    the frequencies of all rows, so that a request would depend on its neighbours.
+    the frequencies of all rows, so that a request would depend on its neighbours. A `longrope` with the same factors
+    for long and short sequences changes nothing.
     """
     for rope in ropes:
         original = rope.get("original_max_position_embeddings")
-        if rope.get("rope_type") in ("longrope", "dynamic") and original:
+        changes = rope.get("rope_type") == "dynamic" or rope.get("short_factor") != rope.get("long_factor")
+        if rope.get("rope_type") in ("longrope", "dynamic") and changes and original:
             limit = min(limit or original, original)
     return limit
 

@@ -77,6 +77,10 @@ class NativeRunner:
             activation=spec.activation,
             attention_scale=spec.attention_scale,
             embedding_scale=spec.embedding_scale,
+            residual_scale=spec.residual_scale,
+            logit_scale=spec.logit_scale,
+            query_growth=spec.query_growth,
+            query_length=spec.query_length,
         )
         self.vocab_size = spec.vocab_size
         block_bytes = shape.block_bytes(num_layers=len(spec.layers), block_size=cache.block_size, exact=exact)

@@ -88,6 +88,7 @@ class WeightPlan:
     matrices: dict[str, MatrixPlan]
     vectors: dict[str, NDArray[np.float32]]
     files: tuple[MappedFile, ...]
+    lossy_types: tuple[str, ...] = ()  # of ggml, whose weights are rounded to 8 bits
 
     @property
     def packed_bytes(self) -> int:
