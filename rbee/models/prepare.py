@@ -11,7 +11,6 @@ import json
 import re
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rbee
@@ -19,11 +18,11 @@ from rbee.errors import ModelError
 from rbee.models import cache, catalogue
 from rbee.models.convert import convert_gguf
 from rbee.models.fetch import fetch_gguf
-from rbee.models.folder import check_folder
-from rbee.models.hub import fetch_from_hub
+from rbee.models.find import find
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from rbee.models.catalogue import CatalogueModel
     from rbee.models.progress import Progress
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 CONVERSION_FORMAT = 2
 
 _KEY_DIGITS = 16
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -57,22 +55,9 @@ def prepare(model: str, *, progress: Progress) -> ModelFolder:
     """
     if known := catalogue.find(model):
         return _from_catalogue(known, progress)
-    path = Path(model).expanduser()
-    if path.is_dir():
-        path = path.resolve()
-        check_folder(path)
-        return ModelFolder(path.name, path)
-    if path.exists():
-        return _from_gguf(path.resolve(), progress)
-    if model.endswith(".gguf") or model.startswith(("/", "./", "../", "~")):
-        raise ModelError(f"There is no model file or folder {path.absolute()}. Check the path given as --model.")
-    if _HUB_ID.fullmatch(model):
-        return ModelFolder(model, fetch_from_hub(model, progress=progress))
-    meant = catalogue.nearest(model)
-    raise ModelError(
-        f"There is no model called {model!r}." + (f" Did you mean {meant!r}?" if meant else "") + " Give a name from "
-        "`rbee pull --list`, a folder with safetensors, a .gguf file, a Hub id such as org/name, or 'synthetic'."
-    )
+    found = find(model, progress=progress)
+    path = found.path if found.path.is_dir() else _from_gguf(found.path, progress).path
+    return ModelFolder(found.name, path)
 
 
 def _from_catalogue(model: CatalogueModel, progress: Progress) -> ModelFolder:

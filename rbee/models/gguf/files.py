@@ -17,7 +17,17 @@ from rbee.models.gguf.header import read_header
 from rbee.models.stored_tensor import PlacedTensor
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+# Files that llama.cpp reads beside a model, by general.type or architecture.
+_BESIDE_A_MODEL = {
+    "adapter": "a LoRA adapter: merge it into its model, as llama.cpp's llama-export-lora does, and serve the result",
+    "controlvector": "a control vector, which changes a model: serve the model itself",
+    "mmproj": "the vision or audio part of a model: serve the file with its language part",
+    "clip": "the vision or audio part of a model: serve the file with its language part",
+    "imatrix": "an importance matrix, which is used to quantize a model: serve the model itself",
+}
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
@@ -54,6 +64,7 @@ def open_gguf(path: Path) -> GGUFModel:
             "Download them into the same folder."
         )
     headers = [read_header(file) for file in files]
+    check_is_model(files[0], headers[0].metadata)
     tensors: dict[str, PlacedTensor] = {}
     for number, (file, header) in enumerate(zip(files, headers, strict=True)):
         _check_shard(file, header.metadata, number, len(files))
@@ -65,6 +76,14 @@ def open_gguf(path: Path) -> GGUFModel:
     if not isinstance(headers[0].metadata.get("general.architecture"), str):
         raise ModelError(f"{path} does not name its architecture (key general.architecture). Convert the model again.")
     return GGUFModel(files, headers[0].metadata, tensors)
+
+
+def check_is_model(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Raise ModelError if the GGUF file `path` with this metadata is something else than a model."""
+    for key in ("general.type", "general.architecture"):
+        kind = metadata.get(key)
+        if isinstance(kind, str) and kind in _BESIDE_A_MODEL:
+            raise ModelError(f"{path} is no model but {_BESIDE_A_MODEL[kind]}.")
 
 
 def _check_shard(file: Path, metadata: dict[str, Any], number: int, count: int) -> None:

@@ -80,3 +80,28 @@ def test_a_vocabulary_alone_is_no_model(tmp_path):
         open_gguf(path)
     with pytest.raises(ModelError, match="There is no model file"):
         open_gguf(tmp_path / "none.gguf")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "sentence"),
+    [
+        ("llama", gguf.GGUFType.ADAPTER, "is no model but a LoRA adapter: merge it into its model"),
+        ("clip", gguf.GGUFType.MMPROJ, "is no model but the vision or audio part of a model"),
+        ("clip", None, "is no model but the vision or audio part of a model"),
+        ("llama", gguf.GGUFType.IMATRIX, "is no model but an importance matrix"),
+        ("controlvector", None, "is no model but a control vector"),
+    ],
+)
+def test_what_belongs_beside_a_model_is_no_model(architecture, kind, sentence, tmp_path):
+    """By the file's own words, whatever its name."""
+    path = tmp_path / "innocent.gguf"
+    writer = gguf.GGUFWriter(path, architecture)
+    if kind is not None:
+        writer.add_type(kind)
+    writer.add_tensor("a", np.zeros((2, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match=rf"{path} {sentence}"):
+        open_gguf(path)

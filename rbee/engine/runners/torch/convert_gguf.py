@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from rbee.child import die_with_parent
 from rbee.errors import ModelError
 from rbee.models.cache import NO_SPACE_ERRNOS, check_space, no_space
-from rbee.models.gguf.header import read_header
+from rbee.models.gguf import check_is_model, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,6 +99,7 @@ def convert(source: Path, folder: Path, report: Reporter) -> None:
     """
     report.stage("checking the GGUF file", source.stat().st_size)
     header = read_header(source)
+    check_is_model(source, header.metadata)
     weight_bytes = header.num_weights * _BYTES_PER_WEIGHT
     check_space(folder, weight_bytes + _SMALL_FILES)
     digest = _sha256(source, report)
