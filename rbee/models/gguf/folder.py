@@ -1,0 +1,40 @@
+"""A GGUF file as a model folder: everything but the weights, which stay in the file.
+
+Owns which files the folder has. Does not know the cache.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from rbee.models.gguf.config import config_of
+from rbee.models.gguf.small_files import files_of
+from rbee.models.gguf.tokenizer import build_tokenizer, special_token_ids
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rbee.models.gguf.files import GGUFModel
+    from rbee.models.progress import Progress
+
+
+def write_folder(model: GGUFModel, folder: Path, progress: Progress) -> None:
+    """Write config.json, tokenizer.json, generation_config.json, tokenizer_config.json and the chat templates.
+
+    Raises:
+        ModelError: the architecture is not supported, or the metadata make no sense.
+    """
+    progress.stage("reading the model's configuration")
+    config = config_of(model)
+    ids = special_token_ids(model.metadata)
+    config |= {"bos_token_id": ids.bos, "eos_token_id": list(ids.ends) or None}
+    small = files_of(model.metadata, eos_ids=ids.ends, bos_id=ids.bos)
+    progress.stage("building the tokenizer")
+    build_tokenizer(model.metadata).save(str(folder / "tokenizer.json"), pretty=False)
+    for name, content in {"config.json": _json(config), **small}.items():
+        (folder / name).write_bytes(content)
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
