@@ -162,9 +162,7 @@ def _gemma3(keys: Keys) -> Config:
 
 
 def _phi3(keys: Keys) -> Config:
-    config = _rms(
-        keys, "phi3", partial=True, sliding_window=keys.count("attention.sliding_window", 0, least=0) or None
-    )
+    config = _rms(keys, "phi3", partial=True, sliding_window=keys.count("attention.sliding_window", 0, least=0) or None)
     # This class takes the original length from here.
     return {**config, "original_max_position_embeddings": keys.original_length}
 
@@ -370,39 +368,4 @@ ARCHITECTURES: Mapping[str, Callable[[Keys], Config]] = {
     "starcoder2": lambda keys: _layer_norm(
         keys, "starcoder2", "norm_epsilon", sliding_window=None, use_bias=True, hidden_act="gelu_pytorch_tanh"
     ),
-}
-
-CLASSES = {  # by model_type
-    "arcee": "ArceeForCausalLM",
-    "cohere": "CohereForCausalLM",
-    "cohere2": "Cohere2ForCausalLM",
-    "ernie4_5": "Ernie4_5ForCausalLM",
-    "exaone4": "Exaone4ForCausalLM",
-    "gemma": "GemmaForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
-    "glm4": "Glm4ForCausalLM",
-    "gpt2": "GPT2LMHeadModel",
-    "gpt_oss": "GptOssForCausalLM",
-    "granite": "GraniteForCausalLM",
-    "granitemoe": "GraniteMoeForCausalLM",
-    "granitemoeshared": "GraniteMoeSharedForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "ministral3": "Ministral3ForCausalLM",
-    "mixtral": "MixtralForCausalLM",
-    "nemotron": "NemotronForCausalLM",
-    "olmo": "OlmoForCausalLM",
-    "olmo2": "Olmo2ForCausalLM",
-    "olmo3": "Olmo3ForCausalLM",
-    "olmoe": "OlmoeForCausalLM",
-    "phi": "PhiForCausalLM",
-    "phi3": "Phi3ForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen2_moe": "Qwen2MoeForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-    "seed_oss": "SeedOssForCausalLM",
-    "smollm3": "SmolLM3ForCausalLM",
-    "stablelm": "StableLmForCausalLM",
-    "starcoder2": "Starcoder2ForCausalLM",
 }

@@ -11,8 +11,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rbee.errors import ModelError
-from rbee.models.gguf.architectures import ARCHITECTURES, CLASSES
+from rbee.models.gguf.architectures import ARCHITECTURES
 from rbee.models.gguf.keys import Keys
+from rbee.models.gguf.names import CLASSES
 from rbee.models.gguf.tensors import tensors_of
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rbee.models.gguf.files import GGUFModel
 
 _MOST = 1 << 31  # what llama.cpp counts fits 32 bits
-_MOST_LAYERS = 4096
+_MOST_HEADS = 1 << 16  # and values in one: far more than any model has, and few enough to make lists of
 _LARGEST = 1e38  # fits float32
 
 
@@ -28,15 +28,17 @@ class Keys:
     def __init__(self, model: GGUFModel) -> None:
         self.model = model
         self.architecture: str = model.metadata["general.architecture"]
-        layers = self.count("block_count", most=_MOST_LAYERS)
+        layers = self.count("block_count")
+        if not any(tensor.startswith(f"blk.{layers - 1}.") for tensor in model.tensors):
+            self.refuse("block_count", f"is {layers}, and the file has no tensors of the last of these layers")
         self.num_predictors = self.count("nextn_predict_layers", 0, least=0, most=layers - 1)  # the last layers
         self.num_layers = layers - self.num_predictors
         self.hidden_size = self.count("embedding_length")
-        self.num_heads = self.count("attention.head_count")
+        self.num_heads = self.count("attention.head_count", most=_MOST_HEADS)
         self.num_kv_heads = self.count("attention.head_count_kv", self.num_heads)
         if not self.given("attention.key_length") and self.hidden_size % self.num_heads:
             self.refuse("attention.head_count", f"is {self.num_heads}, which does not divide {self.hidden_size}")
-        self.head_dim = self.count("attention.key_length", self.hidden_size // self.num_heads)
+        self.head_dim = self.count("attention.key_length", self.hidden_size // self.num_heads, most=_MOST_HEADS)
         # The length that the model was trained with, before its context was extended; llama.cpp takes 0 for "the same".
         given = self.count("rope.scaling.original_context_length", 0, least=0)
         self.original_length = given or self.count("context_length")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rbee.errors import ModelError
 from rbee.models.gguf import rope
-from rbee.models.gguf.names import NAMES, Names
+from rbee.models.gguf.names import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -38,8 +38,8 @@ class Piece(NamedTuple):
     """Rows of a GGUF tensor. A vector has a row for each value. Of experts, each has these rows."""
 
     tensor: str
-    first: int = 0  # of the rows
-    count: int = -1  # how many there are; -1: all that follow
+    first_row: int = 0
+    num_rows: int = -1  # -1: all that follow
     heads: int = 0  # that the rows are of, if llama.cpp reordered them
 
 
@@ -69,7 +69,7 @@ def tensors_of(config: Mapping[str, Any], model: GGUFModel) -> Tensors:
     Raises:
         ModelError: a tensor is missing, or there is one that no parameter is made of.
     """
-    parameters = tuple(_parameters(config, model))
+    parameters = tuple(_Plan(config, model).parameters())
     wanted = [piece.tensor for parameter in parameters for piece in parameter.pieces]
     if missing := [name for name in wanted if name not in model.tensors]:
         raise ModelError(
@@ -97,75 +97,63 @@ def _is_harmless(name: str, config: Mapping[str, Any]) -> bool:
 
 def _is_predictor(layer: int, config: Mapping[str, Any]) -> bool:
     """Whether the layer predicts tokens behind the next one, which transformers' models leave out."""
-    behind = layer - config["num_hidden_layers"]
-    return 0 <= behind < config.get("num_nextn_predict_layers", 0)
+    first: int = config["num_hidden_layers"]
+    return first <= layer < first + int(config.get("num_nextn_predict_layers", 0))
 
 
-def _parameters(config: Mapping[str, Any], model: GGUFModel) -> Iterator[Parameter]:
-    names = NAMES[config["model_type"]]
-    for ours, module in names.whole.items():
-        if ours != names.head or not config["tie_word_embeddings"]:
-            yield from _parameter(names, config, model, ours, f"{ours}.weight", (module,), "")
-    for layer in range(config["num_hidden_layers"]):
-        for ours, modules in names.layer_modules(config).items():
-            full = f"{names.layers}.{layer}.{ours}"
-            yield from _parameter(names, config, model, ours, f"{full}.weight", modules.split(), f"blk.{layer}.")
-        for ours, modules in names.bare.items():
-            full, suffix = f"{names.layers}.{layer}.{ours}", ".bias" if ours.endswith("_bias") else ".weight"
-            yield _joined(names, config, model, full, modules.split(), f"blk.{layer}.", suffix)
-        for ours, module in names.norms_of_heads(config).items():
-            for head in range(config[_HEADS[module.removesuffix("_norm")]]):
-                piece = Piece(f"blk.{layer}.{module}.weight", head, 1)
-                yield Parameter(f"{names.layers}.{layer}.{ours}.norms.{head}.weight", (piece,))
+class _Plan:
+    """Makes the parameters of a model, from first to last."""
 
+    def __init__(self, config: Mapping[str, Any], model: GGUFModel) -> None:
+        self._names = NAMES[config["model_type"]]
+        self._config = config
+        self._tensors = model.tensors
+        self._reordered = model.metadata["general.architecture"] in _REORDERED
 
-def _parameter(
-    names: Names,
-    config: Mapping[str, Any],
-    model: GGUFModel,
-    ours: str,
-    weight: str,
-    modules: Iterable[str],
-    prefix: str,
-) -> Iterator[Parameter]:
-    """The weight of a module, and its bias if it has one."""
-    modules = tuple(modules)
-    yield _joined(names, config, model, weight, modules, prefix, ".weight")
-    if ours in names.biased(config):
-        yield _joined(names, config, model, weight.removesuffix("weight") + "bias", modules, prefix, ".bias")
+    def parameters(self) -> Iterator[Parameter]:
+        names, config = self._names, self._config
+        biased = names.biased(config)
+        for ours, module in names.whole.items():
+            if ours != names.head or not config["tie_word_embeddings"]:
+                yield from self._module(ours, module, "", biased=ours in biased)
+        for layer in range(config["num_hidden_layers"]):
+            before, prefix = f"{names.layers}.{layer}.", f"blk.{layer}."
+            for ours, modules in names.layer_modules(config).items():
+                yield from self._module(before + ours, modules, prefix, biased=ours in biased)
+            for ours, modules in names.bare.items():
+                yield self._joined(before + ours, modules, prefix, ".bias" if ours.endswith("_bias") else ".weight")
+            for ours, module in names.norms_of_heads(config).items():
+                for head in range(config[_HEADS[module.removesuffix("_norm")]]):
+                    piece = Piece(f"{prefix}{module}.weight", head, 1)
+                    yield Parameter(f"{before}{ours}.norms.{head}.weight", (piece,))
 
+    def _module(self, ours: str, modules: str, prefix: str, *, biased: bool) -> Iterator[Parameter]:
+        """The weight of a module, and its bias if it has one."""
+        for suffix in (".weight", ".bias")[: 1 + biased]:
+            yield self._joined(ours + suffix, modules, prefix, suffix)
 
-def _joined(
-    names: Names,
-    config: Mapping[str, Any],
-    model: GGUFModel,
-    full: str,
-    modules: Iterable[str],
-    prefix: str,
-    suffix: str,
-) -> Parameter:
-    experts = ".experts." in full
-    return Parameter(
-        full,
-        tuple(_piece(module, config, model, prefix, suffix) for module in modules),
-        offset=-1.0 if names.unit_offset_norms and "norm" in full and suffix == ".weight" else 0.0,
-        experts=experts,
-        transposed=names.swapped and suffix == ".weight" and (experts or "c_" in full),
-        interleaved=names.swapped and experts and "gate_up" in full,
-    )
+    def _joined(self, full: str, modules: str, prefix: str, suffix: str) -> Parameter:
+        experts, is_weight, swapped = ".experts." in full, suffix == ".weight", self._names.swapped
+        return Parameter(
+            full,
+            tuple(self._piece(module, prefix, suffix) for module in modules.split()),
+            offset=-1.0 if self._names.unit_offset_norms and "norm" in full and is_weight else 0.0,
+            experts=experts,
+            transposed=swapped and is_weight and (experts or "c_" in full),
+            interleaved=swapped and experts and "gate_up" in full,
+        )
 
-
-def _piece(module: str, config: Mapping[str, Any], model: GGUFModel, prefix: str, suffix: str) -> Piece:
-    """The module's own tensor, or its rows in the one that it is fused into."""
-    reordered = model.metadata["general.architecture"] in _REORDERED and module in _HEADS
-    heads = config[_HEADS[module]] if reordered else 0
-    own = f"{prefix}{module}{suffix}"
-    for parts, fused in _ONE_OF_ALL.items():
-        name = f"{prefix}{fused}{suffix}"
-        if module in parts and own not in model.tensors and name in model.tensors:
-            sizes = _sizes(parts, config)
-            return Piece(name, sum(sizes[: parts.index(module)]), sizes[parts.index(module)], heads)
-    return Piece(own, heads=heads)
+    def _piece(self, module: str, prefix: str, suffix: str) -> Piece:
+        """The module's own tensor, or its rows in the one that it is fused into."""
+        heads = self._config[_HEADS[module]] if self._reordered and module in _HEADS else 0
+        own = f"{prefix}{module}{suffix}"
+        for parts, fused in _ONE_OF_ALL.items():
+            name = f"{prefix}{fused}{suffix}"
+            if module in parts and own not in self._tensors and name in self._tensors:
+                sizes = _sizes(parts, self._config)
+                place = parts.index(module)
+                return Piece(name, sum(sizes[:place]), sizes[place], heads)
+        return Piece(own, heads=heads)
 
 
 def _sizes(parts: tuple[str, ...], config: Mapping[str, Any]) -> list[int]:

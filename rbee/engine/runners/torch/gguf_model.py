@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     from rbee.models.gguf.tensors import Parameter, Piece
     from rbee.models.stored_tensor import PlacedTensor
 
-_VALUES_AT_ONCE = 1 << 22
+_VALUES_AT_ONCE = 1 << 20
 
 
 class _Rows(NamedTuple):
-    """How a piece's tensor is cut: `count` rows from `first` on, of `columns` values, for each of the experts."""
+    """How a piece's tensor is cut: `num_rows` from `first_row` on, of `columns` values, for each of the experts."""
 
     placed: PlacedTensor
     experts: int
-    first: int
-    count: int
+    first_row: int
+    num_rows: int
     columns: int
 
 
@@ -60,7 +60,7 @@ def load_gguf_model(
     path = model.files[0]
     parameters = tensors_of(config, model).parameters
     register_attention()
-    made = _make(config, path, dtype)
+    made: Any = _make(config, path, dtype)
     wanted = dict(made.named_parameters())
     if strange := wanted.keys() ^ {parameter.name for parameter in parameters}:
         raise ModelError(
@@ -69,6 +69,7 @@ def load_gguf_model(
         )
     for parameter in parameters:
         _check_shape(parameter, model, wanted[parameter.name], path)
+    _make_buffers(made, path)
     try:
         for parameter in parameters:
             target = torch.empty(wanted[parameter.name].shape, dtype=wanted[parameter.name].dtype, device=device)
@@ -82,7 +83,7 @@ def load_gguf_model(
 
 
 def _make(config: Mapping[str, Any], path: Path, dtype: torch.dtype | None) -> PreTrainedModel:
-    """The model with its buffers, and with parameters that have no memory."""
+    """The model without memory for its parameters and buffers."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -94,15 +95,13 @@ def _make(config: Mapping[str, Any], path: Path, dtype: torch.dtype | None) -> P
     try:
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
-            made = make(of_class, dtype=chosen, attn_implementation=ATTENTION)
-        _make_buffers(made)
+            return make(of_class, dtype=chosen, attn_implementation=ATTENTION)
     except Exception as error:
         raise ModelError(f"The model {path} cannot be loaded: {reason_of(error, of_class)}.") from error
-    return made
 
 
-def _make_buffers(model: PreTrainedModel) -> None:
-    """Give buffers memory and their values: parameters have none yet, so that initializing them costs nothing."""
+def _make_buffers(model: PreTrainedModel, path: Path) -> None:
+    """Give buffers memory and their values. Parameters have no memory yet, so that initializing them costs nothing."""
     buffers = []
     for module in model.modules():
         for name, empty in module.named_buffers(recurse=False):
@@ -110,18 +109,25 @@ def _make_buffers(model: PreTrainedModel) -> None:
             buffers.append(torch.full_like(empty, nothing, device="cpu"))
             setattr(module, name, buffers[-1])
     initialize: Callable[[], None] = model.initialize_weights
-    with torch.no_grad():
-        initialize()
-    assert not any(buffer.isnan().any() for buffer in buffers), "transformers initializes all buffers of its models"
+    try:
+        with torch.no_grad():
+            initialize()
+        problem = None if all(buffer.isfinite().all() for buffer in buffers) else "they are not finite"
+    except (ArithmeticError, ValueError, RuntimeError) as error:
+        problem = first_line(error)
+    if problem is not None:
+        raise ModelError(
+            f"The model {path} cannot be used: the frequencies of its rope cannot be computed ({problem})."
+        )
 
 
 def _check_shape(parameter: Parameter, model: GGUFModel, wanted: torch.Tensor, path: Path) -> None:
     """Raise ModelError unless the tensors have as many rows and columns as the parameter needs."""
     pieces = [_rows(piece, parameter, model) for piece in parameter.pieces]
-    total = sum(rows.count for rows in pieces)
+    total = sum(rows.num_rows for rows in pieces)
     matrices = {(rows.columns, total) if parameter.transposed else (total, rows.columns) for rows in pieces}
     shapes = {_squeezed((rows.experts, *matrix)) for rows in pieces for matrix in matrices}
-    if any(rows.count < 1 for rows in pieces) or shapes != {_squeezed(wanted.shape)}:
+    if any(rows.num_rows < 1 for rows in pieces) or shapes != {_squeezed(wanted.shape)}:
         names = " and ".join(
             f"{piece.tensor} of shape {list(model.tensors[piece.tensor].stored.shape)}" for piece in parameter.pieces
         )
@@ -142,8 +148,8 @@ def _rows(piece: Piece, parameter: Parameter, model: GGUFModel) -> _Rows:
     outer = shape[:1] if parameter.experts else (1,)
     rest = shape[1:] if parameter.experts else shape
     rows, columns = (rest[0], math.prod(rest[1:])) if rest else (1, 1)
-    count = rows - piece.first if piece.count < 0 else piece.count
-    return _Rows(placed, outer[0], piece.first, count if piece.first + count <= rows else 0, columns)
+    count = rows - piece.first_row if piece.num_rows < 0 else piece.num_rows
+    return _Rows(placed, outer[0], piece.first_row, count if piece.first_row + count <= rows else 0, columns)
 
 
 def _fill(target: torch.Tensor, parameter: Parameter, model: GGUFModel) -> None:
@@ -152,15 +158,15 @@ def _fill(target: torch.Tensor, parameter: Parameter, model: GGUFModel) -> None:
     for number, piece in enumerate(parameter.pieces):
         rows = _rows(piece, parameter, model)
         view = _as_rows(target, parameter, rows.columns)
-        order = torch.arange(rows.count, device=target.device)
+        order = torch.arange(rows.num_rows, device=target.device)
         if piece.heads:
             order = order.view(piece.heads, 2, -1).transpose(1, 2).reshape(-1)
         order = order * step + (number if parameter.interleaved else start)
         with rows.placed.path.open("rb") as file:
             for expert, first, values in _chunks(file, rows, piece.tensor):
-                chunk = torch.from_numpy(values) + parameter.offset
-                view[expert, order[first : first + len(values)]] = chunk.to(target.device, target.dtype)
-        start += rows.count
+                chunk = torch.from_numpy(values + np.float32(parameter.offset)).to(target.device, target.dtype)
+                view[expert, order[first : first + len(values)]] = chunk
+        start += rows.num_rows
 
 
 def _as_rows(target: torch.Tensor, parameter: Parameter, columns: int) -> torch.Tensor:
@@ -179,9 +185,9 @@ def _chunks(file: BinaryIO, rows: _Rows, name: str) -> Iterator[tuple[int, int, 
     in_all = math.prod(stored.shape) // rows.columns
     row_bytes, per_expert = stored.size // in_all, in_all // rows.experts
     at_once = max(_VALUES_AT_ONCE // rows.columns, 1)
-    for expert, first in itertools.product(range(rows.experts), range(0, rows.count, at_once)):
-        count = min(at_once, rows.count - first)
-        file.seek(stored.offset + (expert * per_expert + rows.first + first) * row_bytes)
+    for expert, first in itertools.product(range(rows.experts), range(0, rows.num_rows, at_once)):
+        count = min(at_once, rows.num_rows - first)
+        file.seek(stored.offset + (expert * per_expert + rows.first_row + first) * row_bytes)
         data = np.frombuffer(file.read(count * row_bytes), np.uint8)
         try:
             kind = gguf_format.GGMLQuantizationType[stored.type]

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import transformers
 
-from tests.engine.runners.tiny_models import ALTERNATING, EXPERTS, LLAMA3_ROPE, SMALL, WINDOW, Architecture, rope
+from tests.engine.runners.tiny_models import (
+    ALL_HEADS,
+    ALTERNATING,
+    EXPERTS,
+    LLAMA3_ROPE,
+    SMALL,
+    WINDOW,
+    Architecture,
+    rope,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +38,14 @@ class GGUFCase(NamedTuple):
 TIED = {**SMALL, "tie_word_embeddings": True}
 FOUR_LAYERS = {**SMALL, "num_hidden_layers": 4}
 WINDOWED: dict[str, Any] = {"sliding_window": WINDOW}
-YARN: dict[str, Any] = {"factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16.0, "beta_slow": 2.0}
+# With this base and these betas, neither the usual betas nor rounding them gives the same frequencies.
+YARN: dict[str, Any] = {
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 2.0,
+    "beta_slow": 0.25,
+}
 SCALES: dict[str, Any] = {
     "attention_multiplier": 0.11,
     "logits_scaling": 2.0,
@@ -78,7 +94,7 @@ CASES: dict[str, GGUFCase] = {
     ),
     "qwen3moe": GGUFCase(
         "qwen3moe",
-        lambda: transformers.Qwen3MoeConfig(**SMALL, **EXPERTS, head_dim=16, norm_topk_prob=True),
+        lambda: transformers.Qwen3MoeConfig(**{**SMALL, **EXPERTS, "head_dim": 16, "norm_topk_prob": True}),
         {"expert_feed_forward_length": 24},
     ),
     "olmoe": GGUFCase(
@@ -127,7 +143,7 @@ CASES: dict[str, GGUFCase] = {
         ),
         {"attention__sliding_window": 0},
     ),
-    "phi2": GGUFCase("phi2", lambda: transformers.PhiConfig(**SMALL, **rope("default", partial_rotary_factor=0.5))),
+    "phi2": GGUFCase("phi2", lambda: transformers.PhiConfig(**ALL_HEADS, **rope("default", partial_rotary_factor=0.5))),
     "granite": GGUFCase("granite", lambda: transformers.GraniteConfig(**SMALL, **SCALES), SCALE_KEYS),
     "granitemoe": GGUFCase(
         "granitemoe",
@@ -188,8 +204,8 @@ CASES: dict[str, GGUFCase] = {
             **WINDOWED,
             layer_types=ALTERNATING,
             rope_parameters={
-                "full_attention": {"rope_type": "yarn", "rope_theta": 1e4, **YARN},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                "full_attention": {"rope_type": "yarn", **YARN},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
             },
         ),
         {"attention__sliding_window": WINDOW, "attention__sliding_window_pattern": [True, False, True]},

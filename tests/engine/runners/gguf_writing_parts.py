@@ -6,6 +6,7 @@ and metadata is said again here, from them.
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,11 +14,19 @@ import gguf
 import numpy as np
 import torch
 
+from rbee.engine.input_batch import InputBatch
+from rbee.engine.runners.torch.runner import TorchRunner
+from rbee.models.gguf import config_of
+from tests.engine.runners.tiny_models import cache_size
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     import transformers
+    from numpy.typing import NDArray
+
+    from rbee.models.gguf import GGUFModel
 
     Weights = dict[str, torch.Tensor]
 
@@ -57,20 +66,49 @@ def describe(architecture: str, model: transformers.PreTrainedModel, **keys: Any
     return Written(architecture, {name: value for name, value in found.items() if value is not None}, tensors)
 
 
-def write(path: Path, written: Written, *, kind: str = "F32") -> Path:
-    """Write the file; `kind` is the type of matrices."""
+def write(
+    path: Path, written: Written, *, kind: str = "F32", raw: Mapping[str, tuple[NDArray[Any], str]] | None = None
+) -> Path:
+    """Write the file; `kind` is the type of matrices, and tensors in `raw` have blocks of their own with their type."""
     writer = gguf.GGUFWriter(path, written.architecture)
     for name, value in written.keys.items():
         _add(writer, f"{written.architecture}.{name}", value)
     for name, tensor in written.tensors.items():
-        type_ = gguf.GGMLQuantizationType[kind if tensor.ndim > 1 else "F32"]
-        data = np.ascontiguousarray(tensor)
-        writer.add_tensor(name, data if type_ == 0 else gguf.quants.quantize(data, type_), raw_dtype=type_)
+        data, type_name = (raw or {}).get(name, (tensor.astype(np.float32), kind if tensor.ndim > 1 else "F32"))
+        type_ = gguf.GGMLQuantizationType[type_name]
+        packed = gguf.quants.quantize(data, type_) if name not in (raw or {}) else data
+        writer.add_tensor(name, np.ascontiguousarray(packed), raw_dtype=type_)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def load_gguf(folder: Path, model: GGUFModel, **options: Any) -> TorchRunner:
+    """A runner for the GGUF model, in float32 unless asked for otherwise; its config.json is written into `folder`."""
+    (folder / "config.json").write_text(json.dumps(config_of(model)))
+    defaults = {"device": "cpu", "dtype": "auto", "threads": 1}
+    cache, others = cache_size({"block_size": 16, "kv_cache_mib": 8, **options})
+    return TorchRunner(folder, cache, on_loading=lambda *_: None, gguf=model, **{**defaults, **others})
+
+
+def logits_of(runner: TorchRunner, tokens: list[int]) -> NDArray[np.float32]:
+    """The logits of all tokens of one sequence, [T, vocab]."""
+    positions = np.arange(len(tokens))
+    step = InputBatch(
+        num_decodes=0,
+        query_start=np.array([0, len(tokens)]),
+        context_lens=np.array([len(tokens)]),
+        token_ids=np.array(tokens),
+        positions=positions,
+        slot_mapping=positions,
+        block_tables=np.arange(-(-len(tokens) // 16))[None],
+        logits_rows=positions,
+        row_sequences=[],
+        num_sampling=0,
+    )
+    return runner.execute(step).logits.copy()
 
 
 def _add(writer: gguf.GGUFWriter, name: str, value: Any) -> None:
@@ -154,9 +192,7 @@ def _permuted(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     return halves.swapaxes(1, 2).reshape(tensor.shape)
 
 
-def _converted(
-    architecture: str, config: Mapping[str, Any], state: Weights
-) -> Iterator[tuple[str, torch.Tensor]]:
+def _converted(architecture: str, config: Mapping[str, Any], state: Weights) -> Iterator[tuple[str, torch.Tensor]]:
     """What the script of the architecture makes of the weights."""
     stacked: dict[str, list[torch.Tensor]] = {}
     for name, tensor in state.items():
