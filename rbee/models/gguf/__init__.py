@@ -3,7 +3,17 @@
 Imports neither torch nor transformers.
 """
 
+from rbee.models.gguf.config import config_of
 from rbee.models.gguf.files import GGUFModel, check_is_model, open_gguf, shards_of
 from rbee.models.gguf.header import GGML_TYPES, GGUFHeader, read_header
 
-__all__ = ["GGML_TYPES", "GGUFHeader", "GGUFModel", "check_is_model", "open_gguf", "read_header", "shards_of"]
+__all__ = [
+    "GGML_TYPES",
+    "GGUFHeader",
+    "GGUFModel",
+    "check_is_model",
+    "config_of",
+    "open_gguf",
+    "read_header",
+    "shards_of",
+]

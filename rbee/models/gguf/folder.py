@@ -28,8 +28,9 @@ def write_folder(model: GGUFModel, folder: Path, progress: Progress) -> None:
     progress.stage("reading the model's configuration")
     config = config_of(model)
     ids = special_token_ids(model.metadata)
-    config |= {"bos_token_id": ids.bos, "eos_token_id": list(ids.ends) or None}
-    small = files_of(model.metadata, eos_ids=ids.ends, bos_id=ids.bos)
+    ends = sorted(ids.ends, key=lambda token: (token != ids.eos, token))
+    config |= {"bos_token_id": ids.bos, "eos_token_id": ends or None}
+    small = files_of(model.metadata, eos_ids=ends, bos_id=ids.bos)
     progress.stage("building the tokenizer")
     build_tokenizer(model.metadata).save(str(folder / "tokenizer.json"), pretty=False)
     for name, content in {"config.json": _json(config), **small}.items():
