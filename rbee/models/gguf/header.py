@@ -16,8 +16,6 @@ import struct
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rbee.errors import ModelError
 from rbee.models.stored_tensor import StoredTensor
 
@@ -191,6 +189,8 @@ class _Cursor:
         if element == _STRING:
             return self._strings(self.count(length, _LENGTH.size))
         if element in _SCALARS:
+            import numpy as np  # noqa: PLC0415 - a start that finds everything ready reads no header
+
             form = np.dtype(_SCALARS[element])
             return np.frombuffer(self.take(length * form.itemsize), form)
         raise _Malformed(f"the array before byte {self.position} has elements of the unknown type {element}")

@@ -16,7 +16,7 @@ import torch
 
 from rbee.engine.input_batch import InputBatch
 from rbee.engine.runners.torch.runner import TorchRunner
-from rbee.models.gguf import config_of
+from rbee.models.gguf.config import config_of
 from tests.engine.runners.tiny_models import cache_size
 
 if TYPE_CHECKING:

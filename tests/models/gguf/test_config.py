@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rbee.errors import ModelError
-from rbee.models.gguf import GGUFModel, config_of
+from rbee.models.gguf import GGUFModel
+from rbee.models.gguf.config import config_of
 from rbee.models.stored_tensor import PlacedTensor, StoredTensor
 
 HIDDEN, HEADS, LAYERS = 32, 4, 3

@@ -13,7 +13,8 @@ import torch
 import transformers
 
 from rbee.errors import ModelError
-from rbee.models.gguf import config_of, open_gguf
+from rbee.models.gguf import open_gguf
+from rbee.models.gguf.config import config_of
 from rbee.models.gguf.tensors import check_all_read
 from tests.engine.runners.gguf_cases_parts import CASES, GGUFCase
 from tests.engine.runners.gguf_writing_parts import Written, describe, load_gguf, logits_of, write
