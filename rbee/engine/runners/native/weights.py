@@ -149,8 +149,8 @@ def _is_the_same(name: str, other: str, tensors: dict[str, _Found], maps: dict[P
     one, two = (tensors.get(each) for each in (name, other))
     if one is None or two is None or (one.stored.type, one.stored.shape) != (two.stored.type, two.stored.shape):
         return False
-    spans = [maps[each.path][each.stored.offset : each.stored.offset + each.stored.size] for each in (one, two)]
-    return np.array_equal(*spans)
+    begins = [maps[each.path][each.stored.offset :] for each in (one, two)]
+    return np.array_equal(begins[0][: one.stored.size], begins[1][: two.stored.size])
 
 
 def _find(want: Wanted, tensors: dict[str, _Found], source: _Source) -> _Found:
