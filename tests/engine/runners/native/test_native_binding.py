@@ -119,7 +119,7 @@ def other_vector(name: str, size: int) -> dict[str, Any]:
         (other_vector("layers.0.up_bias", 9), "The vector 'layers.0.up_bias' has 9 numbers, but the model needs 8."),
         (other_vector("layers.0.key_norm", 8), "The vector 'layers.0.key_norm' has 8 numbers, but .* needs 16."),
         (other_vector("layers.0.post_mlp_norm", 16), "All layers must have both norms behind their halves, or none."),
-        ({"rotaries": [([1.0] * 7, 1.0)]}, "A rotary embedding needs a frequency per pair of a head."),
+        ({"rotaries": [([1.0] * 9, 1.0)]}, "A rotary embedding has more frequencies than a head has pairs."),
         ({"layers": [(0, 1)]}, "A layer has a rotary embedding that is not there."),
         ({"layers": []}, "A model needs layers."),
         ({"num_blocks": 0}, "A model needs a cache with blocks."),
@@ -185,8 +185,23 @@ def test_one_step_advances_the_progress_many_times():
 
 def test_an_unknown_activation_is_refused():
     """By the shape already."""
-    with pytest.raises(ValueError, match=r"^activation must be 'silu' or 'gelu_tanh'\.$"):
+    with pytest.raises(ValueError, match=r"^activation must be 'silu', 'gelu_tanh' or 'relu2'\.$"):
         minimal_shape(activation="relu")
+
+
+def test_a_residual_scale_and_norms_behind_the_halves_exclude_each_other():
+    """No family has both, and the kernels have one of them."""
+    norms = {f"layers.0.{name}": np.ones(16, np.float32) for name in ("post_attention_norm", "post_mlp_norm")}
+    vectors = minimal_arguments()["vectors"] | norms
+    minimal(vectors=vectors)
+    with pytest.raises(ValueError, match=r"^A model with norms behind its halves cannot have a residual_scale\.$"):
+        minimal(vectors=vectors, shape=minimal_shape(residual_scale=0.5))
+
+
+def test_a_query_length_of_nothing_is_refused():
+    """Positions are divided by it."""
+    with pytest.raises(ValueError, match=r"^query_length must be positive\.$"):
+        minimal_shape(query_length=0)
 
 
 CONTEXT = "A sequence's context must hold its tokens, and fit its block table."
