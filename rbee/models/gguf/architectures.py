@@ -113,6 +113,10 @@ def _qwen2_moe(keys: Keys) -> Config:
     )
 
 
+def _qwen3(keys: Keys) -> Config:
+    return _rms(keys, "qwen3", **_NO_WINDOW, attention_bias=False)
+
+
 def _qwen3_moe(keys: Keys) -> Config:
     return _rms(
         keys,
@@ -360,8 +364,11 @@ ARCHITECTURES: Mapping[str, Callable[[Keys], Config]] = {
     "phi3": _phi3,
     "qwen2": _llama,
     "qwen2moe": _qwen2_moe,
-    "qwen3": lambda keys: _rms(keys, "qwen3", **_NO_WINDOW, attention_bias=False),
+    "qwen2vl": _llama,  # text alone has one position, so that the sections of its rope are as good as one
+    "qwen3": _qwen3,
     "qwen3moe": _qwen3_moe,
+    "qwen3vl": _qwen3,
+    "qwen3vlmoe": _qwen3_moe,
     "seed_oss": _seed_oss,
     "smollm3": _smollm3,
     "stablelm": _stablelm,

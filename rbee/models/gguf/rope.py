@@ -1,7 +1,7 @@
 """What a GGUF file says of rotary position embeddings, as a config.json's rope_parameters.
 
-Owns the translation of llama.cpp's scaling (llama-context.cpp, and ggml's rope_yarn) into transformers' methods. Knows
-no architecture.
+Owns the translation of llama.cpp's scaling (llama-context.cpp, and rope_yarn of ggml) into methods of transformers.
+Knows no architecture.
 
 llama.cpp divides each frequency by the scaling factor and by the value that a tensor has for it. The method "longrope"
 does the same with short_factor, so that every such rope can be expressed; up to max_position_embeddings only, which is

@@ -53,6 +53,7 @@ SCALES: dict[str, Any] = {
     "embedding_multiplier": 3.0,
 }
 SCALE_KEYS = {"attention__scale": 0.11, "logit_scale": 2.0, "residual_scale": 0.5, "embedding_scale": 3.0}
+SECTIONS: dict[str, Any] = {"rope__dimension_sections": [2, 2, 2, 0]}
 LONGROPE: dict[str, Any] = {
     "short_factor": [1.0, 1.5, 2.0],
     "long_factor": [4.0] * 3,
@@ -87,6 +88,13 @@ CASES: dict[str, GGUFCase] = {
     "qwen2": GGUFCase("qwen2", lambda: transformers.Qwen2Config(**SMALL)),
     "qwen2, yarn": GGUFCase("qwen2", lambda: transformers.Qwen2Config(**SMALL, **rope("yarn", **YARN))),
     "qwen3": GGUFCase("qwen3", lambda: transformers.Qwen3Config(**SMALL, head_dim=16)),
+    "qwen2vl": GGUFCase("qwen2vl", lambda: transformers.Qwen2Config(**SMALL), SECTIONS),
+    "qwen3vl": GGUFCase("qwen3vl", lambda: transformers.Qwen3Config(**SMALL, head_dim=16), SECTIONS),
+    "qwen3vlmoe": GGUFCase(
+        "qwen3vlmoe",
+        lambda: transformers.Qwen3MoeConfig(**{**SMALL, **EXPERTS, "head_dim": 16, "norm_topk_prob": True}),
+        {**SECTIONS, "expert_feed_forward_length": 24},
+    ),
     "qwen2moe": GGUFCase(
         "qwen2moe",
         lambda: transformers.Qwen2MoeConfig(**SMALL, **EXPERTS, shared_expert_intermediate_size=16),

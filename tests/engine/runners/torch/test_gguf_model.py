@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tracemalloc
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from rbee.engine.runners.torch.gguf_model import load_gguf_model
 from rbee.errors import ModelError
 from rbee.models.gguf import open_gguf
 from rbee.models.gguf.config import config_of
@@ -42,6 +46,7 @@ WITHOUT_EFFECT: dict[str, Callable[[dict[str, Any]], bool]] = {
     "attention.sliding_window": lambda keys: keys["attention.sliding_window"] == 0,
     "attention.value_length": lambda keys: keys["attention.value_length"] == keys["attention.key_length"],
     "feed_forward_length": lambda keys: "expert_feed_forward_length" in keys,
+    "rope.dimension_sections": lambda _: True,  # text has one position
     "rope.dimension_count": lambda keys: (
         keys["rope.dimension_count"]
         == keys.get("attention.key_length", keys["embedding_length"] // keys["attention.head_count"])
@@ -264,6 +269,25 @@ def test_ropes_that_cannot_be_computed(tmp_path, name, keys, reason):
     written = describe("llama", make_model(tmp_path / "transformers", CASES[name].tiny))
     with pytest.raises(ModelError, match=reason):
         answer_of(tmp_path, written._replace(keys={**written.keys, **keys}))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A model with windows, two ropes, partly scaled, and fused matrices nowhere."""
+    return make(tmp_path_factory.mktemp("small"), CASES["olmo3"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_damaged_metadata_is_refused_or_loaded(small, data):
+    """Whatever numbers the keys have, nothing but a ModelError comes of it."""
+    names = sorted(name for name, value in small.written.keys.items() if isinstance(value, int | float))
+    values = st.one_of(st.integers(-1, 300), st.integers(0, 2**32), st.floats(), st.sampled_from([1e-30, 1e30, 1.0]))
+    changed = data.draw(st.dictionaries(st.sampled_from(names), values, min_size=1, max_size=3))
+    metadata = small.model.metadata | {f"olmo2.{name}": value for name, value in changed.items()}
+    model = dataclasses.replace(small.model, metadata=metadata)
+    with contextlib.suppress(ModelError):
+        load_gguf_model(config_of(model), model, dtype=torch.float32, device="cpu")
 
 
 def test_a_reader_of_its_own_can_ask_for_the_account(tmp_path):
