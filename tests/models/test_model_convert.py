@@ -63,10 +63,10 @@ def test_a_converted_gguf_has_the_configuration_that_was_put_in(converted_tiny):
 
 
 def test_generation_ends_on_the_end_of_text_and_on_the_end_of_the_turn(converted_tiny):
-    """generation_config.json names both the file's eos and its eot token."""
+    """generation_config.json names both the file's eos and its eot token, and has the sampling that it recommends."""
     folder, _ = converted_tiny
     generation = json.loads((folder.path / "generation_config.json").read_text())
-    assert generation == {"bos_token_id": 1, "eos_token_id": [0, 2]}
+    assert generation == {"bos_token_id": 1, "eos_token_id": [0, 2], "temperature": 0.6}
 
 
 def test_a_converted_tokenizer_keeps_special_tokens_whole_and_isolates_digits(converted_tiny):

@@ -1,19 +1,19 @@
 """A model in one GGUF file or several (shards).
 
-Owns which files belong together, and that none is missing. Does not know what metadata and tensors mean.
+Owns the check that they belong together and that none is missing. Does not know what metadata and tensors mean.
 
-gguf-split (llama.cpp, tools/gguf-split) writes NAME-00001-of-00003.gguf and so on: each shard has the keys split.no,
-split.count and split.tensors.count, the first one has all other keys too, and may hold no tensors.
+gguf-split (llama.cpp, tools/gguf-split) writes the keys split.no, split.count and split.tensors.count into each shard.
+The first one has all other keys too, and may hold no tensors.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rbee.errors import ModelError
 from rbee.models.gguf.header import read_header
+from rbee.models.gguf_names import shards_of
 from rbee.models.stored_tensor import PlacedTensor
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ _BESIDE_A_MODEL = {
     "imatrix": "an importance matrix, which is used to quantize a model: serve the model itself",
 }
 
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
-
 
 @dataclass(frozen=True)
 class GGUFModel:
@@ -39,14 +37,6 @@ class GGUFModel:
     files: tuple[Path, ...]
     metadata: dict[str, Any]
     tensors: dict[str, PlacedTensor]
-
-
-def shards_of(path: Path) -> tuple[Path, ...]:
-    """The files of the model that the GGUF file `path` is or belongs to, by its name; they may be missing."""
-    if not (match := _SHARD.fullmatch(path.name)):
-        return (path,)
-    count = int(match["count"])
-    return tuple(path.with_name(f"{match['stem']}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)) or (path,)
 
 
 def open_gguf(path: Path) -> GGUFModel:

@@ -26,6 +26,7 @@ from rbee.child import die_with_parent
 from rbee.errors import ModelError
 from rbee.models.cache import NO_SPACE_ERRNOS, check_space, no_space
 from rbee.models.gguf import check_is_model, read_header
+from rbee.models.gguf.small_files import sampling_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -163,7 +164,7 @@ def _distinct(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _generation_config(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the special ids; an instruction model's turn may end with another token than its text."""
+    """Return the special ids, of which several may end a turn, and the recommended sampling parameters."""
     found = config.get("eos_token_id")
     ends = list(found) if isinstance(found, list) else [found]
     ends += [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
@@ -173,7 +174,7 @@ def _generation_config(config: Mapping[str, Any], metadata: Mapping[str, Any]) -
         "eos_token_id": distinct[0] if len(distinct) == 1 else distinct or None,
         "pad_token_id": config.get("pad_token_id"),
     }
-    return {name: value for name, value in ids.items() if value is not None}
+    return {name: value for name, value in ids.items() if value is not None} | sampling_of(metadata)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
