@@ -82,6 +82,7 @@ def write_tiny_gguf(
     """Write a Llama model as llama.cpp's converter does: renamed, q and k permuted, matrices of the MLP in Q8_0."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
+    writer.add_float32(gguf.Keys.General.SAMPLING_TEMP, 0.6)
     writer.add_context_length(128)
     writer.add_embedding_length(HIDDEN)
     writer.add_block_count(LAYERS)

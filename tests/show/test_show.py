@@ -94,6 +94,7 @@ def test_a_gguf_file_is_read_and_not_converted(tiny, tmp_path, monkeypatch):
     assert facts.vocabulary == Vocabulary(262, "gpt2", "smollm")
     assert facts.special_tokens == {"bos_token": "<|im_start|>", "eos_token": "<|endoftext|>"}
     assert facts.chat_templates == {"default": CHAT_TEMPLATE}
+    assert facts.sampling_defaults == {"temperature": 0.6}
     per_token = 2 * 2 * 2 * 16 * 2
     assert (facts.memory.kv_cache, facts.memory.kv_cache_per_token) == (per_token * 128 * 256, per_token)
     assert facts.files == {tiny.name: tiny.stat().st_size}

@@ -1,9 +1,9 @@
 """A model in one GGUF file or several (shards).
 
-Owns which files belong together, and that none is missing. Does not know what metadata and tensors mean.
+Owns the check that they belong together and that none is missing. Does not know what metadata and tensors mean.
 
-gguf-split (llama.cpp, tools/gguf-split) writes NAME-00001-of-00003.gguf and so on: each shard has the keys split.no,
-split.count and split.tensors.count, the first one has all other keys too, and may hold no tensors.
+gguf-split (llama.cpp, tools/gguf-split) writes the keys split.no, split.count and split.tensors.count into each shard.
+The first one has all other keys too, and may hold no tensors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rbee.errors import ModelError
 from rbee.models.gguf.header import read_header
-from rbee.models.gguf.names import shards_of
+from rbee.models.gguf_names import shards_of
 from rbee.models.stored_tensor import PlacedTensor
 
 if TYPE_CHECKING:

@@ -64,7 +64,7 @@ def test_they_say_what_transformers_reads_from_the_file(tiny_gguf, tmp_path):
     settings = json.loads((tokenizer / "tokenizer_config.json").read_bytes())
     assert (settings["add_bos_token"], settings["model_max_length"]) == (False, 128)
     generation = json.loads((tokenizer / "generation_config.json").read_bytes())
-    assert generation == {"bos_token_id": 1, "eos_token_id": [0, 2]}
+    assert generation == {"bos_token_id": 1, "eos_token_id": [0, 2], "temperature": 0.6}
 
 
 def test_named_templates_survive(metadata, tmp_path):

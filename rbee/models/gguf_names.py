@@ -1,6 +1,7 @@
 """Which models a list of GGUF file names offers.
 
-Owns what names say: shards, quantizations, and files that belong to a model but are none. Opens no file.
+Owns what names say: shards, quantizations, and files that belong to a model but are none. Opens no file, and imports
+nothing that is slow.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _PREFERRED = ("Q4_K_M", "Q4_0", "Q4_1", "MXFP4", "Q8_0")
 
 _NO_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")  # gguf-split's (llama.cpp)
 _QUANT = re.compile(
     r"(?<![A-Z0-9])((?:UD-)?(?:I?Q\d+|TQ\d|MXFP4|NVFP4|BF16|FP?16|FP?32)(?:_[A-Z0-9]+)*)(?![A-Z0-9])", re.IGNORECASE
 )
@@ -33,8 +34,8 @@ class OfferedModel(NamedTuple):
     @property
     def name(self) -> str:
         """The file's name without its end and the shard's number."""
-        match = _SHARD.fullmatch(self.files[0].stem)
-        return match["stem"] if match else self.files[0].stem
+        shard = _SHARD.fullmatch(self.files[0].name)
+        return shard["stem"] if shard else self.files[0].stem
 
     @property
     def quant(self) -> str:
@@ -49,11 +50,8 @@ class OfferedModel(NamedTuple):
 
 
 def shards_of(path: Path) -> tuple[Path, ...]:
-    """The files of the model that the GGUF file `path` is or belongs to, by its name; they may be missing.
-
-    gguf-split (llama.cpp, tools/gguf-split) writes NAME-00001-of-00003.gguf and so on.
-    """
-    if not (match := _SHARD.fullmatch(path.stem)):
+    """The files of the model that the GGUF file `path` is or belongs to, by its name; they may be missing."""
+    if not (match := _SHARD.fullmatch(path.name)):
         return (path,)
     count = int(match["count"])
     return tuple(path.with_name(f"{match['stem']}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)) or (path,)
