@@ -41,7 +41,7 @@ def test_generation_ends_on_the_end_of_text_and_on_the_end_of_the_turn(prepared_
     """generation_config.json names both the file's eos and its eot token."""
     folder, _ = prepared_tiny
     generation = json.loads((folder.path / "generation_config.json").read_text())
-    assert generation == {"bos_token_id": 1, "eos_token_id": [0, 2]}
+    assert generation == {"bos_token_id": 1, "eos_token_id": [0, 2], "temperature": 0.6}
 
 
 def test_the_tokenizer_keeps_special_tokens_whole_and_isolates_digits(prepared_tiny):

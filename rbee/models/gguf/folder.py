@@ -32,8 +32,8 @@ def write_folder(model: GGUFModel, folder: Path, progress: Progress) -> None:
     config |= {"bos_token_id": ids.bos, "eos_token_id": ends or None}
     small = files_of(model.metadata, eos_ids=ends, bos_id=ids.bos)
     progress.stage("building the tokenizer")
-    build_tokenizer(model.metadata).save(str(folder / "tokenizer.json"), pretty=False)
-    for name, content in {"config.json": _json(config), **small}.items():
+    tokenizer = build_tokenizer(model.metadata).to_str()
+    for name, content in {"config.json": _json(config), "tokenizer.json": tokenizer.encode(), **small}.items():
         (folder / name).write_bytes(content)
 
 

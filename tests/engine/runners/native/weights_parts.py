@@ -126,7 +126,7 @@ def write_gguf(
         part = name.rpartition(".")[2]
         kind = kinds.get(part, Type.F32)
         blocks = blocks_of(tensor, kind)
-        held[name] = gguf.quants.dequantize(blocks, kind) if kind != Type.F32 else tensor
+        held[name] = tensor if kind in (Type.F32, Type.F64) else gguf.quants.dequantize(blocks, kind)
         turned = heads.get(part.removesuffix("_bias"))
         if turned:
             halves = blocks.reshape(turned, 2, len(blocks) // turned // 2, -1)
@@ -167,8 +167,8 @@ def gguf_name(name: str) -> str:
 
 def blocks_of(tensor: NDArray[np.float32], kind: Type) -> NDArray[Any]:
     """A tensor in this type; the K types, which the gguf package cannot make, are any blocks with sane scales."""
-    if kind == Type.F32:
-        return tensor
+    if kind in (Type.F32, Type.F64):
+        return tensor.astype(np.float32 if kind == Type.F32 else np.float64)
     if not kind.name.endswith("_K"):
         return gguf.quants.quantize(tensor, kind)
     cols, size = gguf.GGML_QUANT_SIZES[kind]
