@@ -24,12 +24,6 @@ REFERENCE = Path(__file__).parent / "data" / "llama_cpp_tokens.json"
 GROUP = 20  # texts of one digest
 NUM_TEXTS, NUM_SPLIT_TEXTS = 2000, 400  # for a vocabulary, and for a way to split words
 
-# Where `tokenizers` is known to differ from llama.cpp, by vocabulary: models.py has the reasons.
-_NOT_FOR = {
-    "phi-3": ("\u00a0", "\u3000", "\u2003\u2003", "\u2028", "\u0085", "\u1680"),
-    "nomic-bert-moe": ("a\u0308\u0323",),
-}
-
 _WORDS = tuple((Path(__file__).parent / "data" / "words.txt").read_text(encoding="utf-8").split())
 _SPACES = (
     " ",
@@ -115,6 +109,11 @@ _SPECIALS = (
 )
 
 
+# Where `tokenizers` is known to differ from llama.cpp, by vocabulary: rbee.models.gguf.tokenizer has the reasons.
+_NOT_ASCII = tuple(space for space in _ODD_SPACES if space.isspace() and not space.isascii())
+_NOT_FOR = {"phi-3": _NOT_ASCII, "nomic-bert-moe": (*_NOT_ASCII, "\u0301", "a\u0308\u0323")}
+
+
 def special_texts(metadata: Mapping[str, Any]) -> list[str]:
     """Texts of up to 60 tokens of the vocabulary that are special or user-defined, and some that may be none."""
     tokens = metadata["tokenizer.ggml.tokens"]
@@ -163,7 +162,7 @@ def comparable_ids(metadata: Mapping[str, Any]) -> list[int]:
     """
     alphabet = set(pre_tokenizers.ByteLevel.alphabet())
     tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"].tolist()
-    bytes_only = metadata["tokenizer.ggml.model"] == "gpt2" and metadata.get("tokenizer.ggml.pre") != "sarvam-moe"
+    bytes_only = metadata["tokenizer.ggml.model"] == "gpt2"
     return [
         token_id
         for token_id, (token, kind) in enumerate(zip(tokens, kinds, strict=True))

@@ -60,7 +60,7 @@ def word_pieces(**others: object) -> dict[str, Any]:
 
 
 def merge_by_score(text: str, scores: Mapping[str, float]) -> list[str]:
-    """The pieces of `text`: two neighbours that are a token merge, the highest score first, and the leftmost of equals."""
+    """Merge two neighbours that are a token until there are none, the highest score first, the leftmost of equals."""
     symbols: list[str] = list(text)
     following = list(range(1, len(text) + 1))
     before = list(range(-1, len(text) - 1))

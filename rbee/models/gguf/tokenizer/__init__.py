@@ -1,7 +1,13 @@
 """Tokenizers from the metadata of GGUF files, with the tokens that llama.cpp gives.
 
 Owns the whole tokenizer: special tokens, and what is put before and after a text. Does not know files, and needs
-neither torch nor transformers.
+neither torch nor transformers. The tokens differ from llama.cpp's in these cases only:
+
+* A special token that takes the spaces beside it (Phi-3's, <mask>) takes those that are not ASCII too.
+* Of special tokens that overlap in a text, the leftmost counts here, and in llama.cpp the longest.
+* Of two accents on one letter or symbol, a "t5" vocabulary's normalization may lose the second.
+* SentencePiece's tokens of one score that overlap in a way that is no run of spaces: see models.py.
+* Characters that are new in Unicode 16: see splits.py.
 """
 
 from __future__ import annotations

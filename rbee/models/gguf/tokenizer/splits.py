@@ -42,6 +42,7 @@ class Split:
 _CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _MARKED_WORD = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
+_LETTERS_AND_SPACES = r"[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+"
 _OTHER = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 _SPACES = r"\s+(?!\S)|\s+"
 _LINE_END = r"\s*[\r\n]+|" + _SPACES
@@ -139,10 +140,7 @@ _SPLITS: dict[str, Split] = {
         regexes=(r"\p{N}{1,3}", rf"{_CONTRACTION}|{_WORD}|\p{{N}}+|{_OTHER}|{_LINE_END}"), ignore_merges=True
     ),
     "exaone-moe": Split(
-        regexes=(
-            rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}|"
-            rf" ?[^\s\p{{L}}\p{{N}}]+[\r\n/]?|\s*[\r\n]|{_SPACES}",
-        )
+        regexes=(rf"{_CONTRACTION}|{_LETTERS_AND_SPACES}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]?|\s*[\r\n]|{_SPACES}",)
     ),
     "jais-2": Split(
         regexes=(
