@@ -74,6 +74,7 @@ _ACTIVATIONS: Mapping[str, Literal["silu", "gelu_tanh", "relu2"]] = {
     "relu2": "relu2",
 }
 _METHODS_WITH_LENGTH = frozenset({"llama3", "yarn", "longrope"})  # the one that the model was trained with
+_GREATEST = 2**31  # a count that is greater is damage
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _NO_ROPE = Rope(np.zeros(0, np.float32), 1.0)
 
@@ -205,7 +206,7 @@ def _activation(kind: str, values: Mapping[str, Any]) -> Literal["silu", "gelu_t
     name = values["hidden_activation" if "hidden_activation" in values else "hidden_act"]
     if kind == "gemma" and name == "gelu":  # the first release wrote so, and meant the approximation
         name = "gelu_pytorch_tanh"
-    if name not in _ACTIVATIONS:
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
         raise Unsupported(f"its activation is {name!r}, and the native kernels do {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
@@ -252,7 +253,7 @@ def _ropes_by_type(values: Mapping[str, Any], layer_types: list[str], family: Fa
 def _completed(parameters: dict[str, Any], values: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """With a rope_type that is known, the share of a head that is turned, and the length of training."""
     method = parameters.get("rope_type", parameters.get("type", "default"))
-    method = family.rope_types.get(method, method) if isinstance(method, str) else method
+    method = family.rope_types.get(method, method) if isinstance(method, str) else None
     if method not in METHODS:
         raise Unsupported(f"its rope_type is {method!r}, and the native kernels do {', '.join(sorted(METHODS))}")
     completed = {"partial_rotary_factor": values["partial_rotary_factor"], **parameters, "rope_type": method}
@@ -263,7 +264,8 @@ def _completed(parameters: dict[str, Any], values: Mapping[str, Any], family: Fa
 
 def _rope(parameters: Mapping[str, Any], values: Mapping[str, Any], head_dim: int) -> Rope:
     # transformers looks for `truncate` beside the types of layers, not within one.
-    truncate = bool((values["rope_parameters"] or values["rope_scaling"] or {}).get("truncate", True))
+    beside = _mapping("rope_scaling", values["rope_parameters"] or values["rope_scaling"] or {})
+    truncate = bool(beside.get("truncate", True))
     limit = _count(values, "max_position_embeddings")
     size = _turned_size(parameters["partial_rotary_factor"], head_dim)
     try:
@@ -299,7 +301,7 @@ def _positive(values: Mapping[str, Any], name: str) -> float:
 
 def _count(values: Mapping[str, Any], name: str) -> int:
     value = values.get(name)
-    if not isinstance(value, int) or value <= 0:
+    if not isinstance(value, int) or not 0 < value < _GREATEST:
         raise Unsupported(f"its {name} is {value!r}, and a positive whole number was expected")
     return value
 

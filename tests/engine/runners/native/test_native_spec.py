@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 import transformers
 
 from rbee.engine.runners.interface import Unsupported
+from rbee.engine.runners.native.families import COMMON, FAMILIES, WRAPPERS
 from rbee.engine.runners.native.spec import LayerSpec, read_spec
 from rbee.engine.runners.torch.model import TorchModel
 
@@ -358,6 +360,24 @@ def test_what_the_kernels_do_not_do_is_named(values, reason):
     """Each refusal is a part of a sentence that names the key and its value."""
     with np.errstate(divide="ignore"), pytest.raises(Unsupported, match=reason):
         read_spec({"model_type": "llama", **SMALL, **values})
+
+
+ODD: list[Any] = [
+    *(None, True, 0, -1, 1.5, float("nan"), float("inf"), 2**40, "x", [], [[1], 2], {}, {"rope_type": [1]}),
+    *({"rope_type": "yarn", "factor": "x"}, {"rope_type": "longrope", "short_factor": "x"}, {"full_attention": 7}),
+    *({"rope_type": "dynamic", "factor": 1e308}, {"rope_type": "default", "rope_theta": None}),
+]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("kind", [*FAMILIES, *WRAPPERS])
+def test_a_damaged_value_of_any_key_is_a_reason_or_harmless(kind):
+    """No value of a key that means something is an error that no sentence explains."""
+    text = FAMILIES[WRAPPERS[kind].text if kind in WRAPPERS else kind]
+    for name in ("text_config", *COMMON, *text.defaults):
+        for value in ODD:
+            with contextlib.suppress(Unsupported):
+                read_spec({"model_type": kind, **SMALL, name: value})
 
 
 def test_reading_a_spec_imports_neither_torch_nor_transformers():
