@@ -3,7 +3,7 @@
 Imports neither torch nor transformers.
 """
 
-from rbee.models.gguf.files import GGUFModel, check_is_model, open_gguf
+from rbee.models.gguf.files import GGUFModel, open_gguf
 from rbee.models.gguf.header import GGML_TYPES, GGUFHeader, read_header
 
-__all__ = ["GGML_TYPES", "GGUFHeader", "GGUFModel", "check_is_model", "open_gguf", "read_header"]
+__all__ = ["GGML_TYPES", "GGUFHeader", "GGUFModel", "open_gguf", "read_header"]

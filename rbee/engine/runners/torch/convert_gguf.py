@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 from rbee.child import die_with_parent
 from rbee.errors import ModelError
 from rbee.models.cache import NO_SPACE_ERRNOS, check_space, no_space
-from rbee.models.gguf import check_is_model, read_header
+from rbee.models.gguf.files import check_is_model
+from rbee.models.gguf.header import read_header
 from rbee.models.gguf.small_files import sampling_of
 
 if TYPE_CHECKING:
