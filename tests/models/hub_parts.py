@@ -136,7 +136,13 @@ def serving_hub(models: dict[str, dict[str, bytes]]) -> Iterator[HubServer]:
 
 
 def run_with_hub(command: list[str], endpoint: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python` with these arguments, whose Hub is at `endpoint` and whose Hub cache is in `home`."""
+    """`python` with these arguments, whose Hub is at `endpoint` and whose caches are in `home`."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    own = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "NO_PROXY": "127.0.0.1", **environment}
+    own = {
+        "HF_HOME": str(home),
+        "RBEE_CACHE": str(home / "rbee"),
+        "HF_ENDPOINT": endpoint,
+        "NO_PROXY": "127.0.0.1",
+        **environment,
+    }
     return subprocess.run([sys.executable, *command], env=inherited | own, capture_output=True, text=True, check=False)

@@ -35,7 +35,9 @@ def folder(tmp_path_factory):
     (path / "config.json").write_text(json.dumps(CONFIG))
     (path / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.0, "top_k": 40}')
     (path / "chat_template.jinja").write_text("{% for %}")
-    return path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RBEE_CACHE", str(path.parent / "cache"))  # where its weights are packed
+        yield path
 
 
 def complete(server):

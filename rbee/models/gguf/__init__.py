@@ -3,8 +3,7 @@
 Imports neither torch nor transformers, and nothing that takes long.
 """
 
-from rbee.models.gguf.files import GGUFModel, check_is_model, open_gguf
+from rbee.models.gguf.files import GGUFModel, open_gguf
 from rbee.models.gguf.header import GGML_TYPES, GGUFHeader, read_header
-from rbee.models.gguf_names import shards_of
 
-__all__ = ["GGML_TYPES", "GGUFHeader", "GGUFModel", "check_is_model", "open_gguf", "read_header", "shards_of"]
+__all__ = ["GGML_TYPES", "GGUFHeader", "GGUFModel", "open_gguf", "read_header"]
