@@ -105,14 +105,14 @@ def _model_of(argument: str | None, option: str) -> str:
 def _serve(argument: str | None, **values: Any) -> None:
     """Serve MODEL over HTTP: the OpenAI API, streamed token by token.
 
-    The first start of a model fetches and converts it; later starts use the cache. The address answers /health at once
+    The first start of a model fetches it; later starts use the cache. The address answers /health at once
     and /ready as soon as the model is loaded. Ctrl-C or SIGTERM finishes open streams, then stops.
 
     \b
     Examples:
       rbee serve                                   the default model on 127.0.0.1:8000
       rbee serve ./my-llama --port 9000            a folder with safetensors and tokenizer.json, or with a GGUF file
-      rbee serve file.gguf                         a GGUF file, converted once
+      rbee serve file.gguf                         a GGUF file
       rbee serve org/name:Q4_K_M                   a GGUF file from the Hugging Face Hub
       rbee serve synthetic --synthetic-step-ms 5   no weights: for latency measurements
 

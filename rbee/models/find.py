@@ -1,6 +1,6 @@
 """From what the user calls a model to the folder or GGUF file that it is in.
 
-Owns the order in which the meanings of a name are tried. Does not know catalogue models, and converts nothing.
+Owns the order in which the meanings of a name are tried. Does not know catalogue models.
 """
 
 from __future__ import annotations

@@ -76,7 +76,8 @@ def _from_catalogue(model: CatalogueModel, progress: Progress) -> ModelFolder:
 
 
 def _from_gguf(path: Path, name: str, progress: Progress) -> ModelFolder:
-    """The folder that stands for the model whose first file is `path`."""
+    """The folder that stands for the model that the GGUF file `path` is, or is a shard of."""
+    path = shards_of(path)[0]
     try:
         identity = _identity(path)
     except FileNotFoundError:  # a shard's

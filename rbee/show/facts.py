@@ -10,7 +10,6 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
 from rbee.config import EngineConfig
 from rbee.engine.runners.interface import Unsupported
@@ -20,7 +19,7 @@ from rbee.models import gguf_of, list_catalogue, prepare
 from rbee.models.chat_templates import read_templates
 from rbee.models.find import find
 from rbee.models.folder import read_config, text_config, weights_files
-from rbee.models.gguf import open_gguf
+from rbee.models.gguf import config_of, open_gguf
 from rbee.models.gguf.small_files import sampling_of, special_tokens_of, templates_of
 from rbee.models.json_files import read_object
 from rbee.models.safetensors_header import read_safetensors_header
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from rbee.models.gguf import GGUFModel
     from rbee.models.progress import Progress
     from rbee.models.stored_tensor import StoredTensor
 
@@ -76,8 +74,8 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     special_tokens: dict[str, str]
     chat_templates: dict[str, str]  # by name
     sampling_defaults: dict[str, float]
-    runner: str | None  # which one `--runner auto` takes on a CPU; None: known after the first start
-    reason: str | None  # why not the native one
+    runner: str | None  # which one `--runner auto` takes on a CPU; None: none can
+    reason: str | None  # why not the native one, or none
     memory: Memory
     files: dict[str, int]  # bytes, by name
 
@@ -97,21 +95,25 @@ def describe(model: str, *, progress: Progress) -> ModelFacts:
     """
     if any(known.name == model for known in list_catalogue()):
         ready = prepare(model, progress=progress)
-        if gguf := gguf_of(ready.path):
-            return _of_gguf(model, gguf, read_config(ready.path))
-        return _of_folder(model, ready.path)
+        gguf = gguf_of(ready.path)
+        return _of_gguf(model, gguf) if gguf else _of_folder(model, ready.path)
     name, path = find(model, progress=progress)
-    return _of_folder(name, path) if path.is_dir() else _of_gguf(name, path, None)
+    return _of_folder(name, path) if path.is_dir() else _of_gguf(name, path)
 
 
-def _of_gguf(name: str, path: Path, config: Mapping[str, Any] | None) -> ModelFacts:
-    """`config` is that of the folder which was made from the file, None if there is none yet."""
+def _of_gguf(name: str, path: Path) -> ModelFacts:
     model = open_gguf(path)
     metadata = model.metadata
     tokens = metadata.get("tokenizer.ggml.tokens")
     tensors = _by_type(placed.stored for placed in model.tensors.values())
-    runner, reason = (None, None) if config is None else _runner(config)
-    shape = _shape_of_gguf(model)
+    runner, reason, shape = None, None, _Shape(None, None)
+    try:
+        config = config_of(model)
+    except ModelError as refusal:
+        reason = str(refusal)
+    else:
+        runner, reason = _runner(config)
+        shape = _shape_of_config(config)
     return ModelFacts(
         name=name,
         path=str(path.parent),
@@ -196,26 +198,6 @@ def _runner(config: Mapping[str, Any]) -> tuple[str, str | None]:
     except Unsupported as reason:
         return "torch", str(reason)
     return "native", None
-
-
-def _shape_of_gguf(model: GGUFModel) -> _Shape:
-    prefix = model.metadata["general.architecture"] + "."
-
-    def number(key: str) -> int | None:
-        value = model.metadata.get(prefix + key)
-        return int(value) if isinstance(value, int) and value > 0 else None
-
-    layers, heads = number("block_count"), number("attention.head_count")
-    width = number("embedding_length")
-    head = width // heads if width and heads else None
-    keys, values = number("attention.key_length") or head, number("attention.value_length") or head
-    kv_heads = model.metadata.get(prefix + "attention.head_count_kv", heads)
-    if isinstance(kv_heads, np.ndarray):  # one number for each layer
-        all_heads: int | None = int(kv_heads.sum())
-    else:
-        all_heads = layers * kv_heads if layers and isinstance(kv_heads, int) else None
-    kv_width = all_heads * (keys + values) if all_heads and keys and values else None
-    return _Shape(number("context_length"), kv_width)
 
 
 def _shape_of_config(config: Mapping[str, Any]) -> _Shape:

@@ -40,10 +40,10 @@ def _summary(facts: ModelFacts) -> Table:
         ),
         "chat templates": _listed(f"{name} ({len(text)} characters)" for name, text in facts.chat_templates.items()),
         "sampling": _listed(f"{name} {value:g}" for name, value in facts.sampling_defaults.items()),
-        "runner": facts.runner or "known after its first start",
+        "runner": facts.runner or f"none: {facts.reason}",
         "memory": f"{_bytes(memory.weights)} of weights",
     }
-    if facts.reason:
+    if facts.runner and facts.reason:
         lines["runner"] += f": the native one cannot serve it, because {facts.reason}"
     if memory.kv_cache is not None and memory.kv_cache_per_token is not None:
         tokens = memory.kv_cache // memory.kv_cache_per_token

@@ -138,7 +138,7 @@ def test_for_programs(tiny):
     assert done.stdout.count("\n") == 1
     assert done.stderr == ""
     assert (shown["architecture"], {kind["type"] for kind in shown["tensors"]}) == ("llama", {"F32", "Q8_0"})
-    assert shown["runner"] is None
+    assert shown["runner"] == "native"
 
 
 @pytest.mark.parametrize("content", ["[]", '{"model": 5}', '{"model": {"vocab": 7}}', '{"pre_tokenizer": "x"}'])
@@ -149,8 +149,8 @@ def test_a_tokenizer_of_another_form_is_a_sentence(content, folder):
         describe(str(folder), progress=RecordingProgress())
 
 
-def test_odd_metadata_is_shown_as_far_as_it_makes_sense(tmp_path):
-    """A vocabulary that is a number, and heads that are a text."""
+def test_a_file_that_cannot_be_served_is_shown_with_the_reason(tmp_path):
+    """As far as it makes sense."""
     writer = gguf.GGUFWriter(tmp_path / "odd.gguf", "llama")
     writer.add_uint32("tokenizer.ggml.tokens", 7)
     writer.add_bos_token_id(0)
@@ -164,23 +164,8 @@ def test_odd_metadata_is_shown_as_far_as_it_makes_sense(tmp_path):
     facts = describe(str(tmp_path / "odd.gguf"), progress=RecordingProgress())
     assert (facts.vocabulary.size, facts.special_tokens, facts.context_length) == (0, {}, None)
     assert facts.memory == Memory(16, None, None)
-
-
-def test_heads_may_differ_by_layer(tmp_path):
-    """The cache is their sum."""
-    writer = gguf.GGUFWriter(tmp_path / "uneven.gguf", "llama")
-    writer.add_block_count(3)
-    writer.add_head_count(4)
-    writer.add_head_count_kv([1, 2, 4])
-    writer.add_embedding_length(64)
-    writer.add_value_length(8)
-    writer.add_tensor("a", np.zeros(4, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    facts = describe(str(tmp_path / "uneven.gguf"), progress=RecordingProgress())
-    assert facts.memory.kv_cache_per_token == (1 + 2 + 4) * (16 + 8) * 2
+    assert facts.runner is None
+    assert "odd.gguf" in facts.reason
 
 
 def test_the_synthetic_model_has_nothing_to_show():

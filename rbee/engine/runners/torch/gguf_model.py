@@ -14,13 +14,14 @@ import math
 import warnings
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-import gguf as gguf_format
 import numpy as np
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from rbee.engine import _kernels
 from rbee.engine.runners.torch.model import ATTENTION, TorchModel, first_line, reason_of, register_attention
 from rbee.errors import ModelError
+from rbee.models.gguf import GGML_TYPES
 from rbee.models.gguf.tensors import tensors_of
 
 if TYPE_CHECKING:
@@ -184,19 +185,17 @@ def _chunks(file: BinaryIO, rows: _Rows, name: str) -> Iterator[tuple[int, int, 
     stored = rows.placed.stored
     in_all = math.prod(stored.shape) // rows.columns
     row_bytes, per_expert = stored.size // in_all, in_all // rows.experts
-    at_once = max(_VALUES_AT_ONCE // rows.columns, 1)
+    if stored.type not in _kernels.SOURCE_TYPES:
+        raise ModelError(
+            f"{rows.placed.path} cannot be served: its tensor {name} is of the type {stored.type}, which cannot be "
+            "read here. Get the model in another quantization."
+        )
+    code, at_once = GGML_TYPES[stored.type], max(_VALUES_AT_ONCE // rows.columns, 1)
     for expert, first in itertools.product(range(rows.experts), range(0, rows.num_rows, at_once)):
         count = min(at_once, rows.num_rows - first)
         file.seek(stored.offset + (expert * per_expert + rows.first_row + first) * row_bytes)
         data = np.frombuffer(file.read(count * row_bytes), np.uint8)
-        try:
-            kind = gguf_format.GGMLQuantizationType[stored.type]
-            values = gguf_format.quants.dequantize(data.reshape(count, row_bytes), kind)
-        except (NotImplementedError, LookupError) as error:
-            raise ModelError(
-                f"{rows.placed.path} cannot be served: its tensor {name} is of the type {stored.type}, which cannot be "
-                "read here. Get the model in another quantization."
-            ) from error
+        values = _kernels.dequantize(data, code, count, rows.columns)
         if not np.isfinite(values).all():
             raise ModelError(
                 f"{rows.placed.path} is damaged: its tensor {name} holds infinite or undefined values. Download or "
