@@ -19,7 +19,8 @@ from rbee.models import gguf_of, list_catalogue, prepare
 from rbee.models.chat_templates import read_templates
 from rbee.models.find import find
 from rbee.models.folder import read_config, text_config, weights_files
-from rbee.models.gguf import config_of, open_gguf
+from rbee.models.gguf import open_gguf
+from rbee.models.gguf.config import config_of
 from rbee.models.gguf.small_files import sampling_of, special_tokens_of, templates_of
 from rbee.models.json_files import read_object
 from rbee.models.safetensors_header import read_safetensors_header

@@ -1,7 +1,7 @@
 // How ggml's quantized blocks lie in a GGUF file, and what is in 32 columns of one.
 //
-// Owns the layouts of ggml-common.h whose bits are numbers; `ggml_table_blocks.h` has those whose bits are indices. Does
-// not know what they are packed into (`pack.cpp`).
+// Owns the layouts of ggml-common.h whose bits are numbers; `ggml_table_blocks.h` has those whose bits are indices.
+// Does not know what they are packed into (`pack.cpp`).
 
 #pragma once
 

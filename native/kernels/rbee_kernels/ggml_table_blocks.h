@@ -1,7 +1,7 @@
-// ggml's quantized blocks whose bits are indices: of one number in a short table (IQ4, MXFP4, NVFP4), or of several at
-// once in a codebook (IQ1, IQ2, IQ3). What is in 32 columns of one.
+// ggml's quantized blocks whose bits are indices into tables, and what is in 32 columns of one.
 //
-// Owns these layouts of ggml-common.h; `ggml_blocks.h` has those of plain numbers.
+// Owns these layouts of ggml-common.h: an index is of one number (IQ4, MXFP4, NVFP4), or of several at once in a
+// codebook (IQ1, IQ2, IQ3). `ggml_blocks.h` has those of plain numbers.
 
 #pragma once
 

@@ -35,13 +35,13 @@ inline Extremes extremes(const float* x) {
     return {*std::min_element(least, least + lanes), *std::max_element(greatest, greatest + lanes)};
 }
 
-/// NaN and infinity have greater bits than any finite number.
-inline bool all_finite(const float* x) {
-    std::uint32_t special = 0;
+/// Infinity or NaN if there is any, whose bits are greater than those of any finite number.
+inline float greatest_magnitude(const float* x) {
+    std::int32_t greatest = 0;
     for (std::size_t i = 0; i < kGroup; ++i) {
-        special |= (bits_of(x[i]) & 0x7F800000U) == 0x7F800000U ? 1U : 0U;
+        greatest = std::max(greatest, static_cast<std::int32_t>(bits_of(x[i]) & 0x7FFFFFFFU));
     }
-    return special == 0;
+    return from_bits(static_cast<std::uint32_t>(greatest));
 }
 
 inline WeightGroup not_a_number() {
@@ -76,14 +76,15 @@ inline WeightGroup quantize(const float* x, Half half_scale, Half half_minimum, 
 template <WeightFormat F>
 WeightGroup quantize(const float* x) {
     static_assert(F == WeightFormat::kQ4 || F == WeightFormat::kQ8);
-    if (!all_finite(x)) {
+    const float magnitude = greatest_magnitude(x);
+    if (!(magnitude <= std::numeric_limits<float>::max())) {
         return not_a_number();
     }
-    const auto [least, greatest] = extremes(x);
     if constexpr (F == WeightFormat::kQ4) {
+        const auto [least, greatest] = extremes(x);
         return quantize(x, half_of((greatest - least) / 15), half_of(least), 0, 15);
     } else {
-        return quantize(x, half_of(std::max(greatest, -least) / 127), Half{0}, -127, 127);
+        return quantize(x, half_of(magnitude / 127), Half{0}, -127, 127);
     }
 }
 
