@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rbee.config import EngineConfig
+from rbee.engine.memory import available_memory
+from rbee.engine.runners.context_length import default_cache_bytes
 from rbee.engine.runners.interface import Unsupported
 from rbee.engine.runners.native.spec import read_spec
 from rbee.errors import ModelError
@@ -223,7 +225,7 @@ def _memory(tensors: list[Tensors], shape: _Shape, runner: str | None) -> Memory
         return Memory(weights, None, None)
     per_token = shape.kv_width * (_FLOAT_BYTES if torch else _KV_BYTES)
     options = EngineConfig()
-    cache = options.kv_cache_mib << 20
+    cache = default_cache_bytes(weights, available=available_memory())
     if shape.context_length:
         cache = min(cache, per_token * shape.context_length * options.max_num_seqs)
     return Memory(weights, cache, per_token)

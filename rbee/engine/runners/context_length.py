@@ -53,8 +53,7 @@ def fit(
     more than is available. ModelError: the cache does not hold a single block.
     """
     check_memory(weight_bytes, available=available, path=path)
-    chosen = min(max((available - weight_bytes) // _SHARE, _LEAST), _MOST)
-    cache_bytes = size.kv_cache_mib * MIB or chosen
+    cache_bytes = size.kv_cache_mib * MIB or default_cache_bytes(weight_bytes, available=available)
     affordable = cache_bytes // block_bytes
     max_model_len = _max_model_len(limit, path, size.max_model_len, affordable * size.block_size, cache_bytes // MIB)
     num_blocks = min(affordable, size.max_num_seqs * -(-max_model_len // size.block_size))
@@ -66,6 +65,11 @@ def fit(
             "or --max-model-len, serve a smaller model, or end other programs."
         )
     return Fit(num_blocks, max_model_len)
+
+
+def default_cache_bytes(weight_bytes: int, *, available: int) -> int:
+    """What the machine decides: at most so much, and no more than sequences can fill."""
+    return min(max((available - weight_bytes) // _SHARE, _LEAST), _MOST)
 
 
 def check_memory(weight_bytes: int, *, available: int, path: Path) -> None:
