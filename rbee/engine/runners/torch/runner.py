@@ -14,9 +14,11 @@ import torch
 from rbee.engine.runners.context_length import fit
 from rbee.engine.runners.interface import StepOutput
 from rbee.engine.runners.torch import model as torch_model
+from rbee.engine.runners.torch.gguf_model import load_gguf_model
 from rbee.engine.runners.torch.kv_cache import KVCache
 from rbee.engine.runners.torch.probe import probe
 from rbee.errors import ConfigError
+from rbee.models.folder import read_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from rbee.engine.input_batch import InputBatch
     from rbee.engine.runners.context_length import CacheSize
     from rbee.engine.runners.interface import OnLoading, OnProgress
+    from rbee.models.gguf import GGUFModel
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +35,14 @@ class TorchRunner:
     """A `ModelRunner` on torch; loads in its constructor.
 
     Args:
-        path: a ready folder: config.json and *.safetensors.
+        path: a ready folder: config.json and, unless `gguf` has the weights, *.safetensors.
         cache: what the KV cache may take.
         device: where weights and cache live.
         dtype: "float32", "bfloat16", "float16" or "auto" (float32 on a CPU, the model's own elsewhere).
         threads: compute threads; 0 takes one per core this process may use. Set for the whole process.
         on_loading: called for each part of loading.
         on_progress: called before each layer's attention.
+        gguf: the GGUF files with the weights, of which config.json was made.
 
     ModelError: the folder cannot be served. ConfigError: max_model_len does not fit, or there is no such device.
     """
@@ -56,6 +60,7 @@ class TorchRunner:
         threads: int,
         on_loading: OnLoading,
         on_progress: OnProgress = lambda: None,
+        gguf: GGUFModel | None = None,
     ) -> None:
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         if not logger.isEnabledFor(logging.DEBUG):
@@ -64,7 +69,10 @@ class TorchRunner:
         on_loading("loading weights", 1, 4)
         own = dtype == "auto" and torch.device(device).type != "cpu"
         wanted = None if own else getattr(torch, "float32" if dtype == "auto" else dtype)
-        self._model = torch_model.load_model(path, dtype=wanted, device=device)
+        if gguf is None:
+            self._model = torch_model.load_model(path, dtype=wanted, device=device)
+        else:
+            self._model = load_gguf_model(read_config(path), gguf, dtype=wanted, device=device)
         on_loading("trying the model", 2, 4)
         layers = probe(path, self._model)
         on_loading("reserving the KV cache", 3, 4)
