@@ -339,6 +339,7 @@ def _gpt2(keys: Keys) -> Config:
 
 ARCHITECTURES: Mapping[str, Callable[[Keys], Config]] = {
     "arcee": lambda keys: _rms(keys, "arcee", hidden_act="relu2", attention_bias=False, mlp_bias=False),
+    "chatglm": lambda keys: _rms(keys, "glm", partial=True, attention_bias=_has_qkv_bias(keys)),
     "cohere2": _cohere2,
     "command-r": _cohere,
     "ernie4_5": _ernie4_5,

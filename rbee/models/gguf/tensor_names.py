@@ -38,6 +38,7 @@ _PHI3 = {
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+_GLM = {**_NORMS, **_ATTENTION, "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
 _EXPERTS = {"mlp.experts.gate_up_proj": "ffn_gate_exps ffn_up_exps", "mlp.experts.down_proj": "ffn_down_exps"}
 _ROUTED = {**_NORMS, **_ATTENTION, "mlp.gate": "ffn_gate_inp"}
 _GRANITE_EXPERTS = {
@@ -96,15 +97,9 @@ NAMES: Mapping[str, Names] = {
     "gemma2": Names({**_LLAMA, **_FOUR_NORMS}, unit_offset_norms=True),
     "gemma3_text": Names({**_LLAMA, **_QK_NORMS, **_FOUR_NORMS}, unit_offset_norms=True),
     "phi3": Names(_PHI3),
+    "glm": Names(_GLM, biased_if={"attention_bias": _QKV}),
     "glm4": Names(
-        {
-            **_NORMS,
-            **_ATTENTION,
-            "post_self_attn_layernorm": "post_attention_norm",
-            "post_mlp_layernorm": "post_ffw_norm",
-            "mlp.gate_up_proj": "ffn_up",
-            "mlp.down_proj": "ffn_down",
-        },
+        {**_GLM, "post_self_attn_layernorm": "post_attention_norm", "post_mlp_layernorm": "post_ffw_norm"},
         biased_if={"attention_bias": _QKV},
     ),
     "seed_oss": Names(
@@ -221,6 +216,7 @@ CLASSES = {  # by model_type
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
+    "glm": "GlmForCausalLM",
     "glm4": "Glm4ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
     "gpt_oss": "GptOssForCausalLM",

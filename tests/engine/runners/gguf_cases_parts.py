@@ -231,6 +231,12 @@ CASES: dict[str, GGUFCase] = {
         ),
         {"attention__sliding_window": WINDOW},
     ),
+    "chatglm": GGUFCase(
+        "chatglm",
+        lambda: transformers.GlmConfig(
+            **SMALL, head_dim=12, attention_bias=True, **rope("default", partial_rotary_factor=0.5)
+        ),
+    ),
     "glm4": GGUFCase(
         "glm4", lambda: transformers.Glm4Config(**SMALL, head_dim=16, **rope("default", partial_rotary_factor=0.5))
     ),

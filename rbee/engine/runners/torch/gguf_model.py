@@ -9,6 +9,8 @@ file has), and its parameters from the files.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
 import math
 import warnings
@@ -88,7 +90,7 @@ def _make(config: Mapping[str, Any], path: Path, dtype: torch.dtype | None) -> P
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            of_class: PretrainedConfig = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+            of_class: PretrainedConfig = CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config)))
     except Exception as error:  # whatever transformers finds wrong is the reason we pass on
         raise ModelError(f"{path} cannot be used with this version of transformers: {first_line(error)}.") from error
     chosen = getattr(torch, config["dtype"]) if dtype is None else dtype
@@ -185,20 +187,27 @@ def _chunks(file: BinaryIO, rows: _Rows, name: str) -> Iterator[tuple[int, int, 
     stored = rows.placed.stored
     in_all = math.prod(stored.shape) // rows.columns
     row_bytes, per_expert = stored.size // in_all, in_all // rows.experts
-    if stored.type not in _kernels.SOURCE_TYPES:
-        raise ModelError(
-            f"{rows.placed.path} cannot be served: its tensor {name} is of the type {stored.type}, which cannot be "
-            "read here. Get the model in another quantization."
-        )
-    code, at_once = GGML_TYPES[stored.type], max(_VALUES_AT_ONCE // rows.columns, 1)
+    at_once = max(_VALUES_AT_ONCE // rows.columns, 1)
     for expert, first in itertools.product(range(rows.experts), range(0, rows.num_rows, at_once)):
         count = min(at_once, rows.num_rows - first)
         file.seek(stored.offset + (expert * per_expert + rows.first_row + first) * row_bytes)
         data = np.frombuffer(file.read(count * row_bytes), np.uint8)
-        values = _kernels.dequantize(data, code, count, rows.columns)
+        values = _unpack(data.reshape(count, row_bytes), rows, name)
         if not np.isfinite(values).all():
             raise ModelError(
                 f"{rows.placed.path} is damaged: its tensor {name} holds infinite or undefined values. Download or "
                 "convert the model again."
             )
         yield expert, first, values
+
+
+def _unpack(data: NDArray[np.uint8], rows: _Rows, name: str) -> NDArray[np.float32]:
+    """The values of rows of blocks, or a ModelError if there is no reader for them."""
+    path, stored = rows.placed
+    if stored.type in _kernels.SOURCE_TYPES:
+        with contextlib.suppress(ValueError):  # rows that are no whole blocks
+            return _kernels.dequantize(data.reshape(-1), GGML_TYPES[stored.type], len(data), rows.columns)
+    raise ModelError(
+        f"{path} cannot be served: its tensor {name} of shape {list(stored.shape)} is of the type {stored.type}, which "
+        "cannot be read here. Get the model in another quantization."
+    )

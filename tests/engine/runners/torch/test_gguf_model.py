@@ -249,8 +249,13 @@ def test_tensors_that_do_not_fit_are_named(tmp_path):
     ):
         with pytest.raises(ModelError, match=reason):
             answer_of(tmp_path, written._replace(tensors={**written.tensors, name: tensor}))
-    with pytest.raises(ModelError, match=r"its tensor blk\.1\.ffn_up\.weight is of the type I8, which cannot"):
-        answer_of(tmp_path, written, raw={name: (np.ones((96, 64), np.int8), "I8")})
+    vector = "blk.1.ffn_norm.weight"
+    blocks = {name: (np.ones((96, 64), np.int8), "I8"), vector: (np.zeros(2 * 34, np.uint8), "Q8_0")}
+    for name, raw in blocks.items():
+        with pytest.raises(
+            ModelError, match=rf"its tensor {name} of shape \[.*\] is of the type {raw[1]}, which cannot"
+        ):
+            answer_of(tmp_path, written, raw={name: raw})
 
 
 @pytest.mark.parametrize(
