@@ -4,9 +4,9 @@ Owns how each kind is expressed. Does not know special tokens.
 
 Byte pairs ("gpt2", "gemma4") come with their merges. SentencePiece's ("llama") come with a score for each token: two
 neighbours merge if together they are a token, the highest score first, and of equal scores the leftmost. `tokenizers`
-wants an order of pairs instead. Among equal scores the longer token comes first here, and of its pairs the one with the
-longer left part: a run of spaces, which is where vocabularies have equal scores, then grows from the left as it does in
-llama.cpp. Tokens of equal scores that overlap in another way can merge in another order than in llama.cpp.
+wants an order of pairs instead. Among equal scores the longer token comes first here: a run of spaces, which is where
+vocabularies have equal scores, then grows from the left as it does in llama.cpp. Tokens of equal scores that overlap in
+another way can merge in another order than in llama.cpp.
 """
 
 from __future__ import annotations
