@@ -247,21 +247,11 @@ void bind_runner(nb::module_& m) {
                float epsilon, const std::string& activation, float attention_scale, float embedding_scale,
                float residual_scale, float logit_scale, float query_growth, std::size_t query_length) {
                 check(query_length > 0, "query_length must be positive.");
-                new (shape) kernels::ModelShape{
-                    vocab_size,
-                    hidden_size,
-                    intermediate_size,
-                    num_heads,
-                    num_kv_heads,
-                    head_dim,
-                    epsilon,
-                    activation_of(activation),
-                    attention_scale,
-                    embedding_scale,
-                    residual_scale,
-                    logit_scale,
-                    query_growth,
-                    query_length};
+                new (shape)
+                    kernels::ModelShape{vocab_size,      hidden_size,     intermediate_size, num_heads,
+                                        num_kv_heads,    head_dim,        epsilon,           activation_of(activation),
+                                        attention_scale, embedding_scale, residual_scale,    logit_scale,
+                                        query_growth,    query_length};
             },
             nb::kw_only(), "vocab_size"_a, "hidden_size"_a, "intermediate_size"_a, "num_heads"_a, "num_kv_heads"_a,
             "head_dim"_a, "epsilon"_a, "activation"_a, "attention_scale"_a, "embedding_scale"_a,

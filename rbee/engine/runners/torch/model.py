@@ -7,6 +7,7 @@ and returns. `probe` decides whether a model can be served. Does not know steps 
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PretrainedConfig, PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 # Two names for the same attention. transformers builds masks only under a name that has a mask function; while a
 # model is served there is none, because the masks of packed sequences are worked out once a step, in `kv_cache`.
@@ -127,6 +130,11 @@ def load_model(path: Path, *, dtype: torch.dtype | None, device: str) -> TorchMo
         raise ModelError(
             f"The weights in {path} do not fit its config.json: {name} has shape {list(found)}, "
             f"but the configuration asks for {list(expected)}."
+        )
+    if loaded["unexpected_keys"]:
+        names = sorted(loaded["unexpected_keys"])
+        logger.warning(
+            "Transformers does not use %s and %d other tensors of the weights in %s.", names[0], len(names) - 1, path
         )
     try:
         return TorchModel(model.to(device).eval())

@@ -11,6 +11,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
+from rbee.engine.runners.native.spec import read_spec
 from tests.engine.engine_parts import InProcessEngine
 from tests.engine.runners.native.native_parts import INSTRUCTION_SETS, Chunk, execute
 from tests.engine.runners.tiny_models import (
@@ -90,6 +91,22 @@ def test_positions_behind_the_length_of_training(name, tmp_path):
     """Scaled ropes and grown queries are transformers' up to the model's last position."""
     model = make_model(tmp_path / "model", Architecture(SCALED[name], scale=0.3))
     assert_logits(tmp_path / "model", model, 256)
+
+
+def test_a_longrope_with_one_list_of_factors_divides_the_frequencies_and_limits_nothing():
+    """So the config of a GGUF has Llama 3's rope, whose factors are a tensor there."""
+    scaled = json.loads(transformers.LlamaConfig(**SIXTEEN, **LLAMA3_ROPE).to_json_string())
+    base = np.float32(10000.0) ** (np.arange(0, 16, 2, dtype=np.float32) / np.float32(16))
+    factors = (1 / (base * read_spec(scaled).ropes[0].inverse_frequencies)).tolist()
+    parameters = rope("longrope", short_factor=factors, long_factor=factors, attention_factor=1.0)
+    for original in (SIXTEEN["max_position_embeddings"], 32):
+        parameters["rope_parameters"]["original_max_position_embeddings"] = original
+        spec = read_spec({**scaled, **parameters})
+        assert spec.ropes[0].attention_factor == 1.0
+        np.testing.assert_array_max_ulp(
+            spec.ropes[0].inverse_frequencies, np.float32(1) / (np.array(factors, np.float32) * base), maxulp=1
+        )
+        assert spec.position_limit == SIXTEEN["max_position_embeddings"]
 
 
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)

@@ -17,7 +17,7 @@ from rbee.errors import ModelError
 from tests.engine.runners.native.stored_parts import assert_same, rewrite
 from tests.engine.runners.native.weights_parts import load as load_weights
 from tests.engine.runners.native.weights_parts import unpacked
-from tests.engine.runners.tiny_models import NATIVE_ARCHITECTURES, SIXTEEN, Architecture, make_model
+from tests.engine.runners.tiny_models import NATIVE_ARCHITECTURES, SIXTEEN, Architecture, load, make_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +51,17 @@ def test_a_tensor_that_the_kernels_do_not_use_is_a_refusal(name, llama):
     rewrite(llama, lambda tensors: tensors.update({name: np.ones(64, np.float32)}))
     with pytest.raises(Unsupported, match=f"its tensor {name} is one that the native kernels do not use"):
         load_weights(llama)
+
+
+def test_the_torch_runner_warns_of_tensors_that_transformers_does_not_use(llama, caplog):
+    """It takes the model over, and computes as transformers does."""
+    load(llama)
+    assert caplog.messages == []
+    rewrite(llama, lambda tensors: tensors.update({"model.layers.1.self_attn.q_proj.bias": np.ones(64, np.float32)}))
+    load(llama)
+    (line,) = caplog.messages
+    name = "model.layers.1.self_attn.q_proj.bias"
+    assert line == f"Transformers does not use {name} and 0 other tensors of the weights in {llama}."
 
 
 @pytest.mark.parametrize(
