@@ -160,13 +160,14 @@ def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _merges_by_score(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[tuple[str, str]]:
     tokens, ids = vocabulary.tokens, vocabulary.ids
     lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for token_id in np.lexsort((-lengths, -_scores(metadata, vocabulary))).tolist():
         token = tokens[token_id]
-        for cut in range(len(token) - 1, 0, -1):
-            left, right = token[:cut], token[cut:]
-            if left in ids and right in ids:
-                pairs.append((left, right))
+        pairs += [
+            (left, right)
+            for cut in range(len(token) - 1, 0, -1)
+            if (left := token[:cut]) in ids and (right := token[cut:]) in ids
+        ]
     return pairs
 
 
