@@ -5,8 +5,8 @@
 Runs `bench_serving.py` (closed loop, 40-word prompts, 48 tokens out, greedy) against `rbee serve` and against
 `transformers serve --continuous-batching`, which has a virtual environment of its own. One server runs at a time, in
 turn in every round, each started anew. Both load the same folder of float32 weights. rbee takes its torch runner,
-unless --runner names another. vLLM's CPU build has no published wheel: its figures are of another day and only cited, in
-`--cited` as tok/s by concurrency.
+unless --runner names another. vLLM's CPU build has no published wheel: its figures are of another day and only cited,
+in `--cited` as tok/s by concurrency.
 """
 
 from __future__ import annotations
