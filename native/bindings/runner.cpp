@@ -55,7 +55,8 @@ kernels::NamedWeights named_weights(const std::map<std::string, StoredMatrix>& m
     kernels::NamedWeights named;
     for (const auto& [name, stored] : matrices) {
         const auto& [format, rows, cols, data, type, order] = stored;
-        check(!order.has_value() || order->size() == rows, "The row order of '" + name + "' must have an entry per row.");
+        check(!order.has_value() || order->size() == rows,
+              "The row order of '" + name + "' must have an entry per row.");
         named.matrices[name] = {format,
                                 {static_cast<kernels::SourceType>(type), data.data(), data.size(), rows, cols,
                                  order.has_value() ? order->data() : nullptr}};

@@ -165,6 +165,7 @@ def test_a_file_that_cannot_be_served_is_shown_with_the_reason(tmp_path):
     assert (facts.vocabulary.size, facts.special_tokens, facts.context_length) == (0, {}, None)
     assert facts.memory == Memory(16, None, None)
     assert facts.runner is None
+    assert facts.reason is not None
     assert "odd.gguf" in facts.reason
 
 

@@ -59,7 +59,8 @@ public:
     /// Packs the next pieces, of about `bytes` in their sources; returns the bytes packed so far.
     std::size_t pack(std::size_t bytes, ThreadPool& pool, Progress& progress) {
         const std::size_t first = next_;
-        for (const std::size_t limit = packed_bytes_ + bytes; next_ < pieces_.size() && packed_bytes_ < limit; ++next_) {
+        for (const std::size_t limit = packed_bytes_ + bytes; next_ < pieces_.size() && packed_bytes_ < limit;
+             ++next_) {
             packed_bytes_ += pieces_[next_].bytes;
         }
         pool.for_each(next_ - first, [&](std::size_t i, std::size_t thread) {
