@@ -92,6 +92,11 @@ def plan_weights(spec: ModelSpec, folder: Path, *, quantize: str) -> WeightPlan:
             matrices[want.name] = MatrixPlan(form, rows, cols, data, code, order)
         else:
             vector = _floats(data, stored.type)
+            if not np.isfinite(vector).all():
+                raise ModelError(
+                    f"{path} is damaged: its tensor {want.stored_name} holds infinite or undefined numbers. Copy or "
+                    "download the model again."
+                )
             is_norm = want.name.endswith("norm")
             vectors[want.name] = (vector if order is None else vector[order]) + np.float32(offset if is_norm else 0)
     used = {source.tensors[want.stored_name].stored.type for want in wanted}
