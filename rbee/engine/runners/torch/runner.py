@@ -5,21 +5,24 @@ Owns the loaded model and its cache. Does not know why a sequence runs now or wh
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rbee.engine.memory import available_memory
-from rbee.engine.runners.context_length import fit
+from rbee.engine.runners.context_length import check_memory, fit
 from rbee.engine.runners.interface import StepOutput
 from rbee.engine.runners.torch import model as torch_model
 from rbee.engine.runners.torch.gguf_model import load_gguf_model
 from rbee.engine.runners.torch.kv_cache import KVCache
 from rbee.engine.runners.torch.probe import probe
-from rbee.errors import ConfigError
+from rbee.errors import ConfigError, ModelError
 from rbee.models.folder import read_config
+from rbee.models.safetensors_header import read_safetensors_header
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,6 +73,9 @@ class TorchRunner:
         on_loading("loading weights", 1, 4)
         own = dtype == "auto" and torch.device(device).type != "cpu"
         wanted = None if own else getattr(torch, "float32" if dtype == "auto" else dtype)
+        check_memory(
+            _num_weights(path, gguf) * (wanted or torch.bfloat16).itemsize, available=_available(device), path=path
+        )
         if gguf is None:
             self._model = torch_model.load_model(path, dtype=wanted, device=device)
         else:
@@ -85,7 +91,7 @@ class TorchRunner:
             block_bytes=KVCache.bytes_per_block(layers, cache.block_size, self._model.dtype),
             limit=self._model.position_limit,
             path=path,
-            available=available_memory() if torch.device(device).type == "cpu" else torch.cuda.mem_get_info(device)[0],
+            available=_available(device),
         )
         self._cache = KVCache(
             layers, num_blocks=self.num_blocks, block_size=cache.block_size, dtype=self._model.dtype, device=device
@@ -120,6 +126,21 @@ class TorchRunner:
         layer: Any = module.layer_idx
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return self._cache.attend(layer, query, key, value, scaling=scale, softcap=softcap, sinks=s_aux)
+
+
+def _available(device: str) -> int:
+    """Bytes of memory that the device has left."""
+    return available_memory() if torch.device(device).type == "cpu" else torch.cuda.mem_get_info(device)[0]
+
+
+def _num_weights(path: Path, gguf: GGUFModel | None) -> int:
+    """By the files' headers; what is wrong with those is for the load to say."""
+    if gguf is not None:
+        return sum(math.prod(placed.stored.shape) for placed in gguf.tensors.values())
+    with contextlib.suppress(ModelError):
+        headers = [read_safetensors_header(file) for file in path.glob("*.safetensors")]
+        return sum(math.prod(tensor.shape) for header in headers for tensor in header.values())
+    return 0
 
 
 def _check_device(device: str) -> None:
