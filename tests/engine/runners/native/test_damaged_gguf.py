@@ -6,6 +6,7 @@ import contextlib
 import random
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from rbee.engine import _kernels  # noqa: TID251 - what packs
@@ -34,7 +35,6 @@ def tiny(tmp_path, monkeypatch):
 def unpacked(plan: WeightPlan) -> int:
     """Pack every matrix by itself; how many there are."""
     for matrix in plan.matrices.values():
-        packed = bytearray(matrix.packed_bytes)
         _kernels.pack(
             matrix.source,
             matrix.source_type,
@@ -42,7 +42,7 @@ def unpacked(plan: WeightPlan) -> int:
             matrix.cols,
             format=matrix.format,
             row_order=matrix.row_order,
-            packed=memoryview(packed),
+            packed=np.empty(matrix.packed_bytes, np.uint8),
         )
     return len(plan.matrices)
 
