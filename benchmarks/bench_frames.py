@@ -70,7 +70,7 @@ from rbee.transport import Arena, create_doorbell
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
 
 _PATIENCE = 60.0  # seconds that a process may take to start or to end, and the clients may get nothing
@@ -101,15 +101,23 @@ class _Child:
         return self._process.sentinel
 
     def send(self, message: object) -> None:
-        """Send the process a command."""
-        self._control.send(message)
+        """Send the process a command; SystemExit if it has ended."""
+        with self._expected_alive():
+            self._control.send(message)
 
     def receive(self) -> Any:
-        """Return the process's next message; SystemExit if it fails or hangs instead."""
-        if wait([self._control], _PATIENCE):
-            with contextlib.suppress(EOFError, ConnectionResetError):
-                return self._control.recv()
-        raise SystemExit(f"The {self._name} failed or hangs; an error of it is above.")
+        """Return the process's next message; SystemExit if it ends or hangs instead."""
+        if not wait([self._control], _PATIENCE):
+            raise SystemExit(f"The {self._name} hangs: it said nothing for {_PATIENCE:g} s.")
+        with self._expected_alive():
+            return self._control.recv()
+
+    @contextlib.contextmanager
+    def _expected_alive(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, ConnectionResetError, BrokenPipeError):
+            raise SystemExit(f"The {self._name} has ended; its error is above.") from None
 
     def join(self) -> None:
         """Wait for its end; SystemExit if that is not an orderly one."""
