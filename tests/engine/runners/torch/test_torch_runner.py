@@ -339,7 +339,5 @@ def test_weights_that_do_not_fit_in_memory_are_refused_before_they_are_read(tmp_
         file.write(len(content).to_bytes(8, "little") + content)
         file.truncate(8 + len(content) + (1 << 42))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(
-        ConfigError, match=rf"weights of the model in {tmp_path} need 8388608 MiB, and \d+ MiB"
-    ):
+    with pytest.raises(ConfigError, match=rf"weights of the model in {tmp_path} need 8388608 MiB, and \d+ MiB"):
         load(tmp_path)
