@@ -319,17 +319,18 @@ class _Process:
 
     def receive(self, other: _Process | None = None) -> Any:
         """What the process sends next; SystemExit if it, or the other one, has failed, or takes too long."""
-        processes = [self, other] if other else [self]
-        sentinels = {process.process.sentinel: process for process in processes}
-        ready = wait([self.control, *sentinels], max(0.0, self._deadline - time.monotonic()))
-        if self.control in ready:
-            with contextlib.suppress(EOFError):
-                return self.control.recv()
-            self.process.join()
-            raise SystemExit(f"{self.name} failed; its error is above.")
-        for sentinel, process in sentinels.items():
-            if sentinel in ready:
-                raise SystemExit(f"{process.name} failed; its error is above.")
+        others = {other.process.sentinel: other} if other else {}
+        while ready := wait([self.control, *others], max(0.0, self._deadline - time.monotonic())):
+            if self.control in ready:
+                with contextlib.suppress(EOFError):
+                    return self.control.recv()
+                self.process.join()
+                raise SystemExit(f"{self.name} failed; its error is above.")
+            for sentinel in [sentinel for sentinel in others if sentinel in ready]:
+                ended = others.pop(sentinel)
+                ended.process.join()
+                if ended.process.exitcode != 0:  # else it is through, and quicker than this one
+                    raise SystemExit(f"{ended.name} failed; its error is above.")
         raise SystemExit(f"{self.name} is {_PATIENCE:.0f} s late: tokens were lost, or it hangs.")
 
     def end(self) -> None:
