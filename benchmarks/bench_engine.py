@@ -35,6 +35,7 @@ from engine_rig import (
     Rig,
     add_gguf_option,
     add_model_options,
+    float_folder,
     gguf_file,
     label,
     load_runner,
@@ -148,7 +149,8 @@ def load_transformers(folder: Path, options: argparse.Namespace) -> Callable[[in
     import torch  # noqa: PLC0415 - takes seconds: `--help` stays instant
     from transformers import AutoModelForCausalLM, DynamicCache  # noqa: PLC0415
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    load: Any = AutoModelForCausalLM.from_pretrained
+    model = load(float_folder(folder), dtype=torch.float32, attn_implementation="sdpa")
     model.eval()
 
     def measure(batch: int) -> float:

@@ -4,9 +4,9 @@
 
 Runs `bench_serving.py` (closed loop, 40-word prompts, 48 tokens out, greedy) against `rbee serve` and against
 `transformers serve --continuous-batching`, which has a virtual environment of its own. One server runs at a time, in
-turn in every round, each started anew. Both load the same converted folder. rbee takes its torch runner, unless
---runner names another. vLLM's CPU build has no published wheel: its figures are of another day and only cited, in
-`--cited` as tok/s by concurrency.
+turn in every round, each started anew. Both load the same folder of float32 weights. rbee takes its torch runner,
+unless --runner names another. vLLM's CPU build has no published wheel: its figures are of another day and only cited,
+in `--cited` as tok/s by concurrency.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from engine_rig import model_folder
+from engine_rig import float_folder, model_folder
 from own_server import OwnServer
 from program import argument_parser, finish
 from saving import table
@@ -99,7 +99,7 @@ def main() -> None:
         "--cited", default="1:14.4,8:56.2,32:74.7", help="vLLM CPU's tok/s by concurrency (default %(default)s)"
     )
     options = parser.parse_args()
-    folder = model_folder(options.model)
+    folder = float_folder(model_folder(options.model))
     cited = {int(level): float(rate) for level, rate in (pair.split(":") for pair in options.cited.split(","))}
 
     rounds: dict[str, list[list[dict[str, Any]]]] = {"rbee": [], "transformers serve": []}

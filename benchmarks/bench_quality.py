@@ -4,7 +4,7 @@
 
 The text comes from this repository, in windows of `--tokens` tokens that each follow a beginning-of-sequence token. At
 every position the logits for the next token are compared, given the true tokens before it. The reference is
-transformers in fp32 on the converted folder, which holds what the GGUF file's quants stand for. The contenders are our
+transformers in fp32 on what the GGUF file's quants stand for. The contenders are our
 runner by default, our runner with --exact, and llama.cpp on the GGUF file. Every second window is computed token by
 token, as in decoding; the others in chunks of 64, as prompts are.
 
@@ -28,6 +28,7 @@ import numpy as np
 from engine_rig import (
     add_gguf_option,
     add_model_options,
+    float_folder,
     gguf_for_peers,
     label,
     load_runner,
@@ -90,7 +91,7 @@ def take_reference(folder: Path, pieces: list[Window]) -> None:
     import torch  # noqa: PLC0415 - takes seconds
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(float_folder(folder), dtype=torch.float32)
     model.eval()
     with torch.inference_mode():
         for piece in pieces:

@@ -6,6 +6,7 @@ import array
 import dataclasses
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from rbee.engine.runners.interface import ModelRunner
 
 _BLOCK_SIZE = 16
+_FLOATS = Path(__file__).parent.parent / "build" / "float32"
 
 
 class Stream:
@@ -173,12 +175,12 @@ def add_gguf_option(parser: argparse.ArgumentParser) -> None:
         "--gguf",
         type=Path,
         metavar="FILE",
-        help="the same model for llama.cpp; by default the one that --model was converted from",
+        help="the same model for llama.cpp; by default the one that --model is",
     )
 
 
 def gguf_file(folder: Path, options: argparse.Namespace) -> Path | None:
-    """The GGUF file of the model in `folder`: --gguf, or the one that the folder was converted from; None: neither."""
+    """The GGUF file of the model in `folder`: --gguf, or the one with the weights of the folder; None: neither."""
     given: Path | None = options.gguf
     return given or gguf_of(folder)
 
@@ -187,13 +189,31 @@ def gguf_for_peers(folder: Path, options: argparse.Namespace) -> Path:
     """The same; ends the program if there is none."""
     if gguf := gguf_file(folder, options):
         return gguf
-    raise SystemExit(f"{folder} was not converted from a GGUF file, and llama.cpp needs one: give --gguf FILE.")
+    raise SystemExit(f"{folder} stands for no GGUF file, and llama.cpp needs one: give --gguf FILE.")
 
 
 def model_folder(name: str) -> Path:
-    """The ready folder of a model, fetched and converted if need be."""
+    """The ready folder of a model, fetched if need be."""
     with ConsoleProgress() as progress:
         return prepare(name, progress=progress).path
+
+
+def float_folder(folder: Path) -> Path:
+    """A folder that transformers reads, with the weights in float32: of a GGUF, as transformers itself reads it."""
+    gguf = gguf_of(folder)
+    if gguf is None:
+        return folder
+    target = _FLOATS / folder.name
+    if not (target / "config.json").exists():
+        import torch  # noqa: PLC0415 - takes seconds
+        from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
+        partial = target.with_name(f"{target.name}.partial")
+        shutil.copytree(folder, partial, ignore=shutil.ignore_patterns("*.gguf", "rbee.json"), dirs_exist_ok=True)
+        load: Any = AutoModelForCausalLM.from_pretrained
+        load(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).save_pretrained(partial)
+        partial.rename(target)
+    return target
 
 
 def load_runner(folder: Path, options: argparse.Namespace, *, kv_cache_mib: int = 1024) -> ModelRunner:

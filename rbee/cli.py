@@ -1,7 +1,7 @@
-"""The `rbee` command: serve, pull, top.
+"""The `rbee` command: serve, pull, show, top.
 
 Owns how options are spelled and parsed, and how an error leaves the process: one sentence on stderr and exit code 2.
-Does not know how a model is served, fetched or watched.
+Does not know how a model is served, fetched, described or watched.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import typing
 from typing import Any, Literal
 
 import click
+from click.core import ParameterSource
 
 from rbee import __version__, logs
 from rbee.config import DEFAULT_MODEL, SYNTHETIC, Config, EngineConfig, ServerConfig
@@ -46,7 +47,8 @@ def _option_of(field: dataclasses.Field[Any], annotation: Any, section: str) -> 
         settings["type"] = limits(field.metadata["minimum"], field.metadata.get("maximum"))
     else:
         settings["type"] = annotation
-    option = click.Option([flag, field.name], **settings)
+    short = [field.metadata["short"]] if "short" in field.metadata else []
+    option = click.Option([flag, *short, field.name], **settings)
     option.section = section  # type: ignore[attr-defined] # where _ServeCommand's help lists it
     return option
 
@@ -72,6 +74,7 @@ class _Serve(click.Command):
             "serve",
             callback=_serve,
             params=[
+                click.Argument(["argument"], required=False, metavar="[MODEL]"),
                 *_options_of(EngineConfig, "Model and engine"),
                 *_options_of(ServerConfig, "Server"),
                 *_options_of(Config, "Other"),
@@ -84,28 +87,38 @@ class _Serve(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):  # MODEL is explained as --model
                 sections.setdefault(getattr(parameter, "section", "Other"), []).append(record)
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records)
 
 
-def _serve(**values: Any) -> None:
-    """Serve a model over HTTP: the OpenAI API, streamed token by token.
+def _model_of(argument: str | None, option: str) -> str:
+    """The model that the command line names; both ways may be used if they agree."""
+    by_option = click.get_current_context().get_parameter_source("model") is ParameterSource.COMMANDLINE
+    if argument is not None and by_option and argument != option:
+        raise click.UsageError(f"MODEL is {argument} and --model is {option}: give one of them.")
+    return option if argument is None else argument
 
-    The first start of a model fetches and converts it; later starts use the cache. The address answers /health at once
+
+def _serve(argument: str | None, **values: Any) -> None:
+    """Serve MODEL over HTTP: the OpenAI API, streamed token by token.
+
+    The first start of a model fetches it; later starts use the cache. The address answers /health at once
     and /ready as soon as the model is loaded. Ctrl-C or SIGTERM finishes open streams, then stops.
 
     \b
     Examples:
       rbee serve                                   the default model on 127.0.0.1:8000
-      rbee serve --model ./my-llama --port 9000    a folder with safetensors and tokenizer.json
-      rbee serve --model file.gguf                 a GGUF file, converted once
-      rbee serve --model synthetic --synthetic-step-ms 5    no weights: for latency measurements
+      rbee serve ./my-llama --port 9000            a folder with safetensors and tokenizer.json, or with a GGUF file
+      rbee serve file.gguf                         a GGUF file
+      rbee serve org/name:Q4_K_M                   a GGUF file from the Hugging Face Hub
+      rbee serve synthetic --synthetic-step-ms 5   no weights: for latency measurements
 
     Every option is also read from the environment: --max-num-seqs as RBEE_MAX_NUM_SEQS.
     """  # noqa: D301 - \b is click's mark for a paragraph that is not rewrapped
+    values["model"] = _model_of(argument, values["model"])
     engine: EngineConfig = _take(EngineConfig, values)
     config = Config(engine=engine, server=_take(ServerConfig, values), debug=values["debug"])
     logs.configure("server", debug=config.debug)
@@ -132,7 +145,7 @@ def cli() -> None:
 @click.option("--list", "list_only", is_flag=True, help="List the names of the catalogue, and fetch nothing.")
 @click.option("--debug", is_flag=True, help="Show tracebacks instead of one sentence.")
 def pull(model: str, *, list_only: bool, debug: bool) -> None:  # noqa: ARG001 - `debug` is read by main()
-    """Fetch MODEL (a catalogue name, a .gguf file or a Hub id) and make it ready to serve."""
+    """Fetch MODEL (a catalogue name, a .gguf file, a Hub id or org/name:QUANT) and make it ready to serve."""
     from rbee.models import ConsoleProgress, list_catalogue, prepare  # noqa: PLC0415 - `--help` stays instant
 
     if list_only:
@@ -142,6 +155,20 @@ def pull(model: str, *, list_only: bool, debug: bool) -> None:  # noqa: ARG001 -
     with ConsoleProgress() as progress:
         folder = prepare(model, progress=progress)
     click.echo(f"{folder.name} is ready in {folder.path}")
+
+
+@cli.command()
+@click.argument("model", default=DEFAULT_MODEL)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--debug", is_flag=True, help="Show tracebacks instead of one sentence.")
+def show(model: str, *, as_json: bool, debug: bool) -> None:  # noqa: ARG001 - `debug` is read by main()
+    """Describe MODEL: architecture, tensors, tokenizer, chat templates, memory, and which runner would serve it.
+
+    Reads headers only and loads no weights. A model that is not here yet is fetched first.
+    """
+    from rbee.show import run  # noqa: PLC0415 - `--help` stays instant
+
+    run(model, as_json=as_json)
 
 
 @cli.command()

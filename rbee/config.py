@@ -17,7 +17,7 @@ SYNTHETIC = "synthetic"
 
 
 def option(default: Any, help: str, **extra: Any) -> Any:  # noqa: A002 - the word every command-line library uses
-    """An option of the command line as a dataclass field; `extra` has `metavar`, and the bounds of `check_bounds`."""
+    """An option of the command line as a dataclass field; `extra`: `metavar`, `short`, bounds (`check_bounds`)."""
     return dataclasses.field(default=default, metadata={"help": help, **extra})
 
 
@@ -42,8 +42,10 @@ class EngineConfig:
 
     model: str = option(
         DEFAULT_MODEL,
-        "A catalogue name (see `rbee pull --list`), a folder with safetensors, a .gguf file, a Hub id, or 'synthetic'.",
-        metavar="NAME|FOLDER|FILE.gguf|synthetic",
+        "The same as MODEL: a catalogue name (see `rbee pull --list`), a folder, a .gguf file, a Hub id (org/name, or "
+        "org/name:Q4_K_M for a GGUF file) or 'synthetic'.",
+        metavar="MODEL",
+        short="-m",
     )
     runner: Literal["auto", "native", "torch", "synthetic"] = option(
         "auto",
@@ -81,7 +83,12 @@ class EngineConfig:
         minimum=1.05,
     )
     block_size: int = option(16, "Tokens in one block of the KV cache.", minimum=1)
-    kv_cache_mib: int = option(1024, "Memory for the KV cache, in MiB.", metavar="MIB", minimum=1)
+    kv_cache_mib: int = option(
+        0,
+        "Memory for the KV cache, in MiB; 0 takes a quarter of what the weights leave, between 256 and 8192.",
+        metavar="MIB",
+        minimum=0,
+    )
     prefix_caching: bool = option(
         True, "Keep the KV cache of prompts, for requests that begin with the same tokens (and the same cache_salt)."
     )
@@ -101,6 +108,11 @@ class ServerConfig:
     port: int = option(8000, "Port to listen on; 0 takes a free one and prints it.", minimum=0, maximum=65535)
     served_model_name: str = option(
         "", "The name clients use for the model; by default the model's own.", metavar="NAME"
+    )
+    generation_config: Literal["auto", "none"] = option(
+        "auto",
+        "The sampling parameters of requests that leave them out: auto takes what the model's generation_config.json "
+        "recommends, none neutral values.",
     )
     api_key: tuple[str, ...] = option(
         (), "A key that clients must send as 'Authorization: Bearer KEY'; may be given several times.", metavar="KEY"

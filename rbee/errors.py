@@ -15,7 +15,7 @@ class ConfigError(RbeeError):
 
 
 class ModelError(RbeeError):
-    """A model that cannot be found, fetched, verified, converted or loaded."""
+    """A model that cannot be found, fetched, verified, read or loaded."""
 
 
 class TransportError(RbeeError):

@@ -33,7 +33,7 @@ _PATIENCE = 120.0  # seconds after which a server that does not do what a test w
 settings.register_profile("rbee", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("rbee")
 
-_SLOW_FIXTURES = {"launch", "start_server", "synthetic_server", "default_model", "default_server"}
+_SLOW_FIXTURES = {"launch", "start_server", "synthetic_server", "default_model", "default_server", "vocabularies"}
 
 
 def pytest_configure() -> None:

@@ -26,17 +26,52 @@ using Weights = nb::ndarray<nb::numpy, float, nb::ndim<2>, nb::c_contig, nb::dev
 
 kernels::WeightFormat format_of(std::uint32_t format) { return static_cast<kernels::WeightFormat>(format); }
 
+/// The arrays of a matrix of a file, held.
+class Source {
+public:
+    Source(nb::handle source, std::uint32_t type, std::size_t rows, std::size_t cols, nb::handle row_order)
+        : bytes_(source, "source"), order_(row_order, "row_order"), type_(type), rows_(rows), cols_(cols) {
+        if (!row_order.is_none() && order_.size() != rows) {
+            throw std::invalid_argument("row_order must have an entry per row.");
+        }
+    }
+    kernels::SourceMatrix matrix() const {
+        return {static_cast<kernels::SourceType>(type_), bytes_.data(), bytes_.size(), rows_, cols_, order_.data()};
+    }
+
+private:
+    Bytes bytes_;
+    Column<std::uint32_t> order_;
+    std::uint32_t type_;
+    std::size_t rows_, cols_;
+};
+
+/// A new array for `fill` to write to without the GIL.
+template <typename Fill>
+Weights new_weights(std::size_t rows, std::size_t cols, Fill fill) {
+    float* const weights = new float[rows * cols];
+    nb::capsule owner(weights, [](void* array) noexcept { delete[] static_cast<float*>(array); });
+    {
+        const nb::gil_scoped_release release;
+        fill(weights);
+    }
+    return Weights(weights, {rows, cols}, owner);
+}
+
 void pack(nb::handle source, std::uint32_t source_type, std::size_t rows, std::size_t cols, std::uint32_t format,
           nb::handle row_order, const Packed& packed, std::size_t first_row, std::optional<std::size_t> end_row) {
-    const Bytes bytes(source, "source");
-    const Column<std::uint32_t> order(row_order, "row_order");
-    if (!row_order.is_none() && order.size() != rows) {
-        throw std::invalid_argument("row_order must have an entry per row.");
-    }
-    const kernels::SourceMatrix matrix{
-        static_cast<kernels::SourceType>(source_type), bytes.data(), bytes.size(), rows, cols, order.data()};
+    const Source from(source, source_type, rows, cols, row_order);
     const nb::gil_scoped_release release;
-    kernels::pack(matrix, format_of(format), first_row, end_row.value_or(rows), packed.data(), packed.size());
+    kernels::pack(from.matrix(), format_of(format), first_row, end_row.value_or(rows), packed.data(), packed.size());
+}
+
+Weights dequantize(nb::handle source, std::uint32_t source_type, std::size_t rows, std::size_t cols,
+                   nb::handle row_order, std::size_t first_row, std::optional<std::size_t> end_row) {
+    const Source from(source, source_type, rows, cols, row_order);
+    const std::size_t end = end_row.value_or(rows);
+    kernels::check_rows(from.matrix(), first_row, end);
+    return new_weights(end - first_row, cols,
+                       [&](float* weights) { kernels::dequantize(from.matrix(), first_row, end, weights); });
 }
 
 std::uint32_t held_by(nb::handle source, std::uint32_t source_type) {
@@ -49,13 +84,7 @@ std::uint32_t held_by(nb::handle source, std::uint32_t source_type) {
 Weights unpack(nb::handle packed, std::uint32_t format, std::size_t rows, std::size_t cols) {
     const Bytes bytes(packed, "packed");
     const kernels::Matrix matrix = kernels::packed_matrix(format_of(format), rows, cols, bytes.data(), bytes.size());
-    float* const weights = new float[rows * cols];
-    nb::capsule owner(weights, [](void* array) noexcept { delete[] static_cast<float*>(array); });
-    {
-        const nb::gil_scoped_release release;
-        kernels::unpack(matrix, weights);
-    }
-    return Weights(weights, {rows, cols}, owner);
+    return new_weights(rows, cols, [&](float* weights) { kernels::unpack(matrix, weights); });
 }
 
 }  // namespace
@@ -64,6 +93,8 @@ void bind_packing(nb::module_& m) {
     m.def("pack", &pack, "source"_a, "source_type"_a, "rows"_a, "cols"_a, nb::kw_only(), "format"_a,
           nb::arg("row_order").none() = nb::none(), nb::arg("packed").noconvert(), "first_row"_a = 0,
           nb::arg("end_row").none() = nb::none());
+    m.def("dequantize", &dequantize, "source"_a, "source_type"_a, "rows"_a, "cols"_a, nb::kw_only(),
+          nb::arg("row_order").none() = nb::none(), "first_row"_a = 0, nb::arg("end_row").none() = nb::none());
     m.def("held_by", &held_by, "source"_a, "source_type"_a);
     m.def(
         "packed_bytes",
@@ -72,4 +103,9 @@ void bind_packing(nb::module_& m) {
         },
         "format"_a, "rows"_a, "cols"_a);
     m.def("unpack", &unpack, "packed"_a, "format"_a, "rows"_a, "cols"_a);
+    nb::dict types;
+    for (const kernels::SourceTypeName& type : kernels::source_types()) {
+        types[type.name] = nb::bool_(type.lossless);
+    }
+    m.attr("SOURCE_TYPES") = types;
 }

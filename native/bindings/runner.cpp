@@ -15,6 +15,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -38,8 +39,9 @@ template <typename T>
 using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 template <typename T>
 using Table = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-/// Format, rows, columns, packed data.
-using PackedMatrix = std::tuple<std::uint32_t, std::size_t, std::size_t, Array<std::uint8_t>>;
+/// Format, rows, columns, data as stored, ggml's number of its type, order of its rows.
+using StoredMatrix = std::tuple<std::uint32_t, std::size_t, std::size_t, Array<std::uint8_t>, std::uint32_t,
+                                std::optional<Array<std::uint32_t>>>;
 
 void check(bool condition, const std::string& otherwise) {
     if (!condition) {
@@ -48,12 +50,16 @@ void check(bool condition, const std::string& otherwise) {
 }
 
 /// Views; Python's arrays must stay.
-kernels::NamedWeights named_weights(const std::map<std::string, PackedMatrix>& matrices,
+kernels::NamedWeights named_weights(const std::map<std::string, StoredMatrix>& matrices,
                                     const std::map<std::string, Array<float>>& vectors) {
     kernels::NamedWeights named;
-    for (const auto& [name, packed] : matrices) {
-        const auto& [format, rows, cols, data] = packed;
-        named.matrices[name] = {format, rows, cols, data.data(), data.size()};
+    for (const auto& [name, stored] : matrices) {
+        const auto& [format, rows, cols, data, type, order] = stored;
+        check(!order.has_value() || order->size() == rows,
+              "The row order of '" + name + "' must have an entry per row.");
+        named.matrices[name] = {format,
+                                {static_cast<kernels::SourceType>(type), data.data(), data.size(), rows, cols,
+                                 order.has_value() ? order->data() : nullptr}};
     }
     for (const auto& [name, data] : vectors) {
         named.vectors[name] = {data.data(), data.size()};
@@ -61,28 +67,30 @@ kernels::NamedWeights named_weights(const std::map<std::string, PackedMatrix>& m
     return named;
 }
 
-class PyModel {
+kernels::Activation activation_of(const std::string& name) {
+    if (name == "silu") {
+        return kernels::Activation::kSilu;
+    }
+    if (name == "gelu_tanh") {
+        return kernels::Activation::kGeluTanh;
+    }
+    check(name == "relu2", "activation must be 'silu', 'gelu_tanh' or 'relu2'.");
+    return kernels::Activation::kRelu2;
+}
+
+/// A decoder's weights, and the arrays that they are packed from until all are.
+class PyWeights {
 public:
-    PyModel(const kernels::ModelShape& shape, const std::vector<std::pair<std::size_t, std::size_t>>& layers,
-            const std::vector<std::pair<std::vector<float>, float>>& rotaries,
-            const std::map<std::string, PackedMatrix>& matrices, const std::map<std::string, Array<float>>& vectors,
-            bool exact, std::size_t num_blocks, std::size_t block_size, const std::string& set,
-            kernels::ThreadPool& pool, std::shared_ptr<rbee::Progress> progress)
-        : shape_(shape),
-          num_blocks_(num_blocks),
-          block_size_(block_size),
-          set_(kernels::choose_instruction_set(set)),
-          progress_(progress != nullptr ? std::move(progress) : std::make_shared<rbee::Progress>()) {
-        check(!layers.empty() && num_blocks > 0 && block_size > 0, "A model needs layers, and a cache with blocks.");
+    PyWeights(const kernels::ModelShape& shape, const std::vector<std::pair<std::size_t, std::size_t>>& layers,
+              const std::vector<std::pair<std::vector<float>, float>>& rotaries,
+              std::map<std::string, StoredMatrix> matrices, const std::map<std::string, Array<float>>& vectors)
+        : shape_(shape), sources_(std::move(matrices)) {
+        check(!layers.empty(), "A model needs layers.");
         check(shape.vocab_size > 0 && shape.hidden_size > 0 && shape.intermediate_size > 0 && shape.num_heads > 0,
               "Every size of a model must be positive.");
         check(shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0,
               "The number of heads must be a multiple of that of kv heads.");
         check(shape.head_dim > 0 && shape.head_dim % 16 == 0, "head_dim must be a multiple of 16.");
-        const std::size_t block_bytes = kernels::Model::block_bytes(shape, layers.size(), block_size, exact);
-        if (num_blocks > (std::size_t{1} << 47) / block_bytes) {  // more than there are addresses
-            throw std::bad_alloc();
-        }
         std::vector<kernels::LayerKind> kinds;
         for (const auto& [window, rotary] : layers) {
             kinds.push_back({window, rotary});
@@ -91,12 +99,49 @@ public:
         for (const auto& [frequencies, factor] : rotaries) {
             angles.push_back({frequencies, factor});
         }
-        const kernels::NamedWeights named = named_weights(matrices, vectors);
+        collected_.emplace(kernels::collect_weights(shape, kinds, std::move(angles), named_weights(sources_, vectors)));
+    }
+
+    std::size_t pack(std::size_t bytes, kernels::ThreadPool& pool, const std::shared_ptr<rbee::Progress>& progress) {
+        std::size_t packed = 0;
+        {
+            const nb::gil_scoped_release release;
+            rbee::Progress none;
+            packed = collected_->memory.pack(bytes, pool, progress != nullptr ? *progress : none);
+        }
+        if (collected_->memory.is_packed()) {
+            sources_.clear();
+        }
+        return packed;
+    }
+    std::size_t source_bytes() const { return collected_->memory.source_bytes(); }
+    bool is_packed() const { return collected_->memory.is_packed(); }
+    const kernels::ModelShape& shape() const { return shape_; }
+    const kernels::Weights& weights() const { return collected_->weights; }
+
+private:
+    kernels::ModelShape shape_;
+    std::map<std::string, StoredMatrix> sources_;
+    std::optional<kernels::CollectedWeights> collected_;
+};
+
+class PyModel {
+public:
+    PyModel(const PyWeights& weights, bool exact, std::size_t num_blocks, std::size_t block_size,
+            const std::string& set, kernels::ThreadPool& pool, std::shared_ptr<rbee::Progress> progress)
+        : shape_(weights.shape()),
+          num_blocks_(num_blocks),
+          block_size_(block_size),
+          set_(kernels::choose_instruction_set(set)),
+          progress_(progress != nullptr ? std::move(progress) : std::make_shared<rbee::Progress>()) {
+        check(weights.is_packed(), "A model computes with packed weights; pack them all first.");
+        check(num_blocks > 0 && block_size > 0, "A model needs a cache with blocks.");
+        const std::size_t layers = weights.weights().layers.size();
+        if (num_blocks > (std::size_t{1} << 47) / kernels::Model::block_bytes(shape_, layers, block_size, exact)) {
+            throw std::bad_alloc();  // more than there are addresses
+        }
         const nb::gil_scoped_release release;
-        kernels::CollectedWeights collected =
-            kernels::collect_weights(shape, kinds, std::move(angles), named, pool, *progress_);
-        memory_.emplace(std::move(collected.memory));
-        model_.emplace(shape, std::move(collected.weights), exact, num_blocks, block_size, set_, pool, progress_.get());
+        model_.emplace(shape_, weights.weights(), exact, num_blocks, block_size, set_, pool, progress_.get());
     }
 
     nb::ndarray<nb::numpy, float, nb::ndim<2>> execute(const Array<std::int64_t>& token_ids,
@@ -183,7 +228,6 @@ private:
     std::size_t block_size_;
     const kernels::InstructionSet& set_;
     std::shared_ptr<rbee::Progress> progress_;
-    std::optional<kernels::WeightMemory> memory_;
     std::optional<kernels::Model> model_;
 };
 
@@ -201,37 +245,36 @@ void bind_runner(nb::module_& m) {
             "__init__",
             [](kernels::ModelShape* shape, std::size_t vocab_size, std::size_t hidden_size,
                std::size_t intermediate_size, std::size_t num_heads, std::size_t num_kv_heads, std::size_t head_dim,
-               float epsilon, const std::string& activation, float attention_scale, float embedding_scale) {
-                check(activation == "silu" || activation == "gelu_tanh", "activation must be 'silu' or 'gelu_tanh'.");
-                new (shape) kernels::ModelShape{
-                    vocab_size,
-                    hidden_size,
-                    intermediate_size,
-                    num_heads,
-                    num_kv_heads,
-                    head_dim,
-                    epsilon,
-                    activation == "silu" ? kernels::Activation::kSilu : kernels::Activation::kGeluTanh,
-                    attention_scale,
-                    embedding_scale};
+               float epsilon, const std::string& activation, float attention_scale, float embedding_scale,
+               float residual_scale, float logit_scale, float query_growth, std::size_t query_length) {
+                check(query_length > 0, "query_length must be positive.");
+                new (shape)
+                    kernels::ModelShape{vocab_size,      hidden_size,     intermediate_size, num_heads,
+                                        num_kv_heads,    head_dim,        epsilon,           activation_of(activation),
+                                        attention_scale, embedding_scale, residual_scale,    logit_scale,
+                                        query_growth,    query_length};
             },
             nb::kw_only(), "vocab_size"_a, "hidden_size"_a, "intermediate_size"_a, "num_heads"_a, "num_kv_heads"_a,
-            "head_dim"_a, "epsilon"_a, "activation"_a, "attention_scale"_a, "embedding_scale"_a)
+            "head_dim"_a, "epsilon"_a, "activation"_a, "attention_scale"_a, "embedding_scale"_a,
+            "residual_scale"_a = 1.0F, "logit_scale"_a = 1.0F, "query_growth"_a = 0.0F, "query_length"_a = 1)
         .def(
             "block_bytes",
             [](const kernels::ModelShape& shape, std::size_t num_layers, std::size_t block_size, bool exact) {
                 return kernels::Model::block_bytes(shape, num_layers, block_size, exact);
             },
             nb::kw_only(), "num_layers"_a, "block_size"_a, "exact"_a);
-    nb::class_<PyModel>(m, "Model")
+    nb::class_<PyWeights>(m, "Weights")
         .def(nb::init<const kernels::ModelShape&, const std::vector<std::pair<std::size_t, std::size_t>>&,
-                      const std::vector<std::pair<std::vector<float>, float>>&,
-                      const std::map<std::string, PackedMatrix>&, const std::map<std::string, Array<float>>&, bool,
-                      std::size_t, std::size_t, const std::string&, kernels::ThreadPool&,
+                      const std::vector<std::pair<std::vector<float>, float>>&, std::map<std::string, StoredMatrix>,
+                      const std::map<std::string, Array<float>>&>(),
+             "shape"_a, nb::kw_only(), "layers"_a, "rotaries"_a, "matrices"_a, "vectors"_a)
+        .def_prop_ro("source_bytes", &PyWeights::source_bytes)
+        .def("pack", &PyWeights::pack, "num_bytes"_a, "pool"_a, nb::arg("progress").none() = nb::none());
+    nb::class_<PyModel>(m, "Model")
+        .def(nb::init<const PyWeights&, bool, std::size_t, std::size_t, const std::string&, kernels::ThreadPool&,
                       std::shared_ptr<rbee::Progress>>(),
-             nb::keep_alive<1, 11>(), "shape"_a, nb::kw_only(), "layers"_a, "rotaries"_a, "matrices"_a, "vectors"_a,
-             "exact"_a, "num_blocks"_a, "block_size"_a, "instruction_set"_a, "pool"_a,
-             nb::arg("progress").none() = nb::none())
+             nb::keep_alive<1, 2>(), nb::keep_alive<1, 7>(), "weights"_a, nb::kw_only(), "exact"_a, "num_blocks"_a,
+             "block_size"_a, "instruction_set"_a, "pool"_a, nb::arg("progress").none() = nb::none())
         .def("execute", &PyModel::execute, nb::arg("token_ids").noconvert(), nb::arg("positions").noconvert(),
              nb::arg("slot_mapping").noconvert(), nb::arg("query_start").noconvert(),
              nb::arg("context_lens").noconvert(), nb::arg("block_tables").noconvert(),

@@ -20,15 +20,14 @@ public:
         : matrices_(named.matrices), vectors_(named.vectors), memory_(total()) {}
 
     Matrix matrix(const std::string& name, std::size_t rows, std::size_t cols) {
-        Matrix matrix = find(name, rows, cols);
-        matrix.data = memory_.copy(matrix.data, matrix.bytes());
-        return matrix;
+        const auto [source, format] = find(name, rows, cols);
+        return memory_.place(source, format);
     }
     std::pair<Matrix, Matrix> interleaved(const std::string& name, const std::string& other_name, std::size_t rows,
                                           std::size_t cols) {
-        std::pair<Matrix, Matrix> both{find(name, rows, cols), find(other_name, rows, cols)};
-        memory_.interleave(both.first, both.second);
-        return both;
+        const auto [one, one_format] = find(name, rows, cols);
+        const auto [other, other_format] = find(other_name, rows, cols);
+        return memory_.interleave(one, one_format, other, other_format);
     }
     bool has_matrix(const std::string& name) const { return matrices_.count(name) != 0; }
 
@@ -40,7 +39,7 @@ public:
         }
         check(found->second.size == size, "The vector '" + name + "' has " + std::to_string(found->second.size) +
                                               " numbers, but the model needs " + std::to_string(size) + ".");
-        return reinterpret_cast<const float*>(memory_.copy(found->second.data, size * sizeof(float)));
+        return memory_.copy(found->second.data, size);
     }
     const float* needed_vector(const std::string& name, std::size_t size) {
         const float* data = vector(name, size);
@@ -48,36 +47,32 @@ public:
         return data;
     }
 
-    WeightMemory take(ThreadPool& pool, Progress& progress) {
-        memory_.fill(pool, progress);
-        return std::move(memory_);
-    }
+    WeightMemory take() { return std::move(memory_); }
 
 private:
-    /// As it is in its owner's memory.
-    Matrix find(const std::string& name, std::size_t rows, std::size_t cols) const {
+    std::pair<SourceMatrix, WeightFormat> find(const std::string& name, std::size_t rows, std::size_t cols) const {
         const auto found = matrices_.find(name);
         check(found != matrices_.end(), "The matrix '" + name + "' is missing.");
-        const auto& [format, its_rows, its_cols, data, bytes] = found->second;
-        check(its_rows == rows && its_cols == cols, "The matrix '" + name + "' is " + std::to_string(its_rows) + " x " +
-                                                        std::to_string(its_cols) + ", but the model needs " +
-                                                        std::to_string(rows) + " x " + std::to_string(cols) + ".");
-        check(format < kNumWeightFormats,
-              "The matrix '" + name + "' has the unknown format " + std::to_string(format) + ".");
-        Matrix matrix{static_cast<WeightFormat>(format), rows, cols, nullptr};
-        check(!is_quantized(matrix.format) || cols % kGroup == 0,
-              "The matrix '" + name + "' is quantized, but its columns are no multiple of 32.");
-        check(matrix.bytes() == bytes, "The matrix '" + name + "' has " + std::to_string(bytes) +
-                                           " bytes, but its format needs " + std::to_string(matrix.bytes()) + ".");
-        matrix.data = data;
-        return matrix;
+        const auto& [format, source] = found->second;
+        check(source.rows == rows && source.cols == cols,
+              "The matrix '" + name + "' is " + std::to_string(source.rows) + " x " + std::to_string(source.cols) +
+                  ", but the model needs " + std::to_string(rows) + " x " + std::to_string(cols) + ".");
+        return {source, static_cast<WeightFormat>(format)};
     }
 
+    /// Enough for all of them, which are checked on the way.
     std::size_t total() const {
         std::size_t total = 0;
         for (const auto& [name, matrix] : matrices_) {
+            const auto format = static_cast<WeightFormat>(matrix.format);
+            try {
+                check_packable(matrix.source, format);
+            } catch (const std::invalid_argument& error) {
+                throw std::invalid_argument("The matrix '" + name + "' cannot be packed: " + error.what());
+            }
+            const Matrix packed{format, matrix.source.rows, matrix.source.cols, nullptr};
             // Interleaved panels are padded one by one.
-            total += WeightMemory::padded(matrix.bytes) + (matrix.rows / kPanelRows + 1) * WeightMemory::padded(1);
+            total += WeightMemory::padded(packed.bytes()) + (packed.num_panels() + 1) * WeightMemory::padded(1);
         }
         for (const auto& [name, vector] : vectors_) {
             total += WeightMemory::padded(vector.size * sizeof(float));
@@ -96,8 +91,8 @@ Weights collect(Collector& from, const ModelShape& shape, const std::vector<Laye
     const std::size_t narrow = shape.num_kv_heads * shape.head_dim, mlp = shape.intermediate_size;
     Weights weights;
     for (const Rotary& rotary : rotaries) {
-        check(rotary.inverse_frequencies.size() == shape.head_dim / 2,
-              "A rotary embedding needs a frequency per pair of a head.");
+        check(rotary.inverse_frequencies.size() <= shape.head_dim / 2,
+              "A rotary embedding has more frequencies than a head has pairs.");
     }
     weights.rotaries = std::move(rotaries);
     for (std::size_t i = 0; i < layers.size(); ++i) {
@@ -119,7 +114,11 @@ Weights collect(Collector& from, const ModelShape& shape, const std::vector<Laye
         layer.output = linear("output", hidden, wide);
         layer.post_attention_norm = from.vector(name("post_attention_norm"), hidden);
         layer.mlp_norm = from.needed_vector(name("mlp_norm"), hidden);
-        std::tie(layer.gate.matrix, layer.up.matrix) = from.interleaved(name("gate"), name("up"), mlp, hidden);
+        if (from.has_matrix(name("gate"))) {
+            std::tie(layer.gate.matrix, layer.up.matrix) = from.interleaved(name("gate"), name("up"), mlp, hidden);
+        } else {
+            layer.up.matrix = from.matrix(name("up"), mlp, hidden);
+        }
         layer.gate.bias = from.vector(name("gate_bias"), mlp);
         layer.up.bias = from.vector(name("up_bias"), mlp);
         layer.down = linear("down", hidden, mlp);
@@ -127,6 +126,10 @@ Weights collect(Collector& from, const ModelShape& shape, const std::vector<Laye
         check((layer.post_attention_norm == nullptr) == (layer.post_mlp_norm == nullptr) &&
                   (i == 0 || (layer.post_mlp_norm == nullptr) == (weights.layers[0].post_mlp_norm == nullptr)),
               "All layers must have both norms behind their halves, or none.");
+        check(shape.residual_scale == 1.0F || layer.post_mlp_norm == nullptr,
+              "A model with norms behind its halves cannot have a residual_scale.");
+        check(i == 0 || (layer.gate.matrix.rows == 0) == (weights.layers[0].gate.matrix.rows == 0),
+              "All layers must have a gate, or none.");
         weights.layers.push_back(layer);
     }
     weights.final_norm = from.needed_vector("final_norm", hidden);
@@ -138,11 +141,10 @@ Weights collect(Collector& from, const ModelShape& shape, const std::vector<Laye
 }  // namespace
 
 CollectedWeights collect_weights(const ModelShape& shape, const std::vector<LayerKind>& layers,
-                                 std::vector<Rotary> rotaries, const NamedWeights& named, ThreadPool& pool,
-                                 Progress& progress) {
+                                 std::vector<Rotary> rotaries, const NamedWeights& named) {
     Collector collector(named);
     Weights weights = collect(collector, shape, layers, std::move(rotaries));
-    return {collector.take(pool, progress), std::move(weights)};
+    return {collector.take(), std::move(weights)};
 }
 
 }  // namespace rbee::kernels

@@ -148,6 +148,7 @@ void Model::reserve_parts() {
 void Model::divide(const Step& step) {
     const std::size_t tokens = step.num_tokens;
     const Layer& layer = weights_.layers.front();
+    const Matrix& up = layer.up.matrix;
     const auto of = [&](std::size_t rows, const Matrix& matrix, std::size_t panels) {
         return division(rows, panels, panel_bytes(matrix.format, matrix.cols), matrix.cols);
     };
@@ -156,8 +157,8 @@ void Model::divide(const Step& step) {
         of(tokens, layer.query.matrix,
            layer.query.matrix.num_panels() + layer.key.matrix.num_panels() + layer.value.matrix.num_panels());
     output_ = of(tokens, layer.output.matrix, layer.output.matrix.num_panels());
-    gate_ = of(tokens, layer.gate.matrix, 2 * layer.gate.matrix.num_panels());
-    gate_.shares = std::min(gate_.shares, layer.gate.matrix.num_panels());
+    gate_ = of(tokens, up, layer.gate.matrix.num_panels() + up.num_panels());
+    gate_.shares = std::min(gate_.shares, up.num_panels());
     down_ = of(tokens, layer.down.matrix, layer.down.matrix.num_panels());
     head_ = of(step.num_logits, weights_.head, weights_.head.num_panels());
 
@@ -256,7 +257,7 @@ void Model::embed(std::size_t chunk) {
         for (std::size_t r = 0; r < weights_.rotaries.size(); ++r) {
             const Rotary& rotary = weights_.rotaries[r];
             const std::size_t at = (r * step_->num_tokens + t) * half;
-            for (std::size_t i = 0; i < half; ++i) {
+            for (std::size_t i = 0; i < rotary.inverse_frequencies.size(); ++i) {
                 const float angle = rotary.inverse_frequencies[i] * static_cast<float>(step_->positions[t]);
                 cosines_[at + i] = std::cos(angle) * rotary.factor;
                 sines_[at + i] = std::sin(angle) * rotary.factor;
@@ -437,20 +438,33 @@ void Model::store(std::size_t layer_index, std::size_t chunk) {
     const LayerCache layer_cache = cache(layer_index);
     const std::size_t dim = shape_.head_dim;
     const std::size_t heads = shape_.num_heads, kv_heads = shape_.num_kv_heads;
+    const std::size_t turned = 2 * weights_.rotaries[layer.rotary].inverse_frequencies.size();
     const std::size_t end = std::min((chunk + 1) * kTokensPerChunk, step_->num_tokens);
     for (std::size_t t = chunk * kTokensPerChunk; t < end; ++t) {
         float* row = projected_.data() + t * (heads + 2 * kv_heads) * dim;
         const std::size_t angle = (layer.rotary * step_->num_tokens + t) * dim / 2;
+        const float query_scale = query_scale_at(step_->positions[t]);
         for (std::size_t head = 0; head < heads + kv_heads; ++head) {
             float* vector = row + head * dim;
             const float* norm = head < heads ? layer.query_norm : layer.key_norm;
             if (norm != nullptr) {
                 set_.elementwise.rms_norm(vector, norm, shape_.epsilon, dim, vector);
             }
-            set_.elementwise.rotate(vector, cosines_.data() + angle, sines_.data() + angle, dim);
+            set_.elementwise.rotate(vector, cosines_.data() + angle, sines_.data() + angle, turned);
+            if (head < heads && query_scale != 1.0F) {
+                set_.elementwise.scale(vector, query_scale, dim, vector);
+            }
         }
         set_.attention.store(layer_cache, step_->slot_mapping[t], row + heads * dim, row + (heads + kv_heads) * dim);
     }
+}
+
+float Model::query_scale_at(std::int64_t position) const {
+    if (shape_.query_growth == 0.0F) {
+        return 1;
+    }
+    const auto lengths = static_cast<float>(static_cast<std::size_t>(position) / shape_.query_length);
+    return 1 + shape_.query_growth * std::log(1 + lengths);
 }
 
 LayerCache Model::cache(std::size_t layer) const {
@@ -522,7 +536,11 @@ void Model::add_product(Part part, std::size_t layer_index, std::size_t chunk, s
     if (!has_post_norms_) {
         const std::size_t column = begin * kPanelRows, count = std::min(end * kPanelRows, hidden) - column;
         for (std::size_t row = first_row; row < end_row; ++row) {
-            set_.elementwise.add(x_.data() + row * hidden + column, sum_.data() + row * hidden + column, count);
+            float* sum = sum_.data() + row * hidden + column;
+            if (shape_.residual_scale != 1.0F) {
+                set_.elementwise.scale(sum, shape_.residual_scale, count, sum);
+            }
+            set_.elementwise.add(x_.data() + row * hidden + column, sum, count);
         }
     }
 }
@@ -531,10 +549,19 @@ void Model::gate(std::size_t layer_index, std::size_t chunk, std::uint64_t seria
     const Layer& layer = weights_.layers[layer_index];
     const std::size_t width = shape_.intermediate_size;
     const auto [first_row, end_row] = share(step_->num_tokens, chunk / gate_.shares, gate_.row_blocks);
-    const auto [begin, end] = share(layer.gate.matrix.num_panels(), chunk % gate_.shares, gate_.shares);
+    const auto [begin, end] = share(layer.up.matrix.num_panels(), chunk % gate_.shares, gate_.shares);
     const Activations input =
         prepare_activations(Part::kGate, layer_index, first_row, end_row - first_row, serial, thread);
     float* gates = gated_.data() + first_row * width;
+    const std::size_t column = begin * kPanelRows, count = std::min(end * kPanelRows, width) - column;
+    if (layer.gate.matrix.rows == 0) {
+        multiply(layer.up, begin, end, input, thread, gates, width);
+        for (std::size_t row = first_row; row < end_row; ++row) {
+            float* activated = gated_.data() + row * width + column;
+            set_.elementwise.activate(shape_.activation, activated, count, activated);
+        }
+        return;
+    }
     float* ups = up_.data() + first_row * width;
     for (std::size_t panel = begin; panel < end; ++panel) {
         const std::uint8_t* next = panel + 1 < end ? layer.gate.matrix.panel(panel + 1) : nullptr;
@@ -543,7 +570,6 @@ void Model::gate(std::size_t layer_index, std::size_t chunk, std::uint64_t seria
     }
     add_bias(layer.gate, begin, end, input.rows, gates, width);
     add_bias(layer.up, begin, end, input.rows, ups, width);
-    const std::size_t column = begin * kPanelRows, count = std::min(end * kPanelRows, width) - column;
     for (std::size_t row = first_row; row < end_row; ++row) {
         float* gated = gated_.data() + row * width + column;
         set_.elementwise.gate(shape_.activation, gated, up_.data() + row * width + column, count, gated);
@@ -556,6 +582,13 @@ void Model::head(std::size_t chunk, std::uint64_t serial, Thread& thread) {
     const Activations input = prepare_activations(Part::kHead, 0, first_row, end_row - first_row, serial, thread);
     multiply({weights_.head}, begin, end, input, thread, logits_->data() + first_row * shape_.vocab_size,
              shape_.vocab_size);
+    if (shape_.logit_scale != 1.0F) {
+        const std::size_t column = begin * kPanelRows, count = std::min(end * kPanelRows, shape_.vocab_size) - column;
+        for (std::size_t row = first_row; row < end_row; ++row) {
+            float* logits = logits_->data() + row * shape_.vocab_size + column;
+            set_.elementwise.scale(logits, shape_.logit_scale, count, logits);
+        }
+    }
 }
 
 }  // namespace rbee::kernels

@@ -1,16 +1,17 @@
 // Every pair of a source's type and a format that it can be packed into is one instance of pack_blocks, copy_floats or
-// quantize_floats, all of which fill one panel.
+// quantize_groups, all of which fill one panel.
 
 #include "rbee_kernels/pack.h"
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
 
-#include "rbee_kernels/ggml_blocks.h"
+#include "rbee_kernels/ggml_table_blocks.h"
+#include "rbee_kernels/packed_group.h"
+#include "rbee_kernels/quantize.h"
 
 namespace rbee::kernels {
 namespace {
@@ -18,155 +19,31 @@ namespace {
 // Keeps all sizes in bytes far from overflow.
 constexpr std::size_t kMostRowsOrCols = std::size_t{1} << 28U;
 
-template <WeightFormat F>
-constexpr bool kFourBits = F == WeightFormat::kQ4 || F == WeightFormat::kQ4Wide;
-template <WeightFormat F>
-constexpr bool kHalfFactors = F == WeightFormat::kQ4 || F == WeightFormat::kQ8;
-
 [[noreturn]] void refuse(const std::string& sentence) { throw std::invalid_argument(sentence); }
 
 std::string text(std::size_t number) { return std::to_string(number); }
 
-// Groups of 32 weights in a packed block.
+// Rows of a source, group by group of 32 columns.
 
-/// Column 4 j to 4 j + 3 of one row are 4 bytes at 64 j; with 4 bits these have columns 16 + 4 j and so on as well.
-template <WeightFormat F>
-void put_quants(const std::uint8_t* quants, std::uint8_t* at) {
-    std::uint8_t bytes[kGroup];
-    constexpr std::size_t size = kFourBits<F> ? kGroup / 2 : kGroup;
-    for (std::size_t i = 0; i < size; ++i) {
-        bytes[i] = kFourBits<F> ? static_cast<std::uint8_t>(quants[i] | (quants[16 + i] << 4U)) : quants[i];
+template <typename Block>
+struct BlockReader {
+    static WeightGroup group(const std::uint8_t* row, std::size_t index) {
+        constexpr std::size_t per_block = Block::kCols / kGroup;
+        return Block::group(row + index / per_block * Block::kBytes, index % per_block);
     }
-    for (std::size_t j = 0; j < size / 4; ++j) {
-        std::memcpy(at + 64 * j, bytes + 4 * j, 4);
-    }
-}
-
-template <WeightFormat F>
-void put_factor(float factor, std::size_t index, std::size_t lane, std::uint8_t* factors) {
-    if constexpr (kHalfFactors<F>) {
-        const Half half = half_of(factor);
-        std::memcpy(factors + (index * kPanelRows + lane) * sizeof half, &half, sizeof half);
-    } else {
-        std::memcpy(factors + (index * kPanelRows + lane) * sizeof factor, &factor, sizeof factor);
-    }
-}
-
-template <WeightFormat F>
-float get_factor(const std::uint8_t* factors, std::size_t index, std::size_t lane) {
-    if constexpr (kHalfFactors<F>) {
-        return float_of(read<Half>(factors + (index * kPanelRows + lane) * sizeof(Half)));
-    } else {
-        return read<float>(factors + (index * kPanelRows + lane) * sizeof(float));
-    }
-}
-
-/// Where the factors begin, of which there are 16 or 32.
-template <WeightFormat F>
-constexpr std::size_t kFactors = kFourBits<F> ? 256 : 512;
-
-template <WeightFormat F>
-void put_group(const WeightGroup& group, std::size_t lane, std::uint8_t* block) {
-    put_quants<F>(group.quants, block + 4 * lane);
-    put_factor<F>(group.scales[0], 0, lane, block + kFactors<F>);
-    if constexpr (F == WeightFormat::kQ8Fine) {
-        put_factor<F>(group.scales[1], 1, lane, block + kFactors<F>);
-    } else if constexpr (F != WeightFormat::kQ8) {
-        put_factor<F>(group.minimum, 1, lane, block + kFactors<F>);
-    }
-}
-
-template <WeightFormat F>
-WeightGroup get_group(const std::uint8_t* block, std::size_t lane) {
-    WeightGroup group;
-    for (std::size_t i = 0; i < kGroup; ++i) {
-        const std::size_t column = kFourBits<F> ? i % 16 : i;
-        const std::uint8_t byte = block[64 * (column / 4) + 4 * lane + column % 4];
-        group.quants[i] = static_cast<std::uint8_t>(!kFourBits<F> ? byte : i < 16 ? byte & 15U : byte >> 4U);
-    }
-    group.scales[0] = group.scales[1] = get_factor<F>(block + kFactors<F>, 0, lane);
-    if constexpr (F == WeightFormat::kQ8Fine) {
-        group.scales[1] = get_factor<F>(block + kFactors<F>, 1, lane);
-    } else if constexpr (F != WeightFormat::kQ8) {
-        group.minimum = get_factor<F>(block + kFactors<F>, 1, lane);
-    }
-    return group;
-}
-
-// Quantization of 32 floats.
-
-struct Extremes {
-    float least;
-    float greatest;
+    static void floats(const std::uint8_t* row, std::size_t index, float* out) { get_floats(group(row, index), out); }
 };
 
-/// Of finite numbers; in lanes, so that a compiler makes vector instructions of it.
-Extremes extremes(const float* x) {
-    constexpr std::size_t lanes = 8;
-    float least[lanes], greatest[lanes];
-    for (std::size_t lane = 0; lane < lanes; ++lane) {
-        least[lane] = greatest[lane] = x[lane];
-    }
-    for (std::size_t i = lanes; i < kGroup; i += lanes) {
-        for (std::size_t lane = 0; lane < lanes; ++lane) {
-            least[lane] = x[i + lane] < least[lane] ? x[i + lane] : least[lane];
-            greatest[lane] = x[i + lane] > greatest[lane] ? x[i + lane] : greatest[lane];
+template <typename T>
+struct FloatReader {
+    static void floats(const std::uint8_t* row, std::size_t index, float* out) {
+        T numbers[kGroup];
+        std::memcpy(numbers, row + index * sizeof numbers, sizeof numbers);
+        for (std::size_t i = 0; i < kGroup; ++i) {
+            out[i] = float_of(numbers[i]);
         }
     }
-    return {*std::min_element(least, least + lanes), *std::max_element(greatest, greatest + lanes)};
-}
-
-/// NaN and infinity have greater bits than any finite number.
-bool all_finite(const float* x) {
-    std::uint32_t special = 0;
-    for (std::size_t i = 0; i < kGroup; ++i) {
-        special |= (bits_of(x[i]) & 0x7F800000U) == 0x7F800000U ? 1U : 0U;
-    }
-    return special == 0;
-}
-
-WeightGroup not_a_number() {
-    WeightGroup group;
-    group.scales[0] = group.scales[1] = std::numeric_limits<float>::quiet_NaN();
-    return group;
-}
-
-/// quant = (x - minimum) / scale, rounded to nearest (of two the even one) and within limits.
-WeightGroup quantize(const float* x, Half half_scale, Half half_minimum, float lowest, float highest) {
-    // Sums with this have no bits behind the point; they were rounded off.
-    constexpr float kRound = 0x1.8p23F;
-    if (!is_finite(half_scale) || !is_finite(half_minimum)) {
-        return not_a_number();
-    }
-    WeightGroup group;
-    const float scale = float_of(half_scale);
-    group.scales[0] = group.scales[1] = scale;
-    group.minimum = float_of(half_minimum);
-    if (scale == 0) {
-        return group;
-    }
-    for (std::size_t i = 0; i < kGroup; ++i) {
-        float quant = (x[i] - group.minimum) / scale;
-        quant = quant > lowest ? quant : lowest;
-        quant = quant < highest ? quant : highest;
-        group.quants[i] = static_cast<std::uint8_t>(static_cast<std::int32_t>((quant + kRound) - kRound));
-    }
-    return group;
-}
-
-template <WeightFormat F>
-WeightGroup quantize(const float* x) {
-    static_assert(F == WeightFormat::kQ4 || F == WeightFormat::kQ8);
-    if (!all_finite(x)) {
-        return not_a_number();
-    }
-    const auto [least, greatest] = extremes(x);
-    if constexpr (F == WeightFormat::kQ4) {
-        return quantize(x, half_of((greatest - least) / 15), half_of(least), 0, 15);
-    } else {
-        return quantize(x, half_of(std::max(greatest, -least) / 127), Half{0}, -127, 127);
-    }
-}
+};
 
 // Panels. A row that is null is one of zeros.
 
@@ -174,26 +51,25 @@ using PackPanel = void (*)(const std::uint8_t* const* rows, std::size_t cols, st
 
 template <typename Block, WeightFormat F>
 void pack_blocks(const std::uint8_t* const* rows, std::size_t cols, std::uint8_t* panel) {
-    constexpr std::size_t per_block = Block::kCols / kGroup;
     for (std::size_t lane = 0; lane < kPanelRows; ++lane) {
-        const std::uint8_t* const row = rows[lane];
         for (std::size_t g = 0; g < cols / kGroup; ++g) {
-            const WeightGroup group =
-                row != nullptr ? Block::group(row + g / per_block * Block::kBytes, g % per_block) : WeightGroup();
+            const WeightGroup group = rows[lane] != nullptr ? BlockReader<Block>::group(rows[lane], g) : WeightGroup();
             put_group<F>(group, lane, panel + g * group_bytes(F));
         }
     }
 }
 
-template <typename T, WeightFormat F>
-void quantize_floats(const std::uint8_t* const* rows, std::size_t cols, std::uint8_t* panel) {
+template <typename Reader, WeightFormat F>
+void quantize_groups(const std::uint8_t* const* rows, std::size_t cols, std::uint8_t* panel) {
     for (std::size_t lane = 0; lane < kPanelRows; ++lane) {
         for (std::size_t g = 0; g < cols / kGroup; ++g) {
-            float x[kGroup] = {};
-            for (std::size_t i = 0; rows[lane] != nullptr && i < kGroup; ++i) {
-                x[i] = float_of(read<T>(rows[lane] + (g * kGroup + i) * sizeof(T)));
+            WeightGroup group;
+            if (rows[lane] != nullptr) {
+                float x[kGroup];
+                Reader::floats(rows[lane], g, x);
+                group = quantize<F>(x);
             }
-            put_group<F>(quantize<F>(x), lane, panel + g * group_bytes(F));
+            put_group<F>(group, lane, panel + g * group_bytes(F));
         }
     }
 }
@@ -221,53 +97,143 @@ void copy_floats(const std::uint8_t* const* rows, std::size_t cols, std::uint8_t
     }
 }
 
-/// Null if floats of this type would lose something in this format that `pack` does not report.
-template <typename T, WeightFormat Own>
-PackPanel pack_floats(WeightFormat format) {
-    return format == Own                  ? copy_floats<T, T>
-           : format == WeightFormat::kF32 ? copy_floats<T, float>
-           : format == WeightFormat::kQ4  ? quantize_floats<T, WeightFormat::kQ4>
-           : format == WeightFormat::kQ8  ? quantize_floats<T, WeightFormat::kQ8>
-                                          : nullptr;
+// The types.
+
+template <typename Block>
+void dequantize_blocks(const std::uint8_t* row, std::size_t cols, float* out) {
+    for (std::size_t g = 0; g < cols / kGroup; ++g) {
+        BlockReader<Block>::floats(row, g, out + g * kGroup);
+    }
 }
 
-/// A type of source: its blocks, the format that usually holds it, and how it gets into a format (null: not at all).
+template <typename T>
+void widen_floats(const std::uint8_t* row, std::size_t cols, float* out) {
+    for (std::size_t k = 0; k < cols; ++k) {
+        out[k] = float_of(read<T>(row + k * sizeof(T)));
+    }
+}
+
+/// A type of source.
 struct SourceTraits {
+    SourceType type;
     const char* name;
     std::size_t block_cols;
     std::size_t block_bytes;
-    WeightFormat format;
-    PackPanel pack;
+    WeightFormat format;                        // that usually holds it
+    bool lossless;                              // in that format
+    PackPanel (*packing)(WeightFormat format);  // null: it would lose something that `check_packable` does not list
+    void (*dequantize)(const std::uint8_t* row, std::size_t cols, float* out);
 };
 
 template <typename Block, WeightFormat Own>
-SourceTraits blocks(const char* name, WeightFormat format) {
-    PackPanel pack = format == Own ? pack_blocks<Block, Own> : nullptr;
-    if constexpr (Own == WeightFormat::kQ4) {
-        pack = format == WeightFormat::kQ4Wide ? pack_blocks<Block, WeightFormat::kQ4Wide> : pack;
-    }
-    return {name, Block::kCols, Block::kBytes, Own, pack};
+constexpr SourceTraits blocks(SourceType type, const char* name) {
+    const auto packing = [](WeightFormat format) -> PackPanel {
+        if (Own == WeightFormat::kQ4 && format == WeightFormat::kQ4Wide) {
+            return pack_blocks<Block, WeightFormat::kQ4Wide>;
+        }
+        return format == Own ? pack_blocks<Block, Own> : nullptr;
+    };
+    return {type, name, Block::kCols, Block::kBytes, Own, true, packing, dequantize_blocks<Block>};
+}
+
+/// Whose factors no format holds.
+template <typename Block>
+constexpr SourceTraits lossy_blocks(SourceType type, const char* name) {
+    constexpr WeightFormat q8 = WeightFormat::kQ8;
+    const auto packing = [](WeightFormat format) -> PackPanel {
+        return format == q8 ? quantize_groups<BlockReader<Block>, q8> : nullptr;
+    };
+    return {type, name, Block::kCols, Block::kBytes, q8, false, packing, dequantize_blocks<Block>};
 }
 
 template <typename T, WeightFormat Own>
-SourceTraits floats(const char* name, WeightFormat format) {
-    return {name, 1, sizeof(T), Own, pack_floats<T, Own>(format)};
+constexpr SourceTraits floats(SourceType type, const char* name) {
+    const auto packing = [](WeightFormat format) -> PackPanel {
+        return format == Own                  ? copy_floats<T, T>
+               : format == WeightFormat::kF32 ? copy_floats<T, float>
+               : format == WeightFormat::kQ4  ? quantize_groups<FloatReader<T>, WeightFormat::kQ4>
+               : format == WeightFormat::kQ8  ? quantize_groups<FloatReader<T>, WeightFormat::kQ8>
+                                              : nullptr;
+    };
+    return {type, name, 1, sizeof(T), Own, true, packing, widen_floats<T>};
 }
 
-SourceTraits traits(SourceType type, WeightFormat format) {
-    switch (type) {
-        case SourceType::kF32: return floats<float, WeightFormat::kF32>("F32", format);
-        case SourceType::kF16: return floats<Half, WeightFormat::kF16>("F16", format);
-        case SourceType::kBF16: return floats<BFloat, WeightFormat::kBF16>("BF16", format);
-        case SourceType::kQ4_0: return blocks<BlockQ4_0, WeightFormat::kQ4>("Q4_0", format);
-        case SourceType::kQ4_1: return blocks<BlockQ4_1, WeightFormat::kQ4>("Q4_1", format);
-        case SourceType::kQ8_0: return blocks<BlockQ8_0, WeightFormat::kQ8>("Q8_0", format);
-        case SourceType::kQ4_K: return blocks<BlockQ4_K, WeightFormat::kQ4Wide>("Q4_K", format);
-        case SourceType::kQ5_K: return blocks<BlockQ5_K, WeightFormat::kQ8Min>("Q5_K", format);
-        case SourceType::kQ6_K: return blocks<BlockQ6_K, WeightFormat::kQ8Fine>("Q6_K", format);
+constexpr SourceTraits kSourceTypes[] = {
+    floats<float, WeightFormat::kF32>(SourceType::kF32, "F32"),
+    floats<Half, WeightFormat::kF16>(SourceType::kF16, "F16"),
+    floats<BFloat, WeightFormat::kBF16>(SourceType::kBF16, "BF16"),
+    blocks<BlockQ1_0, WeightFormat::kQ4>(SourceType::kQ1_0, "Q1_0"),
+    blocks<BlockQ2_0, WeightFormat::kQ4>(SourceType::kQ2_0, "Q2_0"),
+    blocks<BlockTQ1_0, WeightFormat::kQ4>(SourceType::kTQ1_0, "TQ1_0"),
+    blocks<BlockTQ2_0, WeightFormat::kQ4>(SourceType::kTQ2_0, "TQ2_0"),
+    blocks<BlockQ4_0, WeightFormat::kQ4>(SourceType::kQ4_0, "Q4_0"),
+    blocks<BlockQ4_1, WeightFormat::kQ4>(SourceType::kQ4_1, "Q4_1"),
+    blocks<BlockQ5_0, WeightFormat::kQ8>(SourceType::kQ5_0, "Q5_0"),
+    blocks<BlockQ5_1, WeightFormat::kQ8Min>(SourceType::kQ5_1, "Q5_1"),
+    blocks<BlockQ8_0, WeightFormat::kQ8>(SourceType::kQ8_0, "Q8_0"),
+    lossy_blocks<BlockQ2_K>(SourceType::kQ2_K, "Q2_K"),
+    blocks<BlockQ3_K, WeightFormat::kQ8Fine>(SourceType::kQ3_K, "Q3_K"),
+    blocks<BlockQ4_K, WeightFormat::kQ4Wide>(SourceType::kQ4_K, "Q4_K"),
+    blocks<BlockQ5_K, WeightFormat::kQ8Min>(SourceType::kQ5_K, "Q5_K"),
+    blocks<BlockQ6_K, WeightFormat::kQ8Fine>(SourceType::kQ6_K, "Q6_K"),
+    blocks<BlockIQ1_S, WeightFormat::kQ8Min>(SourceType::kIQ1_S, "IQ1_S"),
+    blocks<BlockIQ1_M, WeightFormat::kQ8Fine>(SourceType::kIQ1_M, "IQ1_M"),
+    blocks<BlockIQ2_XXS, WeightFormat::kQ8Min>(SourceType::kIQ2_XXS, "IQ2_XXS"),
+    blocks<BlockIQ2_XS, WeightFormat::kQ8Fine>(SourceType::kIQ2_XS, "IQ2_XS"),
+    blocks<BlockIQ2_S, WeightFormat::kQ8Fine>(SourceType::kIQ2_S, "IQ2_S"),
+    blocks<BlockIQ3_XXS, WeightFormat::kQ8Min>(SourceType::kIQ3_XXS, "IQ3_XXS"),
+    blocks<BlockIQ3_S, WeightFormat::kQ8Min>(SourceType::kIQ3_S, "IQ3_S"),
+    blocks<BlockIQ4_NL, WeightFormat::kQ8>(SourceType::kIQ4_NL, "IQ4_NL"),
+    blocks<BlockIQ4_XS, WeightFormat::kQ8Min>(SourceType::kIQ4_XS, "IQ4_XS"),
+    blocks<BlockMXFP4, WeightFormat::kQ8Min>(SourceType::kMXFP4, "MXFP4"),
+    blocks<BlockNVFP4, WeightFormat::kQ8Fine>(SourceType::kNVFP4, "NVFP4"),
+};
+
+const SourceTraits& traits(SourceType type) {
+    for (const SourceTraits& known : kSourceTypes) {
+        if (known.type == type) {
+            return known;
+        }
     }
-    refuse("ggml type " + text(static_cast<std::size_t>(type)) +
-           " cannot be packed; F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K, Q5_K and Q6_K can.");
+    std::string names;
+    for (const SourceTraits& known : kSourceTypes) {
+        names += (names.empty() ? "" : ", ") + std::string(known.name);
+    }
+    refuse("ggml type " + text(static_cast<std::size_t>(type)) + " cannot be read; these can: " + names + ".");
+}
+
+std::size_t row_bytes(const SourceTraits& type, std::size_t cols) { return cols / type.block_cols * type.block_bytes; }
+
+const std::uint8_t* stored_row(const SourceMatrix& source, std::size_t row) {
+    const std::size_t index = source.row_order != nullptr ? source.row_order[row] : row;
+    return source.data + index * row_bytes(traits(source.type), source.cols);
+}
+
+void check_sides(std::size_t rows, std::size_t cols) {
+    if (rows > kMostRowsOrCols || cols > kMostRowsOrCols) {
+        refuse("A matrix of " + text(rows) + " x " + text(cols) + " is too large; it can have " +
+               text(kMostRowsOrCols) + " rows and columns.");
+    }
+}
+
+/// Refuses bytes and a row_order that do not fit the sides; `check_sides` has accepted these.
+void check_size(const SourceMatrix& source) {
+    const SourceTraits& from = traits(source.type);
+    const std::string name = from.name;
+    if (source.cols % from.block_cols != 0) {
+        refuse("Rows of " + name + " are blocks of " + text(from.block_cols) + " columns, which " + text(source.cols) +
+               " columns are not.");
+    }
+    const std::size_t bytes = source.rows * row_bytes(from, source.cols);
+    if (source.bytes != bytes) {
+        refuse(text(source.rows) + " x " + text(source.cols) + " weights as " + name + " have " + text(bytes) +
+               " bytes, not " + text(source.bytes) + ".");
+    }
+    for (std::size_t row = 0; source.row_order != nullptr && row < source.rows; ++row) {
+        if (source.row_order[row] >= source.rows) {
+            refuse("row_order names row " + text(source.row_order[row]) + " of " + text(source.rows) + ".");
+        }
+    }
 }
 
 /// True if 8 times each scale is within binary16.
@@ -282,11 +248,7 @@ bool fits_binary16(const std::uint8_t* blocks, std::size_t bytes) {
 template <WeightFormat F>
 void unpack_row(const std::uint8_t* panel, std::size_t lane, std::size_t cols, float* out) {
     for (std::size_t g = 0; g < cols / kGroup; ++g) {
-        const WeightGroup group = get_group<F>(panel + g * group_bytes(F), lane);
-        for (std::size_t i = 0; i < kGroup; ++i) {
-            const auto quant = static_cast<float>(static_cast<std::int8_t>(group.quants[i]));
-            out[g * kGroup + i] = group.scales[i / 16] * quant + group.minimum;
-        }
+        get_floats(get_group<F>(panel + g * group_bytes(F), lane), out + g * kGroup);
     }
 }
 
@@ -318,8 +280,16 @@ FormatTraits traits(WeightFormat format) {
 
 }  // namespace
 
+std::vector<SourceTypeName> source_types() {
+    std::vector<SourceTypeName> names;
+    for (const SourceTraits& type : kSourceTypes) {
+        names.push_back({type.name, type.lossless});
+    }
+    return names;
+}
+
 WeightFormat held_by(SourceType type, const std::uint8_t* source, std::size_t bytes) {
-    const SourceTraits from = traits(type, WeightFormat::kF32);
+    const SourceTraits& from = traits(type);
     if (bytes % from.block_bytes != 0) {
         refuse(text(bytes) + " bytes are not whole blocks of " + from.name + ", which have " + text(from.block_bytes) +
                " each.");
@@ -329,10 +299,7 @@ WeightFormat held_by(SourceType type, const std::uint8_t* source, std::size_t by
 
 std::size_t packed_bytes(WeightFormat format, std::size_t rows, std::size_t cols) {
     const char* const name = traits(format).name;
-    if (rows > kMostRowsOrCols || cols > kMostRowsOrCols) {
-        refuse("A matrix of " + text(rows) + " x " + text(cols) + " is too large; it can have " +
-               text(kMostRowsOrCols) + " rows and columns.");
-    }
+    check_sides(rows, cols);
     if (is_quantized(format) && cols % kGroup != 0) {
         refuse(std::string(name) + " has groups of 32 columns, which " + text(cols) +
                " columns are not; leave them floats.");
@@ -350,43 +317,56 @@ Matrix packed_matrix(WeightFormat format, std::size_t rows, std::size_t cols, co
     return {format, rows, cols, packed};
 }
 
+void check_packable(const SourceMatrix& source, WeightFormat format) {
+    (void)packed_bytes(format, source.rows, source.cols);
+    const SourceTraits& from = traits(source.type);
+    if (from.packing(format) == nullptr) {
+        refuse(std::string(from.name) + " would lose something as " + traits(format).name + "; " +
+               traits(from.format).name + " holds it.");
+    }
+    check_size(source);
+}
+
+void pack_panels(const SourceMatrix& source, WeightFormat format, std::size_t first_row, std::size_t end_row,
+                 std::uint8_t* to, std::size_t stride) {
+    const PackPanel pack_panel = traits(source.type).packing(format);
+    for (std::size_t panel = first_row; panel < end_row; panel += kPanelRows, to += stride) {
+        const std::uint8_t* rows[kPanelRows] = {};
+        for (std::size_t row = panel; row < std::min(panel + kPanelRows, end_row); ++row) {
+            rows[row - panel] = stored_row(source, row);
+        }
+        pack_panel(rows, source.cols, to);
+    }
+}
+
 void pack(const SourceMatrix& source, WeightFormat format, std::size_t first, std::size_t end, std::uint8_t* packed,
           std::size_t bytes) {
     (void)packed_matrix(format, source.rows, source.cols, packed, bytes);
-    const SourceTraits from = traits(source.type, format);
-    const std::string name = from.name;
-    if (from.pack == nullptr) {
-        refuse(name + " would lose something as " + traits(format).name + "; " + traits(from.format).name +
-               " holds it.");
-    }
-    if (source.cols % from.block_cols != 0) {
-        refuse("Rows of " + name + " are blocks of " + text(from.block_cols) + " columns, which " + text(source.cols) +
-               " columns are not.");
-    }
-    const std::size_t row_bytes = source.cols / from.block_cols * from.block_bytes;
-    if (source.bytes != source.rows * row_bytes) {
-        refuse(text(source.rows) + " x " + text(source.cols) + " weights as " + name + " have " +
-               text(source.rows * row_bytes) + " bytes, not " + text(source.bytes) + ".");
-    }
+    check_packable(source, format);
     if (first > end || end > source.rows || first % kPanelRows != 0 || (end % kPanelRows != 0 && end != source.rows)) {
         refuse("Rows " + text(first) + " to " + text(end) + " of " + text(source.rows) +
                " are not panels of 16, of which only the last can be smaller.");
     }
-    const bool must_fit = source.type == SourceType::kQ4_0 && format == WeightFormat::kQ4;
-    for (std::size_t panel = first; panel < end; panel += kPanelRows) {
-        const std::uint8_t* rows[kPanelRows] = {};
-        for (std::size_t row = panel; row < std::min(panel + kPanelRows, end); ++row) {
-            const std::size_t index = source.row_order != nullptr ? source.row_order[row] : row;
-            if (index >= source.rows) {
-                refuse("row_order names row " + text(index) + " of " + text(source.rows) + ".");
-            }
-            const std::uint8_t* const data = source.data + index * row_bytes;
-            if (must_fit && !fits_binary16(data, row_bytes)) {
-                refuse("A scale of these blocks of Q4_0 is too large for Q4; Q4Wide holds them.");
-            }
-            rows[row - panel] = data;
+    for (std::size_t row = first; source.type == SourceType::kQ4_0 && format == WeightFormat::kQ4 && row < end; ++row) {
+        if (!fits_binary16(stored_row(source, row), row_bytes(traits(source.type), source.cols))) {
+            refuse("A scale of these blocks of Q4_0 is too large for Q4; Q4Wide holds them.");
         }
-        from.pack(rows, source.cols, packed + panel / kPanelRows * panel_bytes(format, source.cols));
+    }
+    const std::size_t stride = panel_bytes(format, source.cols);
+    pack_panels(source, format, first, end, packed + first / kPanelRows * stride, stride);
+}
+
+void check_rows(const SourceMatrix& source, std::size_t first, std::size_t end) {
+    check_sides(source.rows, source.cols);
+    check_size(source);
+    if (first > end || end > source.rows) {
+        refuse("A matrix of " + text(source.rows) + " rows has no rows " + text(first) + " to " + text(end) + ".");
+    }
+}
+
+void dequantize(const SourceMatrix& source, std::size_t first, std::size_t end, float* out) {
+    for (std::size_t row = first; row < end; ++row, out += source.cols) {
+        traits(source.type).dequantize(stored_row(source, row), source.cols, out);
     }
 }
 

@@ -235,13 +235,16 @@ Activated activated(Activation activation, double x) {
     if (activation == Activation::kSilu) {
         return {x / (1 + std::exp(-x)), 6};
     }
+    if (activation == Activation::kRelu2) {
+        return {x > 0 ? x * x : 0, 2};
+    }
     const double exponent = 2 * std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x);
     return {x / (1 + std::exp(-exponent)), 6 + 3 * std::max(0.0, -exponent)};  // that it is rounded makes a difference
 }
 
 void gates_are_accurate() {
     Random random{25};
-    for (const Activation activation : {Activation::kSilu, Activation::kGeluTanh}) {
+    for (const Activation activation : {Activation::kSilu, Activation::kGeluTanh, Activation::kRelu2}) {
         for (const std::size_t n : lengths()) {
             for (const float spread : {1e-10F, 1.0F, 5.0F, 30.0F, 200.0F}) {
                 const Floats gates = random_floats(random, n, spread), up = random_floats(random, n, 2);
@@ -257,6 +260,13 @@ void gates_are_accurate() {
                     functions.gate(activation, over_gate.data(), up.data(), n, over_gate.data());
                     functions.gate(activation, gates.data(), over_up.data(), n, over_up.data());
                     CHECK(same_bits(over_gate, out) && same_bits(over_up, out));
+
+                    const Floats alone(n), ones(n), in_place(gates);
+                    std::fill(ones.begin(), ones.end(), 1.0F);
+                    functions.activate(activation, gates.data(), n, alone.data());
+                    functions.activate(activation, in_place.data(), n, in_place.data());
+                    functions.gate(activation, gates.data(), ones.data(), n, out.data());
+                    CHECK(same_bits(alone, out) && same_bits(in_place, out));
                 });
             }
         }

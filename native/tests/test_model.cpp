@@ -39,6 +39,9 @@ struct Options {
     bool post_norms = false;
     bool tied = false;
     bool interleaved = false;          // gate and up, panel by panel
+    bool gated = true;                 // otherwise the activation is that of up
+    std::size_t turned = 1;            // pairs of a head are divided by this many: the first share is turned
+    bool unturned_windows = false;     // layers with a window turn nothing
     std::vector<std::size_t> lengths;  // of the sequences
     std::size_t threads = 2;
 };
@@ -147,7 +150,7 @@ public:
             layer.output = linear(hidden, wide);
             layer.post_attention_norm = norm(options.post_norms, hidden);
             layer.mlp_norm = vector(hidden, 1);
-            layer.gate = linear(mlp, hidden);
+            layer.gate = options.gated ? linear(mlp, hidden) : Linear{};
             layer.up = linear(mlp, hidden);
             if (options.interleaved) {
                 interleave(layer.gate.matrix, layer.up.matrix);
@@ -162,7 +165,8 @@ public:
         weights.head = options.tied ? weights.embedding : matrix(shape.vocab_size, hidden);
         for (const float base : {10000.0F, 100.0F}) {
             Rotary rotary{{}, base == 100.0F ? 1.1F : 1.0F};
-            for (std::size_t i = 0; i < shape.head_dim / 2; ++i) {
+            const bool turns = base != 100.0F || !options.unturned_windows;
+            for (std::size_t i = 0; turns && i < shape.head_dim / 2 / options.turned; ++i) {
                 rotary.inverse_frequencies.push_back(
                     std::pow(base, -2 * static_cast<float>(i) / static_cast<float>(shape.head_dim)));
             }
@@ -241,6 +245,7 @@ public:
         }
         for (Row& x : states) {
             x = product(head_, normed(x, weights_.final_norm));
+            scale(x, shape_.logit_scale);
         }
         return states;
     }
@@ -300,6 +305,12 @@ private:
         std::transform(x.begin(), x.end(), y.begin(), x.begin(), [](double a, double b) { return a + b; });
     }
 
+    static void scale(Row& x, float factor) {
+        for (double& value : x) {
+            value *= double{factor};
+        }
+    }
+
     /// The heads of a row, normed and turned.
     void turn(Row& row, const float* norm, const Rotary& rotary, std::size_t position) const {
         const std::size_t dim = shape_.head_dim;
@@ -309,11 +320,13 @@ private:
             if (norm != nullptr) {
                 head = normed(head, norm);
             }
-            for (std::size_t i = 0; i < dim / 2; ++i) {
+            std::copy(head.begin(), head.end(), begin);
+            const std::size_t pairs = rotary.inverse_frequencies.size();
+            for (std::size_t i = 0; i < pairs; ++i) {
                 const double angle{rotary.inverse_frequencies[i] * static_cast<float>(position)};
                 const double c = std::cos(angle) * double{rotary.factor}, s = std::sin(angle) * double{rotary.factor};
-                row[first + i] = head[i] * c - head[dim / 2 + i] * s;
-                row[first + dim / 2 + i] = head[dim / 2 + i] * c + head[i] * s;
+                row[first + i] = head[i] * c - head[pairs + i] * s;
+                row[first + pairs + i] = head[pairs + i] * c + head[i] * s;
             }
         }
     }
@@ -333,6 +346,7 @@ private:
             const Row x = normed(states[position], layer.attention_norm);
             Row query = product(dense.query, x);
             turn(query, layer.query_norm, rotary, position);
+            scale(query, 1 + shape_.query_growth * std::log(static_cast<float>(1 + position / shape_.query_length)));
             keys.push_back(product(dense.key, x));
             turn(keys.back(), layer.key_norm, rotary, position);
             values.push_back(product(dense.value, x));
@@ -362,23 +376,32 @@ private:
                     }
                 }
             }
-            const Row out = product(dense.output, attended);
+            Row out = product(dense.output, attended);
+            scale(out, shape_.residual_scale);
             add(states[position], layer.post_attention_norm != nullptr ? normed(out, layer.post_attention_norm) : out);
         }
     }
 
     void add_mlp(const Layer& layer, const DenseLayer& dense, Row& state) const {
         const Row x = normed(state, layer.mlp_norm);
-        Row gated = product(dense.gate, x);
         const Row up = product(dense.up, x);
+        const bool has_gate = layer.gate.matrix.rows != 0;
+        Row gated = has_gate ? product(dense.gate, x) : up;
         for (std::size_t i = 0; i < gated.size(); ++i) {
-            const double g = gated[i];
-            gated[i] = up[i] * (shape_.activation == Activation::kSilu
-                                    ? g / (1 + std::exp(-g))
-                                    : g / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (g + 0.044715 * g * g * g))));
+            gated[i] = activated(gated[i]) * (has_gate ? up[i] : 1);
         }
-        const Row out = product(dense.down, gated);
+        Row out = product(dense.down, gated);
+        scale(out, shape_.residual_scale);
         add(state, layer.post_mlp_norm != nullptr ? normed(out, layer.post_mlp_norm) : out);
+    }
+
+    double activated(double x) const {
+        switch (shape_.activation) {
+            case Activation::kSilu: return x / (1 + std::exp(-x));
+            case Activation::kGeluTanh:
+                return x / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+            default: return x > 0 ? x * x : 0;
+        }
     }
 
     const ModelShape& shape_;
@@ -646,6 +669,29 @@ void norms_behind_both_halves() {
     }
 }
 
+/// Of the whole model: factors of residuals, logits and late queries, no gates, heads that are turned in part or not.
+void factors_and_parts_of_heads() {
+    Options options;
+    for (std::uint64_t seed = 60; seed < 64; ++seed) {
+        options.quantized = seed % 2 != 0;
+        options.shape = shape_of(50, 64, seed % 2 != 0 ? 96 : 72, 4, 2, 48);
+        options.shape.activation = seed < 62 ? Activation::kRelu2 : Activation::kSilu;
+        options.shape.residual_scale = 0.4F;
+        options.shape.logit_scale = 1.7F;
+        options.shape.query_growth = 0.3F;
+        options.shape.query_length = 4;
+        options.gated = seed % 3 == 0;
+        options.turned = seed % 2 != 0 ? 2 : 3;
+        options.unturned_windows = seed > 61;
+        options.biases = seed == 61;
+        options.head_norms = seed == 62;
+        options.windows = {6, 0};
+        options.block_size = 5;
+        options.lengths = {21, 3};
+        check_model(options, seed);
+    }
+}
+
 /// A tile for each position: contexts have several parts, which threads share.
 void long_contexts_are_put_together() {
     Options options;
@@ -683,6 +729,7 @@ const Test kModelTests[] = {
     {"model: a layer mixes formats", a_layer_mixes_formats},
     {"model: many heads share one", many_heads_share_one},
     {"model: norms behind both halves", norms_behind_both_halves},
+    {"model: factors and parts of heads", factors_and_parts_of_heads},
     {"model: long contexts are put together", long_contexts_are_put_together},
     {"model: steps of many tokens", steps_of_many_tokens},
     {nullptr, nullptr},

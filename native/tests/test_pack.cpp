@@ -28,12 +28,31 @@ const Type kTypes[] = {
     {SourceType::kF32, 1, 4, {WeightFormat::kF32, WeightFormat::kQ4, WeightFormat::kQ8}},
     {SourceType::kF16, 1, 2, {WeightFormat::kF16, WeightFormat::kF32, WeightFormat::kQ4, WeightFormat::kQ8}},
     {SourceType::kBF16, 1, 2, {WeightFormat::kBF16, WeightFormat::kF32, WeightFormat::kQ4, WeightFormat::kQ8}},
+    {SourceType::kQ1_0, 128, 18, {WeightFormat::kQ4, WeightFormat::kQ4Wide}},
+    {SourceType::kQ2_0, 64, 18, {WeightFormat::kQ4, WeightFormat::kQ4Wide}},
+    {SourceType::kTQ1_0, 256, 54, {WeightFormat::kQ4, WeightFormat::kQ4Wide}},
+    {SourceType::kTQ2_0, 256, 66, {WeightFormat::kQ4, WeightFormat::kQ4Wide}},
     {SourceType::kQ4_0, 32, 18, {WeightFormat::kQ4Wide}},
     {SourceType::kQ4_1, 32, 20, {WeightFormat::kQ4, WeightFormat::kQ4Wide}},
+    {SourceType::kQ5_0, 32, 22, {WeightFormat::kQ8}},
+    {SourceType::kQ5_1, 32, 24, {WeightFormat::kQ8Min}},
     {SourceType::kQ8_0, 32, 34, {WeightFormat::kQ8}},
+    {SourceType::kQ2_K, 256, 84, {WeightFormat::kQ8}},
+    {SourceType::kQ3_K, 256, 110, {WeightFormat::kQ8Fine}},
     {SourceType::kQ4_K, 256, 144, {WeightFormat::kQ4Wide}},
     {SourceType::kQ5_K, 256, 176, {WeightFormat::kQ8Min}},
     {SourceType::kQ6_K, 256, 210, {WeightFormat::kQ8Fine}},
+    {SourceType::kIQ1_S, 256, 50, {WeightFormat::kQ8Min}},
+    {SourceType::kIQ1_M, 256, 56, {WeightFormat::kQ8Fine}},
+    {SourceType::kIQ2_XXS, 256, 66, {WeightFormat::kQ8Min}},
+    {SourceType::kIQ2_XS, 256, 74, {WeightFormat::kQ8Fine}},
+    {SourceType::kIQ2_S, 256, 82, {WeightFormat::kQ8Fine}},
+    {SourceType::kIQ3_XXS, 256, 98, {WeightFormat::kQ8Min}},
+    {SourceType::kIQ3_S, 256, 110, {WeightFormat::kQ8Min}},
+    {SourceType::kIQ4_NL, 32, 18, {WeightFormat::kQ8}},
+    {SourceType::kIQ4_XS, 256, 136, {WeightFormat::kQ8Min}},
+    {SourceType::kMXFP4, 32, 17, {WeightFormat::kQ8Min}},
+    {SourceType::kNVFP4, 64, 36, {WeightFormat::kQ8Fine}},
 };
 
 /// Memory of exactly this size.
@@ -152,10 +171,41 @@ void any_bits_are_packed() {
                     for (std::size_t i = 0; i < ordered.size; ++i) {
                         CHECK(same(ordered.values[i], weights.values[order[i / cols] * cols + i % cols]));
                     }
+                    // Reading blocks directly or out of a panel is the same, unless floats were made quants.
+                    const bool requantized =
+                        type.type == SourceType::kQ2_K || (type.block_cols == 1 && is_quantized(format));
+                    check_rows(matrix, 0, rows);
+                    Memory<float> floats(rows * cols);
+                    dequantize(matrix, 0, rows, floats.data());
+                    for (std::size_t i = 0; i < floats.size && !requantized; ++i) {
+                        CHECK(same(floats.values[i], ordered.values[i]));
+                    }
                     (void)held_by(type.type, source.data(), source.size);
                 }
             }
         }
+    }
+}
+
+/// Panels of 33 rows a stride apart, into memory that has its own bytes between them.
+void panels_lie_apart() {
+    constexpr std::size_t rows = 33, cols = 64, gap = 24;
+    constexpr WeightFormat format = WeightFormat::kQ8;
+    Random random{5};
+    const Memory<std::uint8_t> source = random_bytes(random, rows * 2 * 34);
+    const SourceMatrix matrix{SourceType::kQ8_0, source.data(), source.size, rows, cols};
+    const std::size_t panel = panel_bytes(format, cols), stride = panel + gap;
+    const Memory<std::uint8_t> whole(packed_bytes(format, rows, cols));
+    pack(matrix, format, 0, rows, whole.data(), whole.size);
+    const Memory<std::uint8_t> apart(2 * stride + panel);
+    std::memset(apart.data(), 0xA5, apart.size);
+    check_packable(matrix, format);
+    pack_panels(matrix, format, 16, rows, apart.data() + stride, stride);
+    CHECK(apart.values[0] == 0xA5 && apart.values[stride - 1] == 0xA5);
+    pack_panels(matrix, format, 0, 16, apart.data(), stride);
+    for (std::size_t i = 0; i < apart.size; ++i) {
+        const std::size_t at = i % stride;
+        CHECK(apart.values[i] == (at < panel ? whole.values[i / stride * panel + at] : 0xA5));
     }
 }
 
@@ -205,7 +255,7 @@ void what_does_not_fit_is_refused() {
     CHECK_THROWS(std::invalid_argument, pack_with([](auto& m) { ++m.rows; }, q8, 0, 20, packed.size));
     CHECK_THROWS(std::invalid_argument, pack_with([](auto& m) { m.cols = 33; }, q8, 0, 20, packed.size));
     CHECK_THROWS(std::invalid_argument,
-                 pack_with([](auto& m) { m.type = static_cast<SourceType>(7); }, q8, 0, 20, packed.size));
+                 pack_with([](auto& m) { m.type = static_cast<SourceType>(9); }, q8, 0, 20, packed.size));
     std::vector<std::uint32_t> order(20);
     order[19] = 20;
     CHECK_THROWS(std::invalid_argument,
@@ -218,6 +268,12 @@ void what_does_not_fit_is_refused() {
     CHECK(packed_bytes(WeightFormat::kF32, std::size_t{1} << 28U, std::size_t{1} << 28U) == std::size_t{1} << 58U);
     CHECK_THROWS(std::invalid_argument, packed_matrix(q8, 20, 32, packed.data(), packed.size + 1));
     CHECK_THROWS(std::invalid_argument, held_by(SourceType::kQ8_0, source.data(), 35));
+    check_rows(matrix, 3, 20);
+    CHECK_THROWS(std::invalid_argument, check_rows(matrix, 3, 21));
+    CHECK_THROWS(std::invalid_argument, check_rows(matrix, 4, 3));
+    SourceMatrix huge = matrix;
+    huge.rows = std::size_t{1} << 63U;
+    CHECK_THROWS(std::invalid_argument, check_rows(huge, 0, 0));
 }
 
 }  // namespace
@@ -227,7 +283,8 @@ const Test kPackTests[] = {
     {"halves are what they mean, and come back", halves_are_what_they_mean},
     {"floats become the nearest half", floats_become_the_nearest_half},
     {"quants and factors are where the layout says", quants_are_where_the_layout_says},
-    {"any bits of a file are packed, in any order of rows", any_bits_are_packed},
+    {"any bits of a file are packed and read, in any order of rows", any_bits_are_packed},
+    {"panels lie apart, with what is between them untouched", panels_lie_apart},
     {"a float that cannot be quantized makes its group NaN", one_bad_float_spoils_its_group},
     {"what does not fit is refused", what_does_not_fit_is_refused},
     {nullptr, nullptr},

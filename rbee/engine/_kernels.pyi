@@ -55,16 +55,37 @@ def pack(
     same matrix at once. `rbee_kernels/pack.h` has what is lost, if anything.
 
     Raises:
-        ValueError: sizes, types and rows that do not fit, or a format that would lose something and is neither Q4 nor
-            Q8 of floats. Rows may have been written by then.
+        ValueError: sizes, types and rows that do not fit, or a format that would lose more than `pack.h` lists.
         TypeError: an array of another type, with strides, or that cannot be written to.
     """
 
-def held_by(source: NDArray[np.uint8], source_type: int) -> int:
-    """The format that holds these blocks without loss. It depends on them for Q4_0: huge scales need Q4Wide.
+def dequantize(
+    source: NDArray[np.uint8],
+    source_type: int,
+    rows: int,
+    cols: int,
+    *,
+    row_order: NDArray[np.uint32] | None = None,
+    first_row: int = 0,
+    end_row: int | None = None,
+) -> NDArray[np.float32]:
+    """Rows `first_row` to `end_row` of a matrix of a file as a new array, as ggml makes floats of them.
+
+    The arguments are those of `pack`. A zero may have another sign, and infinity may be NaN.
 
     Raises:
-        ValueError: a type that cannot be packed, or bytes that are not whole blocks of it.
+        ValueError: sizes, types and rows that do not fit.
+        TypeError: an array of another type.
+    """
+
+SOURCE_TYPES: Final[dict[str, bool]]
+"""All types that can be packed and dequantized, by ggml's name: whether the format that holds them loses nothing."""
+
+def held_by(source: NDArray[np.uint8], source_type: int) -> int:
+    """The format that holds these blocks. It depends on them for Q4_0: huge scales need Q4Wide.
+
+    Raises:
+        ValueError: a type that cannot be read, or bytes that are not whole blocks of it.
     """
 
 def packed_bytes(format: int, rows: int, cols: int) -> int:  # noqa: A002 - as in weights.h
@@ -100,18 +121,22 @@ class ModelShape:
         activation: str,
         attention_scale: float,
         embedding_scale: float,
+        residual_scale: float = 1.0,
+        logit_scale: float = 1.0,
+        query_growth: float = 0.0,
+        query_length: int = 1,
     ) -> None:
-        """The activation is "silu" or "gelu_tanh".
+        """See `rbee_kernels/decoder.h`. The activation is "silu", "gelu_tanh" or "relu2".
 
         Raises:
-            ValueError: another activation.
+            ValueError: another activation, or a query_length of 0.
         """
 
     def block_bytes(self, *, num_layers: int, block_size: int, exact: bool) -> int:
         """Memory that a block of the KV cache takes in all layers."""
 
-class Model:
-    """A decoder of the Llama family with its KV cache."""
+class Weights:
+    """The weights of a decoder of the Llama family, in the order in which a step reads them."""
 
     def __init__(
         self,
@@ -119,8 +144,45 @@ class Model:
         *,
         layers: list[tuple[int, int]],
         rotaries: list[tuple[list[float], float]],
-        matrices: dict[str, tuple[int, int, int, NDArray[np.uint8]]],
+        matrices: dict[str, tuple[int, int, int, NDArray[np.uint8], int, NDArray[np.uint32] | None]],
         vectors: dict[str, NDArray[np.float32]],
+    ) -> None:
+        """Copy the vectors, and reserve memory for the matrices, which `pack` fills.
+
+        Args:
+            shape: of the model.
+            layers: of each its window (positions that a token sees, itself included; 0: all) and its rotary embedding.
+            rotaries: of each the inverse frequencies of the pairs that are turned, [0 .. head_dim / 2], and the factor
+                of its cosines and sines.
+            matrices: by name: format, and rows, columns, data, type and row order as `pack` takes them. The names are
+                "embedding", "head" (or the embedding serves as one) and of each layer "layers.0.query", "key", "value",
+                "output", "gate", "up" and "down". Without gates the activation is that of "up".
+            vectors: "final_norm", of each layer "layers.0.attention_norm" and "mlp_norm", and what a model may have:
+                "query_norm", "key_norm", "post_attention_norm", "post_mlp_norm", "query_bias" and the like.
+
+        Raises:
+            ValueError: weights that are missing, have another size or cannot be packed like this, or a size that the
+                kernels do not support.
+            MemoryError: there is not enough.
+        """
+
+    @property
+    def source_bytes(self) -> int:
+        """Of all matrices as they are stored."""
+
+    def pack(self, num_bytes: int, pool: ThreadPool, progress: Progress | None = None) -> int:
+        """Pack the next matrices, about `num_bytes` of them as stored; returns the bytes packed so far.
+
+        `progress` is advanced several times per mebibyte.
+        """
+
+class Model:
+    """A decoder of the Llama family with its KV cache."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
         exact: bool,
         num_blocks: int,
         block_size: int,
@@ -128,27 +190,20 @@ class Model:
         pool: ThreadPool,
         progress: Progress | None = None,
     ) -> None:
-        """Copy the weights, and reserve the cache.
+        """Reserve the cache.
 
         Args:
-            shape: of the model.
-            layers: of each its window (positions that a token sees, itself included; 0: all) and its rotary embedding.
-            rotaries: of each the inverse frequencies [head_dim / 2], and the factor of its cosines and sines.
-            matrices: format, rows, columns and packed data, by name: "embedding", "head" (or the embedding serves as
-                one) and of each layer "layers.0.query", "key", "value", "output", "gate", "up" and "down".
-            vectors: "final_norm", of each layer "layers.0.attention_norm" and "mlp_norm", and what a model may have:
-                "query_norm", "key_norm", "post_attention_norm", "post_mlp_norm", "query_bias" and the like.
+            weights: all packed.
             exact: compute with float activations and a float cache, also where weights are quantized.
             num_blocks: in the cache.
             block_size: tokens in a block.
             instruction_set: "avx512", "avx2", "portable", or "auto": what the environment's RBEE_INSTRUCTION_SET names,
                 without it the best of this processor.
-            pool: threads for the copy and for every step.
-            progress: is advanced while the weights are copied, and several times per layer of a step.
+            pool: threads for every step.
+            progress: is advanced several times per layer of a step.
 
         Raises:
-            ValueError: weights that are missing or have another size, a size that the kernels do not support, or an
-                instruction set that this processor does not have.
+            ValueError: no blocks, or an instruction set that this processor does not have.
             MemoryError: there is not enough.
         """
 

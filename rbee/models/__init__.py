@@ -1,6 +1,6 @@
 """Models: from a catalogue name, folder, GGUF file or Hub id to a folder that is ready to serve (`prepare`).
 
-Only the conversion's own process, `python -m rbee.engine.runners.torch.convert_gguf`, imports torch and transformers.
+Imports neither torch nor transformers.
 """
 
 from rbee.models.catalogue import CatalogueModel, list_catalogue

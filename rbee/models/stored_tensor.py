@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -13,3 +17,10 @@ class StoredTensor:
     shape: tuple[int, ...]  # outermost dimension first
     offset: int  # bytes from the start of the file
     size: int  # bytes
+
+
+class PlacedTensor(NamedTuple):
+    """A tensor in one of a model's files."""
+
+    path: Path
+    stored: StoredTensor

@@ -52,7 +52,11 @@ def run(config: Config, model: ModelFolder | None) -> int:
         if model is None:
             served = served_model.load_synthetic(options.served_model_name or "synthetic")
         else:
-            served = served_model.load(options.served_model_name or model.name, model.path)
+            served = served_model.load(
+                options.served_model_name or model.name,
+                model.path,
+                use_generation_config=options.generation_config == "auto",
+            )
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(_serve(config, served, sock, started))

@@ -50,6 +50,11 @@ def test_serve_help_lists_every_option(config_class):
         (["--max-num-seqs", "0"], "0 is not in the range x>=1"),
         (["--max-num-seq", "3"], "--max-num-seqs"),
         (["--model", "no-such-model"], "no-such-model"),
+        (["no-such-model"], "no-such-model"),
+        (["one-model", "--model", "another"], "MODEL is one-model and --model is another: give one of them."),
+        (["one-model", "-m", "another"], "MODEL is one-model and --model is another: give one of them."),
+        (["one-model", "another"], "unexpected extra argument (another)"),
+        (["synthetic", "--generation-config", "some"], "'some' is not one of 'auto', 'none'"),
         (["--model", "synthetic", "--runner", "torch"], "synthetic"),
         (["--model", "synthetic", "--runner", "native"], "synthetic"),
         (["--model", "synthetic", "--ring-capacity", "1000"], "power of two"),
@@ -62,6 +67,35 @@ def test_bad_option_is_a_sentence_and_exit_code_2(arguments, sentence):
     assert result.returncode == 2
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        (["no-model"], {}),
+        (["-m", "no-model"], {}),
+        (["no-model", "--model", "no-model"], {}),
+        ([], {"RBEE_MODEL": "no-model"}),
+        (["no-model"], {"RBEE_MODEL": "other"}),
+    ],
+)
+def test_the_model_is_an_argument_or_an_option(arguments, environment):
+    """Both may be given if they agree; the command line wins over the environment."""
+    assert "There is no model called 'no-model'." in _rbee("serve", "--port", "0", *arguments, **environment).stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "pull", "show"])
+def test_a_model_that_cannot_be_used_is_a_sentence_and_exit_code_2(command, tmp_path):
+    """Whatever is wrong with it."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged.gguf").write_bytes(b"GGUF\xff")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.json").write_text("[" * 100_000)
+    for model in ("no-such-model", "./nothing", *map(str, tmp_path.iterdir())):
+        result = _rbee(command, model, RBEE_CACHE=str(tmp_path / "cache"))
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr.splitlines()[-1].startswith("rbee: ")
+        assert "Traceback" not in result.stderr
 
 
 def test_options_come_from_the_environment():

@@ -32,7 +32,7 @@ def test_server_options_that_cannot_work(options: dict[str, Any], rule: str) -> 
         Config(engine=EngineConfig(), server=ServerConfig(**options))
 
 
-@pytest.mark.parametrize("name", ["max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_mib"])
+@pytest.mark.parametrize("name", ["max_num_seqs", "max_num_batched_tokens", "block_size"])
 def test_engine_options_that_cannot_work(name: str) -> None:
     """The same for the engine's options."""
     options: dict[str, Any] = {name: 0}

@@ -70,7 +70,7 @@ def reference(default_model):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(default_model.path)
-    model: Any = AutoModelForCausalLM.from_pretrained(default_model.path, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(default_model.path, gguf_file="model.gguf", dtype=torch.float32)
     answers = {}
     for name, messages in PROMPTS.items():
         inputs = tokenizer.apply_chat_template(

@@ -35,8 +35,8 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def converted_tiny(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelFolder, RecordingProgress]:
-    """The tiny GGUF converted in a cache of its own, and the progress of it; do not change the folder."""
+def prepared_tiny(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelFolder, RecordingProgress]:
+    """The tiny GGUF prepared in a cache of its own, and the progress of it; do not change the folder."""
     said = RecordingProgress()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RBEE_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -78,10 +78,12 @@ def write_tiny_gguf(
     weights: dict[str, np.ndarray] | None = None,
     architecture: str = "llama",
     pre: str = "smollm",
+    tensors_per_file: int = 0,
 ) -> Path:
     """Write a Llama model as llama.cpp's converter does: renamed, q and k permuted, matrices of the MLP in Q8_0."""
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=tensors_per_file)
     writer.add_name("tiny")
+    writer.add_float32(gguf.Keys.General.SAMPLING_TEMP, 0.6)
     writer.add_context_length(128)
     writer.add_embedding_length(HIDDEN)
     writer.add_block_count(LAYERS)

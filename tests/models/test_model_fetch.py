@@ -63,7 +63,6 @@ def small_model():
         wheel_size=1000,
         size=len(CONTENT),
         sha256=hashlib.sha256(CONTENT).hexdigest(),
-        converted_size=1000,
     )
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from safetensors.numpy import save_file
 
 from rbee.errors import ModelError
 from rbee.models import ConsoleProgress, prepare
+from rbee.models.find import find
+from rbee.models.folder import weights_files
 from tests.models.models_parts import PREPARE
 
 WEIGHTS: dict[str, np.ndarray] = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(4, np.float16)}
@@ -66,11 +69,76 @@ def test_a_folder_that_lacks_a_file_is_told_how_to_get_it(missing, remedy, folde
         prepare(str(folder), progress=progress)
 
 
-def test_a_folder_with_a_gguf_file_is_told_to_name_the_file(tmp_path, progress):
-    """The file in it is given as what to type."""
-    (tmp_path / "some.gguf").touch()
-    with pytest.raises(ModelError, match=rf"give --model {tmp_path}/some\.gguf"):
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        (["tiny.Q8_0.gguf", "mmproj-F16.gguf", "README.md"], "tiny.Q8_0.gguf"),
+        (["config.json", "tokenizer.json", "tiny.gguf"], "tiny.gguf"),
+        (["big-00002-of-00002.gguf", "big-00001-of-00002.gguf"], "big-00001-of-00002.gguf"),
+        (["Q4_0/tiny.gguf"], "Q4_0/tiny.gguf"),
+    ],
+)
+def test_a_folder_with_one_gguf_model_is_that_model(files, found, tmp_path, progress):
+    """Its shards are one, a projector is none, and it is called like its file."""
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    name = Path(found).stem.removesuffix("-00001-of-00002")
+    assert find(str(tmp_path), progress=progress) == (name, tmp_path / found)
+
+
+def test_a_folder_with_several_gguf_models_lists_them(tmp_path, progress):
+    """Without what is no model."""
+    for name in ("a-Q4_0.gguf", "a-Q8_0-00001-of-00002.gguf", "a-Q8_0-00002-of-00002.gguf", "mmproj-a.gguf"):
+        (tmp_path / name).touch()
+    listed = r"2 GGUF models: a-Q4_0\.gguf, a-Q8_0-00001-of-00002\.gguf\. Give --model the path of one\."
+    with pytest.raises(ModelError, match=f"The folder {tmp_path} holds {listed}"):
         prepare(str(tmp_path), progress=progress)
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "mmproj-a.gguf").touch()
+    with pytest.raises(ModelError, match="holds GGUF files, but none is a model"):
+        prepare(str(tmp_path / "alone"), progress=progress)
+
+
+def test_a_gguf_file_beside_safetensors_is_not_taken(folder, progress):
+    """The folder is served as it is."""
+    (folder / "model.gguf").touch()
+    assert prepare(str(folder), progress=progress).path == folder
+
+
+def test_a_linked_gguf_file_keeps_its_name(tmp_path, progress):
+    """In the Hub's cache the names are links to files without any."""
+    (tmp_path / "blob").touch()
+    (tmp_path / "model-Q8_0.gguf").symlink_to(tmp_path / "blob")
+    found = find(str(tmp_path / "model-Q8_0.gguf"), progress=progress)
+    assert found == ("model-Q8_0", tmp_path / "model-Q8_0.gguf")
+
+
+def test_an_adapter_is_no_model(folder, progress):
+    """Alone it is refused with the way to merge it; beside a model a note names it."""
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    save_file(WEIGHTS, folder / "adapter_model.safetensors")
+    assert prepare(str(folder), progress=progress).path == folder
+    assert progress.notes == [
+        f"{folder}/adapter_config.json is not used: rbee serves the model beside it without its LoRA adapter."
+    ]
+    assert weights_files(folder) == [folder / "model.safetensors"]
+    (folder / "model.safetensors").unlink()
+    sentence = r"holds a LoRA adapter of org/base, which is no model by itself\. Merge it .*merge_and_unload\(\)"
+    with pytest.raises(ModelError, match=sentence):
+        prepare(str(folder), progress=progress)
+
+
+def test_8_bit_floats_without_their_scales_are_refused(folder, progress):
+    """With a quantization_config, also in the text part of a model that reads more, they are another's business."""
+    header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ModelError, match=r"holds w in 8-bit floats \(F8_E4M3\), and config\.json has no quantization_"):
+        prepare(str(folder), progress=progress)
+    scales = {"quantization_config": {"quant_method": "fp8"}}
+    for config in (scales, {"text_config": scales}):
+        (folder / "config.json").write_text(json.dumps(config))
+        assert prepare(str(folder), progress=progress).path == folder
 
 
 def test_a_config_that_is_no_json_is_refused(folder, progress):

@@ -78,6 +78,10 @@ def test_any_changed_bytes_in_the_header_are_read_or_refused(data, file, scratch
         {"dtype": "F32", "shape": [2], "data_offsets": [0]},
         {"dtype": "F32", "shape": "2", "data_offsets": [0, 8]},
         {"dtype": "F32", "shape": [2]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [10**4000, 10**4000], "data_offsets": [0, 10**4000]},
+        {"dtype": "ODD", "shape": [1] * 1000, "data_offsets": [8, 8]},
     ],
 )
 def test_an_entry_that_makes_no_sense_is_refused(entry, scratch):
@@ -86,3 +90,18 @@ def test_an_entry_that_makes_no_sense_is_refused(entry, scratch):
     scratch.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(ModelError, match=rf"The weights file {scratch} is (damaged|cut short or no safetensors file)"):
         read_safetensors_header(scratch)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 50_000, "1" * 5000, "null", "[]", "\xff"])
+def test_a_header_of_any_other_json_is_refused(text, scratch):
+    """Also if it is nested too deep for the parser."""
+    header = text.encode("latin-1")
+    scratch.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ModelError, match="is cut short or no safetensors file"):
+        read_safetensors_header(scratch)
+
+
+def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path):
+    """A folder, for example."""
+    with pytest.raises(ModelError, match=rf"The weights file {tmp_path} cannot be read: Is a directory\."):
+        read_safetensors_header(tmp_path)

@@ -15,13 +15,10 @@
 
 namespace rbee::kernels {
 
-/// A packed matrix as it was stored, not checked yet.
+/// A matrix as it is stored, and the number of the format that it is to have; not checked yet.
 struct NamedMatrix {
     std::uint32_t format;
-    std::size_t rows;
-    std::size_t cols;
-    const std::uint8_t* data;
-    std::size_t bytes;
+    SourceMatrix source;
 };
 
 struct NamedVector {
@@ -29,7 +26,7 @@ struct NamedVector {
     std::size_t size;
 };
 
-/// The weights in memory that the caller keeps; see rbee/engine/_kernels.pyi for the names.
+/// The weights in memory that the caller keeps until they are packed; see rbee/engine/_kernels.pyi for the names.
 struct NamedWeights {
     std::map<std::string, NamedMatrix> matrices;
     std::map<std::string, NamedVector> vectors;
@@ -45,10 +42,9 @@ struct CollectedWeights {
     Weights weights;  // in `memory`
 };
 
-/// Copies what a decoder of this shape needs, in the order in which a step reads it. std::invalid_argument names what
-/// is missing or does not fit.
+/// Places what a decoder of this shape needs in the order in which a step reads it; matrices are not packed yet.
+/// std::invalid_argument names what is missing or does not fit.
 CollectedWeights collect_weights(const ModelShape& shape, const std::vector<LayerKind>& layers,
-                                 std::vector<Rotary> rotaries, const NamedWeights& named, ThreadPool& pool,
-                                 Progress& progress);
+                                 std::vector<Rotary> rotaries, const NamedWeights& named);
 
 }  // namespace rbee::kernels

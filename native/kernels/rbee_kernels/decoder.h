@@ -2,11 +2,11 @@
 //
 // Owns the description; `model.h` computes it.
 //
-// One description fits all members: what differs is which norms and biases exist, the activation, the angles of the
-// rotary embedding and how far each layer looks back. A layer is
+// One description fits all members: what differs is which norms and biases exist, the activation, whether it is of a
+// gate, the angles of the rotary embedding, some factors, and how far each layer looks back. A layer is
 //
-//   x += [norm] output(attention(rotate([norm] query(n)), rotate([norm] key(n)), value(n))),  n = norm(x)
-//   x += [norm] down(activation(gate(n)) * up(n)),                                            n = norm(x)
+//   x += residual_scale * [norm] output(attention(rotate([norm] query(n)), rotate([norm] key(n)), value(n))),  n = norm(x)
+//   x += residual_scale * [norm] down(activation(gate(n)) * up(n)),  or down(activation(up(n))),               n = norm(x)
 //
 // (Llama: Touvron et al., 2023. Grouped heads: Ainslie et al., 2023. Rotary: Su et al., 2021.)
 
@@ -32,6 +32,11 @@ struct ModelShape {
     Activation activation;
     float attention_scale;
     float embedding_scale;
+    float residual_scale = 1;  // another one only in models without norms behind their halves
+    float logit_scale = 1;
+    // Queries at position p are multiplied by 1 + query_growth * ln(1 + floor(p / query_length)).
+    float query_growth = 0;
+    std::size_t query_length = 1;
 };
 
 /// A matrix and what is added to its results, or null.
@@ -40,14 +45,15 @@ struct Linear {
     const float* bias = nullptr;
 };
 
-/// Angles per position of the pairs of a head: position * inverse_frequencies[i]; both results are multiplied by
-/// `factor`.
+/// Angles per position of the pairs (i, n + i) of a head: position * inverse_frequencies[i], for each of the n; cosines
+/// and sines are multiplied by `factor`. What is behind the pairs is not turned: no frequencies, no rotation.
 struct Rotary {
     std::vector<float> inverse_frequencies;
     float factor;
 };
 
-/// Norms that a model does not have are null. A step reads gate and up panel by panel in turn.
+/// Norms that a model does not have are null, and a gate that it does not have is no matrix (0 rows). A step reads gate
+/// and up panel by panel in turn.
 struct Layer {
     const float* attention_norm = nullptr;
     Linear query, key, value;

@@ -139,11 +139,24 @@ inline Vec gelu_tanh(Vec x) {
     return times_sigmoid(x, broadcast(kTwice) * x * fma(broadcast(0.044715F), x * x, broadcast(1)));
 }
 
+inline Vec relu2(Vec x) {
+    const Vec positive = max(broadcast(0), x);
+    return positive * positive;
+}
+
 inline void gate(Activation activation, const float* gates, const float* up, std::size_t n, float* out) {
-    if (activation == Activation::kSilu) {
-        map([](Vec g, Vec u) { return silu(g) * u; }, n, out, gates, up);
-    } else {
-        map([](Vec g, Vec u) { return gelu_tanh(g) * u; }, n, out, gates, up);
+    switch (activation) {
+        case Activation::kSilu: map([](Vec g, Vec u) { return silu(g) * u; }, n, out, gates, up); break;
+        case Activation::kGeluTanh: map([](Vec g, Vec u) { return gelu_tanh(g) * u; }, n, out, gates, up); break;
+        case Activation::kRelu2: map([](Vec g, Vec u) { return relu2(g) * u; }, n, out, gates, up); break;
+    }
+}
+
+inline void activate(Activation activation, const float* x, std::size_t n, float* out) {
+    switch (activation) {
+        case Activation::kSilu: map(silu, n, out, x); break;
+        case Activation::kGeluTanh: map(gelu_tanh, n, out, x); break;
+        case Activation::kRelu2: map(relu2, n, out, x); break;
     }
 }
 
@@ -156,7 +169,7 @@ inline void scale(const float* x, float factor, std::size_t n, float* out) {
     map([by](Vec a) { return a * by; }, n, out, x);
 }
 
-constexpr ElementwiseFunctions kElementwiseFunctions{rms_norm, quantize, rotate, gate, add, scale};
+constexpr ElementwiseFunctions kElementwiseFunctions{rms_norm, quantize, rotate, gate, activate, add, scale};
 
 }  // namespace
 }  // namespace rbee::kernels

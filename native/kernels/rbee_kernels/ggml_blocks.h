@@ -1,6 +1,7 @@
 // How ggml's quantized blocks lie in a GGUF file, and what is in 32 columns of one.
 //
-// Owns the layouts of ggml-common.h that can be packed. Does not know what they are packed into (`pack.cpp`).
+// Owns the layouts of ggml-common.h whose bits are numbers; `ggml_table_blocks.h` has those whose bits are indices.
+// Does not know what they are packed into (`pack.cpp`).
 
 #pragma once
 
@@ -12,11 +13,14 @@
 
 namespace rbee::kernels {
 
-/// 32 weights of a row: scales[i / 16] * quants[i] + minimum.
+/// 32 weights of a row: scales[i / 16] * quants[i] + minimums[i / 16].
 struct WeightGroup {
-    std::uint8_t quants[kGroup] = {};  // 0 to 15 or 0 to 31, or a signed byte's bits
-    float scales[2] = {};              // for 16 columns each
-    float minimum = 0;
+    std::uint8_t quants[kGroup] = {};  // a signed byte's bits
+    float scales[2] = {};
+    float minimums[2] = {};
+
+    void set_scale(float scale) { scales[0] = scales[1] = scale; }
+    void set_minimum(float minimum) { minimums[0] = minimums[1] = minimum; }
 };
 
 template <typename T>
@@ -35,8 +39,8 @@ struct BlockQ4_0 {
     static WeightGroup group(const std::uint8_t* block, std::size_t /*index*/) {
         WeightGroup group;
         unpack_halves(block + 2, group.quants);
-        group.scales[0] = group.scales[1] = float_of(read<Half>(block));
-        group.minimum = -8.0F * group.scales[0];
+        group.set_scale(float_of(read<Half>(block)));
+        group.set_minimum(-8.0F * group.scales[0]);
         return group;
     }
     static void unpack_halves(const std::uint8_t* bytes, std::uint8_t* quants) {
@@ -54,8 +58,43 @@ struct BlockQ4_1 {
     static WeightGroup group(const std::uint8_t* block, std::size_t /*index*/) {
         WeightGroup group;
         BlockQ4_0::unpack_halves(block + 4, group.quants);
-        group.scales[0] = group.scales[1] = float_of(read<Half>(block));
-        group.minimum = float_of(read<Half>(block + 2));
+        group.set_scale(float_of(read<Half>(block)));
+        group.set_minimum(float_of(read<Half>(block + 2)));
+        return group;
+    }
+};
+
+/// The same as Q4_0 with 4 bytes behind the scale: their bit i is the fifth bit of column i. 16 is to be subtracted.
+struct BlockQ5_0 {
+    static constexpr std::size_t kCols = 32, kBytes = 22;
+
+    static WeightGroup group(const std::uint8_t* block, std::size_t /*index*/) {
+        WeightGroup group;
+        unpack(block + 2, group.quants);
+        for (std::uint8_t& quant : group.quants) {
+            quant = static_cast<std::uint8_t>(quant - 16);
+        }
+        group.set_scale(float_of(read<Half>(block)));
+        return group;
+    }
+    static void unpack(const std::uint8_t* bytes, std::uint8_t* quants) {
+        BlockQ4_0::unpack_halves(bytes + 4, quants);
+        for (std::size_t i = 0; i < kGroup; ++i) {
+            const unsigned fifth = (static_cast<unsigned>(bytes[i / 8]) >> (i % 8)) & 1U;
+            quants[i] = static_cast<std::uint8_t>(quants[i] | (fifth << 4U));
+        }
+    }
+};
+
+/// The same as Q4_1 with those 4 bytes behind scale and minimum.
+struct BlockQ5_1 {
+    static constexpr std::size_t kCols = 32, kBytes = 24;
+
+    static WeightGroup group(const std::uint8_t* block, std::size_t /*index*/) {
+        WeightGroup group;
+        BlockQ5_0::unpack(block + 4, group.quants);
+        group.set_scale(float_of(read<Half>(block)));
+        group.set_minimum(float_of(read<Half>(block + 2)));
         return group;
     }
 };
@@ -67,7 +106,56 @@ struct BlockQ8_0 {
     static WeightGroup group(const std::uint8_t* block, std::size_t /*index*/) {
         WeightGroup group;
         std::memcpy(group.quants, block + 2, sizeof group.quants);
-        group.scales[0] = group.scales[1] = float_of(read<Half>(block));
+        group.set_scale(float_of(read<Half>(block)));
+        return group;
+    }
+};
+
+/// 16 bytes, one for 16 columns, whose low halves multiply the first of two binary16 factors at the end (that is the
+/// scale) and whose high halves multiply the second (that is to be subtracted); in between two bits per column: in 32
+/// bytes, lowest first, those of groups 0 to 3, and in 32 more those of the others.
+struct BlockQ2_K {
+    static constexpr std::size_t kCols = 256, kBytes = 84;
+
+    static WeightGroup group(const std::uint8_t* block, std::size_t index) {
+        WeightGroup group;
+        unpack_two(block + 16, index, group.quants);
+        for (std::size_t i = 0; i < 2; ++i) {
+            const unsigned times = block[2 * index + i];
+            group.scales[i] = float_of(read<Half>(block + 80)) * static_cast<float>(times & 15U);
+            group.minimums[i] = -(float_of(read<Half>(block + 82)) * static_cast<float>(times >> 4U));
+        }
+        return group;
+    }
+    static void unpack_two(const std::uint8_t* bytes, std::size_t index, std::uint8_t* quants) {
+        const std::size_t shift = index % 4 * 2;
+        for (std::size_t i = 0; i < kGroup; ++i) {
+            quants[i] = static_cast<std::uint8_t>((bytes[index / 4 * 32 + i] >> shift) & 3U);
+        }
+    }
+};
+
+/// 32 bytes, in which bit g of byte i is the third bit of column i of group g; the lower two bits as in Q2_K; 12 bytes
+/// that hold 6 bits for 16 columns, less 32, to multiply the binary16 factor at the end by. 4 is to be subtracted from
+/// each number of 3 bits.
+struct BlockQ3_K {
+    static constexpr std::size_t kCols = 256, kBytes = 110;
+
+    static WeightGroup group(const std::uint8_t* block, std::size_t index) {
+        const std::uint8_t* scales = block + 96;
+        WeightGroup group;
+        BlockQ2_K::unpack_two(block + 32, index, group.quants);
+        for (std::size_t i = 0; i < kGroup; ++i) {
+            const unsigned third = (static_cast<unsigned>(block[i]) >> index) & 1U;
+            group.quants[i] = static_cast<std::uint8_t>((group.quants[i] | (third << 2U)) - 4U);
+        }
+        for (std::size_t i = 0; i < 2; ++i) {
+            const std::size_t part = 2 * index + i;  // of 16
+            const unsigned low = (scales[part % 8] >> (part / 8 * 4)) & 15U;
+            const unsigned high = (scales[8 + part % 4] >> (part / 4 * 2)) & 3U;
+            const auto times = static_cast<std::int32_t>(low | (high << 4U)) - 32;
+            group.scales[i] = float_of(read<Half>(block + 108)) * static_cast<float>(times);
+        }
         return group;
     }
 };
@@ -94,8 +182,8 @@ struct BlockQ4_K {
             minimum = static_cast<unsigned>(bits[4 + index] >> 4U) | (minimum >> 6U << 4U);
         }
         WeightGroup group;
-        group.scales[0] = group.scales[1] = float_of(read<Half>(block)) * static_cast<float>(scale);
-        group.minimum = -(float_of(read<Half>(block + 2)) * static_cast<float>(minimum));
+        group.set_scale(float_of(read<Half>(block)) * static_cast<float>(scale));
+        group.set_minimum(-(float_of(read<Half>(block + 2)) * static_cast<float>(minimum)));
         return group;
     }
     static void unpack_half(const std::uint8_t* bytes, std::size_t index, std::uint8_t* quants) {
@@ -141,6 +229,85 @@ struct BlockQ6_K {
         for (std::size_t i = 0; i < 2; ++i) {
             group.scales[i] = factor * static_cast<float>(read<std::int8_t>(scales + i));
         }
+        return group;
+    }
+};
+
+/// A binary16 scale and a bit per column: a set bit is the scale, another one its negative.
+struct BlockQ1_0 {
+    static constexpr std::size_t kCols = 128, kBytes = 18;
+
+    static WeightGroup group(const std::uint8_t* block, std::size_t index) {
+        WeightGroup group;
+        for (std::size_t i = 0; i < kGroup; ++i) {
+            const unsigned byte = block[2 + 4 * index + i / 8];
+            group.quants[i] = static_cast<std::uint8_t>(((byte >> (i % 8)) & 1U) * 2);
+        }
+        set_factors(block, group);
+        return group;
+    }
+    /// 1 is to be subtracted from each quant.
+    static void set_factors(const std::uint8_t* half, WeightGroup& group) {
+        const float scale = float_of(read<Half>(half));
+        group.set_scale(scale);
+        group.set_minimum(-scale);
+    }
+};
+
+/// A binary16 scale and two bits per column, four columns in a byte, lowest first. 1 is to be subtracted.
+struct BlockQ2_0 {
+    static constexpr std::size_t kCols = 64, kBytes = 18;
+
+    static WeightGroup group(const std::uint8_t* block, std::size_t index) {
+        WeightGroup group;
+        for (std::size_t i = 0; i < kGroup; ++i) {
+            const unsigned byte = block[2 + 8 * index + i / 4];
+            group.quants[i] = static_cast<std::uint8_t>((byte >> (i % 4 * 2)) & 3U);
+        }
+        BlockQ1_0::set_factors(block, group);
+        return group;
+    }
+};
+
+/// Five numbers from 0 to 2 in a byte, as a fraction of 256 to the base 3: 32 bytes with the first, second ... number
+/// of each, for groups 0 to 4; 16 bytes for five times 16 columns; 4 bytes for four times 4 columns. Then a binary16
+/// scale. 1 is to be subtracted.
+struct BlockTQ1_0 {
+    static constexpr std::size_t kCols = 256, kBytes = 54;
+
+    static WeightGroup group(const std::uint8_t* block, std::size_t index) {
+        WeightGroup group;
+        if (index < 5) {
+            unpack(block, kGroup, index, group.quants);
+        } else {
+            unpack(block + 32, 16, 2 * index - 10, group.quants);
+            if (index < 7) {
+                unpack(block + 32, 16, 2 * index - 9, group.quants + 16);
+            }
+            for (std::size_t digit = 0; index == 7 && digit < 4; ++digit) {
+                unpack(block + 48, 4, digit, group.quants + 16 + 4 * digit);
+            }
+        }
+        BlockQ1_0::set_factors(block + 52, group);
+        return group;
+    }
+    static void unpack(const std::uint8_t* bytes, std::size_t count, std::size_t digit, std::uint8_t* quants) {
+        constexpr unsigned powers[5] = {1, 3, 9, 27, 81};
+        for (std::size_t i = 0; i < count; ++i) {
+            const unsigned rest = bytes[i] * powers[digit] & 255U;  // behind the digits before
+            quants[i] = static_cast<std::uint8_t>(rest * 3 >> 8U);
+        }
+    }
+};
+
+/// Two bits per column as in Q2_K, then a binary16 scale. 1 is to be subtracted.
+struct BlockTQ2_0 {
+    static constexpr std::size_t kCols = 256, kBytes = 66;
+
+    static WeightGroup group(const std::uint8_t* block, std::size_t index) {
+        WeightGroup group;
+        BlockQ2_K::unpack_two(block, index, group.quants);
+        BlockQ1_0::set_factors(block + 64, group);
         return group;
     }
 };

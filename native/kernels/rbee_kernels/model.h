@@ -121,6 +121,7 @@ private:
     void add_product(Part part, std::size_t layer, std::size_t chunk, std::uint64_t serial, Thread& thread);
     void gate(std::size_t layer, std::size_t chunk, std::uint64_t serial, Thread& thread);
     void head(std::size_t chunk, std::uint64_t serial, Thread& thread);
+    float query_scale_at(std::int64_t position) const;
     LayerCache cache(std::size_t layer) const;
 
     ModelShape shape_;

@@ -15,7 +15,9 @@ from rbee.engine.runners.context_length import CacheSize
 from rbee.engine.runners.interface import Unsupported
 from rbee.engine.runners.native.spec import read_spec
 from rbee.errors import ConfigError, ModelError
+from rbee.models import gguf_of
 from rbee.models.folder import read_config
+from rbee.models.gguf import open_gguf
 from rbee.transport import Progress
 
 if TYPE_CHECKING:
@@ -116,12 +118,15 @@ def _load_torch(config: EngineConfig, cache: CacheSize, on_loading: OnLoading, p
     on_loading("importing torch and transformers", 0, 4)
     from rbee.engine.runners.torch.runner import TorchRunner  # noqa: PLC0415 - takes seconds
 
+    path = Path(config.model)
+    gguf = gguf_of(path)
     return TorchRunner(
-        Path(config.model),
+        path,
         cache,
         device=config.device,
         dtype=config.dtype,
         threads=config.threads,
         on_loading=on_loading,
         on_progress=progress.advance,
+        gguf=None if gguf is None else open_gguf(gguf),
     )

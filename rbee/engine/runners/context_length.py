@@ -18,12 +18,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+MIB = 1 << 20
+# Of what the weights leave, the cache takes this share if the user names no size: the system and the server need memory
+# too, and it is there to be filled, by cached prefixes.
+_SHARE = 4
+_LEAST, _MOST = 256 * MIB, 8192 * MIB  # of a cache whose size the machine decides
+
+
 @dataclass(frozen=True, kw_only=True)
 class CacheSize:
     """The user's limits of the KV cache."""
 
     block_size: int  # tokens in a block
-    kv_cache_mib: int  # memory
+    kv_cache_mib: int  # memory; 0 takes a share of what the machine has left
     max_model_len: int = 0  # tokens of one sequence; 0 takes what the model and the cache allow
     max_num_seqs: int = 256  # sequences that can need the cache at once; no more is reserved than fits them all
 
@@ -35,26 +42,60 @@ class Fit(NamedTuple):
     max_model_len: int
 
 
-def fit(size: CacheSize, *, block_bytes: int, limit: int | None, path: Path) -> Fit:
+def fit(
+    size: CacheSize, *, block_bytes: int, limit: int | None, path: Path, weight_bytes: int = 0, available: int
+) -> Fit:
     """Apply `size` to a model with blocks of `block_bytes`; `limit` is the model's own length limit, or None.
 
-    ConfigError: max_model_len is more than the model or the cache allows, or neither limits it. ModelError: the cache
-    does not hold a single block.
+    `weight_bytes` are still to be loaded into the `available` bytes, and the cache with them.
+
+    ConfigError: max_model_len is more than the model or the cache allows, or neither limits it; weights and cache need
+    more than is available. ModelError: the cache does not hold a single block.
     """
-    affordable = (size.kv_cache_mib << 20) // block_bytes
-    max_model_len = _max_model_len(limit, path, size.max_model_len, affordable * size.block_size, size.kv_cache_mib)
-    return Fit(min(affordable, size.max_num_seqs * -(-max_model_len // size.block_size)), max_model_len)
+    check_memory(weight_bytes, available=available, path=path)
+    cache_bytes = size.kv_cache_mib * MIB or default_cache_bytes(weight_bytes, available=available)
+    affordable = cache_bytes // block_bytes
+    max_model_len = _max_model_len(limit, path, size.max_model_len, affordable * size.block_size, cache_bytes // MIB)
+    num_blocks = min(affordable, size.max_num_seqs * -(-max_model_len // size.block_size))
+    needed = weight_bytes + num_blocks * block_bytes
+    if needed > available:
+        raise ConfigError(
+            f"The model in {path} needs {_mib(weight_bytes)} MiB for its weights and {_mib(num_blocks * block_bytes)} "
+            f"MiB for its KV cache, and {_mib(available)} MiB of memory are available. Give less with --kv-cache-mib "
+            "or --max-model-len, serve a smaller model, or end other programs."
+        )
+    return Fit(num_blocks, max_model_len)
+
+
+def default_cache_bytes(weight_bytes: int, *, available: int) -> int:
+    """What the machine decides: at most so much, and no more than sequences can fill."""
+    return min(max((available - weight_bytes) // _SHARE, _LEAST), _MOST)
+
+
+def check_memory(weight_bytes: int, *, available: int, path: Path) -> None:
+    """Raise ConfigError if weights of this size cannot be loaded."""
+    if weight_bytes > available:
+        raise ConfigError(
+            f"The weights of the model in {path} need {_mib(weight_bytes)} MiB, and {_mib(available)} MiB of memory "
+            "are available. Serve a smaller model or one of fewer bits, or end other programs."
+        )
+
+
+def _mib(size: int) -> int:
+    return -(-size // MIB)
 
 
 def position_limit(limit: int | None, ropes: Iterable[Mapping[str, Any]]) -> int | None:
     """Tokens that a model takes with these rope_parameters; `limit` is its max_position_embeddings.
 
     `longrope` and `dynamic` end at the original length (`dynamic`: its max_position_embeddings). Beyond it they change
-    the frequencies of all rows, so that a request would depend on its neighbours.
+    the frequencies of all rows, so that a request would depend on its neighbours. A `longrope` with the same factors
+    for long and short sequences changes nothing.
     """
     for rope in ropes:
         original = rope.get("original_max_position_embeddings")
-        if rope.get("rope_type") in ("longrope", "dynamic") and original:
+        changes = rope.get("rope_type") == "dynamic" or rope.get("short_factor") != rope.get("long_factor")
+        if rope.get("rope_type") in ("longrope", "dynamic") and changes and original:
             limit = min(limit or original, original)
     return limit
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 KV_BYTES_PER_TOKEN = 1024
 """What a token is taken to cost of `kv_cache_mib`, so that pools can be small or large. Nothing is stored."""
+_DEFAULT_MIB = 1024
 
 
 class SyntheticRunner:
@@ -50,12 +51,13 @@ class SyntheticRunner:
         now_ns: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.num_blocks = (cache.kv_cache_mib << 20) // (KV_BYTES_PER_TOKEN * cache.block_size)
+        kv_cache_mib = cache.kv_cache_mib or _DEFAULT_MIB
+        self.num_blocks = (kv_cache_mib << 20) // (KV_BYTES_PER_TOKEN * cache.block_size)
         cache_tokens = self.num_blocks * cache.block_size
         if cache.max_model_len > min(synthetic.MAX_MODEL_LEN, cache_tokens) or cache_tokens < 2:
             raise ConfigError(
                 f"--max-model-len {cache.max_model_len} is too much for the synthetic model: it takes "
-                f"{synthetic.MAX_MODEL_LEN} tokens, and --kv-cache-mib {cache.kv_cache_mib} holds {cache_tokens}."
+                f"{synthetic.MAX_MODEL_LEN} tokens, and --kv-cache-mib {kv_cache_mib} holds {cache_tokens}."
             )
         self.max_model_len = cache.max_model_len or min(synthetic.MAX_MODEL_LEN, cache_tokens)
         self._step_ns = round(step_seconds * 1e9)

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import msgspec
 
+from rbee.models.sampling_defaults import BOUNDS
 from rbee.sampling_params import SamplingParams
 from rbee.server.errors import deadline_passed, invalid
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from rbee.server.errors import Refusal
 
@@ -116,6 +117,12 @@ class Limits(NamedTuple):
     vocab_size: int  # token ids are below it
     num_rings: int  # sequences that there can be at once
     ring_capacity: int  # records that a sequence's ring holds
+
+
+def defaults_in_force(recommended: Mapping[str, float]) -> dict[str, float]:
+    """The sampling parameters of a request that sets none, for a model that recommends these."""
+    neutral = {field.name: field.default for field in msgspec.structs.fields(GenerationRequest)}
+    return {name: recommended.get(name, neutral[name]) for name in BOUNDS}
 
 
 def check_parameters(request: GenerationRequest) -> None:

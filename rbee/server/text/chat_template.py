@@ -34,9 +34,7 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
-            raise ModelError(
-                f"The model's chat template does not compile: {error}. Correct chat_template.jinja."
-            ) from error
+            raise ModelError(f"The model's chat template does not compile: {error}. Correct the template.") from error
         self._special_tokens = special_tokens
         self._knows_developer = "developer" in source
 

@@ -5,7 +5,8 @@ further token can change it. Knows nothing of stop strings or frames.
 
 What comes out equals `tokenizer.decode(ids, skip_special_tokens=True)`, except for byte fallback with an invalid byte:
 `tokenizers` then replaces the whole run of byte tokens, also complete characters before it. A stream cannot take those
-back: here only the invalid bytes become U+FFFD.
+back: here only the invalid bytes become U+FFFD. And except for an added token whose letters all are in GPT-2's alphabet
+for bytes: `tokenizers` takes it for these bytes, and here it is its own text, as it is in a prompt.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ def detokenizers(tokenizer: Tokenizer) -> Detokenizers:
     """The right kind for this vocabulary; all of them share its token table."""
     decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {}
     if decoder.get("type") == "ByteLevel":
-        byte_level = _Pieces(tokenizer, _byte_level_piece())
+        byte_level = _Pieces(tokenizer, _byte_level_piece(tokenizer))
         table = TokenTable(byte_level.table(), strip=False)
         return Detokenizers(lambda: ByteLevelDetokenizer(byte_level), table, byte_level.token_bytes)
     steps = decoder.get("decoders", [])
@@ -212,18 +213,21 @@ def _utf8_decoder() -> codecs.IncrementalDecoder:
     return codecs.getincrementaldecoder("utf-8")("replace")  # invalid bytes become U+FFFD
 
 
-def _byte_level_piece() -> Callable[[str], bytes]:
+def _byte_level_piece(tokenizer: Tokenizer) -> Callable[[str], bytes]:
     """The bytes behind a byte-level token.
 
     In GPT-2's alphabet each byte has a visible character: printable ones stand for themselves, the others take the
-    code points from 256 on, in order. A token with any other character (an added one) is its own UTF-8.
+    code points from 256 on, in order. An added token, or one with any other character, is its own UTF-8.
     """
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     byte_of = {byte: chr(byte) for byte in printable} | {256 + n: chr(byte) for n, byte in enumerate(others)}
     byte_of |= dict.fromkeys(others, "\uffff")  # not in the alphabet, nor in Latin-1
 
     def piece(token: str) -> bytes:
+        if token in added:
+            return token.encode()
         try:
             return token.translate(byte_of).encode("latin-1")
         except UnicodeEncodeError:

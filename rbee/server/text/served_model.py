@@ -1,24 +1,28 @@
-"""What clients see of the model: its name, tokenizer, chat template and end-of-sequence tokens.
+"""What clients see of the model: its name, tokenizer, chat template, end-of-sequence tokens and sampling defaults.
 
 Owns how these are read from a model folder. Does not know weights and shapes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from rbee.errors import ModelError
 from rbee.models import synthetic
+from rbee.models.chat_templates import DEFAULT, read_templates
+from rbee.models.json_files import read_object
+from rbee.models.sampling_defaults import sampling_defaults
 from rbee.server.text.chat_template import ChatTemplate
 from rbee.server.text.tokenizer import TextCodec
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,23 +33,34 @@ class ServedModel:
     codec: TextCodec  # text to token ids and back
     chat_template: ChatTemplate | None  # None for a model that cannot chat
     end_token_ids: frozenset[int]  # end a sequence unless a request ignores them
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)  # of requests that leave them out
+    no_chat_reason: str = "has no chat template"  # completes "The model X ..." if chat_template is None
 
 
-def load(name: str, folder: Path) -> ServedModel:
-    """Read a model folder (tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json).
+def load(name: str, folder: Path, *, use_generation_config: bool = True) -> ServedModel:
+    """Read a model folder (tokenizer.json, tokenizer_config.json, chat templates, generation_config.json).
+
+    `use_generation_config` says whether the model's recommended sampling parameters become defaults.
 
     Raises:
         ModelError: a file is missing or unreadable.
     """
     codec = TextCodec.load(folder)
-    settings = _read_json(folder / "tokenizer_config.json")
+    settings = read_object(folder / "tokenizer_config.json")
+    generation = read_object(folder / "generation_config.json")
     special_tokens = {key: token for key in _SPECIAL_TOKENS if (token := _content(settings.get(key))) is not None}
-    template = _template(folder, settings)
+    chat_template, problem = _chat_template(folder, special_tokens)
+    defaults = sampling_defaults(generation) if use_generation_config else {}
+    if defaults:
+        shown = ", ".join(f"{key} {value:g}" for key, value in defaults.items())
+        _log.info("Where a request leaves them out, %s: the model's own (--generation-config none ignores it)", shown)
     return ServedModel(
         name=name,
         codec=codec,
-        chat_template=None if template is None else ChatTemplate(template, special_tokens),
-        end_token_ids=_end_token_ids(folder, codec, special_tokens.get("eos_token")),
+        chat_template=chat_template,
+        end_token_ids=_end_token_ids(folder, generation, codec, special_tokens.get("eos_token")),
+        sampling_defaults=defaults,
+        **({"no_chat_reason": problem} if problem else {}),
     )
 
 
@@ -59,23 +74,28 @@ def load_synthetic(name: str) -> ServedModel:
     )
 
 
-def _template(folder: Path, settings: dict[str, Any]) -> str | None:
-    """The chat template: a file of its own, or an entry of tokenizer_config.json (older models: several)."""
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        return path.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        return named.get("default")
-    return template
+def _chat_template(folder: Path, special_tokens: dict[str, str]) -> tuple[ChatTemplate | None, str | None]:
+    """The default chat template, and what is wrong with it; a model with a broken one still completes texts."""
+    templates = read_templates(folder)
+    source = templates.pop(DEFAULT, None)
+    if templates:
+        _log.info("The chat templates %s of the model are not used, only its default one", ", ".join(sorted(templates)))
+    if source is None:
+        return None, None
+    try:
+        return ChatTemplate(source, special_tokens), None
+    except ModelError as error:
+        _log.warning("%s Until then chat requests are refused.", error)
+        return None, "has a chat template that does not compile"
 
 
-def _end_token_ids(folder: Path, codec: TextCodec, eos_token: str | None) -> frozenset[int]:
+def _end_token_ids(
+    folder: Path, generation: Mapping[str, Any], codec: TextCodec, eos_token: str | None
+) -> frozenset[int]:
     """The ids of generation_config.json (else config.json), and the tokenizer's eos_token, which ends a chat turn."""
-    given = _read_json(folder / "generation_config.json").get("eos_token_id")
+    given = generation.get("eos_token_id")
     if given is None:
-        given = _read_json(folder / "config.json").get("eos_token_id")
+        given = read_object(folder / "config.json").get("eos_token_id")
     token_ids = set(given if isinstance(given, list) else [given])
     if eos_token is not None:
         token_ids.add(codec.token_id(eos_token))
@@ -84,13 +104,3 @@ def _end_token_ids(folder: Path, codec: TextCodec, eos_token: str | None) -> fro
 
 def _content(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token  # both forms are in use
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in `path`; empty if there is no such file."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except FileNotFoundError:
-        return {}
-    except msgspec.DecodeError as error:
-        raise ModelError(f"{path} is not a JSON object: {error}. Fetch or convert the model again.") from error

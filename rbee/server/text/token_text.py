@@ -38,6 +38,8 @@ class Echo(NamedTuple):
         for token_id, piece in zip(token_ids, pieces, strict=True):
             offsets.append(end)
             name = piece or token_name(codec.token_bytes(token_id))
+            if not text.startswith(" ", end):
+                name = name.removeprefix(" ")  # SentencePiece puts one before the first word
             if piece or text.startswith(name, end):
                 end = min(end + len(name), len(text))
         return cls(token_ids, text, offsets, detokenizer)

@@ -33,9 +33,7 @@ class TextCodec:
         try:
             return cls(Tokenizer.from_file(str(path)))
         except Exception as error:  # tokenizers raises bare Exception for everything
-            raise ModelError(
-                f"{path} cannot be read as a tokenizer: {error}. Fetch or convert the model again."
-            ) from error
+            raise ModelError(f"{path} cannot be read as a tokenizer: {error}. Fetch the model again.") from error
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """The token ids of `text`. The batch call alone gives up Python's lock, so that other threads run meanwhile."""

@@ -14,6 +14,7 @@ import transformers
 
 from rbee.config import EngineConfig
 from rbee.engine.runners import choice as model_runner
+from rbee.engine.runners.native.families import FAMILIES
 from rbee.errors import ConfigError, ModelError
 
 SIZES: dict[str, Any] = {
@@ -78,7 +79,7 @@ def test_the_native_runner_is_taken_where_it_can_be(runner, models, told):
     ("name", "options", "reason"),
     [
         ("odd", {}, "its head_dim is 20, and the native kernels need a multiple of 16"),
-        ("gpt2", {}, "its model_type is 'gpt2', and the native kernels do llama, mistral, qwen2, qwen3, gemma3_text"),
+        ("gpt2", {}, f"its model_type is 'gpt2', and the native kernels do {', '.join(FAMILIES)}"),
         ("llama", {"dtype": "bfloat16"}, "--dtype is bfloat16"),
         ("odd", {"exact": True}, "its head_dim is 20, and the native kernels need a multiple of 16"),
     ],

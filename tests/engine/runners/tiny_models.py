@@ -211,6 +211,52 @@ NATIVE_ARCHITECTURES = {
         ),
         scale=0.3,
     ),
+    "gemma": Architecture(lambda: transformers.GemmaConfig(**SIXTEEN, head_dim=32), scale=0.2),
+    "ministral": Architecture(
+        lambda: transformers.MinistralConfig(**SIXTEEN, head_dim=16, sliding_window=WINDOW, layer_types=ALTERNATING)
+    ),
+    "ministral3": Architecture(
+        lambda: transformers.Ministral3Config(
+            **SIXTEEN,
+            head_dim=16,
+            **rope(
+                "yarn",
+                factor=4.0,
+                original_max_position_embeddings=16,
+                llama_4_scaling_beta=0.5,
+                mscale=1.0,
+                mscale_all_dim=1.0,
+            ),
+        )
+    ),
+    "granite": Architecture(
+        lambda: transformers.GraniteConfig(
+            **SIXTEEN, attention_multiplier=0.1, logits_scaling=3.0, residual_multiplier=0.5, embedding_multiplier=3.0
+        ),
+    ),
+    "ernie4_5": Architecture(lambda: transformers.Ernie4_5Config(**SIXTEEN, head_dim=16, use_bias=True)),
+    "seed_oss": Architecture(lambda: transformers.SeedOssConfig(**SIXTEEN, head_dim=32)),
+    "helium": Architecture(lambda: transformers.HeliumConfig(**SIXTEEN, head_dim=16)),
+    "smollm3": Architecture(
+        lambda: transformers.SmolLM3Config(
+            **SIXTEEN, no_rope_layers=[1, 0, 1], use_sliding_window=True, sliding_window=WINDOW
+        )
+    ),
+    "arcee": Architecture(lambda: transformers.ArceeConfig(**SIXTEEN, mlp_bias=True), scale=0.3),
+    "phi3, longrope of parts of heads": Architecture(
+        lambda: transformers.Phi3Config(
+            **{**SIXTEEN, "max_position_embeddings": 1024},
+            original_max_position_embeddings=128,
+            **rope(
+                "longrope",
+                partial_rotary_factor=0.75,
+                short_factor=[1 + 0.1 * i for i in range(6)],
+                long_factor=[4.0] * 6,
+                original_max_position_embeddings=128,
+            ),
+        ),
+        seed=2,
+    ),
 }
 
 

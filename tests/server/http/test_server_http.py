@@ -71,6 +71,8 @@ def test_models(synthetic_server):
     get = functools.partial(_get, synthetic_server)
     [card] = get("/v1/models").json()["data"]
     assert (card["id"], card["object"], card["max_model_len"]) == ("synthetic", "model", 8192)
+    neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert card["default_sampling_params"] == neutral
     assert get("/v1/models/synthetic").json() == card
 
 

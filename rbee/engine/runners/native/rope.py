@@ -27,16 +27,16 @@ METHODS = frozenset({"default", "linear", "dynamic", "yarn", "llama3", "longrope
 class Rope:
     """How queries and keys are turned."""
 
-    inverse_frequencies: Floats  # radians per position, float32 [head_dim / 2]
+    inverse_frequencies: Floats  # radians per position, float32 [size / 2]
     attention_factor: float  # cosines and sines are multiplied by this
 
 
-def make_rope(parameters: Mapping[str, Any], *, head_dim: int, max_position: int, truncate: bool) -> Rope:
+def make_rope(parameters: Mapping[str, Any], *, size: int, max_position: int, truncate: bool) -> Rope:
     """The rope that `parameters` describe, for sequences within the model's position limit.
 
     Args:
         parameters: as in a config's rope_parameters: rope_type (one of METHODS), rope_theta and what the method needs.
-        head_dim: of queries and keys, all of which is turned.
+        size: numbers of a head that are turned, even.
         max_position: the config's max_position_embeddings.
         truncate: for yarn, whether its range is rounded outwards to whole dimensions.
 
@@ -45,37 +45,37 @@ def make_rope(parameters: Mapping[str, Any], *, head_dim: int, max_position: int
     base = parameters["rope_theta"]
     match parameters["rope_type"]:
         case "default":
-            return Rope(_frequencies(base, head_dim), 1.0)
+            return Rope(_frequencies(base, size), 1.0)
         case "linear":
-            return Rope(_frequencies(base, head_dim) / np.float32(parameters["factor"]), 1.0)
+            return Rope(_frequencies(base, size) / np.float32(parameters["factor"]), 1.0)
         case "dynamic":
             # Up to max_position the stretch is 1; further on, where it would grow, no sequence goes.
             factor = parameters["factor"]
             stretch = (factor * max_position / max_position) - (factor - 1)
-            return Rope(_frequencies(base * stretch ** (head_dim / (head_dim - 2)), head_dim), 1.0)
+            return Rope(_frequencies(base * stretch ** (size / (size - 2)), size), 1.0)
         case "yarn":
-            return _yarn(parameters, head_dim, max_position, truncate=truncate)
+            return _yarn(parameters, size, max_position, truncate=truncate)
         case "llama3":
-            return Rope(_llama3(parameters, head_dim), 1.0)
+            return Rope(_llama3(parameters, size), 1.0)
         case "longrope":
-            return _longrope(parameters, head_dim, max_position)
+            return _longrope(parameters, size, max_position)
         case other:
             raise ValueError(other)
 
 
-def _powers(base: float, head_dim: int) -> Floats:
-    """`base` to the powers 0, 2 / head_dim, 4 / head_dim ..., float32 [head_dim / 2]."""
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+def _powers(base: float, size: int) -> Floats:
+    """`base` to the powers 0, 2 / size, 4 / size ..., float32 [size / 2]."""
+    exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
     return np.power(np.float64(np.float32(base)), exponents.astype(np.float64)).astype(np.float32)
 
 
-def _frequencies(base: float, head_dim: int) -> Floats:
-    return np.float32(1) / _powers(base, head_dim)
+def _frequencies(base: float, size: int) -> Floats:
+    return np.float32(1) / _powers(base, size)
 
 
-def _llama3(parameters: Mapping[str, Any], head_dim: int) -> Floats:
+def _llama3(parameters: Mapping[str, Any], size: int) -> Floats:
     """Long waves are slowed down, short ones are not, and those between go over smoothly."""
-    frequencies = _frequencies(parameters["rope_theta"], head_dim)
+    frequencies = _frequencies(parameters["rope_theta"], size)
     factor = np.float32(parameters["factor"])
     low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
     original = parameters["original_max_position_embeddings"]
@@ -86,7 +86,7 @@ def _llama3(parameters: Mapping[str, Any], head_dim: int) -> Floats:
     return np.where(between, (np.float32(1) - share) * slowed / factor + share * slowed, slowed)
 
 
-def _yarn(parameters: Mapping[str, Any], head_dim: int, max_position: int, *, truncate: bool) -> Rope:
+def _yarn(parameters: Mapping[str, Any], size: int, max_position: int, *, truncate: bool) -> Rope:
     """Dimensions that turn slowly are interpolated, fast ones kept, with a linear ramp between."""
     base, original = parameters["rope_theta"], parameters["original_max_position_embeddings"]
     factor = parameters["factor"]
@@ -95,18 +95,18 @@ def _yarn(parameters: Mapping[str, Any], head_dim: int, max_position: int, *, tr
 
     def turning(rotations: float) -> float:
         """The dimension that turns this often within the original length."""
-        return float((head_dim * math.log(original / (rotations * 2 * math.pi))) / (2 * math.log(base)))
+        return float((size * math.log(original / (rotations * 2 * math.pi))) / (2 * math.log(base)))
 
     low, high = turning(parameters.get("beta_fast") or 32), turning(parameters.get("beta_slow") or 1)
     if truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
+    low, high = max(low, 0), min(high, size - 1)
     if low == high:
         high += 0.001
-    ramp = (np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
+    ramp = (np.arange(size // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
     one = np.float32(1)
     kept = one - np.clip(ramp, 0, 1)
-    powers = _powers(base, head_dim)
+    powers = _powers(base, size)
     frequencies = one / (np.float32(factor) * powers) * (one - kept) + one / powers * kept
     return Rope(frequencies, _yarn_attention(parameters, factor))
 
@@ -122,7 +122,7 @@ def _yarn_attention(parameters: Mapping[str, Any], factor: float) -> float:
     return magnitude(mscale) / magnitude(all_dim) if mscale and all_dim else magnitude(1)
 
 
-def _longrope(parameters: Mapping[str, Any], head_dim: int, max_position: int) -> Rope:
+def _longrope(parameters: Mapping[str, Any], size: int, max_position: int) -> Rope:
     """The factors of short sequences: a model with this method is limited to them."""
     original, factor = parameters["original_max_position_embeddings"], parameters.get("factor")
     if factor is None:
@@ -131,6 +131,6 @@ def _longrope(parameters: Mapping[str, Any], head_dim: int, max_position: int) -
     if attention_factor is None:
         attention_factor = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
     stretches = np.asarray(parameters["short_factor"], dtype=np.float32)
-    if stretches.shape != (head_dim // 2,):
+    if stretches.shape != (size // 2,):
         raise ValueError("short_factor")
-    return Rope(np.float32(1) / (stretches * _powers(parameters["rope_theta"], head_dim)), float(attention_factor))
+    return Rope(np.float32(1) / (stretches * _powers(parameters["rope_theta"], size)), float(attention_factor))

@@ -11,9 +11,11 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from rbee.engine import _kernels
+from rbee.engine.memory import available_memory
 from rbee.engine.runners.context_length import fit
 from rbee.engine.runners.interface import StepOutput
-from rbee.engine.runners.native.weights import FORMAT_NAMES, load_weights
+from rbee.engine.runners.native.weight_plan import pack
+from rbee.engine.runners.native.weights import FORMAT_NAMES, plan_weights
 from rbee.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from rbee.engine.runners.context_length import CacheSize
     from rbee.engine.runners.interface import OnLoading
     from rbee.engine.runners.native.spec import ModelSpec
-    from rbee.engine.runners.native.weights import Weights
+    from rbee.engine.runners.native.weight_plan import WeightPlan
     from rbee.transport import Progress
 
 
@@ -63,7 +65,7 @@ class NativeRunner:
         instruction_set: str = "auto",
     ) -> None:
         threads = threads or len(os.sched_getaffinity(0))
-        weights = load_weights(spec, path, quantize=quantize, on_loading=on_loading, threads=threads)
+        plan = plan_weights(spec, path, quantize=quantize)
         shape = _kernels.ModelShape(
             vocab_size=spec.vocab_size,
             hidden_size=spec.hidden_size,
@@ -75,19 +77,36 @@ class NativeRunner:
             activation=spec.activation,
             attention_scale=spec.attention_scale,
             embedding_scale=spec.embedding_scale,
+            residual_scale=spec.residual_scale,
+            logit_scale=spec.logit_scale,
+            query_growth=spec.query_growth,
+            query_length=spec.query_length,
         )
         self.vocab_size = spec.vocab_size
         block_bytes = shape.block_bytes(num_layers=len(spec.layers), block_size=cache.block_size, exact=exact)
-        self.num_blocks, self.max_model_len = fit(cache, block_bytes=block_bytes, limit=spec.position_limit, path=path)
+        self.num_blocks, self.max_model_len = fit(
+            cache,
+            block_bytes=block_bytes,
+            limit=spec.position_limit,
+            path=path,
+            weight_bytes=plan.packed_bytes,
+            available=available_memory(),
+        )
         self.pool = _kernels.ThreadPool(threads)
-        on_loading("copying the weights", 3, 4)
         try:
-            self._model = _kernels.Model(
+            weights = _kernels.Weights(
                 shape,
                 layers=[(layer.window, layer.rope) for layer in spec.layers],
                 rotaries=[(rope.inverse_frequencies.tolist(), rope.attention_factor) for rope in spec.ropes],
-                matrices={name: (m.format, m.rows, m.cols, m.data) for name, m in weights.matrices.items()},
-                vectors=weights.vectors,
+                matrices={
+                    name: (m.format, m.rows, m.cols, m.source, m.source_type, m.row_order)
+                    for name, m in plan.matrices.items()
+                },
+                vectors=plan.vectors,
+            )
+            pack(weights, plan, self.pool, on_loading=on_loading, progress=progress)
+            self._model = _kernels.Model(
+                weights,
                 exact=exact,
                 num_blocks=self.num_blocks,
                 block_size=cache.block_size,
@@ -97,12 +116,12 @@ class NativeRunner:
             )
         except MemoryError as error:
             raise ConfigError(
-                f"There is not enough memory for the model in {path} and --kv-cache-mib {cache.kv_cache_mib}. Give "
-                "less to the cache, or serve a smaller model."
+                f"There is not enough memory for the model in {path}: the system refuses to reserve it. Give less with "
+                "--kv-cache-mib, or serve a smaller model."
             ) from error
-        self.dtype = _describe(weights, exact=exact)
+        self.dtype = _describe(plan, exact=exact)
         self.instruction_set = self._model.instruction_set
-        on_loading("ready", 4, 4)
+        on_loading("ready", 1, 1)
 
     def execute(self, batch: InputBatch) -> StepOutput:
         logits = self._model.execute(
@@ -121,10 +140,10 @@ class NativeRunner:
         return self._model.profile()
 
 
-def _describe(weights: Weights, *, exact: bool) -> str:
+def _describe(plan: WeightPlan, *, exact: bool) -> str:
     """The format that most weights are in, and what is computed with."""
     sizes: Counter[int] = Counter()
-    for matrix in weights.matrices.values():
+    for matrix in plan.matrices.values():
         sizes[matrix.format] += matrix.rows * matrix.cols
     most = FORMAT_NAMES[sizes.most_common(1)[0][0]]
     return f"{most} weights, {'int8' if most.startswith('q') and not exact else 'float32'} activations"

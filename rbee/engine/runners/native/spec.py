@@ -1,7 +1,7 @@
 """What the native kernels need to know of a model, read from its config.json.
 
 Owns the description of the Llama family, and the reasons why a model is not one of it. Does not know weights or
-kernels. A config means what transformers makes of it, defaults included; imports neither that nor torch.
+kernels. A config means what transformers makes of it, with the defaults in `families`; imports neither that nor torch.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import numpy as np
 
 from rbee.engine.runners.context_length import position_limit
 from rbee.engine.runners.interface import Unsupported
+from rbee.engine.runners.native.families import COMMON, FAMILIES, WRAPPERS
 from rbee.engine.runners.native.rope import METHODS, Rope, make_rope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from rbee.engine.runners.native.families import Bias, Family
 
 HEAD_DIM_MULTIPLE = 16
 
@@ -32,7 +35,7 @@ class LayerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A decoder of RMS norms, rotary grouped-query attention and gated MLPs."""
+    """A decoder of RMS norms, rotary grouped-query attention and MLPs, gated or not."""
 
     model_type: str  # the name of its kind in config.json
     vocab_size: int
@@ -44,86 +47,53 @@ class ModelSpec:
     layers: tuple[LayerSpec, ...]  # from the first to the last
     ropes: tuple[Rope, ...]  # those that layers refer to
     rms_norm_eps: float
-    activation: Literal["silu", "gelu_tanh"]  # of the gate; gelu in its tanh approximation
+    activation: Literal["silu", "gelu_tanh", "relu2"]  # of the gate; gelu in its tanh approximation
+    has_gate: bool  # otherwise the activation is that of the up projection
     attention_scale: float  # scores are multiplied by this
     embedding_scale: float  # embeddings are multiplied by this
+    residual_scale: float  # what attention and MLP give is multiplied by this
+    logit_scale: float  # logits are multiplied by this
+    query_growth: float  # queries at position p are multiplied by 1 + query_growth * ln(1 + p // query_length)
+    query_length: int
     has_qk_norm: bool  # each head of queries and keys is normed before it is turned
     has_post_norms: bool  # what attention and MLP give is normed before it is added to the residual
     unit_offset_norms: bool  # norms multiply by 1 + their stored weight
     has_qkv_bias: bool  # query, key and value projections have biases
     has_output_bias: bool  # attention's output projection has one
     has_mlp_bias: bool  # gate, up and down projections have biases
+    interleaved_rope: bool  # in safetensors a head's pairs to turn are neighbours, not half a head apart
     tied_embeddings: bool  # the head is the embedding matrix
     position_limit: int  # tokens that a sequence may have
 
 
-# What a config.json means that leaves a key out, as in transformers' configuration classes. A kind of model looks at
-# the keys that are listed for it and at those that must be there; the others mean nothing to it.
-_COMMON: Mapping[str, Any] = {
-    "head_dim": None,
-    "hidden_act": "silu",
-    "num_key_value_heads": None,
-    "original_max_position_embeddings": None,
-    "partial_rotary_factor": None,
-    "rms_norm_eps": 1e-6,
-    "rope_parameters": None,
-    "rope_scaling": None,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-}
-_QWEN: Mapping[str, Any] = {
-    "layer_types": None,
-    "max_position_embeddings": 32768,
-    "max_window_layers": 28,
-    "num_key_value_heads": 32,
-    "sliding_window": 4096,
-    "use_sliding_window": False,
-}
-_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "llama": {"attention_bias": False, "max_position_embeddings": 2048, "mlp_bias": False},
-    "mistral": {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
-    "qwen2": _QWEN,
-    "qwen3": {**_QWEN, "attention_bias": False, "head_dim": 128},
-    "gemma3_text": {
-        "attention_bias": False,
-        "head_dim": 256,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "layer_types": None,
-        "max_position_embeddings": 131072,
-        "num_key_value_heads": 4,
-        "query_pre_attn_scalar": 256,
-        "rope_local_base_freq": 10000.0,
-        "rope_theta": 1000000.0,
-        "sliding_window": 4096,
-        "sliding_window_pattern": 6,
-        "tie_word_embeddings": True,
-    },
-}
-_REQUIRED = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 _NEVER = ("quantization_config", "use_bidirectional_attention", "attn_logit_softcapping", "final_logit_softcapping")
-
-_ACTIVATIONS: Mapping[str, Literal["silu", "gelu_tanh"]] = {
+_ACTIVATIONS: Mapping[str, Literal["silu", "gelu_tanh", "relu2"]] = {
     "silu": "silu",
     "swish": "silu",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "relu2": "relu2",
 }
 _METHODS_WITH_LENGTH = frozenset({"llama3", "yarn", "longrope"})  # the one that the model was trained with
+_GREATEST = 2**31  # a count that is greater is damage
 _SLIDING, _FULL = "sliding_attention", "full_attention"
+_NO_ROPE = Rope(np.zeros(0, np.float32), 1.0)
 
 
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Describe the model with this config.json; Unsupported if the kernels do not support it."""
-    kind = config.get("model_type")
-    if not isinstance(kind, str) or kind not in _DEFAULTS:
-        raise Unsupported(f"its model_type is {kind!r}, and the native kernels do {', '.join(_DEFAULTS)}")
-    if kind == "mistral" and "layer_types" in config:
-        raise Unsupported("it is a mistral with layer_types, which transformers takes for a ministral")
+    """Describe the model with this config.json, or its text part; Unsupported if the kernels do not support it."""
+    text = _text_config(config)
+    kind = text.get("model_type")
+    if kind == "mistral" and "layer_types" in text:
+        kind = "ministral"
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise Unsupported(f"its model_type is {kind!r}, and the native kernels do {', '.join(FAMILIES)}")
     for name in _NEVER:
-        if config.get(name):
+        if config.get(name) or text.get(name):
             raise Unsupported(f"its config.json sets {name}")
-    defaults = {**dict.fromkeys(_REQUIRED), **_COMMON, **_DEFAULTS[kind]}
-    values = {name: config.get(name, default) for name, default in defaults.items()}
-    gemma = kind == "gemma3_text"
+    family = FAMILIES[kind]
+    values = {name: text.get(name, default) for name, default in {**COMMON, **family.defaults}.items()}
+    if values["rope_parameters"] is None:
+        values["rope_parameters"] = family.defaults.get("rope_parameters")
 
     hidden, heads = _count(values, "hidden_size"), _count(values, "num_attention_heads")
     kv_heads = heads if values["num_key_value_heads"] is None else _count(values, "num_key_value_heads")
@@ -132,16 +102,18 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
         raise Unsupported(f"its {heads} attention heads cannot share {kv_heads} key-value heads evenly")
     if not head_dim or head_dim % HEAD_DIM_MULTIPLE:
         raise Unsupported(f"its head_dim is {head_dim}, and the native kernels need a multiple of {HEAD_DIM_MULTIPLE}")
-    activation = values["hidden_activation" if gemma else "hidden_act"]
-    if activation not in _ACTIVATIONS:
-        raise Unsupported(f"its activation is {activation!r}, and the native kernels do {', '.join(_ACTIVATIONS)}")
 
-    layer_types = _layer_types(values)
+    turned = _turned_layers(values)
+    layer_types = _layer_types(values, turned)
     window = _count(values, "sliding_window") if _SLIDING in layer_types else 0
-    ropes = _ropes_by_type(values, layer_types) if gemma else {None: _one_rope(values)}
-    rope_names = list(ropes)
+    if family.has_rope_per_layer_type:
+        by_type = _ropes_by_type(values, layer_types, family)
+        parameters, rope_of = list(by_type.values()), {name: index for index, name in enumerate(by_type)}
+    else:
+        parameters, rope_of = [_one_rope(values, family)], {_SLIDING: 0, _FULL: 0}
+    ropes = [_rope(each, values, head_dim) for each in parameters]
+    query_growth, query_length = _query_growth(parameters[0])
     limit = _count(values, "max_position_embeddings")
-    asked_bias = bool(values.get("attention_bias"))
     return ModelSpec(
         model_type=kind,
         vocab_size=_count(values, "vocab_size"),
@@ -151,37 +123,76 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         layers=tuple(
-            LayerSpec(window if name == _SLIDING else 0, rope_names.index(name) if gemma else 0) for name in layer_types
+            LayerSpec(window if name == _SLIDING else 0, rope_of[name] if turns else len(ropes))
+            for name, turns in zip(layer_types, turned, strict=True)
         ),
-        ropes=tuple(_rope(parameters, values, head_dim) for parameters in ropes.values()),
+        ropes=(*ropes, *([] if all(turned) else [_NO_ROPE])),
         rms_norm_eps=_number(values, "rms_norm_eps"),
-        activation=_ACTIVATIONS[activation],
-        attention_scale=float((_number(values, "query_pre_attn_scalar") if gemma else head_dim) ** -0.5),
-        embedding_scale=float(np.float32(hidden**0.5)) if gemma else 1.0,
-        has_qk_norm=kind in ("qwen3", "gemma3_text"),
-        has_post_norms=gemma,
-        unit_offset_norms=gemma,
-        has_qkv_bias=kind == "qwen2" or asked_bias,
-        has_output_bias=asked_bias,
-        has_mlp_bias=bool(values.get("mlp_bias")),
+        activation=_activation(kind, values),
+        has_gate=family.has_gate,
+        attention_scale=_attention_scale(values, head_dim),
+        embedding_scale=float(np.float32(hidden**0.5))
+        if family.unit_offset_norms
+        else _number({"embedding_multiplier": 1.0, **values}, "embedding_multiplier"),
+        residual_scale=_number({"residual_multiplier": 1.0, **values}, "residual_multiplier"),
+        logit_scale=1 / _positive({"logits_scaling": 1.0, **values}, "logits_scaling"),
+        query_growth=query_growth,
+        query_length=query_length,
+        has_qk_norm=family.has_qk_norm,
+        has_post_norms=family.has_post_norms,
+        unit_offset_norms=family.unit_offset_norms,
+        has_qkv_bias=_has(family.qkv_bias, values),
+        has_output_bias=_has(family.output_bias, values),
+        has_mlp_bias=_has(family.mlp_bias, values),
+        interleaved_rope=family.has_interleaved_rope,
         tied_embeddings=bool(values["tie_word_embeddings"]),
-        position_limit=position_limit(limit, ropes.values()) or limit,
+        position_limit=position_limit(limit, parameters) or limit,
     )
 
 
-def _layer_types(values: Mapping[str, Any]) -> list[str]:
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config itself, or that of the text part, whose head is tied where either of the two configs asks for it."""
+    kind = config.get("model_type")
+    wrapper = WRAPPERS.get(kind) if isinstance(kind, str) else None
+    if wrapper is None:
+        return config
+    flat = {name: value for name, value in config.items() if name != "model_type"} if wrapper.may_be_flat else None
+    given = config.get("text_config")
+    text = _mapping("text_config", flat if given is None else given)
+    tied = config.get("tie_word_embeddings", wrapper.tied) or text.get("tie_word_embeddings")
+    return {"model_type": wrapper.text, **text, "tie_word_embeddings": tied}
+
+
+def _turned_layers(values: Mapping[str, Any]) -> list[bool]:
+    """Which layers turn queries and keys: all, but for families with no_rope_layers, which lists those with a rope."""
+    num_layers, listed = _count(values, "num_hidden_layers"), values.get("no_rope_layers")
+    if "no_rope_layers" not in values:
+        return [True] * num_layers
+    if listed is None:
+        interval = _count(values, "no_rope_layer_interval")
+        return [(layer + 1) % interval != 0 for layer in range(num_layers)]
+    if not isinstance(listed, list) or len(listed) != num_layers:
+        raise Unsupported(f"its no_rope_layers do not list its {num_layers} layers")
+    return [bool(turns) for turns in listed]
+
+
+def _layer_types(values: Mapping[str, Any], turned: list[bool]) -> list[str]:
     """Which layers look back over sliding_window positions, and which over all."""
-    num_layers, window = _count(values, "num_hidden_layers"), values.get("sliding_window")
-    if "layer_types" not in values:
-        return [_FULL if window is None else _SLIDING] * num_layers
-    types = values["layer_types"]
-    if types is None and "sliding_window_pattern" in values:
-        pattern = _count(values, "sliding_window_pattern")
-        types = [_SLIDING if (layer + 1) % pattern else _FULL for layer in range(num_layers)]
-    elif types is None:
-        windowed = values["use_sliding_window"] and window is not None
-        first = int(_number(values, "max_window_layers"))
-        types = [_SLIDING if windowed and layer >= first else _FULL for layer in range(num_layers)]
+    num_layers, window = len(turned), values.get("sliding_window")
+    windowed = window is not None and values.get("use_sliding_window", True)
+    types = values.get("layer_types")
+    if types is None:
+        if "sliding_window_pattern" in values:
+            pattern = _count(values, "sliding_window_pattern")
+            slides = [(layer + 1) % pattern != 0 for layer in range(num_layers)]
+        elif "max_window_layers" in values:
+            first = int(_number(values, "max_window_layers"))
+            slides = [windowed and layer >= first for layer in range(num_layers)]
+        elif "no_rope_layers" in values:
+            slides = [windowed and not turns for turns in turned]
+        else:
+            slides = [windowed] * num_layers
+        types = [_SLIDING if each else _FULL for each in slides]
     if not isinstance(types, list) or len(types) != num_layers:
         raise Unsupported(f"its layer_types do not list its {num_layers} layers")
     if unknown := [name for name in types if name not in (_SLIDING, _FULL)]:
@@ -191,39 +202,61 @@ def _layer_types(values: Mapping[str, Any]) -> list[str]:
     return types
 
 
-def _one_rope(values: Mapping[str, Any]) -> dict[str, Any]:
+def _activation(kind: str, values: Mapping[str, Any]) -> Literal["silu", "gelu_tanh", "relu2"]:
+    name = values["hidden_activation" if "hidden_activation" in values else "hidden_act"]
+    if kind == "gemma" and name == "gelu":  # the first release wrote so, and meant the approximation
+        name = "gelu_pytorch_tanh"
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise Unsupported(f"its activation is {name!r}, and the native kernels do {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+def _attention_scale(values: Mapping[str, Any], head_dim: int) -> float:
+    if "attention_multiplier" in values:
+        return _number(values, "attention_multiplier")
+    if "query_pre_attn_scalar" in values:
+        return float(_positive(values, "query_pre_attn_scalar") ** -0.5)
+    return float(head_dim**-0.5)
+
+
+def _query_growth(rope: Mapping[str, Any]) -> tuple[float, int]:
+    """How queries grow with their position (llama_4_scaling_beta), if at all."""
+    if not rope.get("llama_4_scaling_beta"):
+        return 0.0, 1
+    return _number(rope, "llama_4_scaling_beta"), _count(rope, "original_max_position_embeddings")
+
+
+def _one_rope(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """The parameters of a rope that is the same in all layers."""
     given = _mapping("rope_parameters", values["rope_scaling"] or values["rope_parameters"] or {})
     if nested := [name for name in (_SLIDING, _FULL) if name in given]:
         raise Unsupported(f"it has a rope of its own for {nested[0]}")
-    parameters = _completed({"rope_theta": values["rope_theta"], **given}, values)
+    parameters = _completed({"rope_theta": values["rope_theta"], **given}, values, family)
     original = values["original_max_position_embeddings"]
     if original is not None and parameters["rope_type"] in _METHODS_WITH_LENGTH:
         parameters["original_max_position_embeddings"] = original
     return parameters
 
 
-def _ropes_by_type(values: Mapping[str, Any], layer_types: list[str]) -> dict[str | None, dict[str, Any]]:
+def _ropes_by_type(values: Mapping[str, Any], layer_types: list[str], family: Family) -> dict[str, dict[str, Any]]:
     """The parameters of each type of layer: the older keys scale the layers without a window."""
     given = _mapping("rope_parameters", values["rope_parameters"] or {})
     bases = {_FULL: values["rope_theta"], _SLIDING: values["rope_local_base_freq"]}
-    ropes: dict[str | None, dict[str, Any]] = {}
+    ropes: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(layer_types):
         scaling = values["rope_scaling"] if name == _FULL else None
         own = {**_mapping("rope_parameters", given.get(name) or {}), **_mapping("rope_scaling", scaling or {})}
-        ropes[name] = _completed({"rope_theta": bases[name], **own}, values)
+        ropes[name] = _completed({"rope_theta": bases[name], **own}, values, family)
     return ropes
 
 
-def _completed(parameters: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """With a rope_type that is known, and the length that the model was trained with."""
+def _completed(parameters: dict[str, Any], values: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """With a rope_type that is known, the share of a head that is turned, and the length of training."""
     method = parameters.get("rope_type", parameters.get("type", "default"))
+    method = family.rope_types.get(method, method) if isinstance(method, str) else None
     if method not in METHODS:
         raise Unsupported(f"its rope_type is {method!r}, and the native kernels do {', '.join(sorted(METHODS))}")
-    share = parameters.get("partial_rotary_factor", values["partial_rotary_factor"])
-    if share not in (None, 1):
-        raise Unsupported(f"its partial_rotary_factor is {share}, and the native kernels turn whole heads")
-    completed = {**parameters, "rope_type": method}
+    completed = {"partial_rotary_factor": values["partial_rotary_factor"], **parameters, "rope_type": method}
     if method in _METHODS_WITH_LENGTH:
         completed.setdefault("original_max_position_embeddings", values["max_position_embeddings"])
     return completed
@@ -231,10 +264,12 @@ def _completed(parameters: dict[str, Any], values: Mapping[str, Any]) -> dict[st
 
 def _rope(parameters: Mapping[str, Any], values: Mapping[str, Any], head_dim: int) -> Rope:
     # transformers looks for `truncate` beside the types of layers, not within one.
-    truncate = bool((values["rope_parameters"] or values["rope_scaling"] or {}).get("truncate", True))
+    beside = _mapping("rope_scaling", values["rope_parameters"] or values["rope_scaling"] or {})
+    truncate = bool(beside.get("truncate", True))
     limit = _count(values, "max_position_embeddings")
+    size = _turned_size(parameters["partial_rotary_factor"], head_dim)
     try:
-        rope = make_rope(parameters, head_dim=head_dim, max_position=limit, truncate=truncate)
+        rope = make_rope(parameters, size=size, max_position=limit, truncate=truncate)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise Unsupported(f"its {parameters['rope_type']} rope cannot be computed ({error!r})") from error
     if not np.isfinite(rope.inverse_frequencies).all() or not math.isfinite(rope.attention_factor):
@@ -242,9 +277,31 @@ def _rope(parameters: Mapping[str, Any], values: Mapping[str, Any], head_dim: in
     return rope
 
 
+def _turned_size(share: Any, head_dim: int) -> int:
+    """Numbers of a head that are turned."""
+    if share is None:
+        return head_dim
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        raise Unsupported(f"its partial_rotary_factor is {share!r}, and a share of a head was expected")
+    size = int(head_dim * share)
+    if size % 2 or not size:
+        raise Unsupported(f"its partial_rotary_factor is {share}: {size} of {head_dim} numbers are not whole pairs")
+    return size
+
+
+def _has(bias: Bias, values: Mapping[str, Any]) -> bool:
+    return bool(values[bias]) if isinstance(bias, str) else bias
+
+
+def _positive(values: Mapping[str, Any], name: str) -> float:
+    if not (value := _number(values, name)):
+        raise Unsupported(f"its {name} is {value}, and a positive number was expected")
+    return value
+
+
 def _count(values: Mapping[str, Any], name: str) -> int:
-    value = values[name]
-    if not isinstance(value, int) or value <= 0:
+    value = values.get(name)
+    if not isinstance(value, int) or not 0 < value < _GREATEST:
         raise Unsupported(f"its {name} is {value!r}, and a positive whole number was expected")
     return value
 

@@ -7,6 +7,7 @@ and returns. `probe` decides whether a model can be served. Does not know steps 
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
 
     from transformers import PretrainedConfig, PreTrainedModel
 
+logger = logging.getLogger(__name__)
+
 # Two names for the same attention. transformers builds masks only under a name that has a mask function; while a
 # model is served there is none, because the masks of packed sequences are worked out once a step, in `kv_cache`.
-_ATTENTION = "rbee"
+ATTENTION = "rbee"
 _ATTENTION_WITH_MASKS = "rbee_with_masks"
 
 NO_INTERFACE = "does not go through transformers' attention interface, so its state cannot be kept in a paged KV cache"
@@ -79,7 +82,7 @@ class TorchModel:
         AttentionMaskInterface.register(_ATTENTION_WITH_MASKS, mask)
         self._name_attention(_ATTENTION_WITH_MASKS)
         yield
-        self._name_attention(_ATTENTION)
+        self._name_attention(ATTENTION)
 
     def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Logits [len(rows), vocab_size] of the given rows (int64) of packed tokens [T] at positions [T]."""
@@ -101,8 +104,7 @@ def load_model(path: Path, *, dtype: torch.dtype | None, device: str) -> TorchMo
     """Load the model in `path` for inference, in its own dtype if `dtype` is None; ModelError if that fails."""
     config = _load_config(path)
     _check_weights(path)
-    AttentionInterface.register(_ATTENTION, _attention)
-    AttentionInterface.register(_ATTENTION_WITH_MASKS, _attention)
+    register_attention()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -111,7 +113,7 @@ def load_model(path: Path, *, dtype: torch.dtype | None, device: str) -> TorchMo
                 path,
                 config=config,
                 dtype="auto" if dtype is None else dtype,
-                attn_implementation=_ATTENTION,
+                attn_implementation=ATTENTION,
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -119,9 +121,7 @@ def load_model(path: Path, *, dtype: torch.dtype | None, device: str) -> TorchMo
                 ignore_mismatched_sizes=True,  # they are reported, and named below
             )
     except Exception as error:
-        no_interface = isinstance(error, KeyError) and error.args == (_ATTENTION,)
-        reason = f"{config.model_type} {NO_INTERFACE}" if no_interface else first_line(error)
-        raise ModelError(f"The model in {path} cannot be loaded: {reason}.") from error
+        raise ModelError(f"The model in {path} cannot be loaded: {reason_of(error, config)}.") from error
     if loaded["missing_keys"]:
         names = sorted(loaded["missing_keys"])
         raise ModelError(f"The weights in {path} are incomplete: {names[0]} and {len(names) - 1} others are missing.")
@@ -131,10 +131,27 @@ def load_model(path: Path, *, dtype: torch.dtype | None, device: str) -> TorchMo
             f"The weights in {path} do not fit its config.json: {name} has shape {list(found)}, "
             f"but the configuration asks for {list(expected)}."
         )
+    if loaded["unexpected_keys"]:
+        names = sorted(loaded["unexpected_keys"])
+        logger.warning(
+            "Transformers does not use %s and %d other tensors of the weights in %s.", names[0], len(names) - 1, path
+        )
     try:
         return TorchModel(model.to(device).eval())
     except RuntimeError as error:
         raise ModelError(f"The model in {path} cannot be moved to --device {device}: {first_line(error)}.") from error
+
+
+def register_attention() -> None:
+    """Make our attention known to transformers under both names."""
+    for name in (ATTENTION, _ATTENTION_WITH_MASKS):
+        AttentionInterface.register(name, _attention)
+
+
+def reason_of(error: Exception, config: PretrainedConfig) -> str:
+    """Why transformers did not make a model with our attention from `config`, as the end of a sentence."""
+    no_interface = isinstance(error, KeyError) and error.args == (ATTENTION,)
+    return f"{config.model_type} {NO_INTERFACE}" if no_interface else first_line(error)
 
 
 def be_quiet() -> None:

@@ -5,18 +5,24 @@ Owns the loaded model and its cache. Does not know why a sequence runs now or wh
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rbee.engine.runners.context_length import fit
+from rbee.engine.memory import available_memory
+from rbee.engine.runners.context_length import check_memory, fit
 from rbee.engine.runners.interface import StepOutput
 from rbee.engine.runners.torch import model as torch_model
+from rbee.engine.runners.torch.gguf_model import load_gguf_model
 from rbee.engine.runners.torch.kv_cache import KVCache
 from rbee.engine.runners.torch.probe import probe
-from rbee.errors import ConfigError
+from rbee.errors import ConfigError, ModelError
+from rbee.models.folder import read_config
+from rbee.models.safetensors_header import read_safetensors_header
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
     from rbee.engine.input_batch import InputBatch
     from rbee.engine.runners.context_length import CacheSize
     from rbee.engine.runners.interface import OnLoading, OnProgress
+    from rbee.models.gguf import GGUFModel
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +39,14 @@ class TorchRunner:
     """A `ModelRunner` on torch; loads in its constructor.
 
     Args:
-        path: a ready folder: config.json and *.safetensors.
+        path: a ready folder: config.json and, unless `gguf` has the weights, *.safetensors.
         cache: what the KV cache may take.
         device: where weights and cache live.
         dtype: "float32", "bfloat16", "float16" or "auto" (float32 on a CPU, the model's own elsewhere).
         threads: compute threads; 0 takes one per core this process may use. Set for the whole process.
         on_loading: called for each part of loading.
         on_progress: called before each layer's attention.
+        gguf: the GGUF files with the weights, of which config.json was made.
 
     ModelError: the folder cannot be served. ConfigError: max_model_len does not fit, or there is no such device.
     """
@@ -56,6 +64,7 @@ class TorchRunner:
         threads: int,
         on_loading: OnLoading,
         on_progress: OnProgress = lambda: None,
+        gguf: GGUFModel | None = None,
     ) -> None:
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         if not logger.isEnabledFor(logging.DEBUG):
@@ -64,7 +73,13 @@ class TorchRunner:
         on_loading("loading weights", 1, 4)
         own = dtype == "auto" and torch.device(device).type != "cpu"
         wanted = None if own else getattr(torch, "float32" if dtype == "auto" else dtype)
-        self._model = torch_model.load_model(path, dtype=wanted, device=device)
+        check_memory(
+            _num_weights(path, gguf) * (wanted or torch.bfloat16).itemsize, available=_available(device), path=path
+        )
+        if gguf is None:
+            self._model = torch_model.load_model(path, dtype=wanted, device=device)
+        else:
+            self._model = load_gguf_model(read_config(path), gguf, dtype=wanted, device=device)
         on_loading("trying the model", 2, 4)
         layers = probe(path, self._model)
         on_loading("reserving the KV cache", 3, 4)
@@ -76,6 +91,7 @@ class TorchRunner:
             block_bytes=KVCache.bytes_per_block(layers, cache.block_size, self._model.dtype),
             limit=self._model.position_limit,
             path=path,
+            available=_available(device),
         )
         self._cache = KVCache(
             layers, num_blocks=self.num_blocks, block_size=cache.block_size, dtype=self._model.dtype, device=device
@@ -110,6 +126,21 @@ class TorchRunner:
         layer: Any = module.layer_idx
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return self._cache.attend(layer, query, key, value, scaling=scale, softcap=softcap, sinks=s_aux)
+
+
+def _available(device: str) -> int:
+    """Bytes of memory that the device has left."""
+    return available_memory() if torch.device(device).type == "cpu" else torch.cuda.mem_get_info(device)[0]
+
+
+def _num_weights(path: Path, gguf: GGUFModel | None) -> int:
+    """By the files' headers; what is wrong with those is for the load to say."""
+    if gguf is not None:
+        return sum(math.prod(placed.stored.shape) for placed in gguf.tensors.values())
+    with contextlib.suppress(ModelError):
+        headers = [read_safetensors_header(file) for file in path.glob("*.safetensors")]
+        return sum(math.prod(tensor.shape) for header in headers for tensor in header.values())
+    return 0
 
 
 def _check_device(device: str) -> None:

@@ -60,7 +60,7 @@ class RequestReader:
     def read_chat(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         """`deadlines` are the values of the X-Request-Deadline headers; for `received_ns` see `Generation`."""
         reader = FieldReader(lenient=self._lenient)
-        request, messages = read_chat(decode_object(body), reader)
+        request, messages = read_chat(self._with_defaults(decode_object(body)), reader)
         self.check_model(request.model)
         text = self._chat_prompt(
             messages,
@@ -74,7 +74,7 @@ class RequestReader:
 
     def read_completion(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         reader = FieldReader(lenient=self._lenient)
-        request, given = read_completion(decode_object(body), reader)
+        request, given = read_completion(self._with_defaults(decode_object(body)), reader)
         self.check_model(request.model)
         if isinstance(given, str):
             prompt = self._model.codec.encode(given, add_special_tokens=True)
@@ -119,6 +119,10 @@ class RequestReader:
                 code="model_not_found",
             )
 
+    def _with_defaults(self, given: dict[str, Any]) -> dict[str, Any]:
+        """`given` with the model's own sampling parameters where the request is silent; null is silent."""
+        return {**self._model.sampling_defaults, **{name: value for name, value in given.items() if value is not None}}
+
     def _parameters(
         self,
         request: GenerationRequest,
@@ -148,7 +152,7 @@ class RequestReader:
         if self._model.chat_template is None:
             raise invalid(
                 None,
-                f"The model {self._model.name!r} has no chat template; use /v1/completions.",
+                f"The model {self._model.name!r} {self._model.no_chat_reason}; use /v1/completions.",
                 code="no_chat_template",
             )
         return self._model.chat_template.render(messages, **options)

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from rbee.server.http.body import read_json_body
 from rbee.server.http.responses import json_response
 from rbee.server.protocols.openai.reader import RequestReader
-from rbee.server.protocols.parameters import DEADLINE_HEADER
+from rbee.server.protocols.parameters import DEADLINE_HEADER, defaults_in_force
 from rbee.server.streams.exchange import GenerationResponse
 from rbee.server.streams.resumption import is_resumable
 
@@ -114,4 +114,5 @@ class OpenAiApi:
             "created": self._created,
             "owned_by": "rbee",
             "max_model_len": engine and engine.max_model_len,
+            "default_sampling_params": defaults_in_force(self._model.sampling_defaults),
         }

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rbee.engine.runners.native.runner import NativeRunner
-    from rbee.engine.runners.native.weights import Weights
+    from tests.engine.runners.native.weights_parts import PackedWeights
 
 BLOCK_SIZE = 16
 Q4, Q8 = 3, 5  # of weights.h
@@ -61,11 +61,25 @@ def execute(runner: NativeRunner, *chunks: Chunk) -> list[NDArray[np.float32]]:
 
 def minimal(**changes: Any) -> _kernels.Model:
     """A model of one layer and 16 numbers a row, with a cache of two blocks of 16; or with arguments changed."""
-    return _kernels.Model(**(minimal_arguments() | changes))
+    arguments: dict[str, Any] = {
+        "exact": True,
+        "num_blocks": 2,
+        "block_size": BLOCK_SIZE,
+        "instruction_set": "auto",
+        "pool": _kernels.ThreadPool(1),
+    } | {name: changes.pop(name) for name in list(changes) if name not in minimal_arguments()}
+    weights = minimal_weights(**changes)
+    weights.pack(weights.source_bytes, arguments["pool"], arguments.get("progress"))
+    return _kernels.Model(weights, **arguments)
+
+
+def minimal_weights(**changes: Any) -> _kernels.Weights:
+    """The minimal model's, not packed."""
+    return _kernels.Weights(**(minimal_arguments() | changes))
 
 
 def minimal_arguments() -> dict[str, Any]:
-    """Of `_kernels.Model`."""
+    """Of `_kernels.Weights`."""
     sizes: dict[str, Any] = {
         "query": (32, 16),
         "key": (16, 16),
@@ -81,15 +95,10 @@ def minimal_arguments() -> dict[str, Any]:
         "shape": minimal_shape(),
         "layers": [(0, 0)],
         "rotaries": [([1.0] * 8, 1.0)],
-        "matrices": {name: packed(rng.normal(size=size).astype(np.float32)) for name, size in shapes.items()},
+        "matrices": {name: stored(rng.normal(size=size).astype(np.float32)) for name, size in shapes.items()},
         "vectors": dict.fromkeys(
             ("final_norm", "layers.0.attention_norm", "layers.0.mlp_norm"), np.ones(16, np.float32)
         ),
-        "exact": True,
-        "num_blocks": 2,
-        "block_size": BLOCK_SIZE,
-        "instruction_set": "auto",
-        "pool": _kernels.ThreadPool(1),
     }
 
 
@@ -110,14 +119,9 @@ def minimal_shape(**changes: Any) -> _kernels.ModelShape:
     return _kernels.ModelShape(**(sizes | changes))
 
 
-def packed(
-    source: NDArray[Any], *, kind: int = 0, form: int = 0, cols: int = 0
-) -> tuple[int, int, int, NDArray[np.uint8]]:
-    """A matrix as `_kernels.Model` takes it, of rows of floats or of blocks."""
-    rows, cols = len(source), cols or source.shape[1]
-    data = np.empty(_kernels.packed_bytes(form, rows, cols), np.uint8)
-    _kernels.pack(source.reshape(-1).view(np.uint8), kind, rows, cols, format=form, packed=data)
-    return form, rows, cols, data
+def stored(floats: NDArray[np.float32]) -> tuple[int, int, int, NDArray[np.uint8], int, None]:
+    """A matrix as `_kernels.Weights` takes it, which stays float32."""
+    return 0, *floats.shape, floats.reshape(-1).view(np.uint8), 0, None
 
 
 def instruction_sets() -> tuple[str, ...]:
@@ -129,7 +133,7 @@ def instruction_sets() -> tuple[str, ...]:
 INSTRUCTION_SETS = instruction_sets()
 
 
-def take_weights(model: transformers.PreTrainedModel, weights: Weights) -> None:
+def take_weights(model: transformers.PreTrainedModel, weights: PackedWeights) -> None:
     """Give a transformers model the numbers that packed matrices stand for."""
     with torch.no_grad():
         for name, matrix in weights.matrices.items():
@@ -137,7 +141,7 @@ def take_weights(model: transformers.PreTrainedModel, weights: Weights) -> None:
             model.get_parameter(f"{_module_of(name, model)}.weight").copy_(torch.from_numpy(numbers))
 
 
-def round_activations(model: transformers.PreTrainedModel, weights: Weights) -> None:
+def round_activations(model: transformers.PreTrainedModel, weights: PackedWeights) -> None:
     """Have a transformers model round, as the kernels do, what goes into products with quantized matrices."""
     modules = {_module_of(name, model) for name, matrix in weights.matrices.items() if matrix.format >= Q4}
     if "head" not in weights.matrices and "model.embed_tokens" in modules:

@@ -49,18 +49,53 @@ LAYOUTS = {
 }
 
 
+# The types whose blocks gguf dequantizes. All are held without loss.
 HELD_BY = {
+    Type.TQ1_0: Format.Q4,
+    Type.TQ2_0: Format.Q4,
     Type.Q4_0: Format.Q4,
     Type.Q4_1: Format.Q4,
-    Type.Q4_K: Format.Q4_WIDE,
+    Type.Q5_0: Format.Q8,
+    Type.Q5_1: Format.Q8_MIN,
     Type.Q8_0: Format.Q8,
+    Type.Q3_K: Format.Q8_FINE,
+    Type.Q4_K: Format.Q4_WIDE,
     Type.Q5_K: Format.Q8_MIN,
     Type.Q6_K: Format.Q8_FINE,
+    Type.IQ1_S: Format.Q8_MIN,
+    Type.IQ1_M: Format.Q8_FINE,
+    Type.IQ2_XXS: Format.Q8_MIN,
+    Type.IQ2_XS: Format.Q8_FINE,
+    Type.IQ2_S: Format.Q8_FINE,
+    Type.IQ3_XXS: Format.Q8_MIN,
+    Type.IQ3_S: Format.Q8_MIN,
+    Type.IQ4_NL: Format.Q8,
+    Type.IQ4_XS: Format.Q8_MIN,
+    Type.MXFP4: Format.Q8_MIN,
+    Type.NVFP4: Format.Q8_FINE,
 }
 
 
-# Where the binary16 numbers of a block are.
-HALVES = {Type.Q4_0: (0,), Type.Q4_1: (0, 2), Type.Q4_K: (0, 2), Type.Q8_0: (0,), Type.Q5_K: (0, 2), Type.Q6_K: (208,)}
+# Where the binary16 numbers of a block are, if not in its first two bytes alone.
+_HALVES = {
+    Type.TQ1_0: (52,),
+    Type.TQ2_0: (64,),
+    Type.Q4_1: (0, 2),
+    Type.Q5_1: (0, 2),
+    Type.Q2_K: (80, 82),
+    Type.Q3_K: (108,),
+    Type.Q4_K: (0, 2),
+    Type.Q5_K: (0, 2),
+    Type.Q6_K: (208,),
+    Type.IQ1_M: (),
+    Type.MXFP4: (),
+    Type.NVFP4: (),
+}
+
+
+def halves_of(kind: Type) -> tuple[int, ...]:
+    """Where the binary16 numbers of a block are."""
+    return _HALVES.get(kind, (0,))
 
 
 LARGEST_SCALE = {Type.Q4_0: 8188}
@@ -81,12 +116,16 @@ def random_blocks(random: np.random.Generator, kind: Type, rows: int, cols: int)
     uniform = random.random(count) < 0.4
     blocks[uniform] = random.choice(np.array(AWKWARD_BYTES, np.uint8), (count, 1))[uniform]
     limit = np.float16(LARGEST_SCALE.get(kind, 65504)).view(np.uint16)
-    for offset in HALVES[kind]:
+    for offset in halves_of(kind):
         bits = random.integers(0, int(limit) + 1, count, np.uint16)
         bits |= random.choice(np.array([0, 0x8000], np.uint16), count)
         awkward = np.append(AWKWARD_HALVES, limit.view(np.float16)).view(np.uint16)
         bits = np.where(random.random(count) < 0.5, random.choice(awkward, count), bits)
         blocks[:, offset : offset + 2] = bits[:, None].view(np.uint8)
+    if kind == Type.IQ1_M:
+        blocks[:, 55] &= 0xBF  # its factor, in four places, is finite without this bit
+    if kind == Type.MXFP4:
+        blocks[:, 0] = blocks[:, 0].clip(0, 252)  # 12 times greater scales are infinite
     return blocks
 
 

@@ -68,11 +68,3 @@ def assert_same(ours: Mapping[str, NDArray[Any]], theirs: Mapping[str, NDArray[A
     assert sorted(ours) == sorted(theirs)
     for name, tensor in theirs.items():
         np.testing.assert_array_equal(ours[name], tensor, err_msg=name)
-
-
-# ---- the cache -----------------------------------------------------------------------------------------------------
-
-
-def entries(cache: Path) -> list[Path]:
-    """The packed weights in a cache folder."""
-    return sorted(path for path in cache.glob("*") if path.is_dir())

@@ -9,7 +9,15 @@ import pytest
 
 from rbee.engine import _kernels  # noqa: TID251 - what is under test
 from rbee.transport import Progress
-from tests.engine.runners.native.native_parts import Chunk, arrays, minimal, minimal_arguments, minimal_shape, packed
+from tests.engine.runners.native.native_parts import (
+    Chunk,
+    arrays,
+    minimal,
+    minimal_arguments,
+    minimal_shape,
+    minimal_weights,
+    stored,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,32 +76,40 @@ def other_vector(name: str, size: int) -> dict[str, Any]:
             "The vector 'layers.1.attention_norm' is missing.",
         ),
         (
-            other_matrix("layers.0.key", lambda _: packed(np.ones((32, 16), np.float32))),
+            other_matrix("layers.0.key", lambda _: stored(np.ones((32, 16), np.float32))),
             "The matrix 'layers.0.key' is 32 x 16, but the model needs 16 x 16.",
         ),
         (
-            other_matrix("embedding", lambda _: packed(np.ones((19, 16), np.float32))),
+            other_matrix("embedding", lambda _: stored(np.ones((19, 16), np.float32))),
             "The matrix 'embedding' is 19 x 16, but the model needs 20 x 16.",
         ),
         (
-            {"matrices": minimal_arguments()["matrices"] | {"head": packed(np.ones((20, 15), np.float32))}},
+            {"matrices": minimal_arguments()["matrices"] | {"head": stored(np.ones((20, 15), np.float32))}},
             "The matrix 'head' is 20 x 15, but the model needs 20 x 16.",
         ),
         (
-            other_matrix("layers.0.gate", lambda matrix: (*matrix[:3], matrix[3][:-1])),
-            "The matrix 'layers.0.gate' has 1023 bytes, but its format needs 1024.",
+            other_matrix("layers.0.gate", lambda matrix: (*matrix[:3], matrix[3][:-1], *matrix[4:])),
+            r"The matrix 'layers.0.gate' cannot be packed: 8 x 16 weights as F32 have 512 bytes, not 511.",
         ),
         (
             other_matrix("layers.0.gate", lambda matrix: (1, *matrix[1:])),
-            "The matrix 'layers.0.gate' has 1024 bytes, but its format needs 512.",
+            "The matrix 'layers.0.gate' cannot be packed: F32 would lose something as F16; F32 holds it.",
         ),
         (
-            other_matrix("layers.0.gate", lambda matrix: (8, *matrix[1:])),
-            "The matrix 'layers.0.gate' has the unknown format 8.",
+            other_matrix("layers.0.gate", lambda matrix: (99, *matrix[1:])),
+            "The matrix 'layers.0.gate' cannot be packed: There is no weight format 99.",
         ),
         (
             other_matrix("layers.0.gate", lambda matrix: (3, *matrix[1:])),
-            "The matrix 'layers.0.gate' is quantized, but its columns are no multiple of 32.",
+            "The matrix 'layers.0.gate' cannot be packed: Q4 has groups of 32 columns, which 16 .* leave them floats.",
+        ),
+        (
+            other_matrix("layers.0.gate", lambda matrix: (*matrix[:5], np.zeros(7, np.uint32))),
+            "The row order of 'layers.0.gate' must have an entry per row.",
+        ),
+        (
+            other_matrix("layers.0.gate", lambda matrix: (*matrix[:5], np.full(8, 8, np.uint32))),
+            "The matrix 'layers.0.gate' cannot be packed: row_order names row 8 of 8.",
         ),
         (
             other_vector("layers.0.attention_norm", 15),
@@ -103,11 +119,11 @@ def other_vector(name: str, size: int) -> dict[str, Any]:
         (other_vector("layers.0.up_bias", 9), "The vector 'layers.0.up_bias' has 9 numbers, but the model needs 8."),
         (other_vector("layers.0.key_norm", 8), "The vector 'layers.0.key_norm' has 8 numbers, but .* needs 16."),
         (other_vector("layers.0.post_mlp_norm", 16), "All layers must have both norms behind their halves, or none."),
-        ({"rotaries": [([1.0] * 7, 1.0)]}, "A rotary embedding needs a frequency per pair of a head."),
+        ({"rotaries": [([1.0] * 9, 1.0)]}, "A rotary embedding has more frequencies than a head has pairs."),
         ({"layers": [(0, 1)]}, "A layer has a rotary embedding that is not there."),
-        ({"layers": []}, "A model needs layers, and a cache with blocks."),
-        ({"num_blocks": 0}, "A model needs layers, and a cache with blocks."),
-        ({"block_size": 0}, "A model needs layers, and a cache with blocks."),
+        ({"layers": []}, "A model needs layers."),
+        ({"num_blocks": 0}, "A model needs a cache with blocks."),
+        ({"block_size": 0}, "A model needs a cache with blocks."),
         ({"shape": {"num_kv_heads": 0}}, "The number of heads must be a multiple of that of kv heads."),
         (
             {"shape": {"num_heads": 3, "num_kv_heads": 2}},
@@ -128,6 +144,22 @@ def test_weights_that_do_not_fit_are_refused(changes, sentence):
         changes = {"shape": minimal_shape(**changes["shape"])}
     with pytest.raises(ValueError, match=f"^{sentence}$"):
         minimal(**changes)
+
+
+def test_weights_are_packed_piece_by_piece():
+    """A model takes them only when all are; what is asked for beyond the end is nothing."""
+    weights, pool = minimal_weights(), _kernels.ThreadPool(2)
+    total = sum(matrix[3].nbytes for matrix in minimal_arguments()["matrices"].values())
+    assert weights.source_bytes == total
+    done = [weights.pack(1, pool) for _ in range(8)]
+    assert done == sorted(set(done))
+    assert done[-1] == total == weights.pack(1, pool)
+    whole = minimal().execute(**arrays(Chunk(range(20), [1, 0], 0, 20)))
+    others: dict[str, Any] = {"exact": True, "num_blocks": 2, "block_size": 16, "instruction_set": "auto", "pool": pool}
+    model = _kernels.Model(weights, **others)
+    assert np.array_equal(model.execute(**arrays(Chunk(range(20), [1, 0], 0, 20))), whole)
+    with pytest.raises(ValueError, match=r"^A model computes with packed weights; pack them all first\.$"):
+        _kernels.Model(minimal_weights(), **others)
 
 
 def test_environment_names_the_instruction_set(monkeypatch):
@@ -153,8 +185,23 @@ def test_one_step_advances_the_progress_many_times():
 
 def test_an_unknown_activation_is_refused():
     """By the shape already."""
-    with pytest.raises(ValueError, match=r"^activation must be 'silu' or 'gelu_tanh'\.$"):
+    with pytest.raises(ValueError, match=r"^activation must be 'silu', 'gelu_tanh' or 'relu2'\.$"):
         minimal_shape(activation="relu")
+
+
+def test_a_residual_scale_and_norms_behind_the_halves_exclude_each_other():
+    """No family has both, and the kernels have one of them."""
+    norms = {f"layers.0.{name}": np.ones(16, np.float32) for name in ("post_attention_norm", "post_mlp_norm")}
+    vectors = minimal_arguments()["vectors"] | norms
+    minimal(vectors=vectors)
+    with pytest.raises(ValueError, match=r"^A model with norms behind its halves cannot have a residual_scale\.$"):
+        minimal(vectors=vectors, shape=minimal_shape(residual_scale=0.5))
+
+
+def test_a_query_length_of_nothing_is_refused():
+    """Positions are divided by it."""
+    with pytest.raises(ValueError, match=r"^query_length must be positive\.$"):
+        minimal_shape(query_length=0)
 
 
 CONTEXT = "A sequence's context must hold its tokens, and fit its block table."

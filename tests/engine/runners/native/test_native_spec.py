@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 import transformers
 
 from rbee.engine.runners.interface import Unsupported
+from rbee.engine.runners.native.families import COMMON, FAMILIES, WRAPPERS
 from rbee.engine.runners.native.spec import LayerSpec, read_spec
 from rbee.engine.runners.torch.model import TorchModel
 
@@ -35,7 +37,18 @@ CONFIGS = {
     "qwen2": transformers.Qwen2Config,
     "qwen3": transformers.Qwen3Config,
     "gemma3_text": transformers.Gemma3TextConfig,
+    "ministral": transformers.MinistralConfig,
+    "ministral3": transformers.Ministral3Config,
+    "gemma": transformers.GemmaConfig,
+    "granite": transformers.GraniteConfig,
+    "ernie4_5": transformers.Ernie4_5Config,
+    "seed_oss": transformers.SeedOssConfig,
+    "helium": transformers.HeliumConfig,
+    "smollm3": transformers.SmolLM3Config,
+    "arcee": transformers.ArceeConfig,
+    "phi3": transformers.Phi3Config,
 }
+WINDOW_OF_ALL = ("mistral", "ministral3", "phi3")  # whose layers have the config's window
 HALF = SMALL["head_dim"] // 2
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 5e5, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LONGROPE = {"rope_type": "longrope", "short_factor": [1 + 0.1 * i for i in range(HALF)], "long_factor": [4.0] * HALF}
@@ -86,16 +99,27 @@ def assert_same(model, spec):
     config, layers = model.config, model.model.layers
     attention, mlp, rotary = layers[0].self_attn, layers[0].mlp, model.model.rotary_emb
     assert model.model.embed_tokens.weight.shape == (spec.vocab_size, spec.hidden_size)
-    assert mlp.gate_proj.weight.shape == (spec.intermediate_size, spec.hidden_size)
-    assert attention.q_proj.weight.shape[0] == spec.num_heads * spec.head_dim
-    assert attention.k_proj.weight.shape[0] == spec.num_kv_heads * spec.head_dim
+    assert mlp.down_proj.weight.shape == (spec.hidden_size, spec.intermediate_size)
+    queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    if spec.model_type == "phi3":
+        assert attention.qkv_proj.weight.shape[0] == queries + 2 * keys
+    else:
+        assert (attention.q_proj.weight.shape[0], attention.k_proj.weight.shape[0]) == (queries, keys)
     assert attention.head_dim == spec.head_dim
-    assert attention.scaling == spec.attention_scale
+    assert attention.scaling == pytest.approx(spec.attention_scale, rel=1e-15)
     assert config.rms_norm_eps == spec.rms_norm_eps
-    assert getattr(model.model.embed_tokens, "embed_scale", torch.tensor(1.0)).item() == spec.embedding_scale
+    embed_scale = getattr(model.model.embed_tokens, "embed_scale", torch.tensor(1.0)).item()
+    assert embed_scale * getattr(config, "embedding_multiplier", 1.0) == spec.embedding_scale
+    assert getattr(config, "residual_multiplier", 1.0) == spec.residual_scale
+    assert getattr(config, "logits_scaling", 1.0) == 1 / spec.logit_scale
     gate = torch.linspace(-3, 3, 50)
-    other = {"silu": torch.nn.functional.silu, "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh")}
-    assert torch.equal(mlp.act_fn(gate), other[spec.activation](gate))
+    other = {
+        "silu": torch.nn.functional.silu,
+        "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+        "relu2": lambda x: torch.nn.functional.relu(x).square(),
+    }
+    activation = mlp.activation_fn if spec.model_type == "phi3" else mlp.act_fn
+    assert torch.equal(activation(gate), other[spec.activation](gate))
 
     names = {name for name, _ in model.named_parameters()}
     at = "model.layers.0."
@@ -103,7 +127,8 @@ def assert_same(model, spec):
     assert (at + "post_feedforward_layernorm.weight" in names) == spec.has_post_norms
     assert (at + "self_attn.q_proj.bias" in names) == (at + "self_attn.v_proj.bias" in names) == spec.has_qkv_bias
     assert (at + "self_attn.o_proj.bias" in names) == spec.has_output_bias
-    assert (at + "mlp.gate_proj.bias" in names) == (at + "mlp.down_proj.bias" in names) == spec.has_mlp_bias
+    assert (at + "mlp.up_proj.bias" in names) == (at + "mlp.down_proj.bias" in names) == spec.has_mlp_bias
+    assert any(at + f"mlp.{name}.weight" in names for name in ("gate_proj", "gate_up_proj")) == spec.has_gate
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == spec.tied_embeddings
     with torch.no_grad():
         layers[0].input_layernorm.weight.fill_(0.25)
@@ -112,8 +137,11 @@ def assert_same(model, spec):
 
     assert len(layers) == len(spec.layers)
     for theirs, ours in zip(layers, spec.layers, strict=True):
-        looks_back = config if spec.model_type == "mistral" else theirs.self_attn
+        looks_back = config if spec.model_type in WINDOW_OF_ALL else theirs.self_attn
         assert (getattr(looks_back, "sliding_window", None) or 0) == ours.window
+        if not getattr(theirs.self_attn, "use_rope", True):
+            assert len(spec.ropes[ours.rope].inverse_frequencies) == 0
+            continue
         prefix = f"{theirs.self_attn.layer_type}_" if isinstance(rotary.rope_type, dict) else ""
         assert_same_rope(
             spec.ropes[ours.rope],
@@ -132,7 +160,7 @@ def assert_same_rope(rope, frequencies, attention_factor):
 
 
 @pytest.mark.parametrize("rope", ROPES)
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma3_text"])
 def test_every_rope_of_every_kind_is_that_of_transformers(kind, rope, tmp_path):
     """Frequencies, attention factor and position limit, with the parameters where transformers 5 writes them."""
     parameters: dict[str, Any] = {"rope_theta": 10000.0, **ROPES[rope]}
@@ -156,6 +184,7 @@ def test_frequencies_of_every_size_are_those_of_transformers(head_dim, theta):
     assert np.count_nonzero(bits) <= head_dim // 16
 
 
+TYPES = ["sliding_attention", *["full_attention"] * 5, "sliding_attention"]
 OLDER: dict[str, dict[str, Any]] = {
     "llama 2": {"model_type": "llama", "rope_theta": 20000.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
     "llama 3.1": {
@@ -194,7 +223,7 @@ OLDER: dict[str, dict[str, Any]] = {
         "model_type": "qwen3",
         "use_sliding_window": True,
         "sliding_window": 24,
-        "layer_types": ["sliding_attention", *["full_attention"] * 5, "sliding_attention"],
+        "layer_types": TYPES,
     },
     "gemma3": {
         "model_type": "gemma3_text",
@@ -206,6 +235,42 @@ OLDER: dict[str, dict[str, Any]] = {
     },
     "gemma3, pattern": {"model_type": "gemma3_text", "sliding_window_pattern": 3, "attention_bias": True},
     "gemma3, all full": {"model_type": "gemma3_text", "layer_types": ["full_attention"] * 7, "sliding_window": None},
+    "mistral, types": {"model_type": "mistral", "head_dim": 32, "sliding_window": 24, "layer_types": TYPES},
+    "ministral, no types": {"model_type": "ministral", "head_dim": 32, "sliding_window": 24},
+    "ministral 3, nothing said": {"model_type": "ministral3", "rope_parameters": None},
+    "gemma": {"model_type": "gemma", "hidden_act": "gelu", "head_dim": 16, "rope_theta": 10000.0},
+    "granite 3": {
+        "model_type": "granite",
+        "attention_multiplier": 0.015625,
+        "embedding_multiplier": 12.0,
+        "logits_scaling": 8.0,
+        "residual_multiplier": 0.22,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "ernie 4.5": {"model_type": "ernie4_5", "use_bias": True},
+    "seed-oss": {"model_type": "seed_oss", "attention_out_bias": True, "mlp_bias": True},
+    "helium": {"model_type": "helium", "attention_bias": True, "mlp_bias": True},
+    "smollm3, windows": {
+        "model_type": "smollm3",
+        "use_sliding_window": True,
+        "sliding_window": 24,
+        "no_rope_layers": [1, 1, 0, 1, 1, 0, 1],
+    },
+    "smollm3, types": {"model_type": "smollm3", "use_sliding_window": True, "sliding_window": 24, "layer_types": TYPES},
+    "arcee": {"model_type": "arcee", "mlp_bias": True, "attention_bias": True},
+    "phi 3 mini": {"model_type": "phi3", "sliding_window": 24, "rope_theta": 10000.0, "rope_scaling": None},
+    "phi 3 mini 128k": {
+        "model_type": "phi3",
+        "original_max_position_embeddings": 128,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.1] * 8, "long_factor": [4.0] * 8},
+    },
+    "phi 4 mini": {
+        "model_type": "phi3",
+        "original_max_position_embeddings": 128,
+        "partial_rotary_factor": 0.75,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.1] * 6, "long_factor": [4.0] * 6},
+    },
     "gemma3, untied": {"model_type": "gemma3_text", "tie_word_embeddings": False, "hidden_activation": "silu"},
 }
 
@@ -221,13 +286,14 @@ def test_a_config_as_the_hub_has_it_means_what_transformers_makes_of_it(name, tm
 def test_a_config_with_nothing_but_sizes_gets_the_defaults_of_transformers(kind, tmp_path):
     """What the configuration class fills in, we fill in."""
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    heads = {"num_attention_heads": 32} if kind.startswith("qwen") else {"num_attention_heads": 16}
+    heads = {"qwen2": 32, "qwen3": 32, "helium": 20}.get(kind, 16)
     values = {
         "model_type": kind,
         **{name: SMALL[name] for name in sizes},
-        "hidden_size": 512,
-        **heads,
+        "hidden_size": 32 * heads,
+        "num_attention_heads": heads,
         "pad_token_id": 0,
+        **({"head_dim": 32} if kind == "ministral" else {}),  # which transformers cannot do without
     }
     assert_same(*model_and_spec(tmp_path, values))
 
@@ -246,13 +312,29 @@ def test_windows_and_ropes_alternate_as_in_gemma():
         ({"model_type": None}, "its model_type is None"),
         ({"head_dim": 40}, "its head_dim is 40, and the native kernels need a multiple of 16"),
         ({"num_key_value_heads": 3}, "its 4 attention heads cannot share 3 key-value heads evenly"),
-        ({"hidden_act": "relu"}, "its activation is 'relu', and the native kernels do silu"),
+        ({"hidden_act": "relu"}, "its activation is 'relu', and the native kernels do silu.*relu2"),
         ({"quantization_config": {"bits": 4}}, "its config.json sets quantization_config"),
         ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "sets attn_logit_softcapping"),
         ({"model_type": "gemma3_text", "final_logit_softcapping": 30.0}, "sets final_logit_softcapping"),
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "sets use_bidirectional_attention"),
-        ({"partial_rotary_factor": 0.5}, "its partial_rotary_factor is 0.5"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "its partial_rotary_factor is 0.5"),
+        ({"partial_rotary_factor": 1.5}, "its partial_rotary_factor is 1.5, and a share of a head was expected"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.1}}, "its partial_rotary_factor is 0.1: 3 of 32 numbers"),
+        ({"rope_parameters": {"partial_rotary_factor": "half"}}, "its partial_rotary_factor is 'half'"),
+        ({"model_type": "smollm3", "no_rope_layers": [1]}, "its no_rope_layers do not list its 7 layers"),
+        ({"model_type": "smollm3", "no_rope_layer_interval": 0}, "its no_rope_layer_interval is 0"),
+        ({"model_type": "granite", "logits_scaling": 0}, "its logits_scaling is 0, and a positive number was expected"),
+        ({"model_type": "granite", "residual_multiplier": "x"}, "its residual_multiplier is 'x'"),
+        (
+            {"model_type": "ministral3", "rope_parameters": {"llama_4_scaling_beta": -1}},
+            "its llama_4_scaling_beta is -1",
+        ),
+        (
+            {"model_type": "ministral3", "rope_parameters": {"llama_4_scaling_beta": 0.1}},
+            "its original_max_position_embeddings is None",
+        ),
+        ({"model_type": "gemma3", "text_config": [1]}, r"its text_config is \[1\], and an object was expected"),
+        ({"model_type": "gemma3", "text_config": {}, "quantization_config": {"bits": 8}}, "sets quantization_config"),
+        ({"model_type": "mistral3", "text_config": {"model_type": "mixtral"}}, "its model_type is 'mixtral'"),
         (
             {"rope_scaling": {"type": "proportional"}},
             "its rope_type is 'proportional', and the native kernels do default",
@@ -262,7 +344,6 @@ def test_windows_and_ropes_alternate_as_in_gemma():
         ({"rope_scaling": {**LONGROPE, "short_factor": [1.0]}}, "its longrope rope cannot be computed"),
         ({"rope_parameters": {"full_attention": {}}}, "it has a rope of its own for full_attention"),
         ({"rope_parameters": 7}, "its rope_parameters is 7, and an object was expected"),
-        ({"model_type": "mistral", "layer_types": ["full_attention"] * 7}, "it is a mistral with layer_types"),
         ({"model_type": "mistral", "sliding_window": 0}, "its sliding_window is 0"),
         ({"model_type": "qwen3", "layer_types": ["full_attention"] * 6}, "its layer_types do not list its 7 layers"),
         (
@@ -279,6 +360,24 @@ def test_what_the_kernels_do_not_do_is_named(values, reason):
     """Each refusal is a part of a sentence that names the key and its value."""
     with np.errstate(divide="ignore"), pytest.raises(Unsupported, match=reason):
         read_spec({"model_type": "llama", **SMALL, **values})
+
+
+ODD: list[Any] = [
+    *(None, True, 0, -1, 1.5, float("nan"), float("inf"), 2**40, "x", [], [[1], 2], {}, {"rope_type": [1]}),
+    *({"rope_type": "yarn", "factor": "x"}, {"rope_type": "longrope", "short_factor": "x"}, {"full_attention": 7}),
+    *({"rope_type": "dynamic", "factor": 1e308}, {"rope_type": "default", "rope_theta": None}),
+]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("kind", [*FAMILIES, *WRAPPERS])
+def test_a_damaged_value_of_any_key_is_a_reason_or_harmless(kind):
+    """No value of a key that means something is an error that no sentence explains."""
+    text = FAMILIES[WRAPPERS[kind].text if kind in WRAPPERS else kind]
+    for name in ("text_config", *COMMON, *text.defaults):
+        for value in ODD:
+            with contextlib.suppress(Unsupported):
+                read_spec({"model_type": kind, **SMALL, name: value})
 
 
 def test_reading_a_spec_imports_neither_torch_nor_transformers():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
 import transformers
 from gguf import GGMLQuantizationType as Type
-from safetensors.numpy import load_file
 
 from rbee.engine.runners.interface import Unsupported
 from rbee.engine.runners.native.weights import FORMAT_NAMES
@@ -28,7 +28,6 @@ from tests.engine.runners.native.stored_parts import (
     Q8_MIN,
     SMALL,
     assert_same,
-    entries,
     make,
     rewrite,
 )
@@ -38,25 +37,23 @@ from tests.engine.runners.native.weights_parts import expected, gguf_name, load,
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_kind_of_model_has_the_weights_that_it_computes_with(name, tmp_path, cache):
+def test_every_kind_of_model_has_the_weights_that_it_computes_with(name, tmp_path):
     """All tensors under our names, as float32, and no others; a head only if it is not the embedding."""
     model = make(tmp_path / "model", CONFIGS[name]())
     weights = load(tmp_path / "model")
     assert_same(unpacked(weights), expected(model))
     assert {matrix.format for matrix in weights.matrices.values()} == {F32}
-    assert len(entries(cache)) == 1
 
 
-def test_a_model_in_several_files_is_read_from_all_of_them(tmp_path, cache):
+def test_a_model_in_several_files_is_read_from_all_of_them(tmp_path):
     """An index says which files there are."""
     model = make(tmp_path / "model", CONFIGS["llama"](), max_shard_size="40KB")
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > 2
     assert_same(unpacked(load(tmp_path / "model")), expected(model))
-    assert len(entries(cache)) == 1
 
 
 @pytest.mark.parametrize(("dtype", "form"), [(torch.float16, F16), (torch.bfloat16, BF16)])
-def test_half_precision_stays_what_it_is(dtype, form, tmp_path, cache):
+def test_half_precision_stays_what_it_is(dtype, form, tmp_path):
     """Matrices keep their 16 bits; vectors become float32."""
     model = make(tmp_path, CONFIGS["qwen3"]().__class__(**SMALL, dtype=dtype)).to(dtype)
     model.save_pretrained(tmp_path)
@@ -64,12 +61,11 @@ def test_half_precision_stays_what_it_is(dtype, form, tmp_path, cache):
     assert {matrix.format for matrix in weights.matrices.values()} == {form}
     assert {vector.dtype for vector in weights.vectors.values()} == {np.dtype(np.float32)}
     assert_same(unpacked(weights), expected(model))
-    assert len(entries(cache)) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("quantize", "body"), [("q4", Q4), ("q8", Q8)])
-def test_quantize_holds_floats_in_few_bits(quantize, body, dtype, tmp_path, cache):
+def test_quantize_holds_floats_in_few_bits(quantize, body, dtype, tmp_path):
     """4 bits for the layers, 8 for embedding and head; no weight is further off than half a step of its group."""
     model = make(tmp_path, CONFIGS["llama"]()).to(dtype)
     model.save_pretrained(tmp_path)
@@ -90,10 +86,9 @@ def test_quantize_holds_floats_in_few_bits(quantize, body, dtype, tmp_path, cach
         error = np.abs(ours[name].reshape(groups.shape) - groups).max(-1)
         assert (error <= 0.5 * step + 0.002 * np.abs(groups).max(-1)).all()  # and the rounding of factors to binary16
         assert error.max() > 0
-    assert len(entries(cache)) == 1
 
 
-def test_rows_that_are_not_whole_groups_stay_floats(tmp_path, cache):
+def test_rows_that_are_not_whole_groups_stay_floats(tmp_path):
     """80 inputs are two groups and a half: that matrix alone is not quantized."""
     make(tmp_path, transformers.LlamaConfig(**{**SMALL, "intermediate_size": 80}))
     weights = load(tmp_path, quantize="q4")
@@ -101,21 +96,18 @@ def test_rows_that_are_not_whole_groups_stay_floats(tmp_path, cache):
         "layers.0.down",
         "layers.1.down",
     }
-    assert len(entries(cache)) == 1
 
 
-def test_a_missing_tensor_is_named(llama, cache):
-    """With its file and the shape it should have; nothing is left in the cache."""
+def test_a_missing_tensor_is_named(llama):
+    """With its file and the shape it should have."""
     rewrite(llama, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
     with pytest.raises(
         ModelError,
         match=rf"{llama}/model\.safetensors are incomplete: model\.layers\.1\.mlp\.up_proj\.weight of shape \[96, 64\]",
     ):
         load(llama)
-    assert entries(cache) == []
 
 
-@pytest.mark.usefixtures("cache")
 def test_a_tensor_of_another_shape_is_named(llama):
     """Both shapes are said."""
     rewrite(llama, lambda tensors: tensors.update({"lm_head.weight": np.zeros((64, 70), np.float32)}))
@@ -123,7 +115,6 @@ def test_a_tensor_of_another_shape_is_named(llama):
         load(llama)
 
 
-@pytest.mark.usefixtures("cache")
 def test_a_tensor_of_a_type_that_cannot_be_held_is_named(llama):
     """Another runner may know what to do with it."""
     rewrite(llama, lambda tensors: tensors.update({"lm_head.weight": np.zeros((70, 64))}))
@@ -131,7 +122,6 @@ def test_a_tensor_of_a_type_that_cannot_be_held_is_named(llama):
         load(llama)
 
 
-@pytest.mark.usefixtures("cache")
 def test_weights_under_other_names_are_left_to_another_runner(llama):
     """Checkpoints that were saved under older names are for transformers, which knows them all."""
     rewrite(llama, lambda tensors: tensors.update({"embed_tokens.weight": tensors.pop("model.embed_tokens.weight")}))
@@ -139,7 +129,6 @@ def test_weights_under_other_names_are_left_to_another_runner(llama):
         load(llama)
 
 
-@pytest.mark.usefixtures("cache")
 def test_a_header_that_lies_about_a_tensor_is_refused(llama):
     """A tensor with too few bytes for its shape is not read beyond them."""
     path = llama / "model.safetensors"
@@ -193,7 +182,7 @@ def gguf_folder(folder, config, kinds, *, heads=None):
     return held
 
 
-def test_every_type_of_a_gguf_is_held_without_loss(tmp_path, cache):
+def test_every_type_of_a_gguf_is_held_without_loss(tmp_path):
     """Each type has its format and the numbers that gguf makes of it; llama.cpp's order of rows is undone."""
     held = gguf_folder(tmp_path, transformers.LlamaConfig(**WIDE), KINDS, heads={"query": 4, "key": 2})
     weights = load(tmp_path)
@@ -201,36 +190,31 @@ def test_every_type_of_a_gguf_is_held_without_loss(tmp_path, cache):
         name: FORMATS[name.rpartition(".")[2]] for name in weights.matrices
     }
     assert_same(unpacked(weights), held)
-    assert len(entries(cache)) == 1
 
 
 @pytest.mark.parametrize("name", ["llama, tied and biased", "qwen2", "gemma3"])
-def test_biases_and_norms_of_a_gguf_are_found(name, tmp_path, cache):
+def test_biases_and_norms_of_a_gguf_are_found(name, tmp_path):
     """Biases are turned with their matrices where those are; norms of Gemma have their offset already."""
     turned = {"query": 4, "key": 2} if name.startswith("llama") else {}
     held = gguf_folder(tmp_path, CONFIGS[name](), {"query": Type.Q8_0, "key": Type.Q8_0}, heads=turned)
     assert_same(unpacked(load(tmp_path)), held)
-    assert len(entries(cache)) == 1
 
 
-def test_quantize_leaves_blocks_as_they_are(tmp_path, cache):
+def test_quantize_leaves_blocks_as_they_are(tmp_path):
     """Only the floats of a GGUF are quantized."""
     gguf_folder(tmp_path, transformers.LlamaConfig(**WIDE), KINDS, heads={"query": 4, "key": 2})
     formats = {name: matrix.format for name, matrix in load(tmp_path, quantize="q4").matrices.items()}
     floats = {"output": Q4, "up": Q4, "head": Q8}
     assert formats == {name: {**FORMATS, **floats}[name.rpartition(".")[2]] for name in formats}
-    assert len(entries(cache)) == 1
 
 
-@pytest.mark.usefixtures("cache")
 def test_a_gguf_type_that_cannot_be_held_is_named(tmp_path):
     """So that the choice of another runner can be explained."""
-    gguf_folder(tmp_path, transformers.LlamaConfig(**WIDE), {"up": Type.Q5_0}, heads={"query": 4, "key": 2})
-    with pytest.raises(Unsupported, match=r"its tensor blk\.0\.ffn_up\.weight is of the type Q5_0"):
+    gguf_folder(tmp_path, transformers.LlamaConfig(**WIDE), {"up": Type.F64}, heads={"query": 4, "key": 2})
+    with pytest.raises(Unsupported, match=r"its tensor blk\.0\.ffn_up\.weight is of the type F64"):
         load(tmp_path)
 
 
-@pytest.mark.usefixtures("cache")
 def test_a_gguf_that_lacks_a_tensor_is_named(tmp_path):
     """The GGUF's own name for it."""
     model = make(tmp_path, CONFIGS["llama"]())
@@ -242,33 +226,36 @@ def test_a_gguf_that_lacks_a_tensor_is_named(tmp_path):
         load(tmp_path)
 
 
-def test_the_default_model_is_held_without_loss(default_model, cache):
-    """Packed from its GGUF's blocks it has, bit for bit, the floats that transformers reads from the file."""
-    assert gguf_of(default_model.path) is not None
+def test_the_default_model_is_held_without_loss(default_model):
+    """Packed from its GGUF's blocks it has, bit for bit, the floats that the gguf package reads from the file."""
+    path = gguf_of(default_model.path)
+    assert path is not None
     weights = load(default_model.path)
     assert {FORMAT_NAMES[matrix.format] for matrix in weights.matrices.values()} == {"q4", "q8"}
-    theirs = load_file(default_model.path / "model.safetensors")
+    assert sum(matrix.data.nbytes for matrix in weights.matrices.values()) < 97_000_000
+    theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     ours = unpacked(weights)
-    names = {
-        "embedding": "model.embed_tokens.weight",
-        "final_norm": "model.norm.weight",
-        "layers.0.query": "model.layers.0.self_attn.q_proj.weight",
-        "layers.7.key": "model.layers.7.self_attn.k_proj.weight",
-        "layers.7.value": "model.layers.7.self_attn.v_proj.weight",
-        "layers.15.output": "model.layers.15.self_attn.o_proj.weight",
-        "layers.15.gate": "model.layers.15.mlp.gate_proj.weight",
-        "layers.29.down": "model.layers.29.mlp.down_proj.weight",
-        "layers.29.mlp_norm": "model.layers.29.post_attention_layernorm.weight",
-    }
-    for name, their_name in names.items():
-        np.testing.assert_array_equal(ours[name], theirs[their_name], err_msg=name)
-    assert sum(path.stat().st_size for path in entries(cache)[0].iterdir()) < 97_000_000
+    for name in (
+        "embedding",
+        "final_norm",
+        "layers.0.query",
+        "layers.7.key",
+        "layers.7.value",
+        "layers.15.output",
+        "layers.15.gate",
+        "layers.29.down",
+        "layers.29.mlp_norm",
+    ):
+        tensor = theirs[gguf_name(name)]
+        floats = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        heads = {"query": 9, "key": 3}.get(name.rpartition(".")[2])
+        if heads:  # llama.cpp's converter made neighbours of the rows that are turned together
+            floats = floats.reshape(heads, 32, 2, -1).swapaxes(1, 2).reshape(floats.shape)
+        np.testing.assert_array_equal(ours[name], floats, err_msg=name)
 
 
 def test_names_in_the_tests_are_those_of_the_gguf_package():
     """The files written here are called as llama.cpp calls them."""
-    import gguf
-
     for architecture in (gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.GEMMA3):
         names = gguf.get_tensor_name_map(architecture, 2)
         theirs = {

@@ -59,8 +59,8 @@ def test_groups_that_cannot_be_quantized_are_nan(fmt: Format, value: float):
             {"source_type": Type.Q4_K, "cols": 96, "format": Format.Q4_WIDE, "packed": np.zeros(2304, np.uint8)},
             "Rows of Q4_K are blocks of 256 columns, which 96 columns are not.",
         ),
-        ({"source_type": Type.Q5_1}, "ggml type 7 cannot be packed; F32, F16, BF16, Q4_0, "),
-        ({"source_type": 4_000_000_000}, "ggml type 4000000000 cannot be packed"),
+        ({"source_type": Type.Q8_1}, "ggml type 9 cannot be read; these can: F32, F16, BF16, Q1_0, "),
+        ({"source_type": 4_000_000_000}, "ggml type 4000000000 cannot be read"),
         ({"format": 8}, "There is no weight format 8."),
         ({"source_type": Type.Q4_K}, "Q4_K would lose something as Q4; Q4Wide holds it."),
         ({"row_order": np.zeros(19, np.uint32)}, "row_order must have an entry per row."),
@@ -88,10 +88,10 @@ def test_what_does_not_fit_is_refused(changed: dict[str, Any], sentence: str):
     assert sentence in str(error.value)
 
 
-LOSSLESS = {
+PACKED = {
     *HELD_BY.items(),
-    (Type.Q4_0, Format.Q4_WIDE),
-    (Type.Q4_1, Format.Q4_WIDE),
+    (Type.Q2_K, Format.Q8),
+    *((kind, Format.Q4_WIDE) for kind, fmt in HELD_BY.items() if fmt is Format.Q4),
     *((kind, fmt) for kind in (Type.F32, Type.F16, Type.BF16) for fmt in (Format.F32, Format.Q4, Format.Q8)),
     (Type.F16, Format.F16),
     (Type.BF16, Format.BF16),
@@ -99,14 +99,14 @@ LOSSLESS = {
 
 
 @pytest.mark.parametrize("fmt", Format, ids=lambda fmt: fmt.name)
-@pytest.mark.parametrize("kind", [*HELD_BY, Type.F32, Type.F16, Type.BF16], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [*HELD_BY, Type.Q2_K, Type.F32, Type.F16, Type.BF16], ids=lambda kind: kind.name)
 def test_pairs_that_would_lose_something_are_refused(kind: Type, fmt: Format):
-    """A format is packed if it holds the type or floats are to be quantized, and refused otherwise."""
+    """A format is packed if it holds the type, or is one that quantizes it, and refused otherwise."""
     block_cols, block_bytes = GGML_QUANT_SIZES[kind]
     source = np.zeros(16 * 256 // block_cols * block_bytes, np.uint8)
-    if (kind, fmt) in LOSSLESS:
+    if (kind, fmt) in PACKED:
         packed = pack(source, kind, 16, 256, fmt=fmt)
-        assert (_kernels.unpack(packed, fmt, 16, 256) == 0).all()
+        assert np.array_equal(_kernels.unpack(packed, fmt, 16, 256), _kernels.dequantize(source, kind, 16, 256))
     else:
         with pytest.raises(ValueError, match=f"^{kind.name} would lose something as "):
             pack(source, kind, 16, 256, fmt=fmt)
@@ -116,8 +116,8 @@ def test_other_calls_refuse_what_does_not_fit():
     """`held_by`, `packed_bytes` and `unpack` have their own sentences; empty matrices are none of it."""
     with pytest.raises(ValueError, match=r"^19 bytes are not whole blocks of Q4_0, which have 18 each\.$"):
         _kernels.held_by(np.zeros(19, np.uint8), Type.Q4_0)
-    with pytest.raises(ValueError, match=r"^ggml type 7 cannot be packed"):
-        _kernels.held_by(np.zeros(24, np.uint8), Type.Q5_1)
+    with pytest.raises(ValueError, match=r"^ggml type 9 cannot be read"):
+        _kernels.held_by(np.zeros(40, np.uint8), Type.Q8_1)
     with pytest.raises(ValueError, match=r"^There is no weight format 9"):
         _kernels.packed_bytes(9, 16, 32)
     with pytest.raises(ValueError, match=r"^Q8 has groups of 32 columns, which 33 columns are not"):

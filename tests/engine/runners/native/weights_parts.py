@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gguf
@@ -11,7 +12,7 @@ from gguf import GGMLQuantizationType as Type
 
 from rbee.engine import _kernels  # noqa: TID251 - to look at what was packed
 from rbee.engine.runners.native.spec import read_spec
-from rbee.engine.runners.native.weights import load_weights
+from rbee.engine.runners.native.weights import plan_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     import transformers
     from numpy.typing import NDArray
 
-    from rbee.engine.runners.native.weights import Weights
 
 PARTS = {
     "attention_norm": "input_layernorm.weight",
@@ -48,14 +48,46 @@ GEMMA_PARTS = PARTS | {
 }
 
 
-def load(folder: Path, *, quantize: str = "none", **options: Any) -> Weights:
-    """The packed weights of the folder."""
+@dataclass
+class Packed:
+    """A packed matrix."""
+
+    format: int
+    rows: int
+    cols: int
+    data: NDArray[np.uint8]
+
+
+@dataclass
+class PackedWeights:
+    """What a plan makes, by our names."""
+
+    matrices: dict[str, Packed]
+    vectors: dict[str, NDArray[np.float32]]
+
+
+def load(folder: Path, *, quantize: str = "none") -> PackedWeights:
+    """The weights of the folder, each matrix packed by itself."""
     spec = read_spec(json.loads((folder / "config.json").read_text()))
-    defaults = {"on_loading": lambda *_: None}
-    return load_weights(spec, folder, quantize=quantize, **{**defaults, **options})
+    plan = plan_weights(spec, folder, quantize=quantize)
+    matrices = {}
+    for name, matrix in plan.matrices.items():
+        data = np.empty(matrix.packed_bytes, np.uint8)
+        order = matrix.row_order
+        _kernels.pack(
+            matrix.source,
+            matrix.source_type,
+            matrix.rows,
+            matrix.cols,
+            format=matrix.format,
+            row_order=order,
+            packed=data,
+        )
+        matrices[name] = Packed(matrix.format, matrix.rows, matrix.cols, data)
+    return PackedWeights(matrices, plan.vectors)
 
 
-def unpacked(weights: Weights) -> dict[str, NDArray[np.float32]]:
+def unpacked(weights: PackedWeights) -> dict[str, NDArray[np.float32]]:
     """Everything in floats."""
     matrices = {name: _kernels.unpack(m.data, m.format, m.rows, m.cols) for name, m in weights.matrices.items()}
     return matrices | weights.vectors
@@ -94,7 +126,7 @@ def write_gguf(
         part = name.rpartition(".")[2]
         kind = kinds.get(part, Type.F32)
         blocks = blocks_of(tensor, kind)
-        held[name] = gguf.quants.dequantize(blocks, kind) if kind != Type.F32 else tensor
+        held[name] = tensor if kind in (Type.F32, Type.F64) else gguf.quants.dequantize(blocks, kind)
         turned = heads.get(part.removesuffix("_bias"))
         if turned:
             halves = blocks.reshape(turned, 2, len(blocks) // turned // 2, -1)
@@ -135,8 +167,8 @@ def gguf_name(name: str) -> str:
 
 def blocks_of(tensor: NDArray[np.float32], kind: Type) -> NDArray[Any]:
     """A tensor in this type; the K types, which the gguf package cannot make, are any blocks with sane scales."""
-    if kind == Type.F32:
-        return tensor
+    if kind in (Type.F32, Type.F64):
+        return tensor.astype(np.float32 if kind == Type.F32 else np.float64)
     if not kind.name.endswith("_K"):
         return gguf.quants.quantize(tensor, kind)
     cols, size = gguf.GGML_QUANT_SIZES[kind]

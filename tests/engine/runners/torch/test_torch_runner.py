@@ -329,3 +329,15 @@ def test_unsupported_architecture_is_refused_at_load(tmp_path, name):
         load(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_do_not_fit_in_memory_are_refused_before_they_are_read(tmp_path):
+    """By the header of a sparse file whose weights would be larger than any memory here."""
+    header = {"a": {"dtype": "F16", "shape": [1 << 41], "data_offsets": [0, 1 << 42]}}
+    content = json.dumps(header).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(content).to_bytes(8, "little") + content)
+        file.truncate(8 + len(content) + (1 << 42))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ConfigError, match=rf"weights of the model in {tmp_path} need 8388608 MiB, and \d+ MiB"):
+        load(tmp_path)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")
 _MAX_RANK = 4
 
 # ggml's types (ggml.h, enum ggml_type): name, weights in a block, bytes of a block. Importing gguf's table is slow.
@@ -63,13 +64,14 @@ _TYPES = {
     39: ("MXFP4", 32, 17),
     40: ("NVFP4", 64, 36),
     41: ("Q1_0", 128, 18),
+    42: ("Q2_0", 64, 18),
 }
 GGML_TYPES = {name: number for number, (name, _, _) in _TYPES.items()}  # ggml's numbers
 
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """A GGUF file's metadata, where an array is its number of elements, and its tensors by name."""
+    """A GGUF file's metadata and its tensors, both by name. An array is a list of strings or a numpy array."""
 
     metadata: dict[str, Any]
     tensors: dict[str, StoredTensor]
@@ -117,16 +119,14 @@ def _parse(cursor: _Cursor) -> GGUFHeader:
         key = cursor.string()
         metadata[key] = cursor.value(cursor.unpack("<I"))
     tensors = [_tensor(cursor) for _ in range(cursor.count(num_tensors, 24))]
-    if not tensors:
-        raise _Malformed("it holds no tensors")
-    if not isinstance(metadata.get("general.architecture"), str):
-        raise _Malformed("it does not name its architecture (key general.architecture)")
 
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment <= 0:
         raise _Malformed(f"its alignment is {alignment!r}, which is not a positive number")
     start = (cursor.position + alignment - 1) // alignment * alignment
     placed = {name: replace(tensor, offset=start + tensor.offset) for name, tensor in tensors}
+    if len(placed) < len(tensors):
+        raise _Malformed("it has two tensors of one name")
     for name, tensor in placed.items():
         end = tensor.offset + tensor.size
         if end > cursor.size:
@@ -187,13 +187,29 @@ class _Cursor:
             raise _Malformed(f"the value before byte {self.position} has the unknown type {kind}")
         element, length = self.unpack("<I"), self.unpack("<Q")
         if element == _STRING:
-            for _ in range(self.count(length, 8)):
-                self._skip(self.unpack("<Q"))
-        elif element in _SCALARS:
-            self._skip(length * struct.calcsize(_SCALARS[element]))
-        else:
-            raise _Malformed(f"the array before byte {self.position} has elements of the unknown type {element}")
-        return length
+            return self._strings(self.count(length, _LENGTH.size))
+        if element in _SCALARS:
+            import numpy as np  # noqa: PLC0415 - a start that finds everything ready reads no header
+
+            form = np.dtype(_SCALARS[element])
+            return np.frombuffer(self.take(length * form.itemsize), form)
+        raise _Malformed(f"the array before byte {self.position} has elements of the unknown type {element}")
+
+    def _strings(self, count: int) -> list[str]:
+        """The next `count` strings; a vocabulary has half a million of them, with its merges."""
+        data, position, limit = self._data, self.position, self.size
+        unpack, texts = _LENGTH.unpack_from, []
+        for _ in range(count):
+            start = position + _LENGTH.size
+            position = start + unpack(data, position)[0] if start <= limit else start
+            if position > limit:
+                raise _Malformed(f"it ends in the middle of its header, at byte {limit}")
+            try:
+                texts.append(data[start:position].decode())
+            except UnicodeDecodeError as error:
+                raise _Malformed(f"the text before byte {position} is not UTF-8") from error
+        self.position = position
+        return texts
 
     def _skip(self, count: int) -> int:
         start = self.position
