@@ -82,6 +82,8 @@ def unigrams(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> Tokenizer:
     scores = np.maximum(scores, normal.min(initial=0.0))
     scores[kinds == Kind.USER_DEFINED] = 0.0
     unknown = vocabulary.special_ids["unknown"]
+    if unknown is None:
+        raise ModelError("The GGUF file's vocabulary has no token for unknown words. Convert the model again.")
     tokenizer = Tokenizer(
         models.Unigram(list(zip(vocabulary.tokens, scores.tolist(), strict=True)), unknown, byte_fallback=False)
     )
