@@ -174,7 +174,7 @@ def blocks_of(tensor: NDArray[np.float32], kind: Type) -> NDArray[Any]:
     cols, size = gguf.GGML_QUANT_SIZES[kind]
     rng = np.random.default_rng(5)
     blocks = rng.integers(0, 256, (tensor.size // cols, size), dtype=np.uint8)
-    scales = {Type.Q4_K: (0, 2), Type.Q5_K: (0, 2), Type.Q6_K: (size - 2,)}[kind]
+    scales = {Type.Q2_K: (80, 82), Type.Q4_K: (0, 2), Type.Q5_K: (0, 2), Type.Q6_K: (size - 2,)}[kind]
     for at in scales:
         blocks[:, at : at + 2] = rng.uniform(0.001, 0.01, (len(blocks), 1)).astype(np.float16).view(np.uint8)
     return blocks.reshape(len(tensor), -1)
