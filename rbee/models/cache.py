@@ -63,14 +63,8 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     (folder / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=2) + "\n", encoding="utf-8")
 
 
-def ensure(
-    entry: Path,
-    build: Callable[[Path, int], None],
-    *,
-    progress: Progress,
-    is_good: Callable[[Path], bool] = is_whole,
-) -> None:
-    """Return when `entry` exists and `is_good`; otherwise call `build(folder, lock_fd)` first.
+def ensure(entry: Path, build: Callable[[Path, int], None], *, progress: Progress) -> None:
+    """Return when `entry` is whole; otherwise call `build(folder, lock_fd)` first.
 
     `build` writes the manifest last, and passes `lock_fd` to child processes that write. One process builds an entry at
     a time; others wait, and build if it failed.
@@ -79,13 +73,13 @@ def ensure(
         CacheError: the cache cannot be written.
         Exception: what `build` raises.
     """
-    if is_good(entry):
+    if is_whole(entry):
         return
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(entry.parent)
         with _locked(entry, progress) as lock_fd:
-            if not is_good(entry):  # else another process built it meanwhile
+            if not is_whole(entry):  # else another process built it meanwhile
                 _build(entry, build, lock_fd)
     except OSError as error:
         if error.errno in NO_SPACE_ERRNOS:

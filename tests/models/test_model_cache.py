@@ -76,27 +76,6 @@ def test_a_builder_killed_at_any_file_operation_leaves_an_entry_whole_or_absent(
     assert killed > absent
 
 
-def test_an_entry_that_is_whole_but_no_good_is_built_anew(tmp_path, progress):
-    """Whoever asks may demand more of an entry than that its files have the right sizes."""
-    entry = tmp_path / "cache" / "model"
-    built = []
-
-    def build(folder, _):
-        built.append(folder)
-        (folder / "number").write_text(str(len(built)))
-        cache_module.write_manifest(folder, {})
-
-    def is_good(entry):
-        return cache_module.is_whole(entry) and (entry / "number").read_text() == "2"
-
-    cache_module.ensure(entry, build, progress=progress)
-    cache_module.ensure(entry, build, progress=progress)
-    assert len(built) == 1
-    cache_module.ensure(entry, build, progress=progress, is_good=is_good)
-    cache_module.ensure(entry, build, progress=progress, is_good=is_good)
-    assert (len(built), (entry / "number").read_text()) == (2, "2")
-
-
 def test_a_leftover_of_another_entry_is_removed_too(tmp_path):
     """A model that nobody asks for again does not keep its unfinished folder for ever."""
     leftover = tmp_path / "forgotten.partial"

@@ -76,10 +76,6 @@ class GGUFHeader:
     metadata: dict[str, Any]
     tensors: dict[str, StoredTensor]
 
-    @property
-    def num_weights(self) -> int:
-        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
-
 
 class _Malformed(Exception):  # noqa: N818 - becomes the reason in a ModelError
     """The reason why a file cannot be used."""

@@ -31,11 +31,10 @@ def scratch(tmp_path_factory):
     return tmp_path_factory.mktemp("scratch") / "damaged.gguf"
 
 
-def test_a_whole_file_gives_its_metadata_and_number_of_weights(tiny_gguf):
+def test_a_whole_file_gives_its_metadata_and_tensors(tiny_gguf):
     """The header agrees with the gguf package's reader."""
     header = read_header(tiny_gguf)
     reader = gguf.GGUFReader(tiny_gguf)
-    assert header.num_weights == sum(tensor.n_elements for tensor in reader.tensors)
     assert header.metadata["general.architecture"] == "llama"
     assert header.metadata["tokenizer.ggml.pre"] == "smollm"
     for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type"):
