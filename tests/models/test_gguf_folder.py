@@ -111,27 +111,45 @@ def test_what_older_versions_left_of_a_model_is_removed(tiny_gguf, cache, progre
     assert after == entries.keys() - {f"tiny-{key}", f"tiny-{key}.packed-{key}"} | {folder.name}
 
 
-def wait_for_stage(process, stage):
-    """Read the progress of a preparing process up to the line of this stage; returns the lines."""
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if stage in line:
-            return lines
-    raise AssertionError(f"no line with {stage!r} came: {lines}")
+HOLDING = """
+import sys
+from rbee.models import prepare
+
+class Holding:
+    def stage(self, name, total=0):
+        print(name, flush=True)
+        sys.stdin.readline()
+
+print(prepare(sys.argv[1], progress=Holding()).path)
+"""
+
+
+def start_holding(model, cache):
+    """Prepare a model in a process that prints each stage and waits there for a line."""
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(model)],
+        env=os.environ | {"RBEE_CACHE": str(cache)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_preparation_that_is_ended_leaves_nothing_half_made(stage, number, tiny_gguf, prepared_tiny, cache):
-    """There is a whole folder or none, and the next preparation makes the same files."""
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_preparation_that_is_ended_leaves_nothing(stages, number, tiny_gguf, prepared_tiny, cache):
+    """At any of its stages; the next preparation makes the same files."""
     reference, _ = prepared_tiny
-    with start_prepare(tiny_gguf, cache=cache) as process:
-        wait_for_stage(process, stage)
+    with start_holding(tiny_gguf, cache) as process:
+        assert process.stdout.readline() == f"{STAGES[0]}\n"
+        for stage in STAGES[1:stages]:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == f"{stage}\n"
         process.send_signal(number)
-        process.stderr.read()
-    left = [path for path in cache.iterdir() if path.suffix not in (".lock", ".partial")]
-    assert all(cache_module.is_whole(path) for path in left)
+        process.wait()
+        assert not [path for path in cache.iterdir() if path.suffix not in (".lock", ".partial")]
     folder = prepare(str(tiny_gguf), progress=RecordingProgress())
     assert not list(cache.glob("*.partial"))
     for name in ("tokenizer.json", "config.json", "generation_config.json"):
@@ -140,19 +158,14 @@ def test_a_preparation_that_is_ended_leaves_nothing_half_made(stage, number, tin
 
 def test_two_preparations_at_once_write_once(tiny_gguf, cache):
     """The second waits for the first, says so, and uses what the first has made."""
-    (cache / "locked").mkdir(parents=True)
-    with start_prepare(tiny_gguf, cache=cache) as first:
-        wait_for_stage(first, STAGES[0])
-        first.send_signal(signal.SIGSTOP)
+    with start_holding(tiny_gguf, cache) as first:
+        first.stdout.readline()
         with start_prepare(tiny_gguf, cache=cache) as second:
-            done = bool(list(cache.glob("tiny-*/rbee.json")))  # the first was quicker than the signal
-            waiting = [] if done else wait_for_stage(second, "waiting for another process")
-            first.send_signal(signal.SIGCONT)
-            rest = second.stderr.read()
-            assert second.stdout.read() == first.stdout.read() != ""
+            assert "waiting for another process" in second.stderr.readline()
+            written, _ = first.communicate("\n" * len(STAGES))
+            assert second.stderr.read() == ""
+            assert second.stdout.read() == written.splitlines()[-1] + "\n"
     assert (first.returncode, second.returncode) == (0, 0)
-    assert len(waiting) == (0 if done else 1)
-    assert rest == ""
 
 
 def test_a_second_call_is_served_from_the_cache_without_heavy_imports(prepared_tiny, tiny_gguf):
