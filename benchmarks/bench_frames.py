@@ -108,7 +108,7 @@ class _Child:
     def receive(self) -> Any:
         """Return the process's next message; SystemExit if it ends or hangs instead."""
         if not wait([self._control], _PATIENCE):
-            raise SystemExit(f"The {self._name} hangs: it said nothing for {_PATIENCE:g} s.")
+            raise SystemExit(f"The {self._name} hangs: it sent nothing for {_PATIENCE:g} s.")
         with self._expected_alive():
             return self._control.recv()
 

@@ -1,6 +1,6 @@
 """How much memory this process may still take.
 
-Owns where the system says so: /proc/meminfo, and the limits of the control groups around this process. Does not know
+Owns where that stands: /proc/meminfo, and the limits of the control groups around this process. Does not know
 what the memory is for.
 """
 

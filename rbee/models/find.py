@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rbee.errors import ModelError
 from rbee.models import catalogue
 from rbee.models.folder import adapter_in, check_folder, has_weights
-from rbee.models.gguf_names import OfferedModel, listed, offered_models
+from rbee.models.gguf.names import OfferedModel, listed, offered_models
 from rbee.models.hub import fetch_from_hub, is_hub_model
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from rbee.errors import ModelError
 from rbee.models.folder import check_folder
-from rbee.models.gguf_names import OfferedModel, choose, offered_models
+from rbee.models.gguf.names import OfferedModel, choose, offered_models
 
 if TYPE_CHECKING:
     from rbee.models.progress import Progress

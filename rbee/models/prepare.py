@@ -19,7 +19,7 @@ from rbee.models import cache, catalogue
 from rbee.models.fetch import fetch_gguf
 from rbee.models.find import find
 from rbee.models.gguf import open_gguf
-from rbee.models.gguf_names import shards_of
+from rbee.models.gguf.names import shards_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rbee.errors import ModelError
 from rbee.models.gguf.header import read_header
-from rbee.models.gguf_names import shards_of
+from rbee.models.gguf.names import shards_of
 from rbee.models.stored_tensor import PlacedTensor
 
 if TYPE_CHECKING:

@@ -66,7 +66,7 @@ def plan_weights(spec: ModelSpec, folder: Path, *, quantize: str) -> WeightPlan:
     files = {path: MappedFile(path) for path in source.files}
     wanted = list(names.wanted())
     read = {want.stored_name for want in wanted}
-    if names.head in tensors and names.head not in read:  # tied, says the config
+    if names.head in tensors and names.head not in read:  # the config ties it
         read.add(names.head)
         if not _is_the_same(names.head, wanted[-1].stored_name, tensors, files):
             wanted.append(names.wanted_head())

@@ -134,7 +134,7 @@ def _available(device: str) -> int:
 
 
 def _num_weights(path: Path, gguf: GGUFModel | None) -> int:
-    """By the files' headers; what is wrong with those is for the load to say."""
+    """By the files' headers. If one is damaged it is 0, and the load raises the error."""
     if gguf is not None:
         return sum(math.prod(placed.stored.shape) for placed in gguf.tensors.values())
     with contextlib.suppress(ModelError):

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import random
-from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
-from rbee.engine import _kernels  # noqa: TID251 - what packs
 from rbee.engine.runners.interface import Unsupported
-from rbee.engine.runners.native.spec import read_spec
-from rbee.engine.runners.native.weights import plan_weights
 from rbee.errors import ModelError
 from rbee.models import prepare
-from rbee.models.folder import read_config
 from rbee.models.gguf import open_gguf
+from tests.engine.runners.native.weights_parts import load
 from tests.models.models_parts import RecordingProgress, write_tiny_gguf
-
-if TYPE_CHECKING:
-    from rbee.engine.runners.native.weight_plan import WeightPlan
 
 DAMAGED = 500
 
@@ -32,25 +24,10 @@ def tiny(tmp_path, monkeypatch):
     return write_tiny_gguf(tmp_path / "tiny.gguf")
 
 
-def unpacked(plan: WeightPlan) -> int:
-    """Pack every matrix by itself; how many there are."""
-    for matrix in plan.matrices.values():
-        _kernels.pack(
-            matrix.source,
-            matrix.source_type,
-            matrix.rows,
-            matrix.cols,
-            format=matrix.format,
-            row_order=matrix.row_order,
-            packed=np.empty(matrix.packed_bytes, np.uint8),
-        )
-    return len(plan.matrices)
-
-
 def start(path):
     """What a start does with the file up to its first step."""
     folder = prepare(str(path), progress=RecordingProgress()).path
-    return unpacked(plan_weights(read_spec(read_config(folder)), folder, quantize="none"))
+    return len(load(folder).matrices)
 
 
 def test_damaged_headers_are_served_or_refused(tiny, tmp_path):

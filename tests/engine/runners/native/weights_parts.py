@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import transformers
     from numpy.typing import NDArray
 
+    from rbee.engine.runners.native.weight_plan import WeightPlan
+
 
 PARTS = {
     "attention_norm": "input_layernorm.weight",
@@ -67,9 +69,13 @@ class PackedWeights:
 
 
 def load(folder: Path, *, quantize: str = "none") -> PackedWeights:
-    """The weights of the folder, each matrix packed by itself."""
+    """The packed weights of the folder."""
     spec = read_spec(json.loads((folder / "config.json").read_text()))
-    plan = plan_weights(spec, folder, quantize=quantize)
+    return packed(plan_weights(spec, folder, quantize=quantize))
+
+
+def packed(plan: WeightPlan) -> PackedWeights:
+    """Each matrix of a plan packed by itself."""
     matrices = {}
     for name, matrix in plan.matrices.items():
         data = np.empty(matrix.packed_bytes, np.uint8)

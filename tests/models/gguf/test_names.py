@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rbee.errors import ModelError
-from rbee.models.gguf_names import choose, offered_models
+from rbee.models.gguf.names import choose, offered_models
 
 
 @pytest.mark.parametrize(
