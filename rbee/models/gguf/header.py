@@ -78,7 +78,11 @@ class GGUFHeader:
 
 
 class _Malformed(Exception):  # noqa: N818 - becomes the reason in a ModelError
-    """The reason why a file cannot be used."""
+    """The reason why a file cannot be used, and what to do."""
+
+    def __init__(self, reason: str, remedy: str = "Download or convert the model again.") -> None:
+        super().__init__(reason)
+        self.remedy = remedy
 
 
 def read_header(path: Path) -> GGUFHeader:
@@ -93,9 +97,7 @@ def read_header(path: Path) -> GGUFHeader:
     except OSError as error:
         raise ModelError(f"The model file {path} cannot be read: {error.strerror or error}.") from error
     except _Malformed as reason:
-        raise ModelError(
-            f"{path} is not a GGUF file that can be used: {reason}. Download or convert the model again."
-        ) from reason
+        raise ModelError(f"{path} is not a GGUF file that can be used: {reason}. {reason.remedy}") from reason
 
 
 def _mapped(file: BinaryIO) -> mmap.mmap:
@@ -138,7 +140,10 @@ def _tensor(cursor: _Cursor) -> tuple[str, StoredTensor]:
     shape = tuple(cursor.unpack("<Q") for _ in range(rank))[::-1]  # a row's length comes first in the file
     code, offset = cursor.unpack("<I"), cursor.unpack("<Q")
     if code not in _TYPES:
-        raise _Malformed(f"its tensor {name!r} has type {code}, which is none of the types known here")
+        raise _Malformed(
+            f"its tensor {name!r} has type {code}, which is none of llama.cpp's types known here",
+            "A fork of llama.cpp or a newer one may have written it: get the model in another quantization.",
+        )
     kind, block_weights, block_bytes = _TYPES[code]
     row = shape[-1] if shape else 1
     if row % block_weights:
