@@ -27,9 +27,13 @@ std::string text(std::size_t number) { return std::to_string(number); }
 
 template <typename Block>
 struct BlockReader {
+    static constexpr std::size_t kPerBlock = Block::kCols / kGroup;
+
     static WeightGroup group(const std::uint8_t* row, std::size_t index) {
-        constexpr std::size_t per_block = Block::kCols / kGroup;
-        return Block::group(row + index / per_block * Block::kBytes, index % per_block);
+        return Block::group(row + index / kPerBlock * Block::kBytes, index % kPerBlock);
+    }
+    static ByteFactors factors(const std::uint8_t* row, std::size_t index) {
+        return Block::factors(row + index / kPerBlock * Block::kBytes, index % kPerBlock);
     }
     static void floats(const std::uint8_t* row, std::size_t index, float* out) { get_floats(group(row, index), out); }
 };
@@ -51,10 +55,16 @@ using PackPanel = void (*)(const std::uint8_t* const* rows, std::size_t cols, st
 
 template <typename Block, WeightFormat F>
 void pack_blocks(const std::uint8_t* const* rows, std::size_t cols, std::uint8_t* panel) {
+    using Reader = BlockReader<Block>;
     for (std::size_t lane = 0; lane < kPanelRows; ++lane) {
         for (std::size_t g = 0; g < cols / kGroup; ++g) {
-            const WeightGroup group = rows[lane] != nullptr ? BlockReader<Block>::group(rows[lane], g) : WeightGroup();
-            put_group<F>(group, lane, panel + g * group_bytes(F));
+            const WeightGroup group = rows[lane] != nullptr ? Reader::group(rows[lane], g) : WeightGroup();
+            if constexpr (GroupPlace<F>::kByteFactors) {
+                put_group<F>(group, rows[lane] != nullptr ? Reader::factors(rows[lane], g) : ByteFactors(), lane, panel,
+                             g);
+            } else {
+                put_group<F>(group, lane, panel, g);
+            }
         }
     }
 }
@@ -69,7 +79,7 @@ void quantize_groups(const std::uint8_t* const* rows, std::size_t cols, std::uin
                 Reader::floats(rows[lane], g, x);
                 group = quantize<F>(x);
             }
-            put_group<F>(group, lane, panel + g * group_bytes(F));
+            put_group<F>(group, lane, panel, g);
         }
     }
 }
@@ -128,8 +138,8 @@ struct SourceTraits {
 template <typename Block, WeightFormat Own>
 constexpr SourceTraits blocks(SourceType type, const char* name) {
     const auto packing = [](WeightFormat format) -> PackPanel {
-        if (Own == WeightFormat::kQ4 && format == WeightFormat::kQ4Wide) {
-            return pack_blocks<Block, WeightFormat::kQ4Wide>;
+        if (std::is_same_v<Block, BlockQ4_0> && format == WeightFormat::kQ8) {
+            return pack_blocks<SignedBlockQ4_0, WeightFormat::kQ8>;
         }
         return format == Own ? pack_blocks<Block, Own> : nullptr;
     };
@@ -173,7 +183,7 @@ constexpr SourceTraits kSourceTypes[] = {
     blocks<BlockQ8_0, WeightFormat::kQ8>(SourceType::kQ8_0, "Q8_0"),
     lossy_blocks<BlockQ2_K>(SourceType::kQ2_K, "Q2_K"),
     blocks<BlockQ3_K, WeightFormat::kQ8Fine>(SourceType::kQ3_K, "Q3_K"),
-    blocks<BlockQ4_K, WeightFormat::kQ4Wide>(SourceType::kQ4_K, "Q4_K"),
+    blocks<BlockQ4_K, WeightFormat::kQ4K>(SourceType::kQ4_K, "Q4_K"),
     blocks<BlockQ5_K, WeightFormat::kQ8Min>(SourceType::kQ5_K, "Q5_K"),
     blocks<BlockQ6_K, WeightFormat::kQ8Fine>(SourceType::kQ6_K, "Q6_K"),
     blocks<BlockIQ1_S, WeightFormat::kQ8Min>(SourceType::kIQ1_S, "IQ1_S"),
@@ -248,7 +258,7 @@ bool fits_binary16(const std::uint8_t* blocks, std::size_t bytes) {
 template <WeightFormat F>
 void unpack_row(const std::uint8_t* panel, std::size_t lane, std::size_t cols, float* out) {
     for (std::size_t g = 0; g < cols / kGroup; ++g) {
-        get_floats(get_group<F>(panel + g * group_bytes(F), lane), out + g * kGroup);
+        get_floats(get_group<F>(panel, g, lane), out + g * kGroup);
     }
 }
 
@@ -270,7 +280,7 @@ FormatTraits traits(WeightFormat format) {
         case WeightFormat::kF16: return {"F16", unpack_row_of_floats<Half>};
         case WeightFormat::kBF16: return {"BF16", unpack_row_of_floats<BFloat>};
         case WeightFormat::kQ4: return {"Q4", unpack_row<WeightFormat::kQ4>};
-        case WeightFormat::kQ4Wide: return {"Q4Wide", unpack_row<WeightFormat::kQ4Wide>};
+        case WeightFormat::kQ4K: return {"Q4K", unpack_row<WeightFormat::kQ4K>};
         case WeightFormat::kQ8: return {"Q8", unpack_row<WeightFormat::kQ8>};
         case WeightFormat::kQ8Min: return {"Q8Min", unpack_row<WeightFormat::kQ8Min>};
         case WeightFormat::kQ8Fine: return {"Q8Fine", unpack_row<WeightFormat::kQ8Fine>};
@@ -294,14 +304,14 @@ WeightFormat held_by(SourceType type, const std::uint8_t* source, std::size_t by
         refuse(text(bytes) + " bytes are not whole blocks of " + from.name + ", which have " + text(from.block_bytes) +
                " each.");
     }
-    return type == SourceType::kQ4_0 && !fits_binary16(source, bytes) ? WeightFormat::kQ4Wide : from.format;
+    return type == SourceType::kQ4_0 && !fits_binary16(source, bytes) ? WeightFormat::kQ8 : from.format;
 }
 
 std::size_t packed_bytes(WeightFormat format, std::size_t rows, std::size_t cols) {
     const char* const name = traits(format).name;
     check_sides(rows, cols);
-    if (is_quantized(format) && cols % kGroup != 0) {
-        refuse(std::string(name) + " has groups of 32 columns, which " + text(cols) +
+    if (is_quantized(format) && cols % block_cols(format) != 0) {
+        refuse(std::string(name) + " has blocks of " + text(block_cols(format)) + " columns, which " + text(cols) +
                " columns are not; leave them floats.");
     }
     return Matrix{format, rows, cols, nullptr}.bytes();
@@ -349,7 +359,7 @@ void pack(const SourceMatrix& source, WeightFormat format, std::size_t first, st
     }
     for (std::size_t row = first; source.type == SourceType::kQ4_0 && format == WeightFormat::kQ4 && row < end; ++row) {
         if (!fits_binary16(stored_row(source, row), row_bytes(traits(source.type), source.cols))) {
-            refuse("A scale of these blocks of Q4_0 is too large for Q4; Q4Wide holds them.");
+            refuse("A scale of these blocks of Q4_0 is too large for Q4; Q8 holds them.");
         }
     }
     const std::size_t stride = panel_bytes(format, source.cols);

@@ -23,9 +23,14 @@ namespace {
 // twice makes several times as much.
 double tolerance(std::size_t cols) { return static_cast<double>(cols) * 0x1p-24; }
 
-constexpr WeightFormat kFormats[] = {WeightFormat::kF32,   WeightFormat::kF16,    WeightFormat::kBF16,
-                                     WeightFormat::kQ4,    WeightFormat::kQ4Wide, WeightFormat::kQ8,
+constexpr WeightFormat kFormats[] = {WeightFormat::kF32,   WeightFormat::kF16,   WeightFormat::kBF16,
+                                     WeightFormat::kQ4,    WeightFormat::kQ4K,   WeightFormat::kQ8,
                                      WeightFormat::kQ8Min, WeightFormat::kQ8Fine};
+
+/// `cols`, or so many more that they are whole blocks.
+std::size_t whole_blocks(WeightFormat format, std::size_t cols) {
+    return (cols + block_cols(format) - 1) / block_cols(format) * block_cols(format);
+}
 
 std::vector<const InstructionSet*> instruction_sets() {
     std::vector<const InstructionSet*> sets;
@@ -104,29 +109,52 @@ private:
     }
 
     void fill_quantized(std::uint8_t* bytes, float* values, Random& random) {
-        const bool four = matrix.format == WeightFormat::kQ4 || matrix.format == WeightFormat::kQ4Wide;
-        const bool half = matrix.format == WeightFormat::kQ4 || matrix.format == WeightFormat::kQ8;
+        const WeightFormat format = matrix.format;
+        const bool half = format == WeightFormat::kQ4 || format == WeightFormat::kQ8;
+        const std::size_t quants = format == WeightFormat::kQ4 ? 256 : 512, size = half ? 2 : 4;
+        for (std::size_t col = 0; col < matrix.cols; col += block_cols(format), bytes += block_bytes(format)) {
+            if (format != WeightFormat::kQ4K) {
+                fill_group(bytes, values + col, random, [&](std::size_t which, std::size_t r) {
+                    return factor(bytes + quants + (kPanelRows * which + r) * size, half, random);
+                });
+                continue;
+            }
+            float factors[2 * kPanelRows];
+            for (std::size_t i = 0; i < 2 * kPanelRows; ++i) {
+                factors[i] = factor(bytes + 2 * i, true, random);
+            }
+            for (std::size_t g = 0; g < 8; ++g) {
+                fill_group(bytes + 320 + 256 * g, values + col + 32 * g, random, [&](std::size_t which, std::size_t r) {
+                    const std::size_t i = kPanelRows * which + r;
+                    const std::uint32_t times = random.below(256);
+                    bytes[64 + 32 * g + i] = static_cast<std::uint8_t>(times);
+                    return factors[i] * static_cast<float>(times);
+                });
+            }
+        }
+    }
+
+    /// `factor(which, row)` chooses scales, and minimums or other scales.
+    template <typename Factor>
+    void fill_group(std::uint8_t* bytes, float* values, Random& random, Factor&& factor) {
+        const bool four = matrix.format == WeightFormat::kQ4 || matrix.format == WeightFormat::kQ4K;
         const bool fine = matrix.format == WeightFormat::kQ8Fine;
         const bool minimum = four || matrix.format == WeightFormat::kQ8Min;
-        const std::size_t quants = four ? 256 : 512, size = half ? 2 : 4;
-        for (std::size_t first = 0; first < matrix.cols; first += kGroup, bytes += group_bytes(matrix.format)) {
-            const std::uint32_t kind = random.below(4);  // all at one end, all at the other, or anything
-            for (std::size_t i = 0; i < quants; ++i) {
-                bytes[i] = static_cast<std::uint8_t>(kind == 0   ? (four ? 0xFF : 0x80)
-                                                     : kind == 1 ? (four ? 0 : 0x7F)
-                                                                 : random.below(256));
-            }
-            for (std::size_t r = 0; r < kPanelRows; ++r) {
-                const float scale = factor(bytes + quants + r * size, half, random);
-                const float other =
-                    fine || minimum ? factor(bytes + quants + (kPanelRows + r) * size, half, random) : 0.0F;
-                for (std::size_t k = 0; k < kGroup; ++k) {
-                    const std::uint8_t byte = bytes[64 * (four ? k % 16 / 4 : k / 4) + 4 * r + k % 4];
-                    const float quant = four ? static_cast<float>(k < 16 ? byte & 15 : byte >> 4)
-                                             : static_cast<float>(static_cast<std::int8_t>(byte));
-                    values[r * matrix.cols + first + k] =
-                        fine ? quant * (k < 16 ? scale : other) : quant * scale + (minimum ? other : 0.0F);
-                }
+        const std::uint32_t kind = random.below(4);  // all at one end, all at the other, or anything
+        for (std::size_t i = 0; i < (four ? 256U : 512U); ++i) {
+            bytes[i] = static_cast<std::uint8_t>(kind == 0   ? (four ? 0xFF : 0x80)
+                                                 : kind == 1 ? (four ? 0 : 0x7F)
+                                                             : random.below(256));
+        }
+        for (std::size_t r = 0; r < kPanelRows; ++r) {
+            const float scale = factor(0, r);
+            const float other = fine || minimum ? factor(1, r) : 0.0F;
+            for (std::size_t k = 0; k < kGroup; ++k) {
+                const std::uint8_t byte = bytes[64 * (four ? k % 16 / 4 : k / 4) + 4 * r + k % 4];
+                const float quant = four ? static_cast<float>(k < 16 ? byte & 15 : byte >> 4)
+                                         : static_cast<float>(static_cast<std::int8_t>(byte));
+                values[r * matrix.cols + k] =
+                    fine ? quant * (k < 16 ? scale : other) : quant * scale + (minimum ? other : 0.0F);
             }
         }
     }
@@ -223,7 +251,8 @@ void compare(const InstructionSet& set, const TestMatrix& weights, const TestAct
 void products_are_right() {
     Random random{2026};
     for (const WeightFormat format : kFormats) {
-        for (const std::size_t cols : std::vector<std::size_t>{32, 64, 96, 288, 576, 1536}) {
+        for (const std::size_t least : std::vector<std::size_t>{32, 64, 96, 288, 576, 1536}) {
+            const std::size_t cols = whole_blocks(format, least);
             const TestMatrix weights(format, 2 * kPanelRows + 3, cols, random);
             for (const std::size_t rows :
                  std::vector<std::size_t>{1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 16, 17, 25, 33}) {
@@ -257,8 +286,9 @@ void floats_may_have_any_number_of_columns() {
 void a_row_does_not_depend_on_others() {
     Random random{11};
     for (const WeightFormat format : kFormats) {
-        const TestMatrix weights(format, 32, 320, random);
-        const TestActivations all(29, 320, random);
+        const std::size_t cols = whole_blocks(format, 320);
+        const TestMatrix weights(format, 32, cols, random);
+        const TestActivations all(29, cols, random);
         for (const InstructionSet* set : instruction_sets()) {
             for (const bool exact : {false, true}) {
                 const std::vector<float> together = multiply(*set, weights, all.view(exact));
@@ -284,12 +314,13 @@ void a_row_does_not_depend_on_others() {
 void nan_stays_in_its_row() {
     Random random{5};
     for (const WeightFormat format : kFormats) {
-        const TestMatrix weights(format, 16, 64, random);
-        TestActivations activations(5, 64, random);
+        const std::size_t cols = whole_blocks(format, 64), groups = cols / kGroup;
+        const TestMatrix weights(format, 16, cols, random);
+        TestActivations activations(5, cols, random);
         const float nan = std::nanf("");
-        activations.scales[2 * 2] = nan;
-        activations.sums[2 * 2] = nan;
-        activations.values[2 * 64 + 3] = nan;
+        activations.scales[2 * groups] = nan;
+        activations.sums[2 * groups] = nan;
+        activations.values[2 * cols + 3] = nan;
         for (const InstructionSet* set : instruction_sets()) {
             for (const bool exact : {false, true}) {
                 const std::vector<float> results = multiply(*set, weights, activations.view(exact));
@@ -304,10 +335,10 @@ void nan_stays_in_its_row() {
 void rows_are_unpacked() {
     Random random{3};
     for (const WeightFormat format : kFormats) {
-        const TestMatrix weights(format, 40, 96, random);
+        const TestMatrix weights(format, 40, whole_blocks(format, 96), random);
         for (const InstructionSet* set : instruction_sets()) {
             for (std::size_t row = 0; row < weights.matrix.rows; ++row) {
-                std::vector<float> values(96);
+                std::vector<float> values(weights.matrix.cols);
                 set->linear.unpack_row(weights.matrix, row, values.data());
                 for (std::size_t k = 0; k < values.size(); ++k) {
                     // A product and a sum, rounded once or twice.

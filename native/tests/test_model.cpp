@@ -52,7 +52,14 @@ std::size_t padded(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
 float uniform(Random& random) { return static_cast<float>(static_cast<int>(random.below(20001)) - 10000) / 10000.0F; }
 
 WeightFormat random_format(bool quantized, std::size_t cols, Random& random) {
-    return static_cast<WeightFormat>(random.below(quantized && cols % kGroup == 0 ? 8 : 3));
+    if (!quantized || cols % kGroup != 0) {
+        return static_cast<WeightFormat>(random.below(3));
+    }
+    if (cols % block_cols(WeightFormat::kQ4K) == 0 && random.below(2) == 0) {
+        return WeightFormat::kQ4K;  // few matrices here have so many columns
+    }
+    const auto format = static_cast<WeightFormat>(random.below(kNumWeightFormats));
+    return cols % block_cols(format) == 0 ? format : WeightFormat::kQ4;
 }
 
 void put(std::uint8_t* at, std::size_t index, float value, bool half) {
@@ -63,7 +70,7 @@ void put(std::uint8_t* at, std::size_t index, float value, bool half) {
 /// Random weights of about 1 / sqrt(cols), so that products are as large as what goes in.
 void fill(const Matrix& matrix, std::uint8_t* data, Random& random) {
     const float size = 1 / std::sqrt(static_cast<float>(matrix.cols));
-    const bool four = matrix.format == WeightFormat::kQ4 || matrix.format == WeightFormat::kQ4Wide;
+    const bool four = matrix.format == WeightFormat::kQ4;
     const bool half = matrix.format == WeightFormat::kQ4 || matrix.format == WeightFormat::kQ8;
     const std::size_t quants = four ? 256 : 512;
     for (std::size_t panel = 0; panel < matrix.num_panels(); ++panel) {
@@ -80,7 +87,19 @@ void fill(const Matrix& matrix, std::uint8_t* data, Random& random) {
             }
             continue;
         }
-        for (std::size_t k = 0; k < matrix.cols; k += kGroup, at += group_bytes(matrix.format)) {
+        const std::size_t block = block_bytes(matrix.format);
+        for (std::size_t k = 0; k < matrix.cols; k += block_cols(matrix.format), at += block) {
+            if (matrix.format == WeightFormat::kQ4K) {
+                for (std::size_t i = 0; i < block; ++i) {
+                    at[i] = static_cast<std::uint8_t>(random.below(256));
+                }
+                for (std::size_t r = 0; r < kPanelRows; ++r) {
+                    const float scale = r < rows ? size * (1 + uniform(random) / 2) / (4.6F * 128) : 0.0F;
+                    put(at, r, scale, true);
+                    put(at, kPanelRows + r, -7.5F * scale, true);
+                }
+                continue;
+            }
             for (std::size_t i = 0; i < quants; ++i) {
                 at[i] = static_cast<std::uint8_t>(random.below(256));
             }
@@ -104,14 +123,13 @@ void poison(const Matrix& matrix, std::uint8_t* data, std::size_t row) {
     std::uint8_t* panel = data + row / kPanelRows * panel_bytes(matrix.format, matrix.cols);
     constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
     const bool quantized = is_quantized(matrix.format);
-    const bool four = matrix.format == WeightFormat::kQ4 || matrix.format == WeightFormat::kQ4Wide;
-    const bool half =
-        matrix.format == WeightFormat::kF16 || matrix.format == WeightFormat::kQ4 || matrix.format == WeightFormat::kQ8;
+    const bool four = matrix.format == WeightFormat::kQ4, bytes = matrix.format == WeightFormat::kQ4K;
+    const bool half = bytes || four || matrix.format == WeightFormat::kF16 || matrix.format == WeightFormat::kQ8;
     if (matrix.format == WeightFormat::kBF16) {
         const std::uint16_t bits = 0x7FC0;
         std::memcpy(panel + 2 * (row % kPanelRows), &bits, 2);
     } else {
-        put(panel + (!quantized ? 0 : four ? 256 : 512), row % kPanelRows, kNaN, half);
+        put(panel + (!quantized || bytes ? 0 : four ? 256 : 512), row % kPanelRows, kNaN, half);
     }
 }
 
@@ -626,7 +644,11 @@ void a_layer_mixes_formats() {
     Options options;
     options.quantized = true;
     for (std::uint64_t seed = 10; seed < 13; ++seed) {
-        options.shape = shape_of(seed % 2 != 0 ? 211 : 64, 64, seed % 3 == 0 ? 72 : 96, 4, 2, seed % 2 != 0 ? 48 : 32);
+        options.shape = shape_of(seed % 2 != 0 ? 211 : 64, 64,
+                                 seed % 3 == 0   ? 72
+                                 : seed % 3 == 1 ? 96
+                                                 : 256,
+                                 4, 2, seed % 2 != 0 ? 48 : 32);
         options.windows = {0, 0};
         options.block_size = 5 + seed;
         options.biases = seed % 2 == 0;

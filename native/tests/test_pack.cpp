@@ -28,18 +28,18 @@ const Type kTypes[] = {
     {SourceType::kF32, 1, 4, {WeightFormat::kF32, WeightFormat::kQ4, WeightFormat::kQ8}},
     {SourceType::kF16, 1, 2, {WeightFormat::kF16, WeightFormat::kF32, WeightFormat::kQ4, WeightFormat::kQ8}},
     {SourceType::kBF16, 1, 2, {WeightFormat::kBF16, WeightFormat::kF32, WeightFormat::kQ4, WeightFormat::kQ8}},
-    {SourceType::kQ1_0, 128, 18, {WeightFormat::kQ4, WeightFormat::kQ4Wide}},
-    {SourceType::kQ2_0, 64, 18, {WeightFormat::kQ4, WeightFormat::kQ4Wide}},
-    {SourceType::kTQ1_0, 256, 54, {WeightFormat::kQ4, WeightFormat::kQ4Wide}},
-    {SourceType::kTQ2_0, 256, 66, {WeightFormat::kQ4, WeightFormat::kQ4Wide}},
-    {SourceType::kQ4_0, 32, 18, {WeightFormat::kQ4Wide}},
-    {SourceType::kQ4_1, 32, 20, {WeightFormat::kQ4, WeightFormat::kQ4Wide}},
+    {SourceType::kQ1_0, 128, 18, {WeightFormat::kQ4}},
+    {SourceType::kQ2_0, 64, 18, {WeightFormat::kQ4}},
+    {SourceType::kTQ1_0, 256, 54, {WeightFormat::kQ4}},
+    {SourceType::kTQ2_0, 256, 66, {WeightFormat::kQ4}},
+    {SourceType::kQ4_0, 32, 18, {WeightFormat::kQ8}},
+    {SourceType::kQ4_1, 32, 20, {WeightFormat::kQ4}},
     {SourceType::kQ5_0, 32, 22, {WeightFormat::kQ8}},
     {SourceType::kQ5_1, 32, 24, {WeightFormat::kQ8Min}},
     {SourceType::kQ8_0, 32, 34, {WeightFormat::kQ8}},
     {SourceType::kQ2_K, 256, 84, {WeightFormat::kQ8}},
     {SourceType::kQ3_K, 256, 110, {WeightFormat::kQ8Fine}},
-    {SourceType::kQ4_K, 256, 144, {WeightFormat::kQ4Wide}},
+    {SourceType::kQ4_K, 256, 144, {WeightFormat::kQ4K}},
     {SourceType::kQ5_K, 256, 176, {WeightFormat::kQ8Min}},
     {SourceType::kQ6_K, 256, 210, {WeightFormat::kQ8Fine}},
     {SourceType::kIQ1_S, 256, 50, {WeightFormat::kQ8Min}},
@@ -135,7 +135,7 @@ void quants_are_where_the_layout_says() {
         for (std::size_t row = 0; row < rows; ++row) {
             for (std::size_t g = 0; g < groups; ++g) {
                 const std::uint8_t* from = source.data() + (row * groups + g) * block;
-                const std::uint8_t* to = packed.data() + (row / 16 * groups + g) * group_bytes(format);
+                const std::uint8_t* to = packed.data() + (row / 16 * groups + g) * block_bytes(format);
                 const std::size_t r = row % 16;
                 for (std::size_t byte = 0; byte < (four ? 16U : 32U); ++byte) {
                     CHECK(to[64 * (byte / 4) + 4 * r + byte % 4] == from[header + byte]);

@@ -82,7 +82,7 @@ SOURCE_TYPES: Final[dict[str, bool]]
 """All types that can be packed and dequantized, by ggml's name: whether the format that holds them loses nothing."""
 
 def held_by(source: NDArray[np.uint8], source_type: int) -> int:
-    """The format that holds these blocks. It depends on them for Q4_0: huge scales need Q4Wide.
+    """The format that holds these blocks. It depends on them for Q4_0: huge scales need Q8.
 
     Raises:
         ValueError: a type that cannot be read, or bytes that are not whole blocks of it.

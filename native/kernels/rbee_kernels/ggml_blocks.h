@@ -23,6 +23,14 @@ struct WeightGroup {
     void set_minimum(float minimum) { minimums[0] = minimums[1] = minimum; }
 };
 
+/// Factors of a group that are products: scale = scale.times * binary16, and so the minimum.
+struct ByteFactors {
+    Half scale{};
+    Half minimum{};
+    std::uint8_t scale_times = 0;
+    std::uint8_t minimum_times = 0;
+};
+
 template <typename T>
 inline T read(const std::uint8_t* at) {
     T value;
@@ -48,6 +56,21 @@ struct BlockQ4_0 {
             quants[i] = static_cast<std::uint8_t>(bytes[i] & 15U);
             quants[16 + i] = static_cast<std::uint8_t>(bytes[i] >> 4U);
         }
+    }
+};
+
+/// The same as signed quants without a minimum, for scales that are too large for one in binary16.
+struct SignedBlockQ4_0 {
+    static constexpr std::size_t kCols = BlockQ4_0::kCols, kBytes = BlockQ4_0::kBytes;
+
+    static WeightGroup group(const std::uint8_t* block, std::size_t /*index*/) {
+        WeightGroup group;
+        BlockQ4_0::unpack_halves(block + 2, group.quants);
+        for (std::uint8_t& quant : group.quants) {
+            quant = static_cast<std::uint8_t>(quant - 8);
+        }
+        group.set_scale(float_of(read<Half>(block)));
+        return group;
     }
 };
 
@@ -167,11 +190,12 @@ struct BlockQ4_K {
     static constexpr std::size_t kCols = 256, kBytes = 144;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t index) {
-        WeightGroup group = factors(block, index);
+        WeightGroup group;
+        set_factors(block, index, group);
         unpack_half(block + 16, index, group.quants);
         return group;
     }
-    static WeightGroup factors(const std::uint8_t* block, std::size_t index) {
+    static ByteFactors factors(const std::uint8_t* block, std::size_t index) {
         const std::uint8_t* bits = block + 4;
         unsigned scale = bits[index % 4], minimum = bits[4 + index % 4];
         if (index < 4) {
@@ -181,10 +205,14 @@ struct BlockQ4_K {
             scale = (bits[4 + index] & 15U) | (scale >> 6U << 4U);
             minimum = static_cast<unsigned>(bits[4 + index] >> 4U) | (minimum >> 6U << 4U);
         }
-        WeightGroup group;
-        group.set_scale(float_of(read<Half>(block)) * static_cast<float>(scale));
-        group.set_minimum(-(float_of(read<Half>(block + 2)) * static_cast<float>(minimum)));
-        return group;
+        const Half subtracted = read<Half>(block + 2);
+        const Half added{static_cast<std::uint16_t>(subtracted.bits ^ 0x8000U)};
+        return {read<Half>(block), added, static_cast<std::uint8_t>(scale), static_cast<std::uint8_t>(minimum)};
+    }
+    static void set_factors(const std::uint8_t* block, std::size_t index, WeightGroup& group) {
+        const ByteFactors bytes = factors(block, index);
+        group.set_scale(float_of(bytes.scale) * static_cast<float>(bytes.scale_times));
+        group.set_minimum(float_of(bytes.minimum) * static_cast<float>(bytes.minimum_times));
     }
     static void unpack_half(const std::uint8_t* bytes, std::size_t index, std::uint8_t* quants) {
         const std::size_t shift = index % 2 * 4;
@@ -199,7 +227,8 @@ struct BlockQ5_K {
     static constexpr std::size_t kCols = 256, kBytes = 176;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t index) {
-        WeightGroup group = BlockQ4_K::factors(block, index);
+        WeightGroup group;
+        BlockQ4_K::set_factors(block, index, group);
         BlockQ4_K::unpack_half(block + 48, index, group.quants);
         for (std::size_t i = 0; i < kGroup; ++i) {
             const unsigned fifth = (static_cast<unsigned>(block[16 + i]) >> index) & 1U;

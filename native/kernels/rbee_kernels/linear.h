@@ -21,20 +21,23 @@
 namespace rbee::kernels {
 namespace {
 
-/// Where a group's quants, scales and minimums are.
+/// A panel's groups of 32 columns.
 template <WeightFormat F>
 struct Group {
-    static constexpr bool kFourBits = F == WeightFormat::kQ4 || F == WeightFormat::kQ4Wide;
-    static constexpr bool kHalves = F == WeightFormat::kQ4 || F == WeightFormat::kQ8;
-    static constexpr bool kFine = F == WeightFormat::kQ8Fine;
-    static constexpr bool kMinimum = kFourBits || F == WeightFormat::kQ8Min;
-    static constexpr std::size_t kQuants = kFourBits ? 256 : 512;
-    static constexpr std::size_t kScaleBytes = kHalves ? 32 : 64;
+    using Place = GroupPlace<F>;
+    static constexpr bool kFourBits = Place::kFourBits;
+    static constexpr bool kFine = Place::kTwoScales;
+    static constexpr bool kMinimum = Place::kMinimum;
 
-    /// `index` 0: the scales (in kQ8Fine: of the first 16 columns), 1: the minimums (the scales of the others).
-    static Vec factors(const std::uint8_t* group, std::size_t index) {
-        const std::uint8_t* at = group + kQuants + index * kScaleBytes;
-        if constexpr (kHalves) {
+    static const std::uint8_t* quants(const std::uint8_t* panel, std::size_t group) {
+        return panel + Place::quants(group);
+    }
+    /// `which` 0: the scales (in kQ8Fine: of the first 16 columns), 1: the minimums (the scales of the others).
+    static Vec factors(const std::uint8_t* panel, std::size_t group, std::size_t which) {
+        const std::uint8_t* at = panel + Place::factors(group, which);
+        if constexpr (Place::kByteFactors) {
+            return load(at) * load(reinterpret_cast<const Half*>(panel + Place::block_factors(group, which)));
+        } else if constexpr (Place::kHalfFactors) {
             return load(reinterpret_cast<const Half*>(at));
         } else {
             return load(reinterpret_cast<const float*>(at));
@@ -157,15 +160,16 @@ void multiply_floats(const T* weights, std::size_t cols, const Activations& acti
 
 /// Column k of all 16 rows of a group, as floats.
 template <WeightFormat F>
-inline void unpack_group(const std::uint8_t* group, float* out) {
-    const Vec scale = Group<F>::factors(group, 0);
-    const Vec other = Group<F>::kMinimum || Group<F>::kFine ? Group<F>::factors(group, 1) : broadcast(0.0F);
+inline void unpack_group(const std::uint8_t* panel, std::size_t group, float* out) {
+    const std::uint8_t* quants = Group<F>::quants(panel, group);
+    const Vec scale = Group<F>::factors(panel, group, 0);
+    const Vec other = Group<F>::kMinimum || Group<F>::kFine ? Group<F>::factors(panel, group, 1) : broadcast(0.0F);
     for (std::size_t k = 0; k < kGroup; ++k) {
         if constexpr (Group<F>::kFourBits) {
-            const Vec quant = four_bits(group + k % 16 / 4 * 64, 8 * (k % 4) + (k < 16 ? 0 : 4));
+            const Vec quant = four_bits(quants + k % 16 / 4 * 64, 8 * (k % 4) + (k < 16 ? 0 : 4));
             store(out + k * kPanelRows, fma(quant, scale, other));
         } else {
-            const Vec quant = signed_byte(group + k / 4 * 64, k % 4);
+            const Vec quant = signed_byte(quants + k / 4 * 64, k % 4);
             if constexpr (Group<F>::kMinimum) {
                 store(out + k * kPanelRows, fma(quant, scale, other));
             } else {
@@ -181,7 +185,7 @@ void multiply_exactly(const std::uint8_t* panel, std::size_t cols, const Activat
     for (std::size_t first = 0; first < cols; first += kExactCols) {
         const std::size_t some = cols - first < kExactCols ? cols - first : kExactCols;
         for (std::size_t k = 0; k < some; k += kGroup) {
-            unpack_group<F>(panel + (first + k) / kGroup * group_bytes(F), scratch + k * kPanelRows);
+            unpack_group<F>(panel, (first + k) / kGroup, scratch + k * kPanelRows);
         }
         multiply_floats(scratch, some, activations, first, first != 0, out, stride);
     }
@@ -211,7 +215,7 @@ inline void with_format(WeightFormat format, Function&& function) {
         case WeightFormat::kF16: return function(std::integral_constant<WeightFormat, WeightFormat::kF16>());
         case WeightFormat::kBF16: return function(std::integral_constant<WeightFormat, WeightFormat::kBF16>());
         case WeightFormat::kQ4: return function(std::integral_constant<WeightFormat, WeightFormat::kQ4>());
-        case WeightFormat::kQ4Wide: return function(std::integral_constant<WeightFormat, WeightFormat::kQ4Wide>());
+        case WeightFormat::kQ4K: return function(std::integral_constant<WeightFormat, WeightFormat::kQ4K>());
         case WeightFormat::kQ8: return function(std::integral_constant<WeightFormat, WeightFormat::kQ8>());
         case WeightFormat::kQ8Min: return function(std::integral_constant<WeightFormat, WeightFormat::kQ8Min>());
         case WeightFormat::kQ8Fine: return function(std::integral_constant<WeightFormat, WeightFormat::kQ8Fine>());
@@ -254,8 +258,8 @@ void unpack_row(const Matrix& matrix, std::size_t row, float* out) {
             unpack_floats<BFloat>(panel, row, matrix.cols, out);
         } else {
             float columns[kGroup * kPanelRows];
-            for (std::size_t k = 0; k < matrix.cols; k += kGroup, panel += group_bytes(F)) {
-                unpack_group<F>(panel, columns);
+            for (std::size_t k = 0; k < matrix.cols; k += kGroup) {
+                unpack_group<F>(panel, k / kGroup, columns);
                 for (std::size_t i = 0; i < kGroup; ++i) {
                     out[k + i] = columns[i * kPanelRows + row];
                 }

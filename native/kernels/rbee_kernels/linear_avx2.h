@@ -61,25 +61,31 @@ constexpr std::size_t kUnpackedGroupBytes = 512 + 2 * 64;
 template <WeightFormat F>
 void unpack_panel(const std::uint8_t* panel, std::size_t groups, std::uint8_t* out) {
     const __m256i low = _mm256_set1_epi8(15);
-    for (std::size_t g = 0; g < groups; ++g, panel += group_bytes(F), out += kUnpackedGroupBytes) {
+    for (std::size_t g = 0; g < groups; ++g, out += kUnpackedGroupBytes) {
+        const std::uint8_t* group = Group<F>::quants(panel, g);
 #pragma GCC unroll 8
         for (std::size_t i = 0; i < 256; i += 32) {
-            const __m256i both = bytes(panel + i);
+            const __m256i both = bytes(group + i);
             _mm256_store_si256(reinterpret_cast<__m256i*>(out + i), _mm256_and_si256(both, low));
             _mm256_store_si256(reinterpret_cast<__m256i*>(out + 256 + i),
                                _mm256_and_si256(_mm256_srli_epi16(both, 4), low));
         }
-        store(reinterpret_cast<float*>(out + 512), Group<F>::factors(panel, 0));
-        store(reinterpret_cast<float*>(out + 576), Group<F>::factors(panel, 1));
+        store(reinterpret_cast<float*>(out + 512), Group<F>::factors(panel, g, 0));
+        store(reinterpret_cast<float*>(out + 576), Group<F>::factors(panel, g, 1));
     }
 }
 
 template <WeightFormat F, Source S>
-inline Vec factors(const std::uint8_t* group, std::size_t index) {
+inline const std::uint8_t* quants_of(const std::uint8_t* panel, std::size_t group) {
+    return S == Source::kUnpacked ? panel + group * kUnpackedGroupBytes : Group<F>::quants(panel, group);
+}
+
+template <WeightFormat F, Source S>
+inline Vec factors(const std::uint8_t* panel, std::size_t group, std::size_t which) {
     if constexpr (S == Source::kUnpacked) {
-        return load(reinterpret_cast<const float*>(group + 512 + 64 * index));
+        return load(reinterpret_cast<const float*>(panel + group * kUnpackedGroupBytes + 512 + 64 * which));
     } else {
-        return Group<F>::factors(group, index);
+        return Group<F>::factors(panel, group, which);
     }
 }
 
@@ -98,7 +104,6 @@ inline void add_products(const __m256i (&dots)[M][2], Vec scale, const float* x,
 
 template <WeightFormat F, Source S, std::size_t M>
 [[gnu::noinline]] void quantized_tile(const std::uint8_t* panel, const TileInput& in, float* out, std::size_t stride) {
-    constexpr std::size_t step = S == Source::kUnpacked ? kUnpackedGroupBytes : group_bytes(F);
     const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     alignas(32) float sums[M * kPanelRows];
 #pragma GCC unroll 4
@@ -107,7 +112,8 @@ template <WeightFormat F, Source S, std::size_t M>
     }
     const std::int8_t* quants = in.quants;
     const std::uint8_t* ahead = in.ahead;
-    for (std::size_t g = 0; g < in.groups; ++g, panel += step, quants += kGroup) {
+    for (std::size_t g = 0; g < in.groups; ++g, quants += kGroup) {
+        const std::uint8_t* group = quants_of<F, S>(panel, g);
         for (std::size_t i = 0; i < in.ahead_step; i += kLineBytes) {
             _mm_prefetch(reinterpret_cast<const char*>(ahead + i), _MM_HINT_T0);
         }
@@ -125,7 +131,7 @@ template <WeightFormat F, Source S, std::size_t M>
             };
 #pragma GCC unroll 8
             for (std::size_t j = 0; j < (S == Source::kUnpacked ? 8 : 4); ++j) {
-                const __m256i first = bytes(panel + 64 * j), second = bytes(panel + 64 * j + 32);
+                const __m256i first = bytes(group + 64 * j), second = bytes(group + 64 * j + 32);
                 if constexpr (S == Source::kUnpacked) {
 #pragma GCC unroll 4
                     for (std::size_t m = 0; m < M; ++m) {
@@ -155,14 +161,14 @@ template <WeightFormat F, Source S, std::size_t M>
             for (std::size_t j = 0; j < 8; ++j) {
                 if constexpr (Group<F>::kFine) {
                     if (j == 4) {
-                        add_products<M>(dots, factors<F, S>(panel, 0), in.scales + g, in.groups, sums);
+                        add_products<M>(dots, factors<F, S>(panel, g, 0), in.scales + g, in.groups, sums);
 #pragma GCC unroll 4
                         for (std::size_t m = 0; m < M; ++m) {
                             dots[m][0] = dots[m][1] = _mm256_setzero_si256();
                         }
                     }
                 }
-                const __m256i first = bytes(panel + 64 * j), second = bytes(panel + 64 * j + 32);
+                const __m256i first = bytes(group + 64 * j), second = bytes(group + 64 * j + 32);
                 const __m256i first_size = _mm256_abs_epi8(first), second_size = _mm256_abs_epi8(second);
 #pragma GCC unroll 4
                 for (std::size_t m = 0; m < M; ++m) {
@@ -172,9 +178,9 @@ template <WeightFormat F, Source S, std::size_t M>
                 }
             }
         }
-        add_products<M>(dots, factors<F, S>(panel, Group<F>::kFine ? 1 : 0), in.scales + g, in.groups, sums);
+        add_products<M>(dots, factors<F, S>(panel, g, Group<F>::kFine ? 1 : 0), in.scales + g, in.groups, sums);
         if constexpr (Group<F>::kMinimum) {
-            const Vec minimum = factors<F, S>(panel, 1);
+            const Vec minimum = factors<F, S>(panel, g, 1);
 #pragma GCC unroll 4
             for (std::size_t m = 0; m < M; ++m) {
                 float* sum = sums + m * kPanelRows;

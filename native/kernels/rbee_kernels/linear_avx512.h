@@ -35,7 +35,8 @@ template <WeightFormat F, std::size_t M>
     }
     const std::int8_t* quants = in.quants;
     const std::uint8_t* ahead = in.ahead;
-    for (std::size_t g = 0; g < in.groups; ++g, panel += group_bytes(F), quants += kGroup) {
+    for (std::size_t g = 0; g < in.groups; ++g, quants += kGroup) {
+        const std::uint8_t* group = Group<F>::quants(panel, g);
         for (std::size_t i = 0; i < in.ahead_step; i += kLineBytes) {
             _mm_prefetch(reinterpret_cast<const char*>(ahead + i), _MM_HINT_T0);
         }
@@ -54,7 +55,7 @@ template <WeightFormat F, std::size_t M>
         if constexpr (Group<F>::kFourBits) {
 #pragma GCC unroll 4
             for (std::size_t j = 0; j < 4; ++j) {
-                const __m512i both = _mm512_loadu_si512(panel + 64 * j);
+                const __m512i both = _mm512_loadu_si512(group + 64 * j);
                 const __m512i first = _mm512_and_si512(both, low);
                 const __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
 #pragma GCC unroll 16
@@ -67,8 +68,8 @@ template <WeightFormat F, std::size_t M>
             // There is no bias for 16 columns: the product with 128 takes its place.
 #pragma GCC unroll 4
             for (std::size_t j = 0; j < 4; ++j) {
-                const __m512i first = _mm512_xor_si512(_mm512_loadu_si512(panel + 64 * j), sign);
-                const __m512i second = _mm512_xor_si512(_mm512_loadu_si512(panel + 64 * (j + 4)), sign);
+                const __m512i first = _mm512_xor_si512(_mm512_loadu_si512(group + 64 * j), sign);
+                const __m512i second = _mm512_xor_si512(_mm512_loadu_si512(group + 64 * (j + 4)), sign);
 #pragma GCC unroll 16
                 for (std::size_t m = 0; m < M; ++m) {
                     const __m512i x = four(quants + m * in.cols + 4 * j), y = four(quants + m * in.cols + 16 + 4 * j);
@@ -82,17 +83,17 @@ template <WeightFormat F, std::size_t M>
         } else {
 #pragma GCC unroll 8
             for (std::size_t j = 0; j < 8; ++j) {
-                const __m512i weights = _mm512_xor_si512(_mm512_loadu_si512(panel + 64 * j), sign);
+                const __m512i weights = _mm512_xor_si512(_mm512_loadu_si512(group + 64 * j), sign);
 #pragma GCC unroll 16
                 for (std::size_t m = 0; m < M; ++m) {
                     dots[m] = _mm512_dpbusd_epi32(dots[m], weights, four(quants + m * in.cols + 4 * j));
                 }
             }
         }
-        const __m512 scale = Group<F>::factors(panel, 0).v;
+        const __m512 scale = Group<F>::factors(panel, g, 0).v;
         [[maybe_unused]] __m512 other;
         if constexpr (Group<F>::kMinimum || Group<F>::kFine) {
-            other = Group<F>::factors(panel, 1).v;
+            other = Group<F>::factors(panel, g, 1).v;
         }
 #pragma GCC unroll 16
         for (std::size_t m = 0; m < M; ++m) {

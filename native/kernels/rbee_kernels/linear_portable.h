@@ -36,17 +36,18 @@ inline void quantized_tile(const std::uint8_t* panel, const TileInput& in, float
     for (std::size_t m = 0; m < M; ++m) {
         sums[m] = broadcast(0.0F);
     }
-    for (std::size_t g = 0; g < in.groups; ++g, panel += group_bytes(F)) {
+    for (std::size_t g = 0; g < in.groups; ++g) {
+        const std::uint8_t* group = Group<F>::quants(panel, g);
         std::int8_t bytes[512];
-        for (std::size_t i = 0; i < Group<F>::kQuants; ++i) {
+        for (std::size_t i = 0; i < GroupPlace<F>::kQuantBytes; ++i) {
             if constexpr (Group<F>::kFourBits) {
-                bytes[i] = static_cast<std::int8_t>(panel[i] & 15);
-                bytes[256 + i] = static_cast<std::int8_t>(panel[i] >> 4);
+                bytes[i] = static_cast<std::int8_t>(group[i] & 15);
+                bytes[256 + i] = static_cast<std::int8_t>(group[i] >> 4);
             } else {
-                bytes[i] = static_cast<std::int8_t>(panel[i]);
+                bytes[i] = static_cast<std::int8_t>(group[i]);
             }
         }
-        const Vec scale = Group<F>::factors(panel, 0);
+        const Vec scale = Group<F>::factors(panel, g, 0);
         for (std::size_t m = 0; m < M; ++m) {
             const std::int8_t* quants = in.quants + m * in.cols + g * kGroup;
             const Vec x = broadcast(in.scales[m * in.groups + g]);
@@ -60,10 +61,10 @@ inline void quantized_tile(const std::uint8_t* panel, const TileInput& in, float
                 for (std::size_t j = 4; j < 8; ++j) {
                     dot4(bytes + 64 * j, quants + 4 * j, others);
                 }
-                sums[m] = fma(as_floats(others) * x, Group<F>::factors(panel, 1), sums[m]);
+                sums[m] = fma(as_floats(others) * x, Group<F>::factors(panel, g, 1), sums[m]);
             }
             if constexpr (Group<F>::kMinimum) {
-                sums[m] = fma(broadcast(in.sums[m * in.groups + g]), Group<F>::factors(panel, 1), sums[m]);
+                sums[m] = fma(broadcast(in.sums[m * in.groups + g]), Group<F>::factors(panel, g, 1), sums[m]);
             }
         }
     }

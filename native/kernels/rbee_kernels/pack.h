@@ -64,7 +64,7 @@ struct SourceMatrix {
 /// The format that holds whole blocks of this type, without loss but for Q2_K; for Q4_0 it depends on the scales.
 WeightFormat held_by(SourceType type, const std::uint8_t* source, std::size_t bytes);
 
-/// Bytes of a packed matrix. Refuses what the format cannot have: quantized rows that are not groups of 32 columns.
+/// Bytes of a packed matrix. Refuses what the format cannot have: quantized rows that are not whole blocks.
 std::size_t packed_bytes(WeightFormat format, std::size_t rows, std::size_t cols);
 
 /// A matrix in so many bytes, which must be exactly its own.

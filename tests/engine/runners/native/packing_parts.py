@@ -25,7 +25,7 @@ class Format(IntEnum):
     F16 = 1
     BF16 = 2
     Q4 = 3
-    Q4_WIDE = 4
+    Q4_K = 4
     Q8 = 5
     Q8_MIN = 6
     Q8_FINE = 7
@@ -42,7 +42,6 @@ class Layout(NamedTuple):
 
 LAYOUTS = {
     Format.Q4: Layout(320, four_bits=True, factors=np.float16, minimums=True),
-    Format.Q4_WIDE: Layout(384, four_bits=True, factors=np.float32, minimums=True),
     Format.Q8: Layout(544, four_bits=False, factors=np.float16, minimums=False),
     Format.Q8_MIN: Layout(640, four_bits=False, factors=np.float32, minimums=True),
     Format.Q8_FINE: Layout(640, four_bits=False, factors=np.float32, minimums=False),
@@ -59,7 +58,7 @@ HELD_BY = {
     Type.Q5_1: Format.Q8_MIN,
     Type.Q8_0: Format.Q8,
     Type.Q3_K: Format.Q8_FINE,
-    Type.Q4_K: Format.Q4_WIDE,
+    Type.Q4_K: Format.Q4_K,
     Type.Q5_K: Format.Q8_MIN,
     Type.Q6_K: Format.Q8_FINE,
     Type.IQ1_S: Format.Q8_MIN,
@@ -138,12 +137,12 @@ def pack(source: NDArray[Any], kind: int, rows: int, cols: int, *, fmt: int, **o
 
 def read(packed: Bytes, fmt: Format, cols: int) -> Floats:
     """All rows of all panels [16 * panels, cols], after weights.h."""
+    if fmt is Format.Q4_K:
+        return _read_q4_k(packed, cols)
     group_bytes, four_bits, factors, minimums = LAYOUTS[fmt]
     quant_bytes = 256 if four_bits else 512
     groups = packed.reshape(-1, cols // 32, group_bytes)
-    quants = groups[..., :quant_bytes].reshape(*groups.shape[:2], -1, 16, 4).transpose(0, 3, 1, 2, 4)
-    quants = quants.reshape(*quants.shape[:3], -1)  # [panel, row, group, column]
-    quants = np.concatenate([quants & 15, quants >> 4], -1) if four_bits else quants.view(np.int8)
+    quants = _quants(groups[..., :quant_bytes], four_bits=four_bits)
     numbers = groups[..., quant_bytes:].copy().view(factors).astype(np.float32).reshape(*groups.shape[:2], -1, 16)
     numbers = numbers.transpose(2, 0, 3, 1)[..., None]  # [which, panel, row, group, 1]
     if minimums:
@@ -151,6 +150,24 @@ def read(packed: Bytes, fmt: Format, cols: int) -> Floats:
     else:
         weights = np.concatenate([numbers[0] * quants[..., :16], numbers[-1] * quants[..., 16:]], -1)
     rows: Floats = weights.reshape(-1, cols)
+    return rows
+
+
+def _quants(groups: Bytes, *, four_bits: bool) -> NDArray[Any]:
+    """The bytes [panel, group, byte] as quants [panel, row, group, column]."""
+    quants = groups.reshape(*groups.shape[:2], -1, 16, 4).transpose(0, 3, 1, 2, 4)
+    quants = quants.reshape(*quants.shape[:3], -1)
+    return np.concatenate([quants & 15, quants >> 4], -1) if four_bits else quants.view(np.int8)
+
+
+def _read_q4_k(packed: Bytes, cols: int) -> Floats:
+    """The format whose factors are bytes times binary16 numbers."""
+    blocks = packed.reshape(-1, cols // 256, 2368)
+    factors = blocks[..., :64].copy().view(np.float16).astype(np.float32).reshape(-1, cols // 256, 1, 2, 16)
+    times = blocks[..., 64:320].reshape(-1, cols // 256, 8, 2, 16)
+    numbers = (factors * times).reshape(-1, cols // 32, 2, 16).transpose(2, 0, 3, 1)[..., None]
+    quants = _quants(blocks[..., 320:].reshape(-1, cols // 32, 256), four_bits=True)
+    rows: Floats = (numbers[0] * quants + numbers[1]).reshape(-1, cols)
     return rows
 
 

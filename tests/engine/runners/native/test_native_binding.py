@@ -101,7 +101,7 @@ def other_vector(name: str, size: int) -> dict[str, Any]:
         ),
         (
             other_matrix("layers.0.gate", lambda matrix: (3, *matrix[1:])),
-            "The matrix 'layers.0.gate' cannot be packed: Q4 has groups of 32 columns, which 16 .* leave them floats.",
+            "The matrix 'layers.0.gate' cannot be packed: Q4 has blocks of 32 columns, which 16 .* leave them floats.",
         ),
         (
             other_matrix("layers.0.gate", lambda matrix: (*matrix[:5], np.zeros(7, np.uint32))),

@@ -41,7 +41,7 @@ def test_blocks_are_held_without_loss(kind: Type, rows: int):
     wanted = dequantize(blocks, kind).reshape(rows, 768)
     held_by = Format(_kernels.held_by(blocks.reshape(-1), kind))
     assert held_by is HELD_BY[kind]
-    for fmt in {held_by, Format.Q4_WIDE} if held_by is Format.Q4 else {held_by}:
+    for fmt in {held_by, Format.Q8} if kind is Type.Q4_0 else {held_by}:
         packed = pack(blocks, kind, rows, 768, fmt=fmt)
         layout = read(packed, fmt, 768)
         assert np.array_equal(layout[:rows], wanted)
@@ -52,15 +52,15 @@ def test_blocks_are_held_without_loss(kind: Type, rows: int):
 
 
 @pytest.mark.parametrize("scale", [8192, -8192, 65504])
-def test_blocks_with_huge_scales_are_held_in_floats(scale: float):
-    """One block of Q4_0 whose minimum would be infinite in binary16: Q4Wide holds it, and Q4 is refused."""
+def test_blocks_with_huge_scales_are_held_in_eight_bits(scale: float):
+    """One block of Q4_0 whose minimum would be infinite in binary16: Q8 holds it, and Q4 is refused."""
     blocks = random_blocks(np.random.default_rng(1), Type.Q4_0, 20, 64)
     assert _kernels.held_by(blocks.reshape(-1), Type.Q4_0) == Format.Q4
     blocks[-1, :2] = np.array([scale], np.float16).view(np.uint8)
-    assert _kernels.held_by(blocks.reshape(-1), Type.Q4_0) == Format.Q4_WIDE
-    weights = _kernels.unpack(pack(blocks, Type.Q4_0, 20, 64, fmt=Format.Q4_WIDE), Format.Q4_WIDE, 20, 64)
+    assert _kernels.held_by(blocks.reshape(-1), Type.Q4_0) == Format.Q8
+    weights = _kernels.unpack(pack(blocks, Type.Q4_0, 20, 64, fmt=Format.Q8), Format.Q8, 20, 64)
     assert np.array_equal(weights, dequantize(blocks, Type.Q4_0).reshape(20, 64))
-    with pytest.raises(ValueError, match="too large for Q4; Q4Wide holds them"):
+    with pytest.raises(ValueError, match="too large for Q4; Q8 holds them"):
         pack(blocks, Type.Q4_0, 20, 64, fmt=Format.Q4)
 
 

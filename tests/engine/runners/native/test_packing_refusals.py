@@ -54,15 +54,15 @@ def test_groups_that_cannot_be_quantized_are_nan(fmt: Format, value: float):
         ({"rows": 21}, "have 840 bytes, not 800."),
         ({"rows": 2**61}, "is too large; it can have 268435456 rows and columns."),
         ({"rows": 0, "cols": 2**28 + 32}, "is too large"),
-        ({"cols": 65}, "Q4 has groups of 32 columns, which 65 columns are not; leave them floats."),
+        ({"cols": 65}, "Q4 has blocks of 32 columns, which 65 columns are not; leave them floats."),
         (
-            {"source_type": Type.Q4_K, "cols": 96, "format": Format.Q4_WIDE, "packed": np.zeros(2304, np.uint8)},
-            "Rows of Q4_K are blocks of 256 columns, which 96 columns are not.",
+            {"source_type": Type.Q4_K, "cols": 288, "format": Format.Q8_MIN, "packed": np.zeros(11520, np.uint8)},
+            "Q4_K would lose something as Q8Min; Q4K holds it.",
         ),
         ({"source_type": Type.Q8_1}, "ggml type 9 cannot be read; these can: F32, F16, BF16, Q1_0, "),
         ({"source_type": 4_000_000_000}, "ggml type 4000000000 cannot be read"),
         ({"format": 8}, "There is no weight format 8."),
-        ({"source_type": Type.Q4_K}, "Q4_K would lose something as Q4; Q4Wide holds it."),
+        ({"source_type": Type.Q4_K}, "Q4_K would lose something as Q4; Q4K holds it."),
         ({"row_order": np.zeros(19, np.uint32)}, "row_order must have an entry per row."),
         ({"row_order": np.full(20, 20, np.uint32)}, "row_order names row 20 of 20."),
         ({"first_row": 8}, "Rows 8 to 20 of 20 are not panels of 16, of which only the last can be smaller."),
@@ -91,7 +91,7 @@ def test_what_does_not_fit_is_refused(changed: dict[str, Any], sentence: str):
 PACKED = {
     *HELD_BY.items(),
     (Type.Q2_K, Format.Q8),
-    *((kind, Format.Q4_WIDE) for kind, fmt in HELD_BY.items() if fmt is Format.Q4),
+    (Type.Q4_0, Format.Q8),
     *((kind, fmt) for kind in (Type.F32, Type.F16, Type.BF16) for fmt in (Format.F32, Format.Q4, Format.Q8)),
     (Type.F16, Format.F16),
     (Type.BF16, Format.BF16),
@@ -120,7 +120,7 @@ def test_other_calls_refuse_what_does_not_fit():
         _kernels.held_by(np.zeros(40, np.uint8), Type.Q8_1)
     with pytest.raises(ValueError, match=r"^There is no weight format 9"):
         _kernels.packed_bytes(9, 16, 32)
-    with pytest.raises(ValueError, match=r"^Q8 has groups of 32 columns, which 33 columns are not"):
+    with pytest.raises(ValueError, match=r"^Q8 has blocks of 32 columns, which 33 columns are not"):
         _kernels.packed_bytes(Format.Q8, 16, 33)
     with pytest.raises(ValueError, match=r"^16 x 32 weights packed as Q8 have 544 bytes, not 543\.$"):
         _kernels.unpack(np.zeros(543, np.uint8), Format.Q8, 16, 32)
