@@ -29,6 +29,7 @@ class Family:
     unit_offset_norms: bool = False  # and embeddings are multiplied by the root of hidden_size
     has_rope_per_layer_type: bool = False
     has_interleaved_rope: bool = False  # a head's pairs to turn are neighbours
+    has_partial_rope: bool = False  # a rope without scaling minds partial_rotary_factor; scaled ones always do
     rope_types: Mapping[str, str] = field(default_factory=dict)  # other names of rope types
 
 
@@ -234,6 +235,7 @@ FAMILIES: Mapping[str, Family] = {
         },
         qkv_bias=False,
         output_bias=False,
+        has_partial_rope=True,
         rope_types={"su": "longrope", "yarn": "longrope"},
     ),
 }

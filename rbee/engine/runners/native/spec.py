@@ -257,6 +257,8 @@ def _completed(parameters: dict[str, Any], values: Mapping[str, Any], family: Fa
     if method not in METHODS:
         raise Unsupported(f"its rope_type is {method!r}, and the native kernels do {', '.join(sorted(METHODS))}")
     completed = {"partial_rotary_factor": values["partial_rotary_factor"], **parameters, "rope_type": method}
+    if method == "default" and not family.has_partial_rope:
+        completed["partial_rotary_factor"] = None
     if method in _METHODS_WITH_LENGTH:
         completed.setdefault("original_max_position_embeddings", values["max_position_embeddings"])
     return completed

@@ -170,6 +170,15 @@ def test_every_rope_of_every_kind_is_that_of_transformers(kind, rope, tmp_path):
     assert_same(*model_and_spec(tmp_path, json.loads(config.to_json_string())))
 
 
+@pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind != "gemma3_text"])
+def test_a_share_of_a_head_is_turned_where_transformers_turns_one(kind, tmp_path):
+    """Most families ignore the key if their rope has no scaling."""
+    config = CONFIGS[kind](**SMALL, rope_parameters={**ROPES["default"], "partial_rotary_factor": 0.5})
+    model, spec = model_and_spec(tmp_path, json.loads(config.to_json_string()))
+    assert_same(model, spec)
+    assert (2 * len(spec.ropes[0].inverse_frequencies) < SMALL["head_dim"]) == (kind == "phi3")
+
+
 @pytest.mark.parametrize("head_dim", [16, 64, 80, 96, 112, 128, 192, 256])
 @pytest.mark.parametrize("theta", [10000.0, 100000, 500000.0, 1000000.0, 8000000.0])
 def test_frequencies_of_every_size_are_those_of_transformers(head_dim, theta):
@@ -317,9 +326,18 @@ def test_windows_and_ropes_alternate_as_in_gemma():
         ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "sets attn_logit_softcapping"),
         ({"model_type": "gemma3_text", "final_logit_softcapping": 30.0}, "sets final_logit_softcapping"),
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "sets use_bidirectional_attention"),
-        ({"partial_rotary_factor": 1.5}, "its partial_rotary_factor is 1.5, and a share of a head was expected"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.1}}, "its partial_rotary_factor is 0.1: 3 of 32 numbers"),
-        ({"rope_parameters": {"partial_rotary_factor": "half"}}, "its partial_rotary_factor is 'half'"),
+        (
+            {"model_type": "phi3", "partial_rotary_factor": 1.5},
+            "its partial_rotary_factor is 1.5, and a share of a head was expected",
+        ),
+        (
+            {"model_type": "phi3", "rope_parameters": {"partial_rotary_factor": 0.1}},
+            "its partial_rotary_factor is 0.1: 3 of 32 numbers",
+        ),
+        (
+            {"model_type": "phi3", "rope_parameters": {"partial_rotary_factor": "half"}},
+            "its partial_rotary_factor is 'half'",
+        ),
         ({"model_type": "smollm3", "no_rope_layers": [1]}, "its no_rope_layers do not list its 7 layers"),
         ({"model_type": "smollm3", "no_rope_layer_interval": 0}, "its no_rope_layer_interval is 0"),
         ({"model_type": "granite", "logits_scaling": 0}, "its logits_scaling is 0, and a positive number was expected"),
