@@ -67,7 +67,12 @@ class EngineConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Precision of weights and KV cache; 'auto' is float32 on a CPU and the model's own elsewhere."
     )
-    threads: int = option(0, "Threads that compute; 0 takes one per core the process may use.", minimum=0, maximum=1024)
+    threads: int = option(
+        0,
+        "Threads that compute; 0 takes one per core that the process may use, and fewer under a control group's quota.",
+        minimum=0,
+        maximum=1024,
+    )
     max_model_len: int = option(
         0, "Prompt plus output of one request, in tokens; 0 takes the model's own limit.", minimum=0
     )

@@ -10,8 +10,12 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rbee.engine.control_groups import groups, number
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rbee.engine.control_groups import Group
 
 _ROOT = Path("/")
 _UNLIMITED = 1 << 60  # what a control group without a limit has, or more
@@ -31,33 +35,20 @@ def _of_machine(root: Path) -> int:
 
 
 def _of_groups(root: Path) -> Iterator[int]:
-    """What is left in each control group that limits this process; of both versions, after the kernel's documents."""
-    with contextlib.suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if not controllers:
-                yield from _left(root / "sys/fs/cgroup", path, "memory.max", "memory.current", "")
-            elif "memory" in controllers.split(","):
-                names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
-                yield from _left(root / "sys/fs/cgroup/memory", path, *names)
+    """What is left in each control group that limits this process."""
+    for group in groups(root, "memory"):
+        if group.version == 2:
+            yield from _left(group, "memory.max", "memory.current", "")
+        else:
+            yield from _left(group, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
 
 
-def _left(mount: Path, path: str, limit_name: str, usage_name: str, prefix: str) -> Iterator[int]:
-    """For the group and those around it; in a container its own may be mounted as the outermost."""
-    group = mount / path.strip("/")
-    for folder in {group, *group.parents, mount}:
-        limit, usage = _number(folder / limit_name), _number(folder / usage_name)
-        if limit is not None and usage is not None and limit < _UNLIMITED:
-            stat = _numbers(folder / "memory.stat", separator=" ")
-            files = stat.get(f"{prefix}inactive_file", 0) + stat.get(f"{prefix}active_file", 0)
-            yield max(limit - usage + files, 0)
-
-
-def _number(path: Path) -> int | None:
-    """None: there is no such file, or it says "max"."""
-    with contextlib.suppress(OSError, ValueError):
-        return int(path.read_text())
-    return None
+def _left(group: Group, limit_name: str, usage_name: str, prefix: str) -> Iterator[int]:
+    limit, usage = number(group.folder / limit_name), number(group.folder / usage_name)
+    if limit is not None and usage is not None and limit < _UNLIMITED:
+        stat = _numbers(group.folder / "memory.stat", separator=" ")
+        files = stat.get(f"{prefix}inactive_file", 0) + stat.get(f"{prefix}active_file", 0)
+        yield max(limit - usage + files, 0)
 
 
 def _numbers(path: Path, *, separator: str) -> dict[str, int]:

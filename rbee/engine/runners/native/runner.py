@@ -7,12 +7,12 @@ where its weights come from (`weights`) or how it is computed (`native/kernels`)
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from rbee.engine import _kernels
 from rbee.engine.memory import available_memory
+from rbee.engine.processors import usable_processors
 from rbee.engine.runners.context_length import fit
 from rbee.engine.runners.interface import StepOutput
 from rbee.engine.runners.native.weight_plan import pack
@@ -67,7 +67,7 @@ class NativeRunner:
         progress: Progress | None = None,
         instruction_set: str = "auto",
     ) -> None:
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = threads or usable_processors()
         plan = plan_weights(spec, path, quantize=quantize)
         shape = _kernels.ModelShape(
             vocab_size=spec.vocab_size,

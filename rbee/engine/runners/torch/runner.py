@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rbee.engine.memory import available_memory
+from rbee.engine.processors import usable_processors
 from rbee.engine.runners.context_length import check_memory, fit
 from rbee.engine.runners.interface import StepOutput
 from rbee.engine.runners.torch import model as torch_model
@@ -66,7 +66,7 @@ class TorchRunner:
         on_progress: OnProgress = lambda: None,
         gguf: GGUFModel | None = None,
     ) -> None:
-        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(threads or usable_processors())
         if not logger.isEnabledFor(logging.DEBUG):
             torch_model.be_quiet()
         _check_device(device)
