@@ -169,6 +169,16 @@ class ServerConfig:
         "Poll for tokens while a request is open, instead of sleeping: saves the time of a wakeup for every token, and "
         "takes a processor core.",
     )
+    max_restarts: int = option(
+        5,
+        "Times within --restart-window that an engine that died is started again. After that the server ends with exit "
+        "code 1.",
+        minimum=0,
+        maximum=1000,
+    )
+    restart_window: float = option(
+        300.0, "Seconds after which a restart of the engine is forgotten.", metavar="S", minimum=1.0
+    )
     drain_timeout: float = option(
         30.0, "Seconds that open streams may take to finish after SIGTERM.", metavar="S", minimum=0.0
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rbee.server.http.app import build_app
 from rbee.server.link.engine_client import Admission
 from rbee.server.link.engine_process import EngineSettings
+from rbee.server.link.restarts import RestartBudget
 from rbee.server.link.supervisor import Supervisor
 from rbee.server.protocols.openai.routes import OpenAiApi
 from rbee.server.protocols.operations import OperationsApi
@@ -40,7 +41,8 @@ class Assembly(NamedTuple):
 
 def build(config: Config, model: ServedModel) -> Assembly:
     """The application that serves `model`, and the supervisor that runs its engine. Needs no event loop."""
-    supervisor = Supervisor(engine_settings(config))
+    restarts = RestartBudget(config.server.max_restarts, config.server.restart_window)
+    supervisor = Supervisor(engine_settings(config), restarts)
     return Assembly(assemble(config.server, model, supervisor), supervisor)
 
 

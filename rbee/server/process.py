@@ -38,7 +38,7 @@ def run(config: Config, model: ModelFolder | None) -> int:
     Prints `rbee: listening on URL` when the port is open and `rbee: ready (...)` when requests are taken.
 
     Returns:
-        0 after a shutdown on request, 2 if the engine could not start (the log has the reason).
+        0 after a shutdown on request, 1 if the engine died too often, 2 if it could not start (the log has the reason).
 
     Raises:
         RbeeError: an option or the model makes it impossible to serve.
@@ -102,7 +102,12 @@ async def _until_stopped(
         # (bench_delivery's column `gc`); higher thresholds make for rarer and longer pauses.
         gc.freeze()
         _announce(f"ready (model {model}, runner {engine.runner}, {time.monotonic() - started:.1f} s)")
-    await first
+    given_up = asyncio.create_task(supervisor.wait_given_up())
+    await asyncio.wait({first, given_up}, return_when=asyncio.FIRST_COMPLETED)
+    if not first.done():
+        first.cancel()
+        return 1
+    given_up.cancel()
     supervisor.refuse_new()
     _log.info("stopping; open requests have %.0f s to finish", drain_timeout)
     idle = asyncio.create_task(supervisor.client.wait_idle())

@@ -121,7 +121,7 @@ class EngineClient:
         self._busy_poll = busy_poll
         self._clock = clock
         self._doorbell: int | None = None
-        self._polling = False
+        self._polling = self._stopped = False
         # By ring. An open sequence has a generation other than 0, and a sink in one of the two lists.
         self._generations = [0] * num_rings
         self._token_sinks: list[TokenSink | None] = [None] * num_rings
@@ -140,7 +140,8 @@ class EngineClient:
         self._loop.add_reader(doorbell, self.on_wake)
 
     def stop(self) -> None:
-        """Stop reading the doorbell, before it is closed."""
+        """Stop reading the doorbell and the arena, before they are closed."""
+        self._stopped = True
         if self._doorbell is not None:
             self._loop.remove_reader(self._doorbell)
             self._doorbell = None
@@ -216,6 +217,8 @@ class EngineClient:
             self._set_sink(ring, sink)
 
     def on_wake(self) -> None:
+        if self._stopped:  # a call that was due when the engine was given up
+            return
         if self._polling:
             self._consumer.silence()
         elif self._turn():

@@ -76,6 +76,7 @@ class EngineProcess:
     def __init__(self, settings: EngineSettings, epoch: int, owner: EngineOwner) -> None:
         self.epoch = epoch
         self.exited = asyncio.Event()  # the process has ended
+        self.ended = asyncio.Event()  # and its last record has been read
         self._settings = settings
         self._owner = owner
         self._control_ended = False
@@ -189,6 +190,7 @@ class EngineProcess:
 
     def _report_failure(self) -> None:
         """Called once, when the process has ended and its last record has been read."""
+        self.ended.set()
         if not self._was_ready:
             self._owner.on_failed(self._failure)
 

@@ -1,18 +1,20 @@
-"""Which requests the server takes, and when the engine process starts and ends.
+"""Which requests the server takes, and when the engine process starts, starts again and ends.
 
-Owns the states of the server and what a request is refused with in each of them. Does not know HTTP, tokens, or how an
-engine process is run (`rbee.server.link.engine_process`).
+Owns the states of the server and what a request is refused with in each of them. Does not know HTTP, tokens, how an
+engine process is run (`rbee.server.link.engine_process`), or how often it may die (`rbee.server.link.restarts`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
-from rbee.errors import EngineUnavailableError
+from rbee.errors import EngineUnavailableError, TransportError
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.link.engine_process import EngineProcess
+from rbee.server.link.restarts import RestartBudget
 from rbee.transport import ServerState
 
 if TYPE_CHECKING:
@@ -29,26 +31,33 @@ _REFUSALS = {  # message, seconds until a retry
     ServerState.DRAINING: ("The server is shutting down; send the request to another one.", 5),
     ServerState.DEAD: ("The engine process has died; the server has to be restarted.", 10),
 }
+_RESTARTING = ("The engine process has died and is being started again; try again.", 1)
 
 
 class Supervisor:
-    """Runs the engine process, and decides whether requests can be submitted. The `EngineOwner` of each epoch."""
+    """Runs the engine process, and decides whether requests can be submitted. The `EngineOwner` of each epoch.
+
+    An engine that dies after it was ready is replaced by the next epoch, as often as `restarts` allows (None: never).
+    """
 
     _engine: EngineProcess
     _settled: asyncio.Future[Ready]
+    _given_up: asyncio.Future[str]
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(self, settings: EngineSettings, restarts: RestartBudget | None = None) -> None:
         self.num_rings = settings.num_rings
         self.ring_capacity = settings.ring_capacity
         self._settings = settings
+        self._restarts = restarts or RestartBudget(0, 0)
         self._epoch = 0
+        self._restarting: asyncio.Task[None] | None = None
+        self._stopping = False
         self._reset()
 
     def _reset(self) -> None:
         self.state = ServerState.STARTING
         self.progress: Loading | None = None  # the last record while loading
         self.ready: Ready | None = None  # the engine's own description, once it is ready
-        self._stopping = False
 
     @property
     def client(self) -> EngineClient:
@@ -61,22 +70,38 @@ class Supervisor:
         Raises:
             TransportError: no shared memory, file descriptors or processes left.
         """
+        loop = asyncio.get_running_loop()
+        self._settled, self._given_up = loop.create_future(), loop.create_future()
+        self._restarting, self._stopping = None, False
+        await self._start_epoch()
+
+    async def _start_epoch(self) -> None:
         self._reset()
-        self._settled = asyncio.get_running_loop().create_future()
         self._epoch += 1
-        self._engine = EngineProcess(self._settings, self._epoch, self)
-        await self._engine.start()
+        engine = EngineProcess(self._settings, self._epoch, self)
+        await engine.start()
+        self._engine = engine
 
     async def wait_ready(self) -> Ready:
         """The engine's description when it is ready, or EngineUnavailableError with the reason."""
         return await asyncio.shield(self._settled)
 
+    async def wait_given_up(self) -> str:
+        """How the engine ended, when it has died too often to be started again."""
+        return await asyncio.shield(self._given_up)
+
     def check_ready(self) -> Ready:
         """The engine's description, or the Refusal that is true now."""
         if self.state is ServerState.READY and self.ready is not None:
             return self.ready
-        message, retry_after = _REFUSALS[self.state]
+        message, retry_after = self._refusal()
         raise Refusal(RefusalKind.UNAVAILABLE, message, code=f"engine_{self.state.label}", retry_after=retry_after)
+
+    def _refusal(self) -> tuple[str, int]:
+        """Message, and seconds until a retry."""
+        if self._restarting is not None and not self._stopping:
+            return _RESTARTING
+        return _REFUSALS[self.state]
 
     def refuse_new(self) -> None:
         """Take no further requests; the open ones go on."""
@@ -100,6 +125,10 @@ class Supervisor:
         An engine that is not ready is killed at once, another one when it has not stopped within `patience` seconds.
         """
         self.end_requests()
+        if self._restarting is not None:
+            self._restarting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._restarting
         engine = self._engine
         if not engine.exited.is_set():
             if self.ready is None:
@@ -129,11 +158,18 @@ class Supervisor:
         self.ready = ready
         if not self._stopping:
             self.state = ServerState.READY
-        self._settled.set_result(ready)
+        if self._settled.done():
+            self._restarting = None
+            _log.warning("the engine is ready again (epoch %d)", self._epoch)
+        else:
+            self._settled.set_result(ready)
 
     def on_died(self, how: str) -> None:
+        was_ready = self._settled.done()
         self.state = ServerState.DEAD
-        _, retry_after = _REFUSALS[self.state]
+        if was_ready and not self._stopping:
+            self._replace_engine(how)
+        _, retry_after = self._refusal()
         self.client.engine_died(
             Refusal(
                 RefusalKind.UNAVAILABLE,
@@ -142,11 +178,35 @@ class Supervisor:
                 retry_after=retry_after,
             )
         )
-        if self.ready is not None and not self._stopping:
-            _log.error("the engine process died (%s); new requests get 503", how)
 
     def on_failed(self, reason: str) -> None:
         if not self._stopping:
             _log.error("%s", reason)
-        self._settled.set_exception(EngineUnavailableError(reason))
-        self._settled.exception()  # marks it as read: asyncio logs an exception that was never read
+        if not self._settled.done():
+            self._settled.set_exception(EngineUnavailableError(reason))
+            self._settled.exception()  # marks it as read: asyncio logs an exception that was never read
+
+    def _replace_engine(self, how: str) -> None:
+        """Start the next epoch when its time has come, or give up."""
+        delay = self._restarts.take()
+        if delay is None:
+            self._restarting = None
+            limit, window = self._restarts.limit, self._restarts.window
+            after = f" after {limit} restarts in {window:.0f} s" if limit else ""
+            _log.error("the engine process died (%s)%s; new requests get 503", how, after)
+            self._given_up.set_result(how)
+            return
+        _log.error("the engine process died (%s); it is started again in %.1f s", how, delay)
+        self._restarting = asyncio.create_task(self._start_again(delay))
+
+    async def _start_again(self, delay: float) -> None:
+        await self._engine.ended.wait()
+        self._engine.close()
+        await asyncio.sleep(delay)
+        if self._stopping:
+            return
+        try:
+            await self._start_epoch()
+        except TransportError as error:
+            self.state = ServerState.DEAD
+            self._replace_engine(str(error))

@@ -47,7 +47,7 @@ class OperationsApi:
         try:
             engine = supervisor.check_ready()
         except Refusal as refusal:
-            answer: dict[str, Any] = {"ready": False, "state": state, "model": self._model}
+            answer: dict[str, Any] = {"ready": False, "state": state, "reason": str(refusal), "model": self._model}
             if supervisor.state is ServerState.LOADING and supervisor.progress is not None:
                 progress = supervisor.progress
                 answer["progress"] = {"stage": progress.stage, "done": progress.done, "total": progress.total}

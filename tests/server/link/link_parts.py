@@ -108,5 +108,12 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def child_engines() -> list[psutil.Process]:
-    """The engine processes that this one has started and not waited for."""
-    return [child for child in psutil.Process().children() if "rbee.engine" in child.cmdline()]
+    """The engine processes that this one has started and that have not ended."""
+    return [child for child in psutil.Process().children() if _is_engine(child)]
+
+
+def _is_engine(process: psutil.Process) -> bool:
+    try:
+        return "rbee.engine" in process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False

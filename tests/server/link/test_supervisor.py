@@ -14,6 +14,7 @@ from rbee.messages import Loading
 from rbee.sampling_params import SamplingParams
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.link.engine_client import Choice
+from rbee.server.link.restarts import RestartBudget
 from rbee.server.link.supervisor import Supervisor
 from rbee.transport import Observer, ServerState
 from tests.fakes import RecordingSink
@@ -21,6 +22,8 @@ from tests.server.link.link_parts import SETTINGS, child_engines, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    import psutil
 
     from rbee.messages import Ready
     from rbee.server.link.engine_client import SequenceHandle
@@ -31,9 +34,9 @@ _PATIENCE = 60.0  # seconds after which a test that waits for the engine fails
 
 
 @contextlib.asynccontextmanager
-async def running() -> AsyncIterator[Supervisor]:
+async def running(restarts: RestartBudget | None = None) -> AsyncIterator[Supervisor]:
     """A supervisor whose engine has been started."""
-    supervisor = Supervisor(SETTINGS)
+    supervisor = Supervisor(SETTINGS, restarts)
     await supervisor.start()
     try:
         yield supervisor
@@ -153,3 +156,109 @@ async def test_supervisor_can_be_started_again() -> None:
         await until_ready(supervisor)
         assert supervisor.client.counters()["server_state"] <= ServerState.READY
         await supervisor.stop(_PATIENCE)
+
+
+class Delays(RestartBudget):
+    """A budget of restarts after these delays."""
+
+    def __init__(self, *delays: float) -> None:
+        super().__init__(len(delays), 60)
+        self._delays = list(delays)
+
+    def take(self) -> float | None:
+        return self._delays.pop(0) if self._delays else None
+
+
+async def served(supervisor: Supervisor) -> None:
+    """A request that the engine begins to answer."""
+    stream, sink = submit(supervisor)
+    stream.resume()
+    await until(lambda: sink.token_ids)
+    stream.cancel()
+
+
+async def died(supervisor: Supervisor, engine: psutil.Process) -> list[Refusal]:
+    """Kill the engine under a request; how that ends."""
+    _, sink = submit(supervisor)
+    engine.kill()
+    await until(lambda: sink.ends)
+    return sink.ends
+
+
+async def test_dead_engine_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    """Open requests end with an error; the next engine takes the new ones, in a segment and an epoch of its own."""
+    async with running(Delays(0, 0)) as supervisor:
+        await until_ready(supervisor)
+        for epoch in (2, 3):
+            [engine] = child_engines()
+            assert [(error.code, error.retry_after) for error in await died(supervisor, engine)] == [("engine_died", 1)]
+            assert refusal_of(supervisor) == (RefusalKind.UNAVAILABLE, "engine_dead", 1)
+            await until(lambda: supervisor.state is ServerState.READY)
+            await served(supervisor)
+            assert engine not in child_engines()
+            with Observer(os.getpid()) as observer:
+                assert observer.epoch == epoch
+    assert child_engines() == []
+    assert "killed by SIGKILL, perhaps out of memory); it is started again in 0.0 s" in caplog.text
+    assert "the engine is ready again (epoch 3)" in caplog.text
+
+
+async def test_engine_that_dies_while_it_is_started_again_is_replaced_too() -> None:
+    """It need not have been ready: what counts is the budget."""
+    async with running(Delays(0, 0)) as supervisor:
+        await until_ready(supervisor)
+        [engine] = child_engines()
+        engine.kill()
+        await until(lambda: [child for child in child_engines() if child != engine])
+        [second] = child_engines()
+        second.kill()
+        await until(lambda: supervisor.state is ServerState.READY)
+        with Observer(os.getpid()) as observer:
+            assert observer.epoch == 3
+
+
+async def test_engine_that_dies_too_often_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    """The supervisor says how it died; new requests are refused for good."""
+    async with running(Delays(0)) as supervisor:
+        await until_ready(supervisor)
+        [engine] = child_engines()
+        await died(supervisor, engine)
+        await until(lambda: supervisor.state is ServerState.READY)
+        supervisor.kill()
+        async with asyncio.timeout(_PATIENCE):
+            assert await supervisor.wait_given_up() == "killed by SIGKILL, perhaps out of memory"
+        assert refusal_of(supervisor) == (RefusalKind.UNAVAILABLE, "engine_dead", 10)
+    assert "perhaps out of memory) after 1 restarts in 60 s; new requests get 503" in caplog.text
+
+
+async def test_stop_does_not_wait_for_a_restart() -> None:
+    """Nothing is started any more."""
+    async with running(Delays(1e6)) as supervisor:
+        await until_ready(supervisor)
+        supervisor.kill()
+        await until(lambda: supervisor.state is ServerState.DEAD)
+    assert child_engines() == []
+
+
+async def test_engine_that_ends_while_the_server_stops_is_not_replaced() -> None:
+    """Its requests end, and nothing follows."""
+    async with running(Delays(0)) as supervisor:
+        await until_ready(supervisor)
+        supervisor.refuse_new()
+        supervisor.kill()
+        await until(lambda: supervisor.state is ServerState.DEAD)
+        await until(lambda: not child_engines())
+        assert refusal_of(supervisor) == (RefusalKind.UNAVAILABLE, "engine_dead", 10)
+
+
+async def test_restart_that_is_due_while_the_server_stops_does_not_happen() -> None:
+    """The server drains meanwhile."""
+    async with running(Delays(0)) as supervisor:
+        await until_ready(supervisor)
+        [engine] = child_engines()
+        await died(supervisor, engine)
+        supervisor.refuse_new()
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        assert child_engines() == []
+        assert supervisor.state is ServerState.DEAD

@@ -38,14 +38,15 @@ async def read_rest(first, events):
 
 
 async def test_engine_killed(start_server):
-    """Every open stream gets its tokens and one error event; the server stays, and says that it cannot serve."""
+    """Every open stream gets its tokens and one error event, and the next engine serves what comes then."""
     with start_server(*SYNTHETIC) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client, Client(server.address) as raw:
             collected = asyncio.ensure_future(client.post(COMPLETIONS, json=LONG | {"stream": False}))
             streams = await open_streams(raw, 20)
             while (await client.get("/ready")).json()["rings_in_use"] < 21:  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.01)
-            server.engine.kill()
+            killed = server.engine
+            killed.kill()
             for events, first in streams:
                 *chunks, error, done = await read_rest(first, events)
                 assert text_of(chunks) == expected("long", len(chunks))
@@ -53,15 +54,32 @@ async def test_engine_killed(start_server):
                 assert done == "[DONE]"
             answer = await collected
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_died")
-            assert answer.headers["retry-after"]
-            assert (await client.get("/health")).status_code == 200
-            ready = await client.get("/ready")
-            assert (ready.status_code, ready.json()["ready"], ready.json()["state"]) == (503, False, "dead")
-            refused = await client.post(COMPLETIONS, json=LONG)
-            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_dead")
-            assert int(refused.headers["retry-after"]) >= 1
+            assert answer.headers["retry-after"] == "1"
+            while (ready := await client.get("/ready")).status_code != 200:
+                assert not ready.json()["ready"]
+                assert "started again" in ready.json()["reason"]
+                assert (await client.get("/health")).status_code == 200
+                await asyncio.sleep(0.001)
+            assert ready.json()["rings_in_use"] == 0
+            again = await client.post(COMPLETIONS, json=LONG | {"stream": False, "max_tokens": 5})
+            assert again.json()["choices"][0]["text"] == expected("long", 5)
+            assert server.engine != killed
         children = psutil.Process(server.pid).children()
         assert server.stop() == 0
+        assert leftovers(server.pid, children) == ([], [])
+
+
+async def test_engine_that_dies_too_often_ends_the_server(start_server):
+    """With exit code 1, the reason in its log, and nothing left behind."""
+    with start_server(*SYNTHETIC, "--max-restarts", "0") as server:
+        async with Client(server.address) as raw:
+            [(events, first)] = await open_streams(raw, 1)
+            children = psutil.Process(server.pid).children()
+            server.engine.kill()
+            *_, error, done = await read_rest(first, events)
+            assert (error["error"]["code"], done) == ("engine_died", "[DONE]")
+        assert server.wait() == 1
+        assert "the engine process died (killed by SIGKILL" in server.log.read_text()
         assert leftovers(server.pid, children) == ([], [])
 
 
