@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 
@@ -67,6 +68,11 @@ struct Random {
     }
     std::uint32_t below(std::uint32_t limit) { return static_cast<std::uint32_t>((*this)() % limit); }
 };
+
+template <typename T>
+T one_of(Random& random, std::initializer_list<T> values) {
+    return values.begin()[random.below(static_cast<std::uint32_t>(values.size()))];
+}
 
 /// A formatted arena between two inaccessible pages, and its eventfd. AddressSanitizer guards the unused lines between
 /// the rings as well.

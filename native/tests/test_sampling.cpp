@@ -40,11 +40,6 @@ Logits random_logits(Random& random) {
     return logits;
 }
 
-template <typename T>
-T one_of(Random& random, std::initializer_list<T> values) {
-    return values.begin()[random.below(static_cast<std::uint32_t>(values.size()))];
-}
-
 RowParams random_params(Random& random, std::size_t size) {
     const auto limit = static_cast<std::uint32_t>(size) + 3;  // some are no tokens
     RowParams params;

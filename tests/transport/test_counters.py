@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -57,7 +58,11 @@ def build_binding(native: Path, target: Path) -> None:
     includes = [native / "include", native / "bindings", nanobind.include_dir(), sysconfig.get_path("include")]
     includes.append(Path(nanobind.source_dir()).parent / "ext" / "robin_map" / "include")
     options = ["-std=c++17", "-O0", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-strict-aliasing"]
-    sources = [native / "bindings" / "transport.cpp", Path(nanobind.source_dir()) / "nb_combined.cpp"]
+    listed = re.search(r"nanobind_add_module\(_native .*?\)", (NATIVE / "CMakeLists.txt").read_text(), re.DOTALL)
+    assert listed is not None
+    together = native / "together.cpp"  # once through nanobind's headers, which take most of the time
+    together.write_text("".join(f'#include "{name}"\n' for name in re.findall(r"\S+\.cpp", listed[0])))
+    sources = [together, Path(nanobind.source_dir()) / "nb_combined.cpp"]
     subprocess.run(
         ["c++", *options, *(f"-I{folder}" for folder in includes), *map(str, sources), "-o", str(target)],
         check=True,
