@@ -169,6 +169,13 @@ class ServerConfig:
         "Poll for tokens while a request is open, instead of sleeping: saves the time of a wakeup for every token, and "
         "takes a processor core.",
     )
+    hang_timeout: float = option(
+        30.0,
+        "Seconds without progress after which an engine that is ready is killed and started again; 0: never. Long "
+        "prompts and slow machines make progress all the time.",
+        metavar="S",
+        minimum=0.0,
+    )
     max_restarts: int = option(
         5,
         "Times within --restart-window that an engine that died is started again. After that the server ends with exit "

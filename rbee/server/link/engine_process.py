@@ -1,7 +1,8 @@
 """One epoch of the engine: its arena, doorbell, child process, pidfd, control channel, client and heartbeat.
 
 Owns all of these and releases them in `close`. The pidfd and the end of the control channel show the process's death;
-no timeout does. Does not know which requests are taken, or what follows a death: that is its owner's policy.
+no timeout does. A watchdog shows that a process which lives has stopped working. Does not know which requests are
+taken, or what follows a death: that is its owner's policy.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rbee.errors import TransportError
 from rbee.messages import Attached, Configure, Failed, Loading, Ready, Shutdown, ToEngine, decode_to_server, encode
 from rbee.server.link.engine_client import Admission, EngineClient
 from rbee.server.link.heartbeat import Heartbeat
+from rbee.server.link.watchdog import PERIOD, Watchdog
 from rbee.transport import Arena, Consumer, create_doorbell
 from rbee.transport.control import FrameDecoder, frame
 
@@ -45,11 +47,12 @@ class EngineSettings:
     ring_capacity: int  # records that a sequence's ring holds, a power of two
     admission: Admission = field(default_factory=Admission)
     busy_poll: bool = False
+    hang_timeout: float = 0.0  # seconds without a sign of life after which an engine hangs; 0: never
     debug: bool = False
 
 
 class EngineOwner(Protocol):
-    """Receives the events of an EngineProcess: attached, loading, ready, each or none; then died, perhaps failed."""
+    """Receives an EngineProcess's events: attached, loading, ready, hung, each or none; then died, perhaps failed."""
 
     @property
     def state(self) -> ServerState:
@@ -60,6 +63,9 @@ class EngineOwner(Protocol):
     def on_loading(self, progress: Loading) -> None: ...
 
     def on_ready(self, ready: Ready) -> None: ...
+
+    def on_hung(self) -> None:
+        """A ready engine has shown no sign of life for `hang_timeout`."""
 
     def on_died(self, how: str) -> None:
         """The process has ended, for example with "exit code 2". `client` still has the tokens that it committed."""
@@ -82,6 +88,7 @@ class EngineProcess:
         self._control_ended = False
         self._was_ready = False
         self._failure = ""
+        self._look: asyncio.TimerHandle | None = None
         self._resources = contextlib.ExitStack()
 
     async def start(self) -> None:
@@ -150,10 +157,15 @@ class EngineProcess:
 
     def close(self) -> None:
         """Release everything; a process that still runs is killed. Afterwards the owner gets no events."""
+        self._stop_watching()
         self._resources.close()
         if self.exited.is_set():
             self._on_control_end()
         self._control_ended = True
+
+    def _stop_watching(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
 
     def _on_record(self, payload: bytes) -> None:
         match decode_to_server(payload):
@@ -166,8 +178,19 @@ class EngineProcess:
             case Ready() as ready:
                 self._was_ready = True
                 self._owner.on_ready(ready)
+                if self._settings.hang_timeout:
+                    self._watch(Watchdog(self._settings.hang_timeout))
             case Failed(message=message):
                 self._failure = message
+
+    def _watch(self, watchdog: Watchdog) -> None:
+        """Look now, and again in a while."""
+        counters = self.client.counters()
+        loop = asyncio.get_running_loop()
+        if watchdog.hangs((counters["engine_heartbeat_ns"], counters["progress"]), loop.time()):
+            self._owner.on_hung()
+        else:
+            self._look = loop.call_later(PERIOD, self._watch, watchdog)
 
     def _on_control_end(self) -> None:
         if self._control_ended:
@@ -180,6 +203,7 @@ class EngineProcess:
 
     def _on_exit(self, pidfd: int) -> None:
         asyncio.get_running_loop().remove_reader(pidfd)
+        self._stop_watching()
         how = _ending(self._process.wait())
         self._owner.on_died(how)
         self.exited.set()

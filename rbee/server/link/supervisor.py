@@ -31,6 +31,7 @@ _REFUSALS = {  # message, seconds until a retry
     ServerState.DRAINING: ("The server is shutting down; send the request to another one.", 5),
     ServerState.DEAD: ("The engine process has died; the server has to be restarted.", 10),
 }
+_HUNG = ("The engine process makes no progress and is being killed; try again.", 1)
 _RESTARTING = ("The engine process has died and is being started again; try again.", 1)
 
 
@@ -58,6 +59,7 @@ class Supervisor:
         self.state = ServerState.STARTING
         self.progress: Loading | None = None  # the last record while loading
         self.ready: Ready | None = None  # the engine's own description, once it is ready
+        self._hung = False
 
     @property
     def client(self) -> EngineClient:
@@ -99,6 +101,8 @@ class Supervisor:
 
     def _refusal(self) -> tuple[str, int]:
         """Message, and seconds until a retry."""
+        if self._hung and not self._engine.exited.is_set():
+            return _HUNG
         if self._restarting is not None and not self._stopping:
             return _RESTARTING
         return _REFUSALS[self.state]
@@ -164,9 +168,19 @@ class Supervisor:
         else:
             self._settled.set_result(ready)
 
+    def on_hung(self) -> None:
+        if self._stopping:  # which has a patience of its own
+            return
+        self.state = ServerState.DEAD
+        self._hung = True
+        _log.error("the engine has made no progress for %g s; it is killed", self._settings.hang_timeout)
+        self._engine.kill()
+
     def on_died(self, how: str) -> None:
         was_ready = self._settled.done()
         self.state = ServerState.DEAD
+        if self._hung:
+            how = "it hung"
         if was_ready and not self._stopping:
             self._replace_engine(how)
         _, retry_after = self._refusal()

@@ -63,7 +63,8 @@ async def test_ready_tells_how_far_loading_has_come():
         ready = await client.get("/ready")
     assert (ready.status_code, ready.headers["retry-after"]) == (503, "2")
     progress = {"stage": "weights", "done": 3, "total": 7}
-    assert ready.json() == {"ready": False, "state": "loading", "model": "m", "progress": progress}
+    answer = {"ready": False, "state": "loading", "model": "m", "progress": progress}
+    assert ready.json() == {**answer, "reason": "The model is not loaded yet."}
 
 
 def test_models(synthetic_server):

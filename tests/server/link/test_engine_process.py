@@ -50,6 +50,9 @@ class RecordingOwner:
         """Keep the runner's name."""
         self._add(f"ready: {ready.runner}")
 
+    def on_hung(self) -> None:
+        self._add("hung")
+
     def on_died(self, how: str) -> None:
         """Keep how."""
         self._add(f"died: {how}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -34,9 +35,9 @@ _PATIENCE = 60.0  # seconds after which a test that waits for the engine fails
 
 
 @contextlib.asynccontextmanager
-async def running(restarts: RestartBudget | None = None) -> AsyncIterator[Supervisor]:
+async def running(restarts: RestartBudget | None = None, **settings: Any) -> AsyncIterator[Supervisor]:
     """A supervisor whose engine has been started."""
-    supervisor = Supervisor(SETTINGS, restarts)
+    supervisor = Supervisor(dataclasses.replace(SETTINGS, **settings), restarts)
     await supervisor.start()
     try:
         yield supervisor
@@ -262,3 +263,21 @@ async def test_restart_that_is_due_while_the_server_stops_does_not_happen() -> N
             await asyncio.sleep(0)
         assert child_engines() == []
         assert supervisor.state is ServerState.DEAD
+
+
+async def test_engine_that_hangs_is_killed_and_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    """A stopped process shows no sign of life; its requests end, and the next engine takes new ones."""
+    async with running(Delays(0), hang_timeout=3) as supervisor:
+        await until_ready(supervisor)
+        [engine] = child_engines()
+        _, sink = submit(supervisor)
+        engine.suspend()
+        await until(lambda: supervisor.state is ServerState.DEAD)
+        assert refusal_of(supervisor) == (RefusalKind.UNAVAILABLE, "engine_dead", 1)
+        await until(lambda: sink.ends)
+        assert [error.code for error in sink.ends] == ["engine_died"]
+        await until(lambda: supervisor.state is ServerState.READY)
+        await served(supervisor)
+        assert engine not in child_engines()
+    assert "the engine has made no progress for 3 s; it is killed" in caplog.text
+    assert "the engine process died (it hung); it is started again" in caplog.text

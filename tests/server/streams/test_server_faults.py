@@ -69,6 +69,24 @@ async def test_engine_killed(start_server):
         assert leftovers(server.pid, children) == ([], [])
 
 
+async def test_engine_that_hangs_is_replaced(start_server):
+    """A stopped engine cannot say so: its streams end with an error, and the next engine serves."""
+    with start_server(*SYNTHETIC, "--hang-timeout", "3") as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client, Client(server.address) as raw:
+            [(events, first)] = await open_streams(raw, 1)
+            server.engine.suspend()
+            *_, error, done = await read_rest(first, events)
+            assert (error["error"]["code"], done) == ("engine_died", "[DONE]")
+            while (await client.get("/ready")).status_code != 200:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.01)
+            again = await client.post(COMPLETIONS, json=LONG | {"stream": False, "max_tokens": 5})
+            assert again.json()["choices"][0]["text"] == expected("long", 5)
+        children = psutil.Process(server.pid).children()
+        assert server.stop() == 0
+        assert "the engine process died (it hung)" in server.log.read_text()
+        assert leftovers(server.pid, children) == ([], [])
+
+
 async def test_engine_that_dies_too_often_ends_the_server(start_server):
     """With exit code 1, the reason in its log, and nothing left behind."""
     with start_server(*SYNTHETIC, "--max-restarts", "0") as server:
