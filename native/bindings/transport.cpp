@@ -168,6 +168,17 @@ std::shared_ptr<rbee::Vocabulary> make_vocabulary(const nb::list& pieces) {
     return vocabulary;
 }
 
+nb::object piece_of(const rbee::Vocabulary& vocabulary, std::uint32_t token) {
+    const std::string_view piece = vocabulary.piece(token);
+    const auto size = static_cast<Py_ssize_t>(piece.size());
+    nb::object object = nb::steal(vocabulary.is_text(token) ? PyUnicode_DecodeUTF8(piece.data(), size, nullptr)
+                                                            : PyBytes_FromStringAndSize(piece.data(), size));
+    if (!object.is_valid()) {
+        throw nb::python_error();
+    }
+    return object;
+}
+
 /// The members of a rbee.transport.FrameTemplate. Keeps the bytes alive that its views look at.
 class TemplateMembers {
 public:
@@ -386,7 +397,8 @@ NB_MODULE(_native, m) {
 
     nb::class_<rbee::Vocabulary>(m, "Vocabulary")
         .def(nb::new_(&make_vocabulary), "pieces"_a)
-        .def("__len__", &rbee::Vocabulary::size);
+        .def("__len__", &rbee::Vocabulary::size)
+        .def("piece", &piece_of, "token_id"_a);
     nb::object slots = nb::class_<Slots>(m, "Slot");
     for (const rbee::NamedSlot& named : rbee::kSlots) {
         const auto byte = static_cast<char>(named.slot);

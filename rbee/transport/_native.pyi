@@ -167,7 +167,7 @@ class Drained(NamedTuple):
     """Attached rings that have finished, each with its finish. All their tokens have been sent, or are in `blocked`."""
 
 class Vocabulary:
-    """The text of each token id, for outlets. Immutable; shared by all streams."""
+    """What each token id stands for. Immutable; shared by all streams."""
 
     def __init__(self, pieces: list[bytes | str]) -> None:
         """The piece of token 0, 1, 2, ...
@@ -176,6 +176,8 @@ class Vocabulary:
         """
 
     def __len__(self) -> int: ...
+    def piece(self, token_id: int) -> bytes | str:
+        """The token's piece; no bytes for an id that the vocabulary does not have."""
 
 class Slot:
     """The variable parts of a `FrameTemplate`, one control byte each. JSON text has none of these bytes."""

@@ -12,8 +12,9 @@ for bytes: `tokenizers` takes it for these bytes, and here it is its own text, a
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
-import re
+import string
 from collections.abc import Callable  # noqa: TC003 - a NamedTuple's fields are looked up when it is made
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -155,13 +156,13 @@ def detokenizers(tokenizer: Tokenizer) -> Detokenizers:
     """The right kind for this vocabulary; all of them share its token table."""
     decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {}
     if decoder.get("type") == "ByteLevel":
-        byte_level = _Pieces(tokenizer, _byte_level_piece(tokenizer))
-        table = TokenTable(byte_level.table(), strip=False)
+        byte_level = _Pieces(tokenizer, _byte_level_pieces)
+        table = TokenTable(byte_level.vocabulary, strip=False)
         return Detokenizers(lambda: ByteLevelDetokenizer(byte_level), table, byte_level.token_bytes)
     steps = decoder.get("decoders", [])
     if steps[:3] == _BYTE_FALLBACK and steps[3:] in ([], [_STRIP]):
-        byte_fallback, strip = _Pieces(tokenizer, _byte_fallback_piece), bool(steps[3:])
-        table = TokenTable(byte_fallback.table(), strip=strip)
+        byte_fallback, strip = _Pieces(tokenizer, _byte_fallback_pieces), bool(steps[3:])
+        table = TokenTable(byte_fallback.vocabulary, strip=strip)
         return Detokenizers(
             lambda: ByteFallbackDetokenizer(byte_fallback, strip=strip), table, byte_fallback.token_bytes
         )
@@ -180,63 +181,75 @@ _BYTE_FALLBACK = [
 _STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 
-class _Pieces(list[Any]):
+class _Pieces:
     """What each token id stands for: bytes or text.
 
     Special tokens, and ids that the vocabulary does not have, stand for no bytes, which changes nothing around them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, piece: Callable[[str], bytes | str]) -> None:
-        ids = tokenizer.get_vocab(with_added_tokens=True)
-        super().__init__([b""] * (max(ids.values(), default=-1) + 1))
+    def __init__(self, tokenizer: Tokenizer, pieces_of: Callable[[list[str], Tokenizer], list[bytes | str]]) -> None:
+        names = _names(tokenizer)
+        pieces = pieces_of([name or "" for name in names], tokenizer)
         added = tokenizer.get_added_tokens_decoder().items()
         self._special = {token_id: token.content.encode() for token_id, token in added if token.special}
-        for token, token_id in ids.items():
-            if token_id not in self._special:
-                self[token_id] = piece(token)
-
-    def of(self, token_id: int) -> Any:
-        return self[token_id] if token_id < len(self) else b""  # models may have more ids than their vocabulary
+        for token_id in (*self._special, *(token_id for token_id, name in enumerate(names) if name is None)):
+            pieces[token_id] = b""
+        self.vocabulary = Vocabulary(pieces)
+        self.of: Callable[[int], Any] = self.vocabulary.piece  # models may have more ids than their vocabulary
 
     def token_bytes(self, token_id: int) -> bytes:
         name = self._special.get(token_id)
         if name is not None:
             return name
         piece = self.of(token_id)
-        return piece if isinstance(piece, bytes) else bytes(piece, "utf-8")
+        return piece if isinstance(piece, bytes) else piece.encode()
 
-    def table(self) -> Vocabulary:
-        return Vocabulary(self)
+
+def _names(tokenizer: Tokenizer) -> list[str | None]:
+    """The tokens by id; None for an id that the vocabulary does not have."""
+    names = [tokenizer.id_to_token(token_id) for token_id in range(tokenizer.get_vocab_size(with_added_tokens=True))]
+    if None in names:  # there are gaps, and as many ids beyond
+        last = max(tokenizer.get_vocab(with_added_tokens=True).values())
+        names += [tokenizer.id_to_token(token_id) for token_id in range(len(names), last + 1)]
+    return names
 
 
 def _utf8_decoder() -> codecs.IncrementalDecoder:
     return codecs.getincrementaldecoder("utf-8")("replace")  # invalid bytes become U+FFFD
 
 
-def _byte_level_piece(tokenizer: Tokenizer) -> Callable[[str], bytes]:
-    """The bytes behind a byte-level token.
+# All names are changed in one text: a call for each of them takes ten times as long. This is between them, and in none
+# of them, as it is half a character.
+_BETWEEN = "\ud800"
+
+
+def _byte_level_pieces(names: list[str], tokenizer: Tokenizer) -> list[bytes | str]:
+    """The bytes behind byte-level tokens.
 
     In GPT-2's alphabet each byte has a visible character: printable ones stand for themselves, the others take the
     code points from 256 on, in order. An added token, or one with any other character, is its own UTF-8.
     """
-    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
-    byte_of = {byte: chr(byte) for byte in printable} | {256 + n: chr(byte) for n, byte in enumerate(others)}
+    byte_of = {256 + n: chr(byte) for n, byte in enumerate(others)}
     byte_of |= dict.fromkeys(others, "\uffff")  # not in the alphabet, nor in Latin-1
-
-    def piece(token: str) -> bytes:
-        if token in added:
-            return token.encode()
+    changed = _BETWEEN.join(names).translate(byte_of).split(_BETWEEN)
+    pieces: list[bytes | str] = []
+    for name, piece in zip(names, changed, strict=True):
         try:
-            return token.translate(byte_of).encode("latin-1")
+            pieces.append(piece.encode("latin-1"))
         except UnicodeEncodeError:
-            return token.encode()
+            pieces.append(name.encode())
+    for token_id, token in tokenizer.get_added_tokens_decoder().items():
+        pieces[token_id] = token.content.encode()
+    return pieces
 
-    return piece
 
-
-def _byte_fallback_piece(token: str) -> bytes | str:
+def _byte_fallback_pieces(names: list[str], tokenizer: Tokenizer) -> list[bytes | str]:
     """The byte that `<0x..>` names, or the token's text with SentencePiece's mark for a space replaced."""
-    byte = re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token)
-    return bytes.fromhex(byte[1]) if byte else token.replace("▁", " ")
+    pieces: list[bytes | str] = [*_BETWEEN.join(names).replace("▁", " ").split(_BETWEEN)]
+    for digits in map("".join, itertools.product(string.hexdigits, repeat=2)):
+        token_id = tokenizer.token_to_id(f"<0x{digits}>")
+        if token_id is not None:
+            pieces[token_id] = bytes.fromhex(digits)
+    return pieces
