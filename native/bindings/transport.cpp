@@ -151,7 +151,7 @@ nb::tuple observe(nb::handle buffer) {
     return nb::make_tuple(arena.epoch, fixed.header.server_pid, read_counters(fixed), histograms);
 }
 
-std::shared_ptr<rbee::Vocabulary> make_vocabulary(const nb::list& pieces) {
+std::shared_ptr<rbee::Vocabulary> make_vocabulary(const nb::iterable& pieces) {
     auto vocabulary = std::make_shared<rbee::Vocabulary>();
     for (nb::handle piece : pieces) {
         if (PyUnicode_Check(piece.ptr())) {

@@ -5,6 +5,7 @@ Every call keeps the GIL and is short: microseconds, and for a drain some more f
 `close()` every other call raises TransportError.
 """
 
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -169,7 +170,7 @@ class Drained(NamedTuple):
 class Vocabulary:
     """What each token id stands for. Immutable; shared by all streams."""
 
-    def __init__(self, pieces: list[bytes | str]) -> None:
+    def __init__(self, pieces: Iterable[bytes | str]) -> None:
         """The piece of token 0, 1, 2, ...
 
         Bytes may be any part of characters; a string is whole characters, and ends a character that is incomplete.

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from rbee.transport import Vocabulary
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tokenizers import Tokenizer
 
 
@@ -156,12 +158,16 @@ def detokenizers(tokenizer: Tokenizer) -> Detokenizers:
     """The right kind for this vocabulary; all of them share its token table."""
     decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {}
     if decoder.get("type") == "ByteLevel":
-        byte_level = _Pieces(tokenizer, _byte_level_pieces)
+        byte_level = _Pieces(
+            tokenizer,
+            _byte_level_bytes,
+            {token_id: added.content.encode() for token_id, added in tokenizer.get_added_tokens_decoder().items()},
+        )
         table = TokenTable(byte_level.vocabulary, strip=False)
         return Detokenizers(lambda: ByteLevelDetokenizer(byte_level), table, byte_level.token_bytes)
     steps = decoder.get("decoders", [])
     if steps[:3] == _BYTE_FALLBACK and steps[3:] in ([], [_STRIP]):
-        byte_fallback, strip = _Pieces(tokenizer, _byte_fallback_pieces), bool(steps[3:])
+        byte_fallback, strip = _Pieces(tokenizer, _byte_fallback_text, _fallback_bytes(tokenizer)), bool(steps[3:])
         table = TokenTable(byte_fallback.vocabulary, strip=strip)
         return Detokenizers(
             lambda: ByteFallbackDetokenizer(byte_fallback, strip=strip), table, byte_fallback.token_bytes
@@ -185,16 +191,24 @@ class _Pieces:
     """What each token id stands for: bytes or text.
 
     Special tokens, and ids that the vocabulary does not have, stand for no bytes, which changes nothing around them.
+
+    Args:
+        tokenizer: has the tokens.
+        spelled: what each of some tokens stands for, by what they are called.
+        known: what others stand for, by their ids.
     """
 
-    def __init__(self, tokenizer: Tokenizer, pieces_of: Callable[[list[str], Tokenizer], list[bytes | str]]) -> None:
-        names = _names(tokenizer)
-        pieces = pieces_of([name or "" for name in names], tokenizer)
+    def __init__(
+        self, tokenizer: Tokenizer, spelled: Callable[[list[str]], list[bytes | str]], known: dict[int, bytes]
+    ) -> None:
         added = tokenizer.get_added_tokens_decoder().items()
         self._special = {token_id: token.content.encode() for token_id, token in added if token.special}
-        for token_id in (*self._special, *(token_id for token_id, name in enumerate(names) if name is None)):
-            pieces[token_id] = b""
-        self.vocabulary = Vocabulary(pieces)
+        known = known | dict.fromkeys(self._special, b"")
+        self.vocabulary = Vocabulary(
+            b"" if name is None else known.get(token_id, piece)
+            for token_ids, names in _names(tokenizer)
+            for token_id, name, piece in zip(token_ids, names, spelled([name or "" for name in names]), strict=True)
+        )
         self.of: Callable[[int], Any] = self.vocabulary.piece  # models may have more ids than their vocabulary
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -202,54 +216,65 @@ class _Pieces:
         if name is not None:
             return name
         piece = self.of(token_id)
-        return piece if isinstance(piece, bytes) else piece.encode()
+        return piece if isinstance(piece, bytes) else bytes(piece, "utf-8")
 
 
-def _names(tokenizer: Tokenizer) -> list[str | None]:
-    """The tokens by id; None for an id that the vocabulary does not have."""
-    names = [tokenizer.id_to_token(token_id) for token_id in range(tokenizer.get_vocab_size(with_added_tokens=True))]
-    if None in names:  # there are gaps, and as many ids beyond
-        last = max(tokenizer.get_vocab(with_added_tokens=True).values())
-        names += [tokenizer.id_to_token(token_id) for token_id in range(len(names), last + 1)]
-    return names
+def _names(tokenizer: Tokenizer) -> Iterator[tuple[range, list[str | None]]]:
+    """What all ids are called, some thousands at a time, so that not all are in memory; None for a gap between ids."""
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    gaps = False
+    for start in range(0, size, _AT_ONCE):
+        token_ids = range(start, min(start + _AT_ONCE, size))
+        names = [tokenizer.id_to_token(token_id) for token_id in token_ids]
+        gaps = gaps or None in names
+        yield token_ids, names
+    if gaps:  # then there are ids beyond, unless two tokens have one
+        token_ids = range(size, max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1)
+        names = [tokenizer.id_to_token(token_id) for token_id in token_ids]
+        if names:
+            yield token_ids, names
 
 
 def _utf8_decoder() -> codecs.IncrementalDecoder:
     return codecs.getincrementaldecoder("utf-8")("replace")  # invalid bytes become U+FFFD
 
 
-# All names are changed in one text: a call for each of them takes ten times as long. This is between them, and in none
-# of them, as it is half a character.
+# Names are changed in one text: a call for each of them takes ten times as long. This is between them, and in none of
+# them, as it is half a character.
 _BETWEEN = "\ud800"
+_AT_ONCE = 8192
 
 
-def _byte_level_pieces(names: list[str], tokenizer: Tokenizer) -> list[bytes | str]:
+def _byte_level_bytes(names: list[str]) -> list[bytes | str]:
     """The bytes behind byte-level tokens.
 
     In GPT-2's alphabet each byte has a visible character: printable ones stand for themselves, the others take the
-    code points from 256 on, in order. An added token, or one with any other character, is its own UTF-8.
+    code points from 256 on, in order. A token with any other character is its own UTF-8.
     """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    byte_of = {256 + n: chr(byte) for n, byte in enumerate(others)}
-    byte_of |= dict.fromkeys(others, "\uffff")  # not in the alphabet, nor in Latin-1
-    changed = _BETWEEN.join(names).translate(byte_of).split(_BETWEEN)
     pieces: list[bytes | str] = []
-    for name, piece in zip(names, changed, strict=True):
+    for name, piece in zip(names, _BETWEEN.join(names).translate(_BYTE_OF).split(_BETWEEN), strict=True):
         try:
             pieces.append(piece.encode("latin-1"))
         except UnicodeEncodeError:
             pieces.append(name.encode())
-    for token_id, token in tokenizer.get_added_tokens_decoder().items():
-        pieces[token_id] = token.content.encode()
     return pieces
 
 
-def _byte_fallback_pieces(names: list[str], tokenizer: Tokenizer) -> list[bytes | str]:
-    """The byte that `<0x..>` names, or the token's text with SentencePiece's mark for a space replaced."""
-    pieces: list[bytes | str] = [*_BETWEEN.join(names).replace("▁", " ").split(_BETWEEN)]
-    for digits in map("".join, itertools.product(string.hexdigits, repeat=2)):
-        token_id = tokenizer.token_to_id(f"<0x{digits}>")
-        if token_id is not None:
-            pieces[token_id] = bytes.fromhex(digits)
-    return pieces
+_PRINTABLE = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTE_OF = {256 + n: chr(byte) for n, byte in enumerate(_OTHERS)}
+_BYTE_OF |= dict.fromkeys(_OTHERS, "\uffff")  # not in the alphabet, nor in Latin-1
+
+
+def _byte_fallback_text(names: list[str]) -> list[bytes | str]:
+    """The tokens' text, with SentencePiece's mark for a space replaced."""
+    return [*_BETWEEN.join(names).replace("▁", " ").split(_BETWEEN)]
+
+
+def _fallback_bytes(tokenizer: Tokenizer) -> dict[int, bytes]:
+    """The bytes that tokens called `<0x..>` stand for, by id."""
+    tokens = {digits: tokenizer.token_to_id(f"<0x{digits}>") for digits in map("".join, _HEX_DIGITS)}
+    return {token_id: bytes.fromhex(digits) for digits, token_id in tokens.items() if token_id is not None}
+
+
+_HEX_DIGITS = [*itertools.product(string.hexdigits, repeat=2)]
