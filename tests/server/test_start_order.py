@@ -30,11 +30,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_engine_runs_while_the_server_reads_the_model(folder: Path, start_server: Callable[..., Server]) -> None:
-    """The server gets ready when it has read everything."""
+def test_the_engine_loads_while_the_server_reads_the_model(folder: Path, start_server: Callable[..., Server]) -> None:
+    """The engine has its weights before the server has read everything, and then the server gets ready."""
     with start_server(str(folder), until="listening") as server:
         with (folder / "generation_config.json").open("w") as pipe:  # waits until the server reads
-            assert server.engine.is_running()
+            server.wait_for_log("engine INFO rbee.engine.runners.native.weight_plan: Packed")
             pipe.write("{}")
         server.wait_for("ready")
         assert server.stop() == 0
