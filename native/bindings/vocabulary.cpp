@@ -3,6 +3,7 @@
 // Owns conversions. Does not know whose tokens they are.
 
 #include <memory>
+#include <string_view>
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -16,7 +17,7 @@ using namespace nb::literals;
 
 namespace {
 
-std::shared_ptr<rbee::Vocabulary> make_vocabulary(const nb::list& pieces) {
+std::shared_ptr<rbee::Vocabulary> make_vocabulary(const nb::iterable& pieces) {
     auto vocabulary = std::make_shared<rbee::Vocabulary>();
     for (nb::handle piece : pieces) {
         if (PyUnicode_Check(piece.ptr())) {
@@ -33,10 +34,22 @@ std::shared_ptr<rbee::Vocabulary> make_vocabulary(const nb::list& pieces) {
     return vocabulary;
 }
 
+nb::object piece_of(const rbee::Vocabulary& vocabulary, std::uint32_t token) {
+    const std::string_view piece = vocabulary.piece(token);
+    const auto size = static_cast<Py_ssize_t>(piece.size());
+    nb::object object = nb::steal(vocabulary.is_text(token) ? PyUnicode_DecodeUTF8(piece.data(), size, nullptr)
+                                                            : PyBytes_FromStringAndSize(piece.data(), size));
+    if (!object.is_valid()) {
+        throw nb::python_error();
+    }
+    return object;
+}
+
 }  // namespace
 
 void bind_vocabulary(nb::module_& m) {
     nb::class_<rbee::Vocabulary>(m, "Vocabulary")
         .def(nb::new_(&make_vocabulary), "pieces"_a)
-        .def("__len__", &rbee::Vocabulary::size);
+        .def("__len__", &rbee::Vocabulary::size)
+        .def("piece", &piece_of, "token_id"_a);
 }

@@ -41,9 +41,14 @@ class Assembly(NamedTuple):
 
 def build(config: Config, model: ServedModel) -> Assembly:
     """The application that serves `model`, and the supervisor that runs its engine. Needs no event loop."""
-    restarts = RestartBudget(config.server.max_restarts, config.server.restart_window)
-    supervisor = Supervisor(engine_settings(config), restarts)
+    supervisor = make_supervisor(config)
     return Assembly(assemble(config.server, model, supervisor), supervisor)
+
+
+def make_supervisor(config: Config) -> Supervisor:
+    """The supervisor, for those who start the engine before there is an application. Needs no event loop."""
+    restarts = RestartBudget(config.server.max_restarts, config.server.restart_window)
+    return Supervisor(engine_settings(config), restarts)
 
 
 def engine_settings(config: Config) -> EngineSettings:

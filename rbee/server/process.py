@@ -1,4 +1,4 @@
-"""The server process: listens, starts the engine, serves until a signal, releases everything.
+"""The server process: listens, starts the engine, loads the tokenizer, serves until a signal, releases everything.
 
 Owns the order at start and at the end, signals, and the exit code. Does not know routes or tokens.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from rbee.config import Config
+    from rbee.config import Config, ServerConfig
     from rbee.models import ModelFolder
     from rbee.server.link.supervisor import Supervisor
     from rbee.server.text.served_model import ServedModel
@@ -49,36 +49,42 @@ def run(config: Config, model: ModelFolder | None) -> int:
     allow_descriptors(options.max_requests)
     with listen(options.host, options.port) as sock:
         _announce(f"listening on {url_of(sock)}")
-        if model is None:
-            served = served_model.load_synthetic(options.served_model_name or "synthetic")
-        else:
-            served = served_model.load(
-                options.served_model_name or model.name,
-                model.path,
-                use_generation_config=options.generation_config == "auto",
-            )
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(_serve(config, served, sock, started))
+                return runner.run(_serve(config, model, sock, started))
         finally:
             gc.unfreeze()  # the interpreter's last collection frees what was frozen when the engine was ready
 
 
-async def _serve(config: Config, model: ServedModel, sock: socket.socket, started: float) -> int:
-    app, supervisor = assembly.build(config, model)
-    http = HttpServer(app, debug=config.debug)
+async def _serve(config: Config, model: ModelFolder | None, sock: socket.socket, started: float) -> int:
+    supervisor = assembly.make_supervisor(config)
     with _StopSignals() as stop:
         await supervisor.start()
-        serving = asyncio.create_task(http.serve(sockets=[sock]))
         try:
-            return await _until_stopped(supervisor, stop, model.name, config.server.drain_timeout, started)
+            served = _load(config.server, model)  # while the engine loads the weights on another core
+            http = HttpServer(assembly.assemble(config.server, served, supervisor), debug=config.debug)
+            serving = asyncio.create_task(http.serve(sockets=[sock]))
+            try:
+                return await _until_stopped(supervisor, stop, served.name, config.server.drain_timeout, started)
+            finally:
+                supervisor.end_requests()
+                http.should_exit = True
+                stop.on_second(http.leave_now)
+                stop.on_second(supervisor.kill)
+                await serving
         finally:
-            supervisor.end_requests()
-            http.should_exit = True
-            stop.on_second(http.leave_now)
-            stop.on_second(supervisor.kill)
-            await serving
             await supervisor.stop(assembly.ENGINE_PATIENCE)
+
+
+def _load(options: ServerConfig, model: ModelFolder | None) -> ServedModel:
+    """What clients see of the model. Takes up to a second, all of it without giving way to another thread."""
+    if model is None:
+        return served_model.load_synthetic(options.served_model_name or "synthetic")
+    return served_model.load(
+        options.served_model_name or model.name,
+        model.path,
+        use_generation_config=options.generation_config == "auto",
+    )
 
 
 async def _until_stopped(

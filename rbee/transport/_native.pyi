@@ -5,6 +5,7 @@ Every call keeps the GIL and is short: microseconds, and for a drain some more f
 `close()` every other call raises TransportError.
 """
 
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -167,15 +168,17 @@ class Drained(NamedTuple):
     """Attached rings that have finished, each with its finish. All their tokens have been sent, or are in `blocked`."""
 
 class Vocabulary:
-    """The text of each token id, for outlets. Immutable; shared by all streams."""
+    """What each token id stands for. Immutable; shared by all streams."""
 
-    def __init__(self, pieces: list[bytes | str]) -> None:
+    def __init__(self, pieces: Iterable[bytes | str]) -> None:
         """The piece of token 0, 1, 2, ...
 
         Bytes may be any part of characters; a string is whole characters, and ends a character that is incomplete.
         """
 
     def __len__(self) -> int: ...
+    def piece(self, token_id: int) -> bytes | str:
+        """The token's piece; no bytes for an id that the vocabulary does not have."""
 
 class Slot:
     """The variable parts of a `FrameTemplate`, one control byte each. JSON text has none of these bytes."""

@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 HIDDEN, HEADS, KV_HEADS, FFN, LAYERS = 64, 4, 2, 128, 2
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+TINY_CONFIG = {  # of `tiny_weights`, as transformers has it
+    "model_type": "llama",
+    "vocab_size": len(SPECIALS) + 256 + 3,
+    "hidden_size": HIDDEN,
+    "intermediate_size": FFN,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "num_hidden_layers": LAYERS,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
 
 
 class RecordingProgress:

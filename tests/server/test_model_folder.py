@@ -9,19 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from rbee.models import synthetic
-from tests.models.models_parts import FFN, HEADS, HIDDEN, KV_HEADS, LAYERS, tiny_weights
+from tests.models.models_parts import TINY_CONFIG, tiny_weights
 
-CONFIG = {
-    "model_type": "llama",
-    "vocab_size": 262,
-    "hidden_size": HIDDEN,
-    "intermediate_size": FFN,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": KV_HEADS,
-    "num_hidden_layers": LAYERS,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": True,
-}
 NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
@@ -32,7 +21,7 @@ def folder(tmp_path_factory):
     path.mkdir()
     synthetic.tokenizer().save(str(path / "tokenizer.json"))
     save_file(tiny_weights(), path / "model.safetensors")
-    (path / "config.json").write_text(json.dumps(CONFIG))
+    (path / "config.json").write_text(json.dumps(TINY_CONFIG))
     (path / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.0, "top_k": 40}')
     (path / "chat_template.jinja").write_text("{% for %}")
     with pytest.MonkeyPatch.context() as patch:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rbee.models.gguf.config import config_of
 from rbee.models.gguf.small_files import files_of
-from rbee.models.gguf.tokenizer import build_tokenizer, special_token_ids
+from rbee.models.gguf.tokenizer import special_token_ids, tokenizer_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,7 @@ def write_folder(model: GGUFModel, folder: Path, progress: Progress) -> None:
     config |= {"bos_token_id": ids.bos, "eos_token_id": ends or None}
     small = files_of(model.metadata, eos_ids=ends, bos_id=ids.bos)
     progress.stage("building the tokenizer")
-    tokenizer = build_tokenizer(model.metadata).to_str()
+    tokenizer = tokenizer_json(model.metadata)
     for name, content in {"config.json": _json(config), "tokenizer.json": tokenizer.encode(), **small}.items():
         (folder / name).write_bytes(content)
 

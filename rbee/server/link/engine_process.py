@@ -112,6 +112,12 @@ class EngineProcess:
                 resources.callback(consumer.close)
                 ours, theirs = socket.socketpair()
                 with theirs:
+                    configure = Configure(
+                        engine=settings.config,
+                        slow_reader_timeout=settings.slow_reader_timeout,
+                        arena_name=self._arena.name,
+                    )
+                    ours.sendall(frame(encode(configure)))  # before the event loop's next turn, which may come late
                     self._process = _spawn(theirs.fileno(), doorbell, debug=settings.debug)
                 resources.callback(self._process.wait)
                 resources.callback(self._process.kill)  # does nothing to a process that has been waited for
@@ -140,13 +146,6 @@ class EngineProcess:
             loop.add_reader(pidfd, self._on_exit, pidfd)
             resources.callback(loop.remove_reader, pidfd)
             self._resources = resources.pop_all()
-        self._send(
-            Configure(
-                engine=settings.config,
-                slow_reader_timeout=settings.slow_reader_timeout,
-                arena_name=self._arena.name,
-            )
-        )
 
     def shutdown(self) -> None:
         """Ask the engine to end what runs, and to exit."""

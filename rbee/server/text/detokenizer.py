@@ -12,14 +12,17 @@ for bytes: `tokenizers` takes it for these bytes, and here it is its own text, a
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
-import re
+import string
 from collections.abc import Callable  # noqa: TC003 - a NamedTuple's fields are looked up when it is made
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from rbee.transport import Vocabulary
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tokenizers import Tokenizer
 
 
@@ -155,13 +158,17 @@ def detokenizers(tokenizer: Tokenizer) -> Detokenizers:
     """The right kind for this vocabulary; all of them share its token table."""
     decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {}
     if decoder.get("type") == "ByteLevel":
-        byte_level = _Pieces(tokenizer, _byte_level_piece(tokenizer))
-        table = TokenTable(byte_level.table(), strip=False)
+        byte_level = _Pieces(
+            tokenizer,
+            _byte_level_bytes,
+            {token_id: added.content.encode() for token_id, added in tokenizer.get_added_tokens_decoder().items()},
+        )
+        table = TokenTable(byte_level.vocabulary, strip=False)
         return Detokenizers(lambda: ByteLevelDetokenizer(byte_level), table, byte_level.token_bytes)
     steps = decoder.get("decoders", [])
     if steps[:3] == _BYTE_FALLBACK and steps[3:] in ([], [_STRIP]):
-        byte_fallback, strip = _Pieces(tokenizer, _byte_fallback_piece), bool(steps[3:])
-        table = TokenTable(byte_fallback.table(), strip=strip)
+        byte_fallback, strip = _Pieces(tokenizer, _byte_fallback_text, _fallback_bytes(tokenizer)), bool(steps[3:])
+        table = TokenTable(byte_fallback.vocabulary, strip=strip)
         return Detokenizers(
             lambda: ByteFallbackDetokenizer(byte_fallback, strip=strip), table, byte_fallback.token_bytes
         )
@@ -180,23 +187,29 @@ _BYTE_FALLBACK = [
 _STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 
-class _Pieces(list[Any]):
+class _Pieces:
     """What each token id stands for: bytes or text.
 
     Special tokens, and ids that the vocabulary does not have, stand for no bytes, which changes nothing around them.
+
+    Args:
+        tokenizer: has the tokens.
+        spelled: what each of some tokens stands for, by what they are called.
+        known: what others stand for, by their ids.
     """
 
-    def __init__(self, tokenizer: Tokenizer, piece: Callable[[str], bytes | str]) -> None:
-        ids = tokenizer.get_vocab(with_added_tokens=True)
-        super().__init__([b""] * (max(ids.values(), default=-1) + 1))
+    def __init__(
+        self, tokenizer: Tokenizer, spelled: Callable[[list[str]], list[bytes | str]], known: dict[int, bytes]
+    ) -> None:
         added = tokenizer.get_added_tokens_decoder().items()
         self._special = {token_id: token.content.encode() for token_id, token in added if token.special}
-        for token, token_id in ids.items():
-            if token_id not in self._special:
-                self[token_id] = piece(token)
-
-    def of(self, token_id: int) -> Any:
-        return self[token_id] if token_id < len(self) else b""  # models may have more ids than their vocabulary
+        known = known | dict.fromkeys(self._special, b"")
+        self.vocabulary = Vocabulary(
+            b"" if name is None else known.get(token_id, piece)
+            for token_ids, names in _names(tokenizer)
+            for token_id, name, piece in zip(token_ids, names, spelled([name or "" for name in names]), strict=True)
+        )
+        self.of: Callable[[int], Any] = self.vocabulary.piece  # models may have more ids than their vocabulary
 
     def token_bytes(self, token_id: int) -> bytes:
         name = self._special.get(token_id)
@@ -205,38 +218,63 @@ class _Pieces(list[Any]):
         piece = self.of(token_id)
         return piece if isinstance(piece, bytes) else bytes(piece, "utf-8")
 
-    def table(self) -> Vocabulary:
-        return Vocabulary(self)
+
+def _names(tokenizer: Tokenizer) -> Iterator[tuple[range, list[str | None]]]:
+    """What all ids are called, some thousands at a time, so that not all are in memory; None for a gap between ids."""
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    gaps = False
+    for start in range(0, size, _AT_ONCE):
+        token_ids = range(start, min(start + _AT_ONCE, size))
+        names = [tokenizer.id_to_token(token_id) for token_id in token_ids]
+        gaps = gaps or None in names
+        yield token_ids, names
+    if gaps:  # then there are ids beyond, unless two tokens have one
+        token_ids = range(size, max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1)
+        names = [tokenizer.id_to_token(token_id) for token_id in token_ids]
+        if names:
+            yield token_ids, names
 
 
 def _utf8_decoder() -> codecs.IncrementalDecoder:
     return codecs.getincrementaldecoder("utf-8")("replace")  # invalid bytes become U+FFFD
 
 
-def _byte_level_piece(tokenizer: Tokenizer) -> Callable[[str], bytes]:
-    """The bytes behind a byte-level token.
+# Names are changed in one text: a call for each of them takes ten times as long. This is between them, and in none of
+# them, as it is half a character.
+_BETWEEN = "\ud800"
+_AT_ONCE = 8192
+
+
+def _byte_level_bytes(names: list[str]) -> list[bytes | str]:
+    """The bytes behind byte-level tokens.
 
     In GPT-2's alphabet each byte has a visible character: printable ones stand for themselves, the others take the
-    code points from 256 on, in order. An added token, or one with any other character, is its own UTF-8.
+    code points from 256 on, in order. A token with any other character is its own UTF-8.
     """
-    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    byte_of = {byte: chr(byte) for byte in printable} | {256 + n: chr(byte) for n, byte in enumerate(others)}
-    byte_of |= dict.fromkeys(others, "\uffff")  # not in the alphabet, nor in Latin-1
-
-    def piece(token: str) -> bytes:
-        if token in added:
-            return token.encode()
+    pieces: list[bytes | str] = []
+    for name, piece in zip(names, _BETWEEN.join(names).translate(_BYTE_OF).split(_BETWEEN), strict=True):
         try:
-            return token.translate(byte_of).encode("latin-1")
+            pieces.append(piece.encode("latin-1"))
         except UnicodeEncodeError:
-            return token.encode()
+            pieces.append(name.encode())
+    return pieces
 
-    return piece
+
+_PRINTABLE = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTE_OF = {256 + n: chr(byte) for n, byte in enumerate(_OTHERS)}
+_BYTE_OF |= dict.fromkeys(_OTHERS, "\uffff")  # not in the alphabet, nor in Latin-1
 
 
-def _byte_fallback_piece(token: str) -> bytes | str:
-    """The byte that `<0x..>` names, or the token's text with SentencePiece's mark for a space replaced."""
-    byte = re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token)
-    return bytes.fromhex(byte[1]) if byte else token.replace("▁", " ")
+def _byte_fallback_text(names: list[str]) -> list[bytes | str]:
+    """The tokens' text, with SentencePiece's mark for a space replaced."""
+    return [*_BETWEEN.join(names).replace("▁", " ").split(_BETWEEN)]
+
+
+def _fallback_bytes(tokenizer: Tokenizer) -> dict[int, bytes]:
+    """The bytes that tokens called `<0x..>` stand for, by id."""
+    tokens = {digits: tokenizer.token_to_id(f"<0x{digits}>") for digits in map("".join, _HEX_DIGITS)}
+    return {token_id: bytes.fromhex(digits) for digits, token_id in tokens.items() if token_id is not None}
+
+
+_HEX_DIGITS = [*itertools.product(string.hexdigits, repeat=2)]

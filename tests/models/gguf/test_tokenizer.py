@@ -11,11 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rbee.models.gguf.tokenizer import build_tokenizer, special_token_ids
+from rbee.models.gguf.tokenizer import special_token_ids
 from rbee.models.gguf.tokenizer.splits import split_of
 from rbee.models.gguf.tokenizer.vocabulary import Kind
 from rbee.server.text.detokenizer import detokenizers
-from tests.models.gguf.tokenizer_parts import byte_level, merge_by_score, sentence_pieces, unigrams, word_pieces
+from tests.models.gguf.tokenizer_parts import (
+    build_tokenizer,
+    byte_level,
+    merge_by_score,
+    sentence_pieces,
+    unigrams,
+    word_pieces,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from rbee.errors import ModelError
 from rbee.models.gguf import read_header
-from rbee.models.gguf.tokenizer import build_tokenizer, special_token_ids
-from tests.models.gguf.tokenizer_parts import byte_level, sentence_pieces, unigrams, word_pieces
+from rbee.models.gguf.tokenizer import special_token_ids
+from tests.models.gguf.tokenizer_parts import build_tokenizer, byte_level, sentence_pieces, unigrams, word_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tokenizers import Tokenizer
 
 from rbee.models.gguf import read_header
-from rbee.models.gguf.tokenizer import build_tokenizer, special_token_ids
+from rbee.models.gguf.tokenizer import special_token_ids
 from rbee.models.gguf.tokenizer.splits import split_names, split_of
 from rbee.models.gguf.tokenizer.vocabulary import Kind
 from rbee.server.text.detokenizer import Detokenizers, detokenizers
@@ -24,14 +23,16 @@ from tests.models.gguf.token_texts import (
     texts,
     vocabulary_texts,
 )
+from tests.models.gguf.tokenizer_parts import build_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tokenizers import Tokenizer
+
     from rbee.models import ModelFolder
 
 _REFERENCE: dict[str, Any] = json.loads(REFERENCE.read_text(encoding="utf-8"))
-_LARGE = 70_000  # tokens; of the larger vocabularies the saved form is the same, and slow to read so often
 _SPLITS: dict[str, list[str]] = _REFERENCE["splits"]
 
 
@@ -104,19 +105,6 @@ def test_ends_and_special_ids(vocabulary: Vocabulary) -> None:
     bos, eos, ends = special_token_ids(vocabulary.metadata)
     assert [bos, eos] == vocabulary.reference["special_ids"]
     assert sorted(ends) == vocabulary.reference["ends"]
-
-
-def test_a_saved_tokenizer_is_the_same(vocabulary: Vocabulary, tmp_path: Path) -> None:
-    """What a warm start reads from tokenizer.json gives the same tokens and text."""
-    if len(vocabulary.metadata["tokenizer.ggml.tokens"]) > _LARGE:
-        return
-    path = tmp_path / "tokenizer.json"
-    vocabulary.tokenizer.save(str(path))
-    loaded = Tokenizer.from_file(str(path))
-    strings = vocabulary_texts(vocabulary.name, vocabulary.metadata)[:200]
-    assert encode(loaded, strings) == encode(vocabulary.tokenizer, strings)
-    ids = list(range(0, len(vocabulary.metadata["tokenizer.ggml.tokens"]), 7))
-    assert loaded.decode(ids) == vocabulary.tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("name", {split_of(name): name for name in byte_level_splits()}.values())

@@ -6,7 +6,7 @@ import re
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders
+from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from rbee.models import synthetic
 from rbee.server.text.detokenizer import (
@@ -216,6 +216,30 @@ def test_added_word_of_other_characters_is_itself(word):
     tokenizer.add_tokens([AddedToken(word, special=False)])
     token_id = id_of(tokenizer, word)
     assert detokenize(tokenizer, [65, token_id, 66]) == tokenizer.decode([65, token_id, 66])
+
+
+LETTERS = st.text(min_size=1, max_size=4) | st.text("ab\u0120\u010a\u2581<0xfF>", min_size=1, max_size=6)
+
+
+@pytest.mark.parametrize("decoder", [decoders.ByteLevel(), SENTENCEPIECE[False].decoder])
+@given(names=st.sets(LETTERS, max_size=8), first=st.integers(0, 3), step=st.integers(1, 3))
+def test_whatever_tokens_are_called(decoder, names, first, step):
+    """Each has the bytes that `decode` gives for it alone, and an id that no token has has none."""
+    ids = {"<unk>": 100} | {name: first + step * number for number, name in enumerate(sorted(names))}
+    tokenizer = Tokenizer(models.BPE(ids, [], unk_token="<unk>"))
+    tokenizer.decoder = decoder
+    found = detokenizers(tokenizer)
+    for token_id in range(102):
+        assert found.token_bytes(token_id).decode(errors="replace") == tokenizer.decode([token_id])
+    assert len(found.table.vocabulary) == 101
+
+
+def test_an_id_that_no_token_has_changes_nothing_around_it():
+    """Neither between the bytes of a character nor elsewhere; the digits of a byte may be small letters."""
+    tokenizer = Tokenizer(models.BPE({"<0xC3>": 0, "<0xa9>": 5, "\u2581a": 9}, [], byte_fallback=True))
+    tokenizer.decoder = SENTENCEPIECE[False].decoder
+    detokenizer = detokenizers(tokenizer)()
+    assert [detokenizer.push(token_id) for token_id in (0, 3, 5, 9, 10)] == ["", "", "\u00e9", " a", ""]
 
 
 def test_each_vocabulary_has_its_kind(default_tokenizer):

@@ -12,6 +12,7 @@ neither torch nor transformers. The tokens differ from llama.cpp's in these case
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer
@@ -31,11 +32,11 @@ from rbee.models.gguf.tokenizer.vocabulary import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["SpecialTokenIds", "build_tokenizer", "special_token_ids"]
+__all__ = ["SpecialTokenIds", "special_token_ids", "tokenizer_json"]
 
 
-def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that `metadata` (keys `tokenizer.ggml.*`) describe.
+def tokenizer_json(metadata: Mapping[str, Any]) -> str:
+    """The tokenizer.json of the tokenizer that `metadata` (keys `tokenizer.ggml.*`) describe.
 
     With add_special_tokens, a text gets what llama.cpp puts around it; texts that name special tokens always become
     these tokens, as with llama.cpp's parse_special.
@@ -44,7 +45,7 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
         ModelError: the metadata are wrong or incomplete, or of a kind that is not supported.
     """
     try:
-        return _build(metadata)
+        return _json(metadata)
     except ModelError:
         raise
     except Exception as error:  # tokenizers raises bare Exception for everything
@@ -53,8 +54,19 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
         ) from error
 
 
-def _build(metadata: Mapping[str, Any]) -> Tokenizer:
+def _json(metadata: Mapping[str, Any]) -> str:
     vocabulary = read_vocabulary(metadata)
+    text = _build(metadata, vocabulary).to_str()
+    if vocabulary.model != "llama":
+        return text
+    # The library takes merges from Python in more time and memory than their text takes to read, once, when it is used.
+    before, no_merges, after = text.partition('"merges":[]')
+    assert no_merges, "the library writes a model's merges"
+    merges = json.dumps(models.merges_by_score(metadata, vocabulary), ensure_ascii=False, separators=(",", ":"))
+    return f'{before}"merges":{merges}{after}'
+
+
+def _build(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> Tokenizer:
     split, ids = vocabulary.split, vocabulary.special_ids
     if vocabulary.model == "bert":
         return _finish(models.word_pieces(metadata, vocabulary), metadata, vocabulary, ids["bos"], ids["seperator"])

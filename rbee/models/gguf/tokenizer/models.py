@@ -19,6 +19,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from rbee.errors import ModelError
+from rbee.models.gguf.tokenizer._merges import merges_of
 from rbee.models.gguf.tokenizer.vocabulary import PREFIX, Kind, flag, numbers, strings
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _SPACE = "\u2581"  # SentencePiece's mark for a space
 _NO_LIMIT = 1 << 31
+_COMMENT = "#version"  # begins a line of a merges.txt that is no merge
 
 
 def byte_pairs(metadata: Mapping[str, Any], vocabulary: Vocabulary, split: Split) -> Tokenizer:
@@ -57,11 +59,11 @@ def byte_pairs(metadata: Mapping[str, Any], vocabulary: Vocabulary, split: Split
 
 
 def sentence_pieces(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> Tokenizer:
-    """For tokenizer.ggml.model "llama". Text after a special token begins with a space too."""
+    """For tokenizer.ggml.model "llama", without its merges. Text after a special token begins with a space too."""
     unknown = vocabulary.special_ids["unknown"]
     model = models.BPE(
         vocabulary.ids,
-        _merges_by_score(metadata, vocabulary),
+        [],
         byte_fallback=True,
         unk_token=None if unknown is None else vocabulary.tokens[unknown],
     )
@@ -159,18 +161,20 @@ def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     return pairs if len(set(lines)) == len(lines) else list(dict.fromkeys(pairs))
 
 
-def _merges_by_score(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    tokens, ids = vocabulary.tokens, vocabulary.ids
+def merges_by_score(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[str] | list[list[str]]:
+    """The merges of a "llama" vocabulary, best first, in one of the two forms that tokenizer.json can have.
+
+    The form with a text per merge takes half the memory to read. The other one is for a vocabulary with a text that the
+    library takes for a comment.
+    """
+    tokens = vocabulary.tokens
     lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
-    pairs: list[tuple[str, str]] = []
-    for token_id in np.lexsort((-lengths, -_scores(metadata, vocabulary))).tolist():
-        token = tokens[token_id]
-        pairs += [
-            (left, right)
-            for cut in range(len(token) - 1, 0, -1)
-            if (left := token[:cut]) in ids and (right := token[cut:]) in ids
-        ]
-    return pairs
+    order = np.lexsort((-lengths, -_scores(metadata, vocabulary))).tolist()
+    # In a text that is merged, every space has become the mark for one.
+    merges = merges_of([token for token_id in order if " " not in (token := tokens[token_id])])
+    if any(merge.startswith(_COMMENT) for merge in merges):
+        return [merge.split(" ") for merge in merges]
+    return merges
 
 
 def _scores(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> np.ndarray:
