@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import signal
 import sys
 import traceback
 import typing
@@ -16,11 +18,12 @@ from typing import Any, Literal
 import click
 from click.core import ParameterSource
 
-from rbee import __version__, logs
+from rbee import __version__, logs, standard_streams
 from rbee.config import DEFAULT_MODEL, SYNTHETIC, Config, EngineConfig, ServerConfig
 from rbee.errors import RbeeError
 
 _EXIT_USER_ERROR = 2
+_NO_ROOM_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # of files; of stdout they name no file
 _HELP_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -118,6 +121,9 @@ def _serve(argument: str | None, **values: Any) -> None:
 
     Every option is also read from the environment: --max-num-seqs as RBEE_MAX_NUM_SEQS.
     """  # noqa: D301 - \b is click's mark for a paragraph that is not rewrapped
+    for number in (signal.SIGINT, signal.SIGTERM):  # until the server handles them
+        signal.signal(number, lambda _number, _frame: sys.exit(0))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that is closed ends no stream
     values["model"] = _model_of(argument, values["model"])
     engine: EngineConfig = _take(EngineConfig, values)
     config = Config(engine=engine, server=_take(ServerConfig, values), debug=values["debug"])
@@ -202,12 +208,18 @@ cli.add_command(_Serve())
 
 def main() -> None:
     """Entry point of the console script."""
+    standard_streams.protect()
     try:
         cli.main(prog_name="rbee")
     except RbeeError as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        click.echo(f"rbee: {error}", err=True)
+        standard_streams.say(f"rbee: {error}", as_error=True)
+        sys.exit(_EXIT_USER_ERROR)
+    except OSError as error:
+        if error.errno not in _NO_ROOM_ERRNOS or error.filename is not None:
+            raise
+        standard_streams.say(f"rbee: The output cannot be written: {error.strerror}.", as_error=True)
         sys.exit(_EXIT_USER_ERROR)
 
 

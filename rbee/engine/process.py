@@ -20,7 +20,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING
 
-from rbee import logs, messages
+from rbee import logs, messages, standard_streams
 from rbee.child import die_with_parent
 from rbee.config import check_bounds
 from rbee.engine.engine_core import EngineCore
@@ -46,6 +46,7 @@ _SECONDS_BETWEEN_RECORDS = 1.0  # of one stage of loading; each is a line of the
 
 def main() -> int:
     """Run an engine on the descriptors in the command line; return the exit code."""
+    standard_streams.protect()
     parser = argparse.ArgumentParser(prog="python -m rbee.engine", description="Started by `rbee serve`, not by hand.")
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--doorbell-fd", type=int, required=True)
@@ -55,7 +56,7 @@ def main() -> int:
 
     if not die_with_parent(options.parent_pid):
         return 0
-    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C and service managers signal the whole group:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # these reach the whole process group:
         signal.signal(number, signal.SIG_IGN)  # the server decides, and lets open streams finish first
     logs.configure("engine", debug=options.debug)
     warnings.simplefilter("default" if options.debug else "ignore")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Protocol
 
+from rbee.standard_streams import say
+
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
@@ -60,7 +62,7 @@ class ConsoleProgress:
             self._print(text)
 
     def _print(self, text: str) -> None:
-        print(f"rbee: {text}", file=sys.stderr, flush=True)  # noqa: T201 - a console is what this class is for
+        say(f"rbee: {text}", as_error=True)
 
     def _finish_current(self, *, succeeded: bool) -> None:
         if self._bars is None or self._current is None:

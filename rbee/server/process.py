@@ -9,7 +9,6 @@ import asyncio
 import gc
 import logging
 import signal
-import sys
 import time
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,6 +18,7 @@ from rbee.errors import EngineUnavailableError
 from rbee.server import assembly
 from rbee.server.http.listener import HttpServer, allow_descriptors, check_access, listen, url_of
 from rbee.server.text import served_model
+from rbee.standard_streams import say
 
 if TYPE_CHECKING:
     import socket
@@ -48,7 +48,7 @@ def run(config: Config, model: ModelFolder | None) -> int:
     check_access(options.host, options.api_key, insecure=options.insecure)
     allow_descriptors(options.max_requests)
     with listen(options.host, options.port) as sock:
-        _announce(f"listening on {url_of(sock)}")
+        say(f"rbee: listening on {url_of(sock)}")
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(_serve(config, model, sock, started))
@@ -107,7 +107,7 @@ async def _until_stopped(
         # What is alive now stays alive: no collection in the token path scans it again. One then takes some 0.15 ms
         # (bench_delivery's column `gc`); higher thresholds make for rarer and longer pauses.
         gc.freeze()
-        _announce(f"ready (model {model}, runner {engine.runner}, {time.monotonic() - started:.1f} s)")
+        say(f"rbee: ready (model {model}, runner {engine.runner}, {time.monotonic() - started:.1f} s)")
     given_up = asyncio.create_task(supervisor.wait_given_up())
     await asyncio.wait({first, given_up}, return_when=asyncio.FIRST_COMPLETED)
     if not first.done():
@@ -155,9 +155,3 @@ class _StopSignals:
         self.second.set()
         while self._callbacks:
             self._callbacks.pop()()
-
-
-def _announce(line: str) -> None:
-    """One line on stdout, for people and for programs that wait for it."""
-    sys.stdout.write(f"rbee: {line}\n")
-    sys.stdout.flush()
