@@ -186,6 +186,13 @@ class ServerConfig:
     restart_window: float = option(
         300.0, "Seconds after which a restart of the engine is forgotten.", metavar="S", minimum=1.0
     )
+    drain_delay: float = option(
+        0.0,
+        "Seconds after SIGTERM in which /ready answers 503 and requests are still taken: a load balancer needs some to "
+        "look away.",
+        metavar="S",
+        minimum=0.0,
+    )
     drain_timeout: float = option(
         30.0, "Seconds that open streams may take to finish after SIGTERM.", metavar="S", minimum=0.0
     )

@@ -6,6 +6,7 @@ Owns the order at start and at the end, signals, and the exit code. Does not kno
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
@@ -17,8 +18,10 @@ import uvloop
 from rbee.errors import EngineUnavailableError
 from rbee.server import assembly
 from rbee.server.http.listener import HttpServer, allow_descriptors, check_access, listen, url_of
+from rbee.server.service_manager import ServiceManager
 from rbee.server.text import served_model
 from rbee.standard_streams import say
+from rbee.transport import ServerState
 
 if TYPE_CHECKING:
     import socket
@@ -58,14 +61,18 @@ def run(config: Config, model: ModelFolder | None) -> int:
 
 async def _serve(config: Config, model: ModelFolder | None, sock: socket.socket, started: float) -> int:
     supervisor = assembly.make_supervisor(config)
-    with _StopSignals() as stop:
+    with _StopSignals() as stop, contextlib.closing(ServiceManager()) as manager:
         await supervisor.start()
         try:
             served = _load(config.server, model)  # while the engine loads the weights on another core
             http = HttpServer(assembly.assemble(config.server, served, supervisor), debug=config.debug)
             serving = asyncio.create_task(http.serve(sockets=[sock]))
             try:
-                return await _until_stopped(supervisor, stop, served.name, config.server.drain_timeout, started)
+                code = await _until_stopped(supervisor, manager, stop, served.name, started)
+                manager.stopping()
+                if code == 0:
+                    await _drain(supervisor, stop, config.server)
+                return code
             finally:
                 supervisor.end_requests()
                 http.should_exit = True
@@ -88,40 +95,47 @@ def _load(options: ServerConfig, model: ModelFolder | None) -> ServedModel:
 
 
 async def _until_stopped(
-    supervisor: Supervisor, stop: _StopSignals, model: str, drain_timeout: float, started: float
+    supervisor: Supervisor, manager: ServiceManager, stop: _StopSignals, model: str, started: float
 ) -> int:
-    """Wait for the engine, then for a signal, then for the open streams; the exit code."""
+    """Wait for the engine, then for a signal or the engine's last death; the exit code."""
     first = asyncio.create_task(stop.first.wait())
     ready = asyncio.create_task(supervisor.wait_ready())
     waited_for: set[asyncio.Future[Any]] = {ready, first}
     await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
     if not ready.done():
         ready.cancel()
-    else:
-        try:
-            engine = ready.result()
-        except EngineUnavailableError:
-            first.cancel()
-            return 2
-        gc.collect()
-        # What is alive now stays alive: no collection in the token path scans it again. One then takes some 0.15 ms
-        # (bench_delivery's column `gc`); higher thresholds make for rarer and longer pauses.
-        gc.freeze()
-        say(f"rbee: ready (model {model}, runner {engine.runner}, {time.monotonic() - started:.1f} s)")
+        return 0
+    try:
+        engine = ready.result()
+    except EngineUnavailableError:
+        first.cancel()
+        return 2
+    gc.collect()
+    # What is alive now stays alive: no collection in the token path scans it again. One then takes some 0.15 ms
+    # (bench_delivery's column `gc`); higher thresholds make for rarer and longer pauses.
+    gc.freeze()
+    manager.ready()
+    say(f"rbee: ready (model {model}, runner {engine.runner}, {time.monotonic() - started:.1f} s)")
     given_up = asyncio.create_task(supervisor.wait_given_up())
     await asyncio.wait({first, given_up}, return_when=asyncio.FIRST_COMPLETED)
-    if not first.done():
-        first.cancel()
-        return 1
+    first.cancel()
     given_up.cancel()
-    supervisor.refuse_new()
-    _log.info("stopping; open requests have %.0f s to finish", drain_timeout)
-    idle = asyncio.create_task(supervisor.client.wait_idle())
+    return 0 if stop.first.is_set() else 1
+
+
+async def _drain(supervisor: Supervisor, stop: _StopSignals, options: ServerConfig) -> None:
+    """Take no new requests, after a delay; return when the open ones have ended, or their time has."""
     second = asyncio.create_task(stop.second.wait())
-    await asyncio.wait({idle, second}, timeout=drain_timeout, return_when=asyncio.FIRST_COMPLETED)
+    if options.drain_delay and supervisor.state is ServerState.READY:
+        supervisor.look_away()
+        _log.info("stopping; requests are taken for another %g s", options.drain_delay)
+        await asyncio.wait({second}, timeout=options.drain_delay)
+    supervisor.refuse_new()
+    _log.info("stopping; open requests have %g s to finish", options.drain_timeout)
+    idle = asyncio.create_task(supervisor.client.wait_idle())
+    await asyncio.wait({idle, second}, timeout=options.drain_timeout, return_when=asyncio.FIRST_COMPLETED)
     idle.cancel()
     second.cancel()
-    return 0
 
 
 class _StopSignals:

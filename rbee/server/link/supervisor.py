@@ -52,7 +52,7 @@ class Supervisor:
         self._restarts = restarts or RestartBudget(0, 0)
         self._epoch = 0
         self._restarting: asyncio.Task[None] | None = None
-        self._stopping = False
+        self.leaving = self._stopping = False  # leaving: requests are taken, but new clients should go elsewhere
         self._reset()
 
     def _reset(self) -> None:
@@ -74,7 +74,7 @@ class Supervisor:
         """
         loop = asyncio.get_running_loop()
         self._settled, self._given_up = loop.create_future(), loop.create_future()
-        self._restarting, self._stopping = None, False
+        self._restarting, self.leaving, self._stopping = None, False, False
         await self._start_epoch()
 
     async def _start_epoch(self) -> None:
@@ -106,6 +106,10 @@ class Supervisor:
         if self._restarting is not None and not self._stopping:
             return _RESTARTING
         return _REFUSALS[self.state]
+
+    def look_away(self) -> None:
+        """Say that the server is going to stop, and take requests until `refuse_new`."""
+        self.leaving = True
 
     def refuse_new(self) -> None:
         """Take no further requests; the open ones go on."""

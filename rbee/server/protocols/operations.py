@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from rbee.server.link.supervisor import Supervisor
 
 
+_LEAVING = "The server is going to shut down; send new requests to another one."
+
+
 class OperationsApi:
     """The operations routes of one server."""
 
@@ -43,11 +46,14 @@ class OperationsApi:
     async def ready(self, request: Request) -> Response:  # noqa: ARG002 - starlette's signature
         """200 if a request sent now would be taken, else 503 with the state and the progress of loading."""
         supervisor = self._supervisor
+        if supervisor.leaving:
+            answer: dict[str, Any] = {"ready": False, "state": "draining", "reason": _LEAVING, "model": self._model}
+            return json_response(answer, 503)
         state = supervisor.state.label
         try:
             engine = supervisor.check_ready()
         except Refusal as refusal:
-            answer: dict[str, Any] = {"ready": False, "state": state, "reason": str(refusal), "model": self._model}
+            answer = {"ready": False, "state": state, "reason": str(refusal), "model": self._model}
             if supervisor.state is ServerState.LOADING and supervisor.progress is not None:
                 progress = supervisor.progress
                 answer["progress"] = {"stage": progress.stage, "done": progress.done, "total": progress.total}

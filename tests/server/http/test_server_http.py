@@ -47,6 +47,7 @@ def test_operations_routes(synthetic_server):
 class LoadingSupervisor:
     """A Supervisor whose engine is loading its model."""
 
+    leaving = False
     state = ServerState.LOADING
     progress = Loading(stage="weights", done=3, total=7)
 
