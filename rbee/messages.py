@@ -34,11 +34,10 @@ SIDE_RECORD = 1 << 31  # vocabularies are smaller
 
 
 class Configure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """First record to the engine: what to load, and which arena to attach."""
+    """First record to the engine: what to load."""
 
     engine: EngineConfig
     slow_reader_timeout: float  # seconds after which a ring that is full without a break ends its sequence
-    arena_name: str
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -50,6 +50,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m rbee.engine", description="Started by `rbee serve`, not by hand.")
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--doorbell-fd", type=int, required=True)
+    parser.add_argument("--arena-fd", type=int, required=True)
     parser.add_argument("--parent-pid", type=int, required=True)
     parser.add_argument("--debug", action="store_true")
     options = parser.parse_args()
@@ -62,7 +63,7 @@ def main() -> int:
     warnings.simplefilter("default" if options.debug else "ignore")
     channel = ControlChannel(socket.socket(fileno=options.control_fd))
     try:
-        return _run(channel, options.doorbell_fd, debug=options.debug)
+        return _run(channel, options.doorbell_fd, options.arena_fd, debug=options.debug)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         logger.info("The server is gone.")
         return 0
@@ -70,11 +71,11 @@ def main() -> int:
         channel.close()
 
 
-def _run(channel: ControlChannel, doorbell_fd: int, *, debug: bool) -> int:
+def _run(channel: ControlChannel, doorbell_fd: int, arena_fd: int, *, debug: bool) -> int:
     configure, early = _first_record(channel)
     with contextlib.ExitStack() as stack:
         try:
-            arena = Arena.attach(configure.arena_name)
+            arena = Arena.attach_descriptor(arena_fd)
             stack.callback(arena.close)
             producer = Producer(arena, doorbell_fd)
             stack.callback(producer.close)

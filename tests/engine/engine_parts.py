@@ -240,12 +240,11 @@ class EngineProcess:
         self.log = folder / "engine.log"
         with self.log.open("wb") as stderr, engine_end:
             self.process = subprocess.Popen(
-                engine_command(engine_end.fileno(), self.rings.doorbell, os.getpid()),
-                pass_fds=(engine_end.fileno(), self.rings.doorbell),
+                engine_command(engine_end.fileno(), self.rings.doorbell, self.rings.arena.descriptor, os.getpid()),
+                pass_fds=(engine_end.fileno(), self.rings.doorbell, self.rings.arena.descriptor),
                 stderr=stderr,
             )
-        arena_name = self.rings.arena.name
-        self.send(messages.Configure(engine=config, slow_reader_timeout=slow_reader_timeout, arena_name=arena_name))
+        self.send(messages.Configure(engine=config, slow_reader_timeout=slow_reader_timeout))
 
     def send(self, record: messages.ToEngine) -> None:
         """Send one record."""
@@ -309,7 +308,8 @@ def engine_process(
         engine.close()
 
 
-def engine_command(control_fd: int, doorbell_fd: int, parent_pid: int) -> list[str]:
+def engine_command(control_fd: int, doorbell_fd: int, arena_fd: int, parent_pid: int) -> list[str]:
     """The command line of the start protocol."""
-    options = {"--control-fd": control_fd, "--doorbell-fd": doorbell_fd, "--parent-pid": parent_pid}
+    options = {"--control-fd": control_fd, "--doorbell-fd": doorbell_fd, "--arena-fd": arena_fd}
+    options["--parent-pid"] = parent_pid
     return [sys.executable, "-m", "rbee.engine", *(str(word) for option in options.items() for word in option)]

@@ -37,7 +37,7 @@ def ended(pidfd: int) -> bool:
 
 
 def test_start_says_attached_then_ready(tmp_path):
-    """The start protocol: Attached with the pid, then Ready with what was loaded; the arena's name may go early."""
+    """The start protocol: Attached with the pid, then Ready with what was loaded."""
     with engine_process(tmp_path, SYNTHETIC) as engine:
         assert engine.receive() == messages.Attached(pid=engine.process.pid)
         engine.rings.arena.unlink()
@@ -144,14 +144,15 @@ def test_death_of_the_parent_kills_the_engine():
     """SIGKILL of the process that started it ends the engine, even while others hold the control channel open."""
     control, engine_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     doorbell = create_doorbell()
+    arena = Arena.create(num_rings=64, ring_capacity=8, epoch=1, named=False)
     parent = (
         "import os, subprocess, sys\n"
-        "command, fds = sys.argv[3:], tuple(map(int, sys.argv[1:3]))\n"
+        "command, fds = sys.argv[4:], tuple(map(int, sys.argv[1:4]))\n"
         "command[command.index('--parent-pid') + 1] = str(os.getpid())\n"
         "print(subprocess.Popen(command, pass_fds=fds).pid, flush=True)\n"
         "sys.stdin.read()\n"
     )
-    fds = (engine_end.fileno(), doorbell)
+    fds = (engine_end.fileno(), doorbell, arena.descriptor)
     with subprocess.Popen(
         [sys.executable, "-c", parent, *map(str, fds), *engine_command(*fds, 0)],
         pass_fds=fds,
@@ -161,8 +162,7 @@ def test_death_of_the_parent_kills_the_engine():
     ) as server:
         pidfd = os.pidfd_open(int(server.stdout.readline()))
         control.settimeout(PATIENCE)
-        arena = Arena.create(num_rings=64, ring_capacity=8, epoch=1)
-        configure = messages.Configure(engine=SYNTHETIC, slow_reader_timeout=60, arena_name=arena.name)
+        configure = messages.Configure(engine=SYNTHETIC, slow_reader_timeout=60)
         control.sendall(frame(messages.encode(configure)))
         records = FrameDecoder().feed(control.recv(65536))
         assert isinstance(messages.decode_to_server(records[0]), messages.Attached)
@@ -172,7 +172,6 @@ def test_death_of_the_parent_kills_the_engine():
     os.close(doorbell)
     control.close()
     engine_end.close()
-    arena.unlink()
     arena.close()
 
 
@@ -180,7 +179,8 @@ def test_engine_of_a_dead_parent_does_not_start(tmp_path):
     """An engine whose parent is another process than the one named (it died in between) exits at once."""
     control, engine_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with control, engine_end:
-        command = engine_command(engine_end.fileno(), engine_end.fileno(), os.getpid() + 1)
+        end = engine_end.fileno()
+        command = engine_command(end, end, end, os.getpid() + 1)
         done = subprocess.run(
             command, pass_fds=(engine_end.fileno(),), timeout=PATIENCE, check=False, capture_output=True, cwd=tmp_path
         )

@@ -100,25 +100,20 @@ class EngineProcess:
         settings = self._settings
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as resources:
-            self._arena = Arena.create(
-                num_rings=settings.num_rings, ring_capacity=settings.ring_capacity, epoch=self.epoch
+            arena = Arena.create(
+                num_rings=settings.num_rings, ring_capacity=settings.ring_capacity, epoch=self.epoch, named=False
             )
-            resources.callback(self._arena.close)
-            resources.callback(self._arena.unlink)
+            resources.callback(arena.close)
             try:
                 doorbell = create_doorbell()
                 resources.callback(os.close, doorbell)
-                consumer = Consumer(self._arena, doorbell)
+                consumer = Consumer(arena, doorbell)
                 resources.callback(consumer.close)
                 ours, theirs = socket.socketpair()
                 with theirs:
-                    configure = Configure(
-                        engine=settings.config,
-                        slow_reader_timeout=settings.slow_reader_timeout,
-                        arena_name=self._arena.name,
-                    )
+                    configure = Configure(engine=settings.config, slow_reader_timeout=settings.slow_reader_timeout)
                     ours.sendall(frame(encode(configure)))  # before the event loop's next turn, which may come late
-                    self._process = _spawn(theirs.fileno(), doorbell, debug=settings.debug)
+                    self._process = _spawn(theirs.fileno(), doorbell, arena.descriptor, debug=settings.debug)
                 resources.callback(self._process.wait)
                 resources.callback(self._process.kill)  # does nothing to a process that has been waited for
                 pidfd = os.pidfd_open(self._process.pid)
@@ -169,7 +164,6 @@ class EngineProcess:
     def _on_record(self, payload: bytes) -> None:
         match decode_to_server(payload):
             case Attached(pid=pid):
-                self._arena.unlink()
                 _log.debug("engine %d has attached the arena", pid)
                 self._owner.on_attached()
             case Loading() as progress:
@@ -236,13 +230,14 @@ class _ControlProtocol(asyncio.Protocol):
         self._on_end()
 
 
-def _spawn(control: int, doorbell: int, *, debug: bool) -> subprocess.Popen[bytes]:
-    """Start `python -m rbee.engine` with its two descriptors; its stdout goes to our stderr."""
+def _spawn(control: int, doorbell: int, arena: int, *, debug: bool) -> subprocess.Popen[bytes]:
+    """Start `python -m rbee.engine` with its three descriptors; its stdout goes to our stderr."""
     command = [sys.executable, "-m", "rbee.engine"]
-    command += ["--control-fd", str(control), "--doorbell-fd", str(doorbell), "--parent-pid", str(os.getpid())]
+    command += ["--control-fd", str(control), "--doorbell-fd", str(doorbell), "--arena-fd", str(arena)]
+    command += ["--parent-pid", str(os.getpid())]
     command += ["--debug"] if debug else []
     return subprocess.Popen(  # noqa: S603 - our own words only
-        command, pass_fds=(control, doorbell), stdin=subprocess.DEVNULL, stdout=sys.stderr
+        command, pass_fds=(control, doorbell, arena), stdin=subprocess.DEVNULL, stdout=sys.stderr
     )
 
 

@@ -1,7 +1,9 @@
 """What is left, and what clients are told, when a process is stopped or killed."""
 
 import asyncio
+import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -99,6 +101,16 @@ async def test_engine_that_dies_too_often_ends_the_server(start_server):
         assert server.wait() == 1
         assert "the engine process died (killed by SIGKILL" in server.log.read_text()
         assert leftovers(server.pid, children) == ([], [])
+
+
+def test_process_group_killed_while_it_starts():
+    """As systemd, containers and the kernel do it: no resource tracker is left to tidy up, and nothing is there to."""
+    command = [sys.executable, "-m", "rbee.cli", "serve", "--port", "0", *SYNTHETIC]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as server:
+        while not (children := psutil.Process(server.pid).children()):
+            assert server.poll() is None
+        os.killpg(server.pid, signal.SIGKILL)
+    assert leftovers(server.pid, children) == ([], [])
 
 
 async def test_server_killed(start_server):
