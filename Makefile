@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 NATIVE := $(shell find native -name '*.h' -o -name '*.cpp' -o -name CMakeLists.txt)
 CXX_FILES := $(filter %.h %.cpp,$(NATIVE))
 
-.PHONY: setup serve test test-fast test-native-long coverage lint bench bench-transport bench-peers bench-llama-cpp bench-quality clean
+.PHONY: setup serve test test-fast test-properties test-native-long coverage lint bench bench-transport bench-peers bench-llama-cpp bench-quality clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,11 @@ test: setup
 test-fast: setup
 	$(BIN)/python -m pytest -m 'not slow' tests/server tests/engine/scheduling tests/engine/test_engine_core.py \
 		tests/transport tests/lint $(ARGS)
+
+# Other examples of every property than `make test` takes, at random. One that fails becomes an @example.
+test-properties: setup
+	$(BIN)/rbee pull
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=search $(ARGS)
 
 # Searches that are worth their time after a change of native/: the mutations under every check (about an hour), the
 # larger cases of the model check, and more rounds of fuzzing and stress.

@@ -47,6 +47,7 @@ _ANYTHING = st.one_of(
 
 
 @example(kind="t5", changes={"tokens": [""]})  # no token is left for what is unknown
+@example(kind="bert", changes={"token_type": np.full(9, 2.0**63, np.float32)})  # fits no whole number
 @settings(max_examples=400)
 @given(kind=st.sampled_from(sorted(_KINDS)), changes=st.dictionaries(st.sampled_from(_KEYS), _ANYTHING, max_size=4))
 def test_any_metadata_give_a_tokenizer_or_a_sentence(kind: str, changes: dict[str, Any]) -> None:
@@ -72,6 +73,7 @@ def test_any_metadata_give_a_tokenizer_or_a_sentence(kind: str, changes: dict[st
         ({"tokens": ["a", 1]}, "tokenizer.ggml.tokens is list, and a list of texts is expected"),
         ({"tokens": ["a", "b", "a"], "token_type": None}, "the token 'a' twice, as 0 and 2"),
         ({"token_type": np.ones(3, np.int32)}, "3 values in tokenizer.ggml.token_type"),
+        ({"token_type": np.ones(300, np.float32)}, "token_type is ndarray, and a list of whole numbers is expected"),
         ({"merges": None}, "no tokenizer.ggml.merges"),
         ({"merges": ["a b", "ab"]}, "'ab', which is no pair"),
         ({"merges": ["a nowhere"]}, "`nowhere` out of vocabulary"),

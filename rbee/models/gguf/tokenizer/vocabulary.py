@@ -177,7 +177,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
             f"The GGUF file's vocabulary has the token {tokens[first]!r} twice, as {first} and {ids[tokens[first]]}. "
             "Convert the model again."
         )
-    types = numbers(metadata, "token_type", len(tokens))
+    types = numbers(metadata, "token_type", len(tokens), whole=True)
     kinds: list[int] = [Kind.NORMAL] * len(tokens) if types is None else types.astype(np.int64).tolist()
     special_ids = _special_ids(metadata, model, len(tokens), default_bos=split is None or split.default_bos)
     ends = _mark_specials(ids, kinds, special_ids)
@@ -208,13 +208,14 @@ def strings(metadata: Mapping[str, Any], name: str) -> list[str] | None:
     return value
 
 
-def numbers(metadata: Mapping[str, Any], name: str, count: int) -> np.ndarray | None:
-    """The first `count` numbers of the array under tokenizer.ggml.`name`, none of them infinite or NaN."""
+def numbers(metadata: Mapping[str, Any], name: str, count: int, *, whole: bool = False) -> np.ndarray | None:
+    """The first `count` numbers of the array under tokenizer.ggml.`name`, `whole` or at least not infinite or NaN."""
     value = metadata.get(PREFIX + name)
     if value is None:
         return None
-    if not (isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iuf"):
-        raise _wrong(name, value, "a list of numbers")
+    kinds = "iu" if whole else "iuf"
+    if not (isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in kinds):
+        raise _wrong(name, value, "a list of whole numbers" if whole else "a list of numbers")
     if len(value) < count:
         raise ModelError(
             f"The GGUF file has {len(value)} values in {PREFIX}{name}, and its vocabulary has {count} tokens. "
