@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from typing import TYPE_CHECKING
 
 from rbee.errors import EngineUnavailableError, TransportError
@@ -31,8 +32,9 @@ _REFUSALS = {  # message, seconds until a retry
     ServerState.DRAINING: ("The server is shutting down; send the request to another one.", 5),
     ServerState.DEAD: ("The engine process has died; the server has to be restarted.", 10),
 }
-_HUNG = ("The engine process makes no progress and is being killed; try again.", 1)
-_RESTARTING = ("The engine process has died and is being started again; try again.", 1)
+_HUNG = "The engine process makes no progress and is being killed; try again."
+_RESTARTING = "The engine process has died and is being started again; try again."
+_LONGEST_RETRY_AFTER = 60  # seconds
 
 
 class Supervisor:
@@ -51,6 +53,7 @@ class Supervisor:
         self._settings = settings
         self._restarts = restarts or RestartBudget(0, 0)
         self._epoch = 0
+        self._load_seconds = 0.0  # of the last engine
         self._restarting: asyncio.Task[None] | None = None
         self.leaving = self._stopping = False  # leaving: requests are taken, but new clients should go elsewhere
         self._reset()
@@ -101,10 +104,11 @@ class Supervisor:
 
     def _refusal(self) -> tuple[str, int]:
         """Message, and seconds until a retry."""
+        again = min(max(math.ceil(self._load_seconds), 1), _LONGEST_RETRY_AFTER)
         if self._hung and not self._engine.exited.is_set():
-            return _HUNG
+            return _HUNG, again
         if self._restarting is not None and not self._stopping:
-            return _RESTARTING
+            return _RESTARTING, again
         return _REFUSALS[self.state]
 
     def look_away(self) -> None:
@@ -164,6 +168,7 @@ class Supervisor:
 
     def on_ready(self, ready: Ready) -> None:
         self.ready = ready
+        self._load_seconds = ready.load_seconds
         if not self._stopping:
             self.state = ServerState.READY
         if self._settled.done():
@@ -173,8 +178,6 @@ class Supervisor:
             self._settled.set_result(ready)
 
     def on_hung(self) -> None:
-        if self._stopping:  # which has a patience of its own
-            return
         self.state = ServerState.DEAD
         self._hung = True
         _log.error("the engine has made no progress for %g s; it is killed", self._settings.hang_timeout)

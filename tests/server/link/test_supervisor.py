@@ -281,3 +281,16 @@ async def test_engine_that_hangs_is_killed_and_replaced(caplog: pytest.LogCaptur
         assert engine not in child_engines()
     assert "the engine has made no progress for 3 s; it is killed" in caplog.text
     assert "the engine process died (it hung); it is started again" in caplog.text
+
+
+async def test_engine_that_hangs_while_the_server_drains_is_killed() -> None:
+    """Its streams could not end otherwise; nothing is started again."""
+    async with running(Delays(0), hang_timeout=3) as supervisor:
+        await until_ready(supervisor)
+        [engine] = child_engines()
+        _, sink = submit(supervisor)
+        supervisor.refuse_new()
+        engine.suspend()
+        await until(lambda: sink.ends)
+        assert [error.code for error in sink.ends] == ["engine_died"]
+        await until(lambda: not child_engines())
