@@ -14,7 +14,7 @@ import nanobind
 from rbee.transport import _native  # noqa: TID251 - the list that it was built from
 
 NATIVE = Path(__file__).parents[2] / "native"
-LAST = '    X(std::uint64_t, gc_pause_ns, gc_pause_ns, count, "Time in those.")\n'
+LAST = (
 ADDED = '    X(std::uint64_t, toys, toys, count, "Toys.")\n'
 PLACE = "        count(arena_.fixed->server.drains);\n"
 COUNTED = "        count(arena_.fixed->server.toys, 3);\n"
