@@ -70,6 +70,16 @@ def test_table_of_metrics_is_fresh():
     assert metrics_table.PAGE.read_text() == metrics_table.page()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["prometheus/alerts.yml", "grafana/rbee.json"])
+def test_deployed_files_name_metrics_that_exist(name):
+    """Alert rules and dashboard ask for samples that a real server has."""
+    samples = {sample.name for family in metrics_table.families() for sample in family.samples}
+    named = set(re.findall(r"rbee:\w+", (ROOT / "deploy" / name).read_text()))
+    assert named
+    assert named <= samples
+
+
 def test_hooks_run_the_checks_of_make_lint():
     """.pre-commit-config.yaml has the commands of the target `lint`, each from .venv, and nothing to download."""
     recipe = re.search(r"^lint:.*\n((?:\t.+\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
