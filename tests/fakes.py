@@ -74,9 +74,9 @@ class RecordingSequence:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    def cancel(self) -> None:
+    def cancel(self, reason: FinishReason = FinishReason.ABORT) -> None:
         """Note it."""
-        self.calls.append("cancel")
+        self.calls.append("cancel" if reason == FinishReason.ABORT else f"cancel: {reason.name.lower()}")
 
     def pause(self) -> None:
         """Note it."""
@@ -117,7 +117,7 @@ class RecordingSink:
         self.cached_tokens: int | None = None  # said with the end
         self.ends: list[Any] = []  # the FinishReason or the Refusal
 
-    def deliver(self, batch: TokenBatch) -> None:
+    def deliver(self, batch: TokenBatch) -> int:
         """Keep the tokens, and the reason if it is one."""
         if self.broken:
             raise RuntimeError("this sink is broken")
@@ -127,6 +127,7 @@ class RecordingSink:
         if batch.reason:
             self.ends.append(batch.reason)
             self.cached_tokens = batch.cached_tokens
+        return batch.reason
 
     def fail(self, error: Exception) -> None:
         """Keep the error."""

@@ -7,6 +7,7 @@ order; under another ASGI server the application's lifespan starts and stops the
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from rbee.server.http.app import build_app
@@ -14,6 +15,7 @@ from rbee.server.link.engine_client import Admission
 from rbee.server.link.engine_process import EngineSettings
 from rbee.server.link.restarts import RestartBudget
 from rbee.server.link.supervisor import Supervisor
+from rbee.server.protocols.metrics import Metrics
 from rbee.server.protocols.openai.routes import OpenAiApi
 from rbee.server.protocols.operations import OperationsApi
 from rbee.server.protocols.resume import Resuming
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from rbee.config import Config, ServerConfig
-    from rbee.server.http.app import App
+    from rbee.server.http.app import AnswerCounts, App
     from rbee.server.text.served_model import ServedModel
 
 ENGINE_PATIENCE = 5.0  # seconds the engine may take to stop
@@ -83,7 +85,8 @@ def assemble(config: ServerConfig, model: ServedModel, supervisor: Supervisor) -
         max_body_bytes=config.max_body_mib * 2**20,
         lenient=config.lenient,
     )
-    operations = OperationsApi(supervisor, model.name)
+    answered: AnswerCounts = Counter()
+    operations = OperationsApi(supervisor, model.name, Metrics(supervisor, model.name, answered))
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -93,7 +96,8 @@ def assemble(config: ServerConfig, model: ServedModel, supervisor: Supervisor) -
         finally:
             await supervisor.stop(ENGINE_PATIENCE)
 
-    return build_app([*openai.routes(), *resuming.routes(), *operations.routes()], config.api_key, lifespan=lifespan)
+    routes = [*openai.routes(), *resuming.routes(), *operations.routes()]
+    return build_app(routes, config.api_key, lifespan=lifespan, answered=answered)
 
 
 def _check_period(timeout: float) -> float:

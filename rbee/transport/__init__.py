@@ -8,12 +8,26 @@ from __future__ import annotations
 from rbee.transport._native import Consumer, Drained, Outlet, Producer, Progress, Slot, Vocabulary
 from rbee.transport.arena import Arena, create_doorbell
 from rbee.transport.frame_template import FrameTemplate, LastFrames
-from rbee.transport.observer import COUNTS, GAUGES, FoundServer, Histogram, Observer, Sample, find_servers
+from rbee.transport.observer import (
+    COUNTERS,
+    COUNTS,
+    GAUGES,
+    HISTOGRAMS,
+    FoundServer,
+    Histogram,
+    Observer,
+    Sample,
+    bucket_start_near,
+    find_servers,
+    read_sample,
+)
 from rbee.transport.states import EngineState, ServerState
 
 __all__ = [
+    "COUNTERS",
     "COUNTS",
     "GAUGES",
+    "HISTOGRAMS",
     "Arena",
     "Consumer",
     "Drained",
@@ -30,6 +44,8 @@ __all__ = [
     "ServerState",
     "Slot",
     "Vocabulary",
+    "bucket_start_near",
     "create_doorbell",
     "find_servers",
+    "read_sample",
 ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.docs import module_map
+from tests.docs import metrics_table, module_map
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,6 +62,22 @@ def test_every_page_is_listed():
 def test_module_map_is_fresh():
     """If this fails: `python -m tests.docs.module_map` writes it anew."""
     assert module_map.PAGE.read_text() == module_map.page()
+
+
+@pytest.mark.slow
+def test_table_of_metrics_is_fresh():
+    """It is what a real server answers. If this fails: `python -m tests.docs.metrics_table` writes it anew."""
+    assert metrics_table.PAGE.read_text() == metrics_table.page()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["prometheus/alerts.yml", "grafana/rbee.json"])
+def test_deployed_files_name_metrics_that_exist(name):
+    """Alert rules and dashboard ask for samples that a real server has."""
+    samples = {sample.name for family in metrics_table.families() for sample in family.samples}
+    named = set(re.findall(r"rbee:\w+", (ROOT / "deploy" / name).read_text()))
+    assert named
+    assert named <= samples
 
 
 def test_hooks_run_the_checks_of_make_lint():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -14,7 +15,9 @@ import nanobind
 from rbee.transport import _native  # noqa: TID251 - the list that it was built from
 
 NATIVE = Path(__file__).parents[2] / "native"
-LAST = '    X(std::uint64_t, gc_pause_ns, gc_pause_ns, count, "Time in those.")\n'
+LAST = (
+    """    X(std::uint64_t, gc_pause_ns, gc_pause_ns, count, "Time in garbage collections of the server's Python.")\n"""
+)
 ADDED = '    X(std::uint64_t, toys, toys, count, "Toys.")\n'
 PLACE = "        count(arena_.fixed->server.drains);\n"
 COUNTED = "        count(arena_.fixed->server.toys, 3);\n"
@@ -26,8 +29,14 @@ spec = importlib.util.spec_from_file_location("rbee.transport._native", sys.argv
 native = importlib.util.module_from_spec(spec)
 sys.modules["rbee.transport._native"] = native
 spec.loader.exec_module(native)
+from rbee.server.link.ends import SequenceEnds
+from rbee.server.protocols.metrics import Metrics
 from rbee.top.interval import Interval
-from rbee.transport import Arena, Consumer, Observer, create_doorbell
+from rbee.transport import Arena, Consumer, Observer, ServerState, create_doorbell
+
+class Supervisor:
+    state, ends, restarts = ServerState.READY, SequenceEnds(), {}
+    sample = lambda self: now
 
 arena = Arena.create(num_rings=64, ring_capacity=2, epoch=1)
 consumer = Consumer(arena, create_doorbell())
@@ -36,10 +45,12 @@ with Observer(os.getpid()) as observer:
     before = observer.sample()
     consumer.drain()
     now = observer.sample()
+metrics = Metrics(Supervisor(), "m", {}).render("")[0].decode().splitlines()
 shown = Interval.between(before, now, 1.0).as_json()
 print(json.dumps([
     native.COUNTERS[-1], consumer.counters()["toys"], now.counters["toys"],
     shown["per_second"]["toys"], shown["since_epoch_start"]["toys"],
+    [line for line in metrics if "toys" in line],
 ]))
 consumer.close()
 arena.unlink()
@@ -71,7 +82,7 @@ def build_binding(native: Path, target: Path) -> None:
 
 
 def test_a_new_counter_costs_two_edits(tmp_path):
-    """In a copy of the tree: a line in the list and the place that counts; then header to `rbee top --json` have it."""
+    """In a copy of the tree: a line in the list and the place that counts; then all from header to /metrics have it."""
     native = tmp_path / "native"
     for folder in ("include", "bindings"):
         shutil.copytree(NATIVE / folder, native / folder)
@@ -83,7 +94,11 @@ def test_a_new_counter_costs_two_edits(tmp_path):
     shown = subprocess.run(
         [sys.executable, "-c", SHOW, str(module)], capture_output=True, text=True, timeout=60, check=True
     )
-    assert shown.stdout == '[["toys", "count", "Toys."], 6, 6, 3.0, 6]\n'
+    *numbers, metrics = json.loads(shown.stdout)
+    assert numbers == [["toys", "count", "Toys."], 6, 6, 3.0, 6]
+    assert metrics == [
+        "# HELP rbee:toys_total Toys.", "# TYPE rbee:toys_total counter", 'rbee:toys_total{model_name="m"} 6.0'
+    ]  # fmt: skip
 
 
 def test_every_counter_is_documented():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rbee.errors import TransportError
-from rbee.transport import Arena, Histogram, Observer, find_servers
+from rbee.transport import Arena, Histogram, Observer, bucket_start_near, find_servers
 from tests.observed import observed_server
 
 
@@ -274,5 +274,21 @@ def test_quantiles_at_the_edges(server, observer):
     """Of nothing there is none; the last bucket, which has no end, answers with its start; within one, it is linear."""
     assert observer.sample().histograms["loop_lag"].quantile(0.5) is None
     server.lag(2**63)
-    assert observer.sample().histograms["loop_lag"].quantile(0.5) == 33_285_996_544
-    assert Histogram((0, 0, 4) + (0,) * 509).quantile(0.25) == 2.25
+    assert observer.sample().histograms["loop_lag"].quantile(0.5) == 532_575_944_704
+    assert Histogram((0, 0, 4) + (0,) * 573).quantile(0.25) == 2.25
+
+
+def test_durations_below_a_bound_are_exact(server, observer):
+    """If the bound is the start of a bucket: one nanosecond less counts, the bound itself does not."""
+    bounds = [bucket_start_near(ns) for ns in (1_000, 50_000, 2_000_000_000, 10**15)]
+    assert bounds[0] == 992
+    server.lag(*(duration for bound in bounds for duration in (bound - 1, bound)))
+    assert observer.sample().histograms["loop_lag"].below(bounds) == [1, 3, 5, 7]
+
+
+def test_sum_is_known_to_1_32(server, observer):
+    """Whatever the durations; small ones exactly."""
+    durations = [int(ns) for ns in np.random.default_rng(7).lognormal(np.log(1e6), 3, 1000)]
+    server.lag(*durations)
+    assert observer.sample().histograms["loop_lag"].total_ns == pytest.approx(sum(durations), rel=1 / 32)
+    assert Histogram(tuple([0] * 3 + [2] + [0] * 9 + [1])).total_ns == 2 * 3 + 13

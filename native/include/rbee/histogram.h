@@ -1,7 +1,7 @@
 // A histogram of durations in shared memory: one process counts, observers read at any time.
 //
 // Log-linear buckets in the manner of Gil Tene's HdrHistogram: 16 per power of two, so that a value is known to 1/16.
-// Durations are in nanoseconds; everything of 34 s and more falls into the last bucket.
+// Durations are in nanoseconds; everything of 9 minutes and more falls into the last bucket.
 
 #pragma once
 
@@ -9,7 +9,7 @@
 
 namespace rbee {
 
-constexpr std::uint32_t kBuckets = 512;
+constexpr std::uint32_t kBuckets = 576;
 
 /// The bucket that counts `ns`.
 constexpr std::uint32_t bucket_of(std::uint64_t ns) {

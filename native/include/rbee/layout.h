@@ -26,7 +26,7 @@ struct TransportError : std::runtime_error {
 
 constexpr std::size_t kLine = 128;
 constexpr std::uint64_t kMagic = 0x6d68735f65656272;  // "rbee_shm" as little-endian bytes
-constexpr std::uint32_t kAbiVersion = 4;
+constexpr std::uint32_t kAbiVersion = 5;
 constexpr std::uint32_t kMaxRings = 1u << 16;
 constexpr std::uint32_t kMaxRingCapacity = 1u << 20;
 

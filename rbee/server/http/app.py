@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import re
 import uuid
+from collections import Counter
 from typing import TYPE_CHECKING, TypeAlias
 
 from starlette.applications import Starlette
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
     from rbee.server.http.refusals import RefusalFormat
 
 App: TypeAlias = Starlette
+AnswerCounts: TypeAlias = Counter[tuple[int, str]]  # requests by status, and code of the refusal or ""
 
 _OPEN_PATHS = frozenset({"/health", "/ready"})  # no key needed
+_NO_ANSWER = 499  # the client has gone before its answer began
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -43,6 +46,7 @@ def build_app(
     formats: Mapping[str, RefusalFormat] | None = None,
     *,
     lifespan: Callable[[], AbstractAsyncContextManager[None]] | None = None,
+    answered: AnswerCounts | None = None,
 ) -> App:
     """The application that serves `routes`.
 
@@ -52,12 +56,17 @@ def build_app(
         formats: how the protocols with paths of their own answer refusals, by path prefix; the longest one counts.
             All other paths have `rbee.server.http.refusals.answer`.
         lifespan: is entered when the ASGI server starts, and left when it stops.
+        answered: counts each request when it has ended.
     """
     answers = _Refusals(formats or {})
     app = Starlette(
         routes=routes,
         lifespan=None if lifespan is None else lambda _: lifespan(),
-        middleware=[Middleware(_Entrance, api_keys=api_keys, answers=answers)],
+        middleware=[
+            Middleware(
+                _Entrance, api_keys=api_keys, answers=answers, answered=Counter() if answered is None else answered
+            )
+        ],
         exception_handlers={
             Refusal: answers.on_refusal,
             HTTPException: answers.on_http_exception,
@@ -75,7 +84,10 @@ class _Refusals:
     def __init__(self, formats: Mapping[str, RefusalFormat]) -> None:
         self._formats = sorted(formats.items(), key=lambda item: -len(item[0]))
 
-    def answer(self, path: str, refusal: Refusal) -> Response:
+    def answer(self, scope: Scope, refusal: Refusal) -> Response:
+        """The answer; the code stays in `scope["state"]["refusal"]`."""
+        scope["state"]["refusal"] = refusal.code or ""
+        path = scope["path"]
         for prefix, make in self._formats:
             if path.startswith(prefix):
                 return make(refusal)
@@ -83,11 +95,11 @@ class _Refusals:
 
     async def on_refusal(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, Refusal)
-        return self.answer(request.url.path, error)
+        return self.answer(request.scope, error)
 
     async def on_http_exception(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        path = request.url.path
+        path = request.scope["path"]
         match error.status_code:
             case 404:
                 refusal = Refusal(RefusalKind.NOT_FOUND, f"There is no route {path}.", code="not_found")
@@ -96,7 +108,7 @@ class _Refusals:
                 refusal = Refusal(RefusalKind.METHOD_NOT_ALLOWED, message, code="method_not_allowed")
             case _:
                 refusal = Refusal(RefusalKind.INVALID, error.detail)
-        response = self.answer(path, refusal)
+        response = self.answer(request.scope, refusal)
         response.status_code = error.status_code
         response.headers.update(error.headers or {})
         return response
@@ -104,18 +116,19 @@ class _Refusals:
     async def on_defect(self, request: Request, error: Exception) -> Response:  # noqa: ARG002 - starlette's signature
         """Starlette raises the error again after this answer, and uvicorn logs it with its traceback."""
         message = "The server failed on this request; its log has the reason."
-        return self.answer(request.url.path, Refusal(RefusalKind.FAILED, message, code="internal_error"))
+        return self.answer(request.scope, Refusal(RefusalKind.FAILED, message, code="internal_error"))
 
 
 class _Entrance:
-    """Gives every request an id, and checks its key unless its path is open to all.
+    """Gives every request an id, checks its key unless its path is open to all, and counts it when it has ended.
 
     The id is the client's X-Request-Id if that is sane, else ours. It stands in `scope["state"]["request_id"]` and in
     the X-Request-Id header of every response. `scope["state"]["caller"]` is the index of the key, or None.
     """
 
-    def __init__(self, app: ASGIApp, *, api_keys: Sequence[str], answers: _Refusals) -> None:
+    def __init__(self, app: ASGIApp, *, api_keys: Sequence[str], answers: _Refusals, answered: AnswerCounts) -> None:
         self._app = app
+        self._answered = answered
         self._api_keys = [key.encode() for key in api_keys]
         self._answers = answers
 
@@ -128,17 +141,23 @@ class _Entrance:
         request_id = given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
+        status = _NO_ANSWER
 
         async def send_with_id(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
         caller = state["caller"] = self._caller(headers)
-        if self._api_keys and scope["path"] not in _OPEN_PATHS and caller is None:
-            await self._answers.answer(scope["path"], _unauthenticated())(scope, receive, send_with_id)
-        else:
-            await self._app(scope, receive, send_with_id)
+        try:
+            if self._api_keys and scope["path"] not in _OPEN_PATHS and caller is None:
+                await self._answers.answer(scope, _unauthenticated())(scope, receive, send_with_id)
+            else:
+                await self._app(scope, receive, send_with_id)
+        finally:
+            self._answered[status, state.get("refusal", "")] += 1
 
     def _caller(self, headers: Headers) -> int | None:
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -153,4 +172,4 @@ def _unauthenticated() -> Refusal:
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:  # noqa: ARG001 - starlette's signature
-    return Response(status_code=499)  # never sent: the client is gone
+    return Response(status_code=_NO_ANSWER)  # never sent: the client is gone

@@ -13,10 +13,10 @@ import math
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, ParamSpec
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
 from rbee.errors import QueueFullError, TransportError
-from rbee.messages import Submit, ToEngine, Wake, pack_token_ids
+from rbee.messages import FinishReason, Submit, ToEngine, Wake, pack_token_ids
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.link.sinks import TokenBatch
 
@@ -34,6 +34,7 @@ _LONGEST_RETRY_AFTER = 60  # seconds
 _POLL_PATIENCE_NS = 20_000  # of one poll of the doorbell; accepts, disconnects and new requests wait as long
 
 _P = ParamSpec("_P")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +71,9 @@ class SequenceHandle:
         self._ring = ring
         self._generation = generation
 
-    def cancel(self) -> None:
-        """End the sequence; its sink is not called again. Harmless after the end."""
-        self._client.cancel(self._ring, self._generation)
+    def cancel(self, reason: FinishReason = FinishReason.ABORT) -> None:
+        """End the sequence for this reason; its sink is not called again. Harmless after the end."""
+        self._client.cancel(self._ring, self._generation, reason)
 
     def pause(self) -> None:
         """Leave the tokens in the ring until `resume`. Harmless after the end."""
@@ -99,7 +100,9 @@ class EngineClient:
         give_up: ends an engine whose arena is corrupt; its death then ends the requests.
         admission: None: only the number of rings is a limit.
         busy_poll: poll the doorbell while a request is open; saves the time of a wakeup, and takes a processor.
-        clock: in seconds, for the rate of finished requests.
+        on_end: called once for each sequence, with its FinishReason as its client sees it and the seconds since its
+            request was received.
+        clock: time.monotonic, or a test's.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class EngineClient:
         *,
         admission: Admission | None = None,
         busy_poll: bool = False,
+        on_end: Callable[[int, float], None] = lambda reason, seconds: None,  # noqa: ARG005 - the callback's signature
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._consumer = consumer
@@ -119,11 +123,13 @@ class EngineClient:
         self._loop = asyncio.get_running_loop()
         self._admission = admission or Admission()
         self._busy_poll = busy_poll
+        self._on_end = on_end
         self._clock = clock
         self._doorbell: int | None = None
         self._polling = self._stopped = False
         # By ring. An open sequence has a generation other than 0, and a sink in one of the two lists.
         self._generations = [0] * num_rings
+        self._received_ns = [0] * num_rings
         self._token_sinks: list[TokenSink | None] = [None] * num_rings
         self._direct_sinks: list[DirectSink | None] = [None] * num_rings
         self._num_open = 0
@@ -195,10 +201,10 @@ class EngineClient:
             self._loop.call_soon(self._poll)
         return handles
 
-    def cancel(self, ring: int, generation: int) -> None:
+    def cancel(self, ring: int, generation: int, reason: int = FinishReason.ABORT) -> None:
         if self._generations[ring] != generation:
             return
-        self._forget(ring)
+        self._end(ring, reason)
         if self._consumer.cancel(ring):
             self._send(Wake())
         if self._consumer.resume(ring):  # a paused ring would never show its finish
@@ -248,7 +254,7 @@ class EngineClient:
             if not drained.more:
                 break
         for ring, _, sink in self._open_sequences():
-            self._forget(ring)
+            self._end(ring, FinishReason.ERROR)
             sink.fail(error)
 
     async def wait_idle(self) -> None:
@@ -307,6 +313,7 @@ class EngineClient:
         assert assigned is not None, "there is room"
         ring, generation = assigned
         self._generations[ring] = generation
+        self._received_ns[ring] = received_ns
         self._set_sink(ring, choice.sink)
         self._num_open += 1
         self._idle.clear()
@@ -330,7 +337,7 @@ class EngineClient:
         # A callback may end other sequences: each sink is looked up when its turn comes.
         start = 0
         for ring, end, code in zip(drained.rings, drained.ends, drained.finishes, strict=True):
-            sink = self._token_sinks[ring]
+            sink, received_ns = self._token_sinks[ring], self._received_ns[ring]
             if code:
                 self._finished_at.append(self._clock())
                 self._forget(ring)
@@ -341,7 +348,9 @@ class EngineClient:
                     drained.commit_ns[start:end],
                     *_split(code),
                 )
-                self._call(ring, sink, sink.deliver, batch)
+                shown = self._call(ring, sink, sink.deliver, batch)
+                if code:
+                    self._count_end(FinishReason.ERROR if shown is None else shown, received_ns)
             start = end
         if start:
             self._consumer.note_delivered()
@@ -354,19 +363,31 @@ class EngineClient:
         for ring, code in drained.ended:
             self._finished_at.append(self._clock())
             if (direct := self._direct_sinks[ring]) is not None:
-                self._forget(ring)
+                self._end(ring, _split(code)[0])
                 self._call(ring, direct, direct.on_finish, *_split(code))
 
-    def _call(self, ring: int, sink: Sink, method: Callable[_P, None], *values: _P.args, **named: _P.kwargs) -> None:
-        """Call a method of a sink. An exception ends its request and leaves the others alone."""
+    def _call(
+        self, ring: int, sink: Sink, method: Callable[_P, _Result], *values: _P.args, **named: _P.kwargs
+    ) -> _Result | None:
+        """Call a method of a sink. An exception ends its request and leaves the others alone; None then."""
         try:
-            method(*values, **named)
+            return method(*values, **named)
         except Exception:  # noqa: BLE001 - logged; the other requests go on
             _log.exception("delivering tokens failed; the request is ended")
             if sink in (self._token_sinks[ring], self._direct_sinks[ring]):
-                self.cancel(ring, self._generations[ring])
+                self.cancel(ring, self._generations[ring], FinishReason.ERROR)
             message = "The server failed while writing this answer."
             sink.fail(Refusal(RefusalKind.FAILED, message, code="internal_error"))
+            return None
+
+    def _end(self, ring: int, reason: int) -> None:
+        """Forget the sequence of a ring, and count its end. Does nothing if there is none any more."""
+        if self._generations[ring]:
+            self._forget(ring)
+            self._count_end(reason, self._received_ns[ring])
+
+    def _count_end(self, reason: int, received_ns: int) -> None:
+        self._on_end(reason, self._clock() - received_ns / 1e9)
 
     def _forget(self, ring: int) -> None:
         if not self._generations[ring]:

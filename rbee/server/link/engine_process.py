@@ -23,14 +23,14 @@ from rbee.messages import Attached, Configure, Failed, Loading, Ready, Shutdown,
 from rbee.server.link.engine_client import Admission, EngineClient
 from rbee.server.link.heartbeat import Heartbeat
 from rbee.server.link.watchdog import PERIOD, Watchdog
-from rbee.transport import Arena, Consumer, create_doorbell
+from rbee.transport import Arena, Consumer, create_doorbell, read_sample
 from rbee.transport.control import FrameDecoder, frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rbee.config import EngineConfig
-    from rbee.transport import ServerState
+    from rbee.transport import Sample, ServerState
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +69,9 @@ class EngineOwner(Protocol):
 
     def on_died(self, how: str) -> None:
         """The process has ended, for example with "exit code 2". `client` still has the tokens that it committed."""
+
+    def on_sequence_end(self, reason: int, seconds: float) -> None:
+        """A sequence has ended; see `EngineClient`."""
 
     def on_failed(self, reason: str) -> None:
         """After `on_died`, if the engine never was ready: a sentence for the user."""
@@ -132,6 +135,7 @@ class EngineProcess:
                 give_up=self.kill,
                 admission=settings.admission,
                 busy_poll=settings.busy_poll,
+                on_end=self._owner.on_sequence_end,
             )
             heartbeat = Heartbeat(consumer, lambda: self._owner.state, self.client.on_wake)
             heartbeat.start()
@@ -141,6 +145,15 @@ class EngineProcess:
             loop.add_reader(pidfd, self._on_exit, pidfd)
             resources.callback(loop.remove_reader, pidfd)
             self._resources = resources.pop_all()
+
+    def sample(self) -> Sample | None:
+        """What both processes have counted in the arena; None once the engine has ended, or if it broke the arena."""
+        if self.exited.is_set():
+            return None
+        try:
+            return read_sample(self._arena.buffer)
+        except TransportError:
+            return None
 
     def shutdown(self) -> None:
         """Ask the engine to end what runs, and to exit."""

@@ -27,7 +27,8 @@ class TokenBatch(NamedTuple):
 class TokenSink(Protocol):
     """Receives one sequence's tokens: the next ones, the end, or both. After `fail` nothing more comes."""
 
-    def deliver(self, batch: TokenBatch) -> None: ...
+    def deliver(self, batch: TokenBatch) -> int:
+        """Returns the FinishReason that the client sees if the batch ends the sequence, else 0."""
 
     def fail(self, error: Refusal) -> None: ...
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from rbee.errors import EngineUnavailableError, TransportError
 from rbee.server.errors import Refusal, RefusalKind
+from rbee.server.link.ends import SequenceEnds
 from rbee.server.link.engine_process import EngineProcess
 from rbee.server.link.restarts import RestartBudget
 from rbee.transport import ServerState
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from rbee.messages import Loading, Ready
     from rbee.server.link.engine_client import EngineClient
     from rbee.server.link.engine_process import EngineSettings
+    from rbee.transport import Sample
 
 _log = logging.getLogger(__name__)
 
@@ -50,8 +52,11 @@ class Supervisor:
     def __init__(self, settings: EngineSettings, restarts: RestartBudget | None = None) -> None:
         self.num_rings = settings.num_rings
         self.ring_capacity = settings.ring_capacity
+        # Counted over all epochs.
+        self.ends = SequenceEnds()
+        self.restarts = {"died": 0, "hung": 0}  # by the cause of the death
         self._settings = settings
-        self._restarts = restarts or RestartBudget(0, 0)
+        self._budget = restarts or RestartBudget(0, 0)
         self._epoch = 0
         self._load_seconds = 0.0  # of the last engine
         self._restarting: asyncio.Task[None] | None = None
@@ -68,6 +73,10 @@ class Supervisor:
     def client(self) -> EngineClient:
         """Of the present engine: from `start` on, also when its process has ended."""
         return self._engine.client
+
+    def sample(self) -> Sample | None:
+        """What the processes of this epoch have counted; None while there is no engine."""
+        return self._engine.sample() if self._epoch else None
 
     async def start(self) -> None:
         """Start the engine process, again after `stop`; returns before it is ready.
@@ -183,6 +192,9 @@ class Supervisor:
         _log.error("the engine has made no progress for %g s; it is killed", self._settings.hang_timeout)
         self._engine.kill()
 
+    def on_sequence_end(self, reason: int, seconds: float) -> None:
+        self.ends.count(reason, seconds)
+
     def on_died(self, how: str) -> None:
         was_ready = self._settled.done()
         self.state = ServerState.DEAD
@@ -209,14 +221,15 @@ class Supervisor:
 
     def _replace_engine(self, how: str) -> None:
         """Start the next epoch when its time has come, or give up."""
-        delay = self._restarts.take()
+        delay = self._budget.take()
         if delay is None:
             self._restarting = None
-            limit, window = self._restarts.limit, self._restarts.window
+            limit, window = self._budget.limit, self._budget.window
             after = f" after {limit} restarts in {window:.0f} s" if limit else ""
             _log.error("the engine process died (%s)%s; new requests get 503", how, after)
             self._given_up.set_result(how)
             return
+        self.restarts["hung" if self._hung else "died"] += 1
         _log.error("the engine process died (%s); it is started again in %.1f s", how, delay)
         self._restarting = asyncio.create_task(self._start_again(delay))
 

@@ -1,4 +1,4 @@
-"""Routes for operators: /health, /ready, /version.
+"""Routes for operators: /health, /ready, /version, /metrics.
 
 Owns their answers. None of them waits, so that they are true under any load. Does not know how the engine is started.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from starlette.responses import Response
 from starlette.routing import Route
 
 from rbee import __version__
@@ -18,9 +19,9 @@ from rbee.transport import ServerState
 
 if TYPE_CHECKING:
     from starlette.requests import Request
-    from starlette.responses import Response
 
     from rbee.server.link.supervisor import Supervisor
+    from rbee.server.protocols.metrics import Metrics
 
 
 _LEAVING = "The server is going to shut down; send new requests to another one."
@@ -29,15 +30,17 @@ _LEAVING = "The server is going to shut down; send new requests to another one."
 class OperationsApi:
     """The operations routes of one server."""
 
-    def __init__(self, supervisor: Supervisor, model: str) -> None:
+    def __init__(self, supervisor: Supervisor, model: str, metrics: Metrics) -> None:
         self._supervisor = supervisor
         self._model = model
+        self._metrics = metrics
 
     def routes(self) -> list[Route]:
         return [
             Route("/health", self.health, methods=["GET"]),
             Route("/ready", self.ready, methods=["GET"]),
             Route("/version", self.version, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
         ]
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002 - starlette's signature
@@ -70,3 +73,8 @@ class OperationsApi:
 
     async def version(self, request: Request) -> Response:  # noqa: ARG002 - starlette's signature
         return json_response({"version": __version__})
+
+    async def metrics(self, request: Request) -> Response:
+        """In the format that the Accept header asks for: Prometheus' text, or OpenMetrics."""
+        text, media_type = self._metrics.render(request.headers.get("accept", ""))
+        return Response(text, headers={"content-type": media_type})

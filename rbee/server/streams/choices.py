@@ -55,7 +55,7 @@ class ChoiceSink:
         """Output tokens so far, a stop token included."""
         return self._text.num_tokens
 
-    def deliver(self, batch: TokenBatch) -> None:
+    def deliver(self, batch: TokenBatch) -> int:
         reason = batch.reason
         if self._report_cached and self.cached_tokens is None and batch.token_ids:
             self.cached_tokens = batch.token_ids[0] & ~SIDE_RECORD
@@ -65,12 +65,13 @@ class ChoiceSink:
         pieces: list[Piece] = []
         committed_ns = self._take(batch, pieces)
         if self._text.stopped:
-            self.sequence.cancel()
+            self.sequence.cancel(FinishReason.STOP)
             reason = FinishReason.STOP
         if reason:
             pieces.append(self._last_piece(pieces, committed_ns))
             reason = self._end_reason(reason)
         self._reply.show(self, pieces, reason)
+        return reason
 
     def fail(self, error: Refusal) -> None:
         self._reply.fail(error)

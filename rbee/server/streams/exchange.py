@@ -175,8 +175,9 @@ class _ParkedSink:
         self.batches: list[TokenBatch] = []
         self.refusal: Refusal | None = None
 
-    def deliver(self, batch: TokenBatch) -> None:
+    def deliver(self, batch: TokenBatch) -> int:
         self.batches.append(batch)
+        return batch.reason
 
     def fail(self, error: Refusal) -> None:
         self.refusal = error

@@ -5,6 +5,8 @@ import contextlib
 import functools
 import http.client
 import socket
+from collections import Counter
+from typing import Any
 
 import httpx
 import pytest
@@ -13,6 +15,7 @@ from rbee import __version__
 from rbee.messages import Loading
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http.app import build_app
+from rbee.server.protocols.metrics import Metrics
 from rbee.server.protocols.operations import OperationsApi
 from rbee.transport import ServerState
 from tests.raw_client import CHAT, COMPLETIONS, Client, read_stream, request_bytes
@@ -59,7 +62,8 @@ class LoadingSupervisor:
 
 async def test_ready_tells_how_far_loading_has_come():
     """As 503, with the stage and two numbers."""
-    app = build_app(OperationsApi(LoadingSupervisor(), "m").routes(), [])  # type: ignore[arg-type] # a fake
+    supervisor: Any = LoadingSupervisor()
+    app = build_app(OperationsApi(supervisor, "m", Metrics(supervisor, "m", Counter())).routes(), [])
     async with serving_app(app) as url, httpx.AsyncClient(base_url=url) as client:
         ready = await client.get("/ready")
     assert (ready.status_code, ready.headers["retry-after"]) == (503, "2")

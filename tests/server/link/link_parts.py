@@ -14,16 +14,28 @@ from rbee.config import EngineConfig
 from rbee.messages import Submit
 from rbee.sampling_params import SamplingParams
 from rbee.server.errors import Refusal, RefusalKind
-from rbee.server.link.engine_client import Choice, EngineClient
+from rbee.server.link.engine_client import Choice, DirectTarget, EngineClient
 from rbee.server.link.engine_process import EngineSettings
-from rbee.transport import Arena, Consumer, Producer, create_doorbell
+from rbee.transport import (
+    Arena,
+    Consumer,
+    FrameTemplate,
+    LastFrames,
+    Outlet,
+    Producer,
+    Slot,
+    Vocabulary,
+    create_doorbell,
+)
 from tests.fakes import RecordingSink
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator, Sequence
 
     from rbee.messages import ToEngine
-    from rbee.server.link.engine_client import DirectTarget, SequenceHandle
+    from rbee.server.link.engine_client import SequenceHandle
+    from tests.fakes import RecordingDirectSink
 
 RINGS = 64
 CAPACITY = 128
@@ -98,6 +110,15 @@ def running_engine(**options: Any) -> Iterator[Engine]:
     """An engine for the length of a block, inside a running event loop. The options are the client's."""
     with contextlib.ExitStack() as stack:
         yield Engine(stack, **options)
+
+
+def direct_target(ours: socket.socket, sink: RecordingDirectSink) -> DirectTarget:
+    """A target that writes its text to this socket: <"a"> while more may come, and <"b">] at a stop."""
+    frame = b"<" + Slot.TEXT + b">"
+    last = LastFrames(frame + b"]", frame + b"]", b"]", b"]")
+    template = FrameTemplate(frame, frame, last, last, last, b".")
+    outlet = Outlet(ours.fileno(), Vocabulary([b"a", b"b"]), template, strip=False, prompt_tokens=1, stop_token_ids=[])
+    return DirectTarget(sink, outlet)
 
 
 async def until(condition: Callable[[], object]) -> None:

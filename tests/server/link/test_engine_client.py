@@ -13,9 +13,8 @@ import pytest
 from rbee.messages import SIDE_RECORD, FinishReason, Submit, Wake
 from rbee.sampling_params import SamplingParams
 from rbee.server.link.engine_client import Choice, DirectTarget
-from rbee.transport import FrameTemplate, LastFrames, Outlet, Slot, Vocabulary
 from tests.fakes import RecordingDirectSink, RecordingSink
-from tests.server.link.link_parts import CAPACITY, DIED, RINGS, running_engine, until
+from tests.server.link.link_parts import CAPACITY, DIED, RINGS, direct_target, running_engine, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,15 +59,6 @@ async def test_batch_has_logprobs_and_the_cached_tokens(engine: Engine) -> None:
     engine.commit([(ring, 13)], [(ring, FinishReason.DEADLINE | 70_000 << 8)])
     await until(lambda: sink.ends)
     assert (sink.ends, sink.cached_tokens) == ([FinishReason.DEADLINE], 70_000)
-
-
-def direct_target(ours: socket.socket, sink: RecordingDirectSink) -> DirectTarget:
-    """A target that writes its text to this socket: <"a"> while more may come, and <"b">] at a stop."""
-    frame = b"<" + Slot.TEXT + b">"
-    last = LastFrames(frame + b"]", frame + b"]", b"]", b"]")
-    template = FrameTemplate(frame, frame, last, last, last, b".")
-    outlet = Outlet(ours.fileno(), Vocabulary([b"a", b"b"]), template, strip=False, prompt_tokens=1, stop_token_ids=[])
-    return DirectTarget(sink, outlet)
 
 
 async def test_direct_sink_gets_the_end_only(engine: Engine, sockets: tuple[socket.socket, socket.socket]) -> None:

@@ -53,6 +53,9 @@ class RecordingOwner:
     def on_hung(self) -> None:
         self._add("hung")
 
+    def on_sequence_end(self, reason: int, seconds: float) -> None:
+        """There are no sequences."""
+
     def on_died(self, how: str) -> None:
         """Keep how."""
         self._add(f"died: {how}")

@@ -199,6 +199,7 @@ async def test_dead_engine_is_replaced(caplog: pytest.LogCaptureFixture) -> None
             assert engine not in child_engines()
             with Observer(os.getpid()) as observer:
                 assert observer.epoch == epoch
+        assert supervisor.restarts == {"died": 2, "hung": 0}
     assert child_engines() == []
     assert "killed by SIGKILL, perhaps out of memory); it is started again in 0.0 s" in caplog.text
     assert "the engine is ready again (epoch 3)" in caplog.text
@@ -229,6 +230,7 @@ async def test_engine_that_dies_too_often_is_given_up(caplog: pytest.LogCaptureF
         async with asyncio.timeout(_PATIENCE):
             assert await supervisor.wait_given_up() == "killed by SIGKILL, perhaps out of memory"
         assert refusal_of(supervisor) == (RefusalKind.UNAVAILABLE, "engine_dead", 10)
+        assert supervisor.restarts == {"died": 1, "hung": 0}, "the second death was the end"
     assert "perhaps out of memory) after 1 restarts in 60 s; new requests get 503" in caplog.text
 
 
@@ -279,6 +281,7 @@ async def test_engine_that_hangs_is_killed_and_replaced(caplog: pytest.LogCaptur
         await until(lambda: supervisor.state is ServerState.READY)
         await served(supervisor)
         assert engine not in child_engines()
+        assert supervisor.restarts == {"died": 0, "hung": 1}
     assert "the engine has made no progress for 3 s; it is killed" in caplog.text
     assert "the engine process died (it hung); it is started again" in caplog.text
 

@@ -134,7 +134,7 @@ def test_stop_string_takes_the_tokens_behind_the_end_with_it():
     case = Case(num_logprobs=0, stops=["END"], codec=TextCodec(tokenizer))
     case.deliver([97, 256, ord("N"), ord("D"), ord("z")])
     assert (case.text, case.entries) == ("ax", [(97, 0), (256, 1)])
-    assert case.sequence.calls == ["cancel"]
+    assert case.sequence.calls == ["cancel: stop"]
     assert case.reasons == [FinishReason.STOP]
     assert case.choice.num_tokens == 4, "what came behind the stop string was never taken"
 
@@ -168,7 +168,7 @@ def test_each_token_is_listed_once_in_order(token_ids, cuts, stops, reason, toge
     for token_id in token_ids:
         offsets.append((token_id, decoded))
         decoded += len(detokenizer.push(token_id))
-    stopped = case.sequence.calls == ["cancel"] or len(case.text) < len(whole)
+    stopped = case.sequence.calls == ["cancel: stop"] or len(case.text) < len(whole)
     assert case.entries == [entry for entry in offsets if entry[1] < len(case.text) or not stopped]
     shown = 0
     for piece in case.pieces[:-1]:

@@ -21,7 +21,7 @@ async def test_collected_reply():
     choice.deliver(batch(b"abENDxx"))
     assert (stopped.choices[0].text, stopped.choices[0].reason) == ("ab", FinishReason.STOP)
     assert (stopped.outcome.completion_tokens, stopped.outcome.cached_tokens) == (5, None)
-    assert calls_of(choice) == ["cancel"]
+    assert calls_of(choice) == ["cancel: stop"]
     assert stopped.done.done()
 
 

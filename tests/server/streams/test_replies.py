@@ -65,7 +65,7 @@ async def test_stop_string_over_several_tokens():
     assert case.chunks() == [("x", None)]
     case.deliver("Dzz")
     assert case.chunks() == [("x", None), ("", "stop"), "[DONE]"]
-    assert case.calls == ["cancel"]
+    assert case.calls == ["cancel: stop"]
     assert case.reply.done.done()
 
 

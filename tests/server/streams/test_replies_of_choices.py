@@ -52,7 +52,7 @@ async def test_stop_string_of_one_choice_leaves_the_others_alone():
     case.deliver("y", index=1)
     case.deliver("z", FinishReason.LENGTH, index=1)
     assert case.chunks() == [("x", None), ("", "stop"), ("y", None), ("z", "length"), "[DONE]"]
-    assert case.calls == [["cancel"], []]
+    assert case.calls == [["cancel: stop"], []]
 
 
 async def test_error_of_one_choice_ends_all():
