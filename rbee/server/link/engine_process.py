@@ -103,7 +103,7 @@ class EngineProcess:
         settings = self._settings
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as resources:
-            arena = Arena.create(
+            self._arena = arena = Arena.create(
                 num_rings=settings.num_rings, ring_capacity=settings.ring_capacity, epoch=self.epoch, named=False
             )
             resources.callback(arena.close)
