@@ -67,7 +67,8 @@ class Metrics(Collector):
     def _of_server(self) -> Iterator[Metric]:
         supervisor = self._supervisor
         state, ends = supervisor.state, supervisor.ends
-        yield self._gauge("ready", "1 if a request sent now would be taken, else 0.", state is ServerState.READY)
+        ready = state is ServerState.READY and not supervisor.leaving
+        yield self._gauge("ready", "1 if new clients should come, as /ready has it, else 0.", ready)
         yield self._states(
             "server_state", "What the server does: 1 for its state, as /ready has it.", ServerState, state
         )
@@ -100,9 +101,8 @@ class Metrics(Collector):
 
     def _of_arena(self, sample: Sample) -> Iterator[Metric]:
         counters = sample.counters
-        if counters["kv_blocks"]:
-            used = counters["kv_blocks_used"] / counters["kv_blocks"]
-            yield self._gauge("kv_cache_usage_perc", "Share of the KV cache's blocks that are in use, 0 to 1.", used)
+        used = counters["kv_blocks_used"] / max(counters["kv_blocks"], 1)  # an engine that has just begun reports none
+        yield self._gauge("kv_cache_usage_perc", "Share of the KV cache's blocks that are in use, 0 to 1.", used)
         for name, kind, text in COUNTERS:
             value = counters[name]
             for shown in _VLLM_NAMES.get(name, [name]):

@@ -104,7 +104,8 @@ async def test_every_request_and_token_counts_once(server: Server) -> None:
         assert (await client.open(COMPLETIONS, {"prompt": "hi", "model": "no"})).status == 404
         assert (await client.open(COMPLETIONS, {"prompt": "hi", "n": 0})).status == 400
         assert (await client.open("/nowhere", {})).status == 404
-    found = await until(server, lambda found: found("num_requests_running") == 0)
+    # Gauges are reported after the clients have their answers.
+    found = await until(server, lambda found: found("num_requests_running") == found("rings_in_use") == 0)
     assert found.models == {"bee"}
     assert (found("ready"), found("server_state", "ready"), found("server_state", "dead")) == (1, 1, 0)
     assert found("generation_tokens_total") == found("tokens_drained_total") == 3 * 5 + 2 * 4 + 2 * 3
