@@ -15,7 +15,6 @@ from rbee.server.link.engine_client import Admission
 from rbee.server.link.engine_process import EngineSettings
 from rbee.server.link.restarts import RestartBudget
 from rbee.server.link.supervisor import Supervisor
-from rbee.server.protocols.metrics import Metrics
 from rbee.server.protocols.openai.routes import OpenAiApi
 from rbee.server.protocols.operations import OperationsApi
 from rbee.server.protocols.resume import Resuming
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from rbee.config import Config, ServerConfig
     from rbee.server.http.app import AnswerCounts, App
+    from rbee.server.protocols.metrics import Metrics
     from rbee.server.text.served_model import ServedModel
 
 ENGINE_PATIENCE = 5.0  # seconds the engine may take to stop
@@ -86,7 +86,13 @@ def assemble(config: ServerConfig, model: ServedModel, supervisor: Supervisor) -
         lenient=config.lenient,
     )
     answered: AnswerCounts = Counter()
-    operations = OperationsApi(supervisor, model.name, Metrics(supervisor, model.name, answered))
+
+    def make_metrics() -> Metrics:
+        from rbee.server.protocols.metrics import Metrics  # noqa: PLC0415 - no start waits for prometheus-client
+
+        return Metrics(supervisor, model.name, answered)
+
+    operations = OperationsApi(supervisor, model.name, make_metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:

@@ -22,7 +22,7 @@ from rbee.errors import TransportError
 from rbee.messages import Attached, Configure, Failed, Loading, Ready, Shutdown, ToEngine, decode_to_server, encode
 from rbee.server.link.engine_client import Admission, EngineClient
 from rbee.server.link.heartbeat import Heartbeat
-from rbee.server.link.watchdog import PERIOD, Watchdog
+from rbee.server.link.watchdog import Watchdog
 from rbee.transport import Arena, Consumer, create_doorbell, read_sample
 from rbee.transport.control import FrameDecoder, frame
 
@@ -196,7 +196,7 @@ class EngineProcess:
         if watchdog.hangs((counters["engine_heartbeat_ns"], counters["progress"]), loop.time()):
             self._owner.on_hung()
         else:
-            self._look = loop.call_later(PERIOD, self._watch, watchdog)
+            self._look = loop.call_later(watchdog.next_look, self._watch, watchdog)
 
     def _on_control_end(self) -> None:
         if self._control_ended:

@@ -5,6 +5,7 @@ Owns their answers. None of them waits, so that they are true under any load. Do
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,6 +19,8 @@ from rbee.server.http.responses import json_response
 from rbee.transport import ServerState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.requests import Request
 
     from rbee.server.link.supervisor import Supervisor
@@ -28,12 +31,13 @@ _LEAVING = "The server is going to shut down; send new requests to another one."
 
 
 class OperationsApi:
-    """The operations routes of one server."""
+    """The operations routes of one server; `make_metrics` is called in a thread, because it may import much."""
 
-    def __init__(self, supervisor: Supervisor, model: str, metrics: Metrics) -> None:
+    def __init__(self, supervisor: Supervisor, model: str, make_metrics: Callable[[], Metrics]) -> None:
         self._supervisor = supervisor
         self._model = model
-        self._metrics = metrics
+        self._make_metrics = make_metrics
+        self._metrics: Metrics | None = None  # from the first scrape on
 
     def routes(self) -> list[Route]:
         return [
@@ -76,5 +80,7 @@ class OperationsApi:
 
     async def metrics(self, request: Request) -> Response:
         """In the format that the Accept header asks for: Prometheus' text, or OpenMetrics."""
+        if self._metrics is None:
+            self._metrics = await asyncio.to_thread(self._make_metrics)
         text, media_type = self._metrics.render(request.headers.get("accept", ""))
         return Response(text, headers={"content-type": media_type})

@@ -63,7 +63,7 @@ class LoadingSupervisor:
 async def test_ready_tells_how_far_loading_has_come():
     """As 503, with the stage and two numbers."""
     supervisor: Any = LoadingSupervisor()
-    app = build_app(OperationsApi(supervisor, "m", Metrics(supervisor, "m", Counter())).routes(), [])
+    app = build_app(OperationsApi(supervisor, "m", lambda: Metrics(supervisor, "m", Counter())).routes(), [])
     async with serving_app(app) as url, httpx.AsyncClient(base_url=url) as client:
         ready = await client.get("/ready")
     assert (ready.status_code, ready.headers["retry-after"]) == (503, "2")
