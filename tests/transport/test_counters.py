@@ -35,7 +35,7 @@ from rbee.top.interval import Interval
 from rbee.transport import Arena, Consumer, Observer, ServerState, create_doorbell
 
 class Supervisor:
-    state, ends, restarts = ServerState.READY, SequenceEnds(), {}
+    state, leaving, ends, restarts = ServerState.READY, False, SequenceEnds(), {}
     sample = lambda self: now
 
 arena = Arena.create(num_rings=64, ring_capacity=2, epoch=1)
