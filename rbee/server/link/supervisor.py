@@ -7,7 +7,6 @@ engine process is run (`rbee.server.link.engine_process`), or how often it may d
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 from typing import TYPE_CHECKING
@@ -148,8 +147,7 @@ class Supervisor:
         self.end_requests()
         if self._restarting is not None:
             self._restarting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._restarting
+            await asyncio.wait({self._restarting})  # a cancellation of `stop` itself passes
         engine = self._engine
         if not engine.exited.is_set():
             if self.ready is None:

@@ -42,7 +42,8 @@ async def running(restarts: RestartBudget | None = None, **settings: Any) -> Asy
     try:
         yield supervisor
     finally:
-        await supervisor.stop(_PATIENCE)
+        async with asyncio.timeout(2 * _PATIENCE):
+            await supervisor.stop(_PATIENCE)
 
 
 async def until_ready(supervisor: Supervisor) -> Ready:
@@ -243,7 +244,7 @@ async def test_stop_does_not_wait_for_a_restart() -> None:
     assert child_engines() == []
 
 
-async def test_engine_that_ends_while_the_server_stops_is_not_replaced() -> None:
+async def test_engine_that_ends_while_the_server_stops_is_not_replaced(caplog: pytest.LogCaptureFixture) -> None:
     """Its requests end, and nothing follows."""
     async with running(Delays(0)) as supervisor:
         await until_ready(supervisor)
@@ -252,6 +253,7 @@ async def test_engine_that_ends_while_the_server_stops_is_not_replaced() -> None
         await until(lambda: supervisor.state is ServerState.DEAD)
         await until(lambda: not child_engines())
         assert refusal_of(supervisor) == (RefusalKind.UNAVAILABLE, "engine_dead", 10)
+    assert "started again" not in caplog.text
 
 
 async def test_restart_that_is_due_while_the_server_stops_does_not_happen() -> None:
