@@ -17,7 +17,8 @@ import uvloop
 
 from rbee.errors import EngineUnavailableError
 from rbee.server import assembly
-from rbee.server.http.listener import HttpServer, allow_descriptors, check_access, listen, url_of
+from rbee.server.http.descriptors import allow_descriptors
+from rbee.server.http.listener import HttpServer, check_access, listen, url_of
 from rbee.server.service_manager import ServiceManager
 from rbee.server.text import served_model
 from rbee.standard_streams import say

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import resource
 import socket
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 _BACKLOG = 2048
-_SPARE_DESCRIPTORS = 64  # beside one for each request: files, pipes, the engine's channels, refused connections
 _SEND_BUFFER = 128 * 1024  # bytes the kernel holds for one slow client (it books twice that); a token's frame has 250
 _RESPONSE_PATIENCE = 2  # seconds the last responses may take to leave, once nothing is open any more
 
@@ -98,21 +96,6 @@ def check_access(host: str, api_keys: Sequence[str], *, insecure: bool) -> None:
         raise ConfigError(
             f"--host {host} can be reached from other machines; give an --api-key, or --insecure to do without."
         )
-
-
-def allow_descriptors(max_requests: int) -> None:
-    """Let this process open a connection for each of `max_requests`; ConfigError if its hard limit is lower."""
-    needed = max_requests + _SPARE_DESCRIPTORS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise ConfigError(
-            f"--max-requests {max_requests} needs {needed} file descriptors, but this process may open only {hard}: "
-            "raise the limit (ulimit -Hn) or lower the option."
-        )
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        # Connections in the backlog need descriptors too: take what there is, up to twice the need.
-        most = 2 * needed if hard == resource.RLIM_INFINITY else min(hard, 2 * needed)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _is_loopback(host: str) -> bool:
