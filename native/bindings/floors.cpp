@@ -1,4 +1,5 @@
-// What this machine can do at best, to hold the kernels against: reading from memory and integer products.
+// What this machine can do at best: which kernels it runs; and, to hold them against, reading from memory and integer
+// products.
 //
 // Owns the two measurements. Their documentation is rbee/engine/_kernels.pyi.
 
@@ -88,4 +89,7 @@ double peak_macs(const std::string& name, std::size_t threads) {
 void bind_floors(nb::module_& m) {
     m.def("read_bandwidth", &read_bandwidth, "mib"_a, "threads"_a);
     m.def("peak_macs", &peak_macs, "instruction_set"_a, "threads"_a);
+    m.def(
+        "choose_instruction_set", [](const std::string& name) { return kernels::choose_instruction_set(name).name; },
+        "name"_a);
 }

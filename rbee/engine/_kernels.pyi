@@ -314,6 +314,13 @@ def distribution(
 def uniform(seed: int, position: int) -> float:
     """The number in [0, 1) that decides what is drawn at this position."""
 
+def choose_instruction_set(name: str) -> str:
+    """The instruction set that a `Model` with this one (which may be "auto") computes with.
+
+    Raises:
+        ValueError: this processor does not have it.
+    """
+
 def read_bandwidth(mib: int, threads: int) -> float:
     """Bytes per second at which `threads` threads together read `mib` MiB, each its share; the best of some passes."""
 

@@ -7,6 +7,7 @@ what the memory is for.
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,29 +27,38 @@ def available_memory(root: Path = _ROOT) -> int:
 
     Files in the page cache count as available, as in the kernel's MemAvailable. `root` is where /proc and /sys are.
     """
-    return min([_of_machine(root), *_of_groups(root)])
+    machine = machine_memory(root)
+    in_groups = [_left(group, limit) for group, limit in _limits(root)]
+    return min([machine.get("MemAvailable", machine.get("MemFree", _UNLIMITED)), *in_groups])
 
 
-def _of_machine(root: Path) -> int:
-    fields = _numbers(root / "proc/meminfo", separator=":")
-    return fields.get("MemAvailable", fields.get("MemFree", _UNLIMITED >> 10)) << 10
+def machine_memory(root: Path = _ROOT) -> dict[str, int]:
+    """Bytes by the kernel's names: MemTotal, SwapFree ..."""
+    return {name: kib << 10 for name, kib in _numbers(root / "proc/meminfo", separator=":").items()}
 
 
-def _of_groups(root: Path) -> Iterator[int]:
-    """What is left in each control group that limits this process."""
+def memory_limit(root: Path = _ROOT) -> float:
+    """Bytes that the tightest control group allows; infinity if none has a limit."""
+    return min((limit for _, limit in _limits(root)), default=math.inf)
+
+
+def _limits(root: Path) -> Iterator[tuple[Group, int]]:
+    """The control groups that limit this process, and bytes that each allows."""
     for group in groups(root, "memory"):
-        if group.version == 2:
-            yield from _left(group, "memory.max", "memory.current", "")
-        else:
-            yield from _left(group, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+        limit = number(group.folder / ("memory.max" if group.version == 2 else "memory.limit_in_bytes"))
+        if limit is not None and limit < _UNLIMITED:
+            yield group, limit
 
 
-def _left(group: Group, limit_name: str, usage_name: str, prefix: str) -> Iterator[int]:
-    limit, usage = number(group.folder / limit_name), number(group.folder / usage_name)
-    if limit is not None and usage is not None and limit < _UNLIMITED:
-        stat = _numbers(group.folder / "memory.stat", separator=" ")
-        files = stat.get(f"{prefix}inactive_file", 0) + stat.get(f"{prefix}active_file", 0)
-        yield max(limit - usage + files, 0)
+def _left(group: Group, limit: int) -> int:
+    """Bytes that are left in a control group."""
+    usage_name, prefix = ("memory.current", "") if group.version == 2 else ("memory.usage_in_bytes", "total_")
+    usage = number(group.folder / usage_name)
+    if usage is None:
+        return limit
+    stat = _numbers(group.folder / "memory.stat", separator=" ")
+    files = stat.get(f"{prefix}inactive_file", 0) + stat.get(f"{prefix}active_file", 0)
+    return max(limit - usage + files, 0)
 
 
 def _numbers(path: Path, *, separator: str) -> dict[str, int]:

@@ -6,6 +6,7 @@ Owns where that stands: its affinity, and the quotas of the control groups aroun
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,8 +27,12 @@ def usable_processors(root: Path = _ROOT) -> int:
     A thread more than a quota allows has the kernel stop all of them for a part of each period, in the middle of a
     step. So 2.5 processors are two. `root` is where /proc and /sys are.
     """
-    quotas = [quota for group in groups(root, "cpu") for quota in _quota(group)]
-    return max(1, int(min([len(os.sched_getaffinity(0)), *quotas])))
+    return max(1, int(min(len(os.sched_getaffinity(0)), processor_quota(root))))
+
+
+def processor_quota(root: Path = _ROOT) -> float:
+    """Processors that the tightest control group has time for; infinity if none has a limit."""
+    return min((quota for group in groups(root, "cpu") for quota in _quota(group)), default=math.inf)
 
 
 def _quota(group: Group) -> Iterator[float]:

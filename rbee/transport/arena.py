@@ -20,6 +20,12 @@ from rbee.transport import _native
 SHM_FOLDER = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory (shm_overview(7)), not a temp folder
 
 
+def arena_size(num_rings: int, ring_capacity: int) -> int:
+    """Bytes of an arena with so many rings of so many records."""
+    size: int = _native.arena_size(num_rings, ring_capacity)
+    return size
+
+
 def create_doorbell() -> int:
     """Return a new eventfd, non-blocking and not inherited unless passed with pass_fds."""
     return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -52,7 +58,7 @@ class Arena:
         An arena that is not `named` has lost its name before anything else is done: it is attached by `descriptor`.
         TransportError if the machine has no room.
         """
-        size = _native.arena_size(num_rings, ring_capacity)
+        size = arena_size(num_rings, ring_capacity)
         name = f"rbee-{os.getpid()}-{secrets.token_hex(4)}"
         resource_tracker.ensure_running()  # so that no process is started between the next two steps
         try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import psutil
 import pytest
 
-from rbee.engine.memory import available_memory
+from rbee.engine.memory import available_memory, machine_memory, memory_limit
 
 MIB = 1 << 20
 
@@ -30,9 +32,11 @@ def test_this_machine_has_memory():
 
 
 def test_a_machine_without_control_groups(system):
-    """MemAvailable counts; old kernels have only MemFree."""
+    """MemAvailable counts; old kernels have only MemFree. All of it is told by the kernel's names, in bytes."""
     root = system("proc/self/cgroup", "0::/\n")
     assert available_memory(root) == 8000 * MIB
+    assert machine_memory(root)["MemTotal"] == 16000 * MIB
+    assert memory_limit(root) == math.inf
     assert available_memory(system("proc/meminfo", "MemFree: 2048 kB\n")) == 2 * MIB
 
 
@@ -48,6 +52,7 @@ def test_the_tightest_control_group_counts(system):
     assert available_memory(root) == 650 * MIB
     system("sys/fs/cgroup/outer/memory.current", f"{3000 * MIB}\n")
     assert available_memory(root) == 0
+    assert memory_limit(root) == 2000 * MIB
 
 
 def test_control_groups_of_a_container(system):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import pytest
 
-from rbee.engine.processors import usable_processors
+from rbee.engine.processors import processor_quota, usable_processors
 
 CORES = 6
 
@@ -33,6 +34,7 @@ def test_this_machine_has_processors():
 def test_without_control_groups_the_affinity_counts(system, tmp_path):
     """Also where /proc says nothing of groups."""
     assert usable_processors(tmp_path) == CORES
+    assert processor_quota(tmp_path) == math.inf
     assert usable_processors(system("proc/self/cgroup", "0::/\n")) == CORES
 
 
@@ -52,6 +54,7 @@ def test_the_tightest_control_group_counts(system):
     system("sys/fs/cgroup/outer/inner/cpu.max", "max 100000\n")
     assert usable_processors(system("sys/fs/cgroup/outer/cpu.max", "200000 50000\n")) == 4
     assert usable_processors(system("sys/fs/cgroup/outer/inner/cpu.max", "150000 50000\n")) == 3
+    assert processor_quota(system("sys/fs/cgroup/outer/inner/cpu.max", "25000 50000\n")) == 0.5
 
 
 @pytest.mark.parametrize("mount", ["cpu,cpuacct", "cpu"])

@@ -172,6 +172,14 @@ def test_environment_names_the_instruction_set(monkeypatch):
         minimal(instruction_set="auto")
 
 
+def test_the_instruction_set_can_be_asked_for_without_a_model():
+    """It is the one that a model would compute with, refused alike."""
+    assert _kernels.choose_instruction_set("auto") == minimal().instruction_set
+    assert _kernels.choose_instruction_set("portable") == "portable"
+    with pytest.raises(ValueError, match="does not have the instruction set 'sse9'"):
+        _kernels.choose_instruction_set("sse9")
+
+
 def test_one_step_advances_the_progress_many_times():
     """Loading does too, and a model without a progress computes as well."""
     progress = Progress()
