@@ -1,4 +1,4 @@
-"""The `rbee` command: serve, pull, show, top.
+"""The `rbee` command: serve, pull, show, top, doctor.
 
 Owns how options are spelled and parsed, and how an error leaves the process: one sentence on stderr and exit code 2.
 Does not know how a model is served, fetched, described or watched.
@@ -201,6 +201,18 @@ def top(*, pid: int | None, interval: float, count: int | None, once: bool, as_j
         from rbee.top import run  # noqa: PLC0415 - `--help` stays instant
 
         run(pid, seconds=interval, count=1 if once else count, style=style)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(*, as_json: bool) -> None:
+    """Say what this machine and this installation offer a server, and what limits them.
+
+    Takes about a second, starts nothing and changes nothing. Exit code 2: no server can run here.
+    """
+    from rbee.doctor import run  # noqa: PLC0415 - `--help` stays instant
+
+    sys.exit(run(as_json=as_json))
 
 
 cli.add_command(_Serve())
