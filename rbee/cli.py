@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import os
 import signal
 import sys
 import traceback
@@ -25,6 +26,14 @@ from rbee.errors import RbeeError
 _EXIT_USER_ERROR = 2
 _NO_ROOM_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # of files; of stdout they name no file
 _HELP_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class _Repeated(click.Option):
+    """May be given several times. The environment has one value: all that the variable says, even if it is nothing."""
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:  # noqa: ARG002 - click's signature
+        value = os.environ.get(str(self.envvar))
+        return None if value is None else (value,)
 
 
 def _option_of(field: dataclasses.Field[Any], annotation: Any, section: str) -> click.Option:
@@ -51,7 +60,8 @@ def _option_of(field: dataclasses.Field[Any], annotation: Any, section: str) -> 
     else:
         settings["type"] = annotation
     short = [field.metadata["short"]] if "short" in field.metadata else []
-    option = click.Option([flag, *short, field.name], **settings)
+    make = _Repeated if settings.get("multiple") else click.Option
+    option = make([flag, *short, field.name], **settings)
     option.section = section  # type: ignore[attr-defined] # where _ServeCommand's help lists it
     return option
 

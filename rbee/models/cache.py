@@ -36,10 +36,20 @@ class CacheError(ModelError):
 
 
 def cache_folder() -> Path:
-    """$RBEE_CACHE, or rbee/models in $XDG_CACHE_HOME or ~/.cache; it may not exist yet."""
-    if own := os.environ.get("RBEE_CACHE"):
-        return Path(own).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "rbee" / "models"
+    """$RBEE_CACHE, or rbee/models in $XDG_CACHE_HOME or ~/.cache; it may not exist yet.
+
+    Raises:
+        CacheError: the path begins with a home folder that there is not.
+    """
+    own = os.environ.get("RBEE_CACHE")
+    path = Path(own or os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    try:
+        path = path.expanduser().absolute()
+    except RuntimeError as error:
+        raise CacheError(
+            f"There is no home folder for the model cache {path}. Set RBEE_CACHE to a folder that can be written."
+        ) from error
+    return path if own else path / "rbee" / "models"
 
 
 def file_identity(path: Path) -> list[int]:

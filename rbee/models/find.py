@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from rbee.models.progress import Progress
 
 
+_CHOICES = (
+    "Give a name from `rbee pull --list`, a folder, a .gguf file, a Hub id such as org/name or org/name:Q4_K_M, or "
+    "'synthetic'."
+)
+_LONGEST_SHOWN = 200  # characters of a name that is none
+
+
 class FoundModel(NamedTuple):
     """What clients call a model, and its absolute path: of a checked folder, or of a GGUF file (its first shard)."""
 
@@ -32,24 +39,37 @@ def find(model: str, *, progress: Progress) -> FoundModel:
     Raises:
         ModelError: there is no such model, or it is not complete.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
+    if not model:
+        raise ModelError(f"MODEL (or --model) is empty. {_CHOICES}")
+    path = Path(model)
+    try:
+        path = path.expanduser()
+        is_folder, exists = path.is_dir(), path.exists()
+    except RuntimeError:  # there is no such user
+        is_folder = exists = False
+    except OSError as error:
+        raise ModelError(f"The model {_shortened(model)!r} cannot be used: {error.strerror}. {_CHOICES}") from error
+    if is_folder:
         return _in_folder(path.resolve(), progress)
-    if path.exists():
+    if exists:
         path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would lose the names of files in the Hub's cache
         return FoundModel(OfferedModel((path,)).name, path)
     is_path = model.startswith(("/", "./", "../", "~")) or (model.endswith(".gguf") and ":" not in model)
     if is_path:
-        raise ModelError(f"There is no model file or folder {path.absolute()}. Check the path.")
+        shown = model if model.startswith("~") and path == Path(model) else path.absolute()
+        raise ModelError(f"There is no model file or folder {shown}. Check the path.")
     if is_hub_model(model):
         path = fetch_from_hub(model, progress=progress)
         _note_adapter(path, progress)
         return FoundModel(model, path)
     meant = catalogue.nearest(model)
     raise ModelError(
-        f"There is no model called {model!r}." + (f" Did you mean {meant!r}?" if meant else "") + " Give a name from "
-        "`rbee pull --list`, a folder, a .gguf file, a Hub id such as org/name or org/name:Q4_K_M, or 'synthetic'."
+        f"There is no model called {_shortened(model)!r}.{f' Did you mean {meant!r}?' if meant else ''} {_CHOICES}"
     )
+
+
+def _shortened(model: str) -> str:
+    return model if len(model) <= _LONGEST_SHOWN else f"{model[:_LONGEST_SHOWN]}..."
 
 
 def _in_folder(folder: Path, progress: Progress) -> FoundModel:

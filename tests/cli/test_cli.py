@@ -98,6 +98,63 @@ def test_a_model_that_cannot_be_used_is_a_sentence_and_exit_code_2(command, tmp_
         assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("command", ["serve", "pull", "show"])
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ("", "MODEL (or --model) is empty."),
+        ("~no-such-user/x.gguf", "There is no model file or folder ~no-such-user/x.gguf. Check the path."),
+        ("a" * 5000, f"The model '{'a' * 200}...' cannot be used: File name too long."),
+        ("./" + "a" * 5000, "cannot be used: File name too long."),
+        ("b" * 250, f"There is no model called '{'b' * 200}...'."),
+    ],
+    ids=["empty", "no such user", "long", "long path", "long name"],
+)
+def test_a_model_that_is_no_path(command, model, sentence, tmp_path):
+    """Whatever the system says to it, the user gets one short sentence."""
+    result = _rbee(command, model, RBEE_CACHE=str(tmp_path))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert sentence in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert len(result.stderr) < 500
+
+
+@pytest.mark.parametrize(
+    "environment", [{"RBEE_CACHE": "~no-such-user/models"}, {"XDG_CACHE_HOME": "~no-such-user"}], ids=str
+)
+@pytest.mark.parametrize("command", ["serve", "pull"])
+def test_a_cache_without_a_home_folder(command, environment):
+    """As for a user without an entry in passwd: the sentence names the remedy."""
+    result = _rbee(command, **environment)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("rbee: There is no home folder for the model cache ~no-such-user")
+    assert result.stderr.endswith("Set RBEE_CACHE to a folder that can be written.\n")
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_api_key_in_the_environment_that_is_none(value):
+    """Who sets the variable wants a key: it is refused as `--api-key ""` is, and no server is open to all."""
+    result = _rbee("serve", "--model", "synthetic", "--port", "0", RBEE_API_KEY=value)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "rbee: --api-key must be a word of ASCII characters, not an empty one.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "keys"),
+    [
+        ([], {}, ()),
+        ([], {"RBEE_API_KEY": "correct horse battery"}, ("correct horse battery",)),
+        (["--api-key", "a b", "--api-key", "c"], {"RBEE_API_KEY": "d"}, ("a b", "c")),
+    ],
+)
+def test_the_environment_has_one_api_key(monkeypatch, arguments, environment, keys):
+    """All that the variable says, blanks included; the command line wins."""
+    monkeypatch.delenv("RBEE_API_KEY", raising=False)
+    for name, text in environment.items():
+        monkeypatch.setenv(name, text)
+    assert _Serve().make_context("serve", arguments).params["api_key"] == keys
+
+
 def test_options_come_from_the_environment():
     """RBEE_<OPTION> is read like the option itself."""
     result = _rbee("serve", "--model", "synthetic", RBEE_PORT="70000")

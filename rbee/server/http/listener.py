@@ -6,6 +6,7 @@ Owns these. Does not know the application, or when it is served.
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import socket
 from typing import TYPE_CHECKING
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 _BACKLOG = 2048
 _SEND_BUFFER = 128 * 1024  # bytes the kernel holds for one slow client (it books twice that); a token's frame has 250
 _RESPONSE_PATIENCE = 2  # seconds the last responses may take to leave, once nothing is open any more
+
+
+_OTHER_PORT = "stop what uses it, or choose another with --port (0 takes a free one)"
+_REMEDIES = {
+    errno.EADDRNOTAVAIL: "--host is no address of this machine: give one that `ip address` lists, or 0.0.0.0 for all",
+    errno.EACCES: "ports below 1024 need a privilege (CAP_NET_BIND_SERVICE): choose a higher one with --port",
+}
 
 
 class HttpServer(uvicorn.Server):
@@ -62,6 +70,7 @@ def listen(host: str, port: int) -> socket.socket:
         ConfigError: the address cannot be used.
     """
     where = f"{host}:{port}"
+    host = _without_brackets(host)
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
@@ -77,7 +86,7 @@ def listen(host: str, port: int) -> socket.socket:
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        remedy = "stop what uses it, or choose another with --port (0 takes a free one)"
+        remedy = _REMEDIES.get(error.errno or 0, _OTHER_PORT)
         raise ConfigError(f"Cannot listen on {where}: {error.strerror}; {remedy}.") from error
     return sock
 
@@ -98,7 +107,13 @@ def check_access(host: str, api_keys: Sequence[str], *, insecure: bool) -> None:
         )
 
 
+def _without_brackets(host: str) -> str:
+    """The address, of one that is written as in a URL: [::1]."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
 def _is_loopback(host: str) -> bool:
+    host = _without_brackets(host)
     if host == "localhost":
         return True
     try:

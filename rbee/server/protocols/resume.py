@@ -63,7 +63,7 @@ class Resuming:
         return self._rest(request, (kind, name), name)
 
     def _rest(self, request: Request, name: Hashable, shown: str) -> Response:
-        last_id = read_last_event_id(request.headers.get("last-event-id", "0"))
+        last_id = read_last_event_id(request.headers.get("last-event-id") or "0")
         reply = self._streams.find(request.state.caller, name, shown)
         reply.check_replay(last_id)
         if not reply.has_more(last_id):

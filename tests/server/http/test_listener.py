@@ -19,7 +19,7 @@ def test_public_address_needs_a_key(host: str) -> None:
     check_access(host, (), insecure=True)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost"])
 def test_loopback_needs_no_key(host: str) -> None:
     """Other machines cannot reach it."""
     check_access(host, (), insecure=False)
@@ -40,6 +40,21 @@ def test_connections_inherit_the_sockets_settings() -> None:
         with client, accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 2 * 128 * 1024
+
+
+def test_brackets_of_a_url_are_no_part_of_the_address() -> None:
+    """They may be given, as clients write the address."""
+    with listen("[127.0.0.1]", 0) as sock:
+        assert sock.getsockname()[0] == "127.0.0.1"
+
+
+def test_the_reason_and_its_remedy() -> None:
+    """An address that is not ours is no matter of the port; a port in use is."""
+    with pytest.raises(ConfigError, match=r"192\.0\.2\.1:0: .*; --host is no address of this machine") as refusal:
+        listen("192.0.2.1", 0)
+    assert "--port" not in str(refusal.value)
+    with listen("127.0.0.1", 0) as sock, pytest.raises(ConfigError, match=r"in use; stop what uses it, .* --port"):
+        listen("127.0.0.1", sock.getsockname()[1])
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no such host"])

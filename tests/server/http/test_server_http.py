@@ -47,6 +47,14 @@ def test_operations_routes(synthetic_server):
     assert get("/version").json() == {"version": __version__}
 
 
+def test_an_empty_last_event_id_is_none(synthetic_server):
+    """As the standard has it: a POST is a new request, and a GET asks for the whole stream, which is not there."""
+    headers = {"Last-Event-ID": ""}
+    body = {"prompt": "x", "max_tokens": 2}
+    assert httpx.post(synthetic_server.url + COMPLETIONS, json=body, headers=headers).status_code == 200
+    assert httpx.get(synthetic_server.url + "/v1/streams/none", headers=headers).status_code == 410
+
+
 class LoadingSupervisor:
     """A Supervisor whose engine is loading its model."""
 

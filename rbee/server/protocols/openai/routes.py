@@ -92,7 +92,7 @@ class OpenAiApi:
     ) -> Response:
         body = await read_json_body(request, self._max_body_bytes)
         received_ns = time.monotonic_ns()
-        if "last-event-id" in request.headers:
+        if request.headers.get("last-event-id"):  # an empty one is none
             return self._resuming.by_request_id(request, kind)
         engine = self._backend.supervisor.check_ready()
         deadlines = request.headers.getlist(DEADLINE_HEADER)
