@@ -1,6 +1,6 @@
-"""What a child process does so that it never outlives its parent.
+"""What a child process does so that its parent decides about its end: it never outlives it, and ignores other signals.
 
-Owns the one call for it. Does not know what parent or child do.
+Owns the calls for it. Does not know what parent or child do.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import signal
 
 _PR_SET_PDEATHSIG = 1
+GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # terminals and service managers send to whole groups
 
 
 def die_with_parent(parent_pid: int) -> bool:
@@ -18,3 +19,10 @@ def die_with_parent(parent_pid: int) -> bool:
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     return os.getppid() == parent_pid
+
+
+def ignore_group_signals() -> None:
+    """Ignore them from now on; a parent that blocked them before it started this process has them ignored all along."""
+    for number in GROUP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)

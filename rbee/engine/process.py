@@ -14,14 +14,13 @@ import gc
 import logging
 import os
 import select
-import signal
 import socket
 import time
 import warnings
 from typing import TYPE_CHECKING
 
 from rbee import logs, messages, standard_streams
-from rbee.child import die_with_parent
+from rbee.child import die_with_parent, ignore_group_signals
 from rbee.config import check_bounds
 from rbee.engine.engine_core import EngineCore
 from rbee.engine.intake import Intake
@@ -57,8 +56,7 @@ def main() -> int:
 
     if not die_with_parent(options.parent_pid):
         return 0
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # these reach the whole process group:
-        signal.signal(number, signal.SIG_IGN)  # the server decides, and lets open streams finish first
+    ignore_group_signals()  # the server decides, and lets open streams finish first
     logs.configure("engine", debug=options.debug)
     warnings.simplefilter("default" if options.debug else "ignore")
     channel = ControlChannel(socket.socket(fileno=options.control_fd))

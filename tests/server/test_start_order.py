@@ -53,6 +53,23 @@ def test_a_model_that_cannot_be_read_ends_the_engine(folder: Path, start_server:
     assert sentence.startswith(f"rbee: {folder}/generation_config.json is not valid JSON")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_engine_has_imported_anything(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_server: Callable[..., Server]
+) -> None:
+    """As Ctrl-C sends it to the whole group: the engine takes no notice, and gets ready, because the server decides."""
+    os.mkfifo(tmp_path / "pipe")
+    hold = f"import sys\nif 'rbee.engine' in sys.orig_argv: open({str(tmp_path / 'pipe')!r}).read()\n"
+    (tmp_path / "sitecustomize.py").write_text(hold)  # Python imports it first of all
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with start_server("--model", "synthetic", until="listening") as server:
+        with (tmp_path / "pipe").open("w"):  # waits until the engine reads
+            os.kill(server.engine.pid, number)
+        server.wait_for("ready")
+        assert server.stop() == 0
+        assert "Traceback" not in server.log.read_text()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_the_model_is_read_is_a_shutdown(
     number: signal.Signals, folder: Path, start_server: Callable[..., Server]

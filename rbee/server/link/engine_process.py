@@ -18,6 +18,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from rbee.child import GROUP_SIGNALS
 from rbee.errors import TransportError
 from rbee.messages import Attached, Configure, Failed, Loading, Ready, Shutdown, ToEngine, decode_to_server, encode
 from rbee.server.link.engine_client import Admission, EngineClient
@@ -249,9 +250,14 @@ def _spawn(control: int, doorbell: int, arena: int, *, debug: bool) -> subproces
     command += ["--control-fd", str(control), "--doorbell-fd", str(doorbell), "--arena-fd", str(arena)]
     command += ["--parent-pid", str(os.getpid())]
     command += ["--debug"] if debug else []
-    return subprocess.Popen(  # noqa: S603 - our own words only
-        command, pass_fds=(control, doorbell, arena), stdin=subprocess.DEVNULL, stdout=sys.stderr
-    )
+    # The engine has these blocked until it ignores them. Those that come to this process meanwhile wait.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+    try:
+        return subprocess.Popen(  # noqa: S603 - our own words only
+            command, pass_fds=(control, doorbell, arena), stdin=subprocess.DEVNULL, stdout=sys.stderr
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ending(returncode: int) -> str:
