@@ -9,12 +9,13 @@ import contextlib
 import errno
 import ipaddress
 import socket
+from functools import partial
 from typing import TYPE_CHECKING
 
 import uvicorn
 
 from rbee.errors import ConfigError
-from rbee.server.http.protocol import StreamProtocol
+from rbee.server.http.last_places import LastPlaces, LastPlacesProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,7 +41,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=StreamProtocol,
+                http=partial(LastPlacesProtocol, places=LastPlaces()),  # type: ignore[arg-type] # makes a protocol
                 ws="none",
                 lifespan="off",  # the process starts and stops the engine itself, in its own order
                 log_config=None,  # rbee.logs has configured logging
