@@ -72,8 +72,8 @@ def processors(root: Path) -> Finding:
             value,
             summary,
             "note",
-            "Server and engine take turns on one processor, so that tokens are late while a step runs, and --busy-poll "
-            "has no effect. Give them two or more (taskset, cpuset, a larger quota).",
+            "Server and engine take turns on one processor: tokens are late while a step runs, and --busy-poll gains "
+            "nothing. Give them two or more (taskset, cpuset, a larger quota).",
         )
     if len(allowed) < online or quota < online:
         return Finding(value, summary, "note", "Some processors of the machine are not used. Widen affinity or quota.")

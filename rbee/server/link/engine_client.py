@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -235,6 +236,8 @@ class EngineClient:
         if self._num_open:
             if self._consumer.poll(_POLL_PATIENCE_NS):
                 self._turn()
+            else:
+                os.sched_yield()  # the engine may be waiting for this core
             self._loop.call_soon(self._poll)
         else:
             self._polling = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -189,6 +190,18 @@ async def test_busy_poll_delivers_and_goes_back_to_sleep() -> None:
         await asyncio.sleep(0)
         engine.commit([], [(ring, FinishReason.ABORT)])
         await until(lambda: engine.client.rings_in_use == 0)
+
+
+async def test_busy_poll_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between looks that find nothing: an engine that shares the core computes meanwhile."""
+    yields: list[None] = []
+    monkeypatch.setattr(os, "sched_yield", lambda: yields.append(None))
+    with running_engine(busy_poll=True) as engine:
+        _, ring, sink = engine.submit()
+        await until(lambda: len(yields) >= 3)
+        engine.commit([(ring, 1)], [(ring, FinishReason.STOP)])
+        await engine.client.wait_idle()
+        assert sink.token_ids == [1]
 
 
 async def test_broken_sink_ends_alone(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
