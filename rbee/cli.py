@@ -229,7 +229,7 @@ cli.add_command(_Serve())
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the command that the process was started with."""
     standard_streams.protect()
     try:
         cli.main(prog_name="rbee")

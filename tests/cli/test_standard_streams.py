@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -96,6 +97,21 @@ def test_reader_that_has_gone(number, ended):
     assert len(answer(url_of(process))) == 3
     process.terminate()
     assert process.wait(_PATIENCE) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", [[sys.executable, "-m", "rbee"], [str(Path(sys.executable).with_name("rbee"))]])
+def test_signal_while_the_command_is_imported(number, command, tmp_path, ended, monkeypatch):
+    """The server ends with 0 and without a word; here the import of click takes for ever."""
+    (tmp_path / "click.py").write_text("import os, signal\nos.write(1, b'importing\\n')\nsignal.pause()\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = subprocess.Popen([*command, "serve", "synthetic"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    ended.append(process)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"importing\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=_PATIENCE)
+    assert (process.returncode, out, err) == (0, b"", b"")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
