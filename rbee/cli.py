@@ -14,7 +14,7 @@ import signal
 import sys
 import traceback
 import typing
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import click
 from click.core import ParameterSource
@@ -22,6 +22,12 @@ from click.core import ParameterSource
 from rbee import __version__, logs, standard_streams
 from rbee.config import DEFAULT_MODEL, SYNTHETIC, Config, EngineConfig, ServerConfig
 from rbee.errors import RbeeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+_Handler: TypeAlias = "Callable[[int, FrameType | None], Any] | int | None"  # as signal.signal has it
 
 _EXIT_USER_ERROR = 2
 _NO_ROOM_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # of files; of stdout they name no file
@@ -115,6 +121,12 @@ def _model_of(argument: str | None, option: str) -> str:
     return option if argument is None else argument
 
 
+def _on_stop_signals(handler: _Handler) -> _Handler:
+    """Have `handler` called for SIGINT and SIGTERM; the one of before."""
+    before = [signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)]
+    return before[0]
+
+
 def _serve(argument: str | None, **values: Any) -> None:
     """Serve MODEL over HTTP: the OpenAI API, streamed token by token.
 
@@ -131,8 +143,8 @@ def _serve(argument: str | None, **values: Any) -> None:
 
     Every option is also read from the environment: --max-num-seqs as RBEE_MAX_NUM_SEQS.
     """  # noqa: D301 - \b is click's mark for a paragraph that is not rewrapped
-    for number in (signal.SIGINT, signal.SIGTERM):  # until the server handles them
-        signal.signal(number, lambda _number, _frame: sys.exit(0))
+    # Until the server handles them, there is nothing to release; an exception could be lost in what is being imported.
+    _on_stop_signals(lambda _number, _frame: os._exit(0))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that is closed ends no stream
     values["model"] = _model_of(argument, values["model"])
     engine: EngineConfig = _take(EngineConfig, values)
@@ -142,8 +154,10 @@ def _serve(argument: str | None, **values: Any) -> None:
     if engine.model != SYNTHETIC:
         from rbee.models import ConsoleProgress, prepare  # noqa: PLC0415 - `--help` and --version stay instant
 
+        before = _on_stop_signals(lambda _number, _frame: sys.exit(0))  # what is half made is removed
         with ConsoleProgress() as progress:
             model = prepare(engine.model, progress=progress)
+        _on_stop_signals(before)
         config = dataclasses.replace(config, engine=dataclasses.replace(engine, model=str(model.path)))
     from rbee.server.process import run  # noqa: PLC0415 - as above, and only once there is something to serve
 

@@ -115,6 +115,21 @@ def test_signal_while_the_command_is_imported(number, command, tmp_path, ended, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_while_the_server_is_imported(number, tmp_path, ended, monkeypatch):
+    """The server ends with 0 and without a word, also if what is imported loses exceptions, as some C code does."""
+    work = "os.write(1, b'importing\\n'), signal.pause()"
+    (tmp_path / "uvloop.py").write_text(f"import os, signal\ntry: {work}\nexcept BaseException: os._exit(7)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = subprocess.Popen(SYNTHETIC, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    ended.append(process)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"importing\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=_PATIENCE)
+    assert (process.returncode, out, err) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_while_the_model_is_made_ready(number, tmp_path, ended, monkeypatch):
     """The server ends with 0 and without a traceback; here it waits for another process that makes the model ready."""
     monkeypatch.setenv("RBEE_CACHE", str(tmp_path))
