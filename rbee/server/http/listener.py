@@ -9,11 +9,13 @@ import contextlib
 import ipaddress
 import resource
 import socket
+from functools import partial
 from typing import TYPE_CHECKING
 
 import uvicorn
 
 from rbee.errors import ConfigError
+from rbee.server.http.departures import Departures
 from rbee.server.http.protocol import StreamProtocol
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=StreamProtocol,
+                http=partial(StreamProtocol, departures=Departures()),  # type: ignore[arg-type] # it makes protocols
                 ws="none",
                 lifespan="off",  # the process starts and stops the engine itself, in its own order
                 log_config=None,  # rbee.logs has configured logging

@@ -14,10 +14,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import refusals
+from rbee.server.http.departures import Departures, WatchedFlow
 from rbee.server.http.writer import EXTENSION, WRITE_BUFFER_HIGH, WRITE_BUFFER_LOW, SocketWriter
 
 if TYPE_CHECKING:
     import asyncio
+
+    from uvicorn._types import ASGI3Application
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     from rbee.server.http.writer import WriterListener
 
@@ -30,10 +34,17 @@ _HEAD_TOO_LARGE = (
 
 
 class StreamProtocol(HttpToolsProtocol):
-    """uvicorn's httptools protocol that lets each request make a `SocketWriter`."""
+    """uvicorn's httptools protocol that lets each request make a `SocketWriter`.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    `departures` watches the connections of a server that are not read.
+    """
+
+    flow: WatchedFlow
+
+    def __init__(self, *args: Any, departures: Departures | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._departures = departures or Departures()
+        self._answering: RequestResponseCycle | None = None  # `cycle` is the newest, perhaps of a request that waits
         self.listener: WriterListener | None = None  # of the one response that is being streamed
         self._in_head = True  # the parser is before the end of a request's head
         self._only_head = True  # the data just received is, as far as it has been parsed, a part of a head
@@ -42,6 +53,7 @@ class StreamProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the base class
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH, low=WRITE_BUFFER_LOW)
+        self.flow = WatchedFlow(transport, self._departures, transport.close)
 
     def data_received(self, data: bytes) -> None:
         self._only_head = self._in_head
@@ -81,10 +93,19 @@ class StreamProtocol(HttpToolsProtocol):
         if self.listener is not None:
             self.listener.on_resume()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self.flow.end()
         super().connection_lost(exc)
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         listener, self.listener = self.listener, None
         if listener is not None:
             listener.on_closed()
         # The request refers to this protocol. Without the cycle it is freed when it ends, not by the garbage collector.
-        self.cycle = self.scope = None  # type: ignore[assignment]
+        self.cycle = self.scope = self._answering = None  # type: ignore[assignment]
+        self.pipeline.clear()

@@ -82,8 +82,6 @@ class Flow(Protocol):
 
     write_paused: bool
 
-    def resume_reading(self) -> None: ...
-
 
 class Connection(Protocol):
     """The protocol object of a connection, as `SocketWriter` uses it."""
@@ -136,8 +134,6 @@ class SocketWriter:
         self._connection.listener = listener
         if direct:
             self._connection.transport.set_write_buffer_limits(high=0, low=0)
-        # Reading may be paused since a large request body; a socket that is not read shows no end.
-        self._connection.flow.resume_reading()
         if self._early:
             self.write_rest(self._early)
         if self.closed:

@@ -1,0 +1,52 @@
+"""Clients that leave while their connection is not read: they are noticed as any others."""
+
+from typing import Any
+
+import pytest
+
+from tests.faults.faults_parts import held, until_held
+from tests.faults.resume_parts import hang_up
+from tests.raw_client import COMPLETIONS, Client, request_bytes
+from tests.server.server_parts import until_rings
+
+pytestmark = pytest.mark.anyio
+
+BEHIND = b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def narrow_server(start_server):
+    """A server that runs one sequence at a time, in steps of 100 ms, 8 tokens of a prompt in each."""
+    options = ["--max-num-seqs", "1", "--synthetic-step-ms", "100", "--max-num-batched-tokens", "8"]
+    return start_server("--model", "synthetic", *options, "--resume-timeout", "0.1")
+
+
+@pytest.mark.parametrize("reset", [True, False], ids=["RST", "FIN"])
+@pytest.mark.parametrize("how", ["whole", "streamed", "resumable"])
+@pytest.mark.parametrize("stage", ["queue", "prefill", "decode"])
+async def test_disconnect_behind_a_pipelined_request_cancels(narrow_server, stage, how, reset):
+    """The server does not read while a request waits behind another one, and still notices that the client has left.
+
+    None of these requests could end by itself in the time the test waits.
+    """
+    long: dict[str, Any] = {
+        "prompt": "x" * (8000 if stage == "prefill" else 1),
+        "max_tokens": 190 if stage == "prefill" else 8000,
+        "stream": how != "whole",
+        "stream_options": {"resumable": True} if how == "resumable" else None,
+    }
+    async with Client(narrow_server.address) as client:
+        before = await held(narrow_server)
+        if stage == "queue":
+            occupant = await client.open(COMPLETIONS, long | {"stream": True, "stream_options": None})
+            await anext(aiter(occupant.events()))
+        reader, writer = await client.send_raw(request_bytes(COMPLETIONS, long) + BEHIND)
+        await until_rings(narrow_server, 2 if stage == "queue" else 1)
+        if stage == "decode" and how != "whole":
+            await reader.readuntil(b'"text"')
+        hang_up(writer, reset=reset)
+        await until_rings(narrow_server, 1 if stage == "queue" else 0)
+        if stage == "queue":
+            occupant.abort()
+        await until_held(narrow_server, before)
+    assert "Traceback" not in narrow_server.log.read_text()
