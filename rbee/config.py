@@ -153,13 +153,13 @@ class ServerConfig:
     replay_window: int = option(
         1024,
         "Tokens of a stream that are kept for a client that lost its connection and resumes. A stream can be resumed "
-        "if its client accepts text/event-stream, or sets stream_options.resumable.",
+        "if its request sets stream_options.resumable.",
         minimum=1,
     )
     resume_timeout: float = option(
         30.0,
-        "Seconds that a stream that can be resumed is kept without a connection, also after its end. When "
-        "--ring-capacity tokens wait, --slow-reader-timeout counts too.",
+        "Seconds that a stream that can be resumed is kept without a connection, also after its end. It is paused "
+        "meanwhile, and ends earlier where its place is needed.",
         metavar="S",
         minimum=0.001,
     )

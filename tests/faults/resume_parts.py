@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 EVENTS = "Accept: text/event-stream"
 CLOSE = "Connection: close"
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: the kernel sends RST at once instead of FIN
-LONG = {"prompt": "long", "max_tokens": 8000, "stream": True}
+RESUMABLE = {"stream": True, "stream_options": {"resumable": True}}
+LONG = {"prompt": "long", "max_tokens": 8000, **RESUMABLE}
 
 
 class Event(NamedTuple):
@@ -101,15 +102,16 @@ async def read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
     return int(lines[0].split()[1]), fields
 
 
-async def read_cut(client: Client, request: bytes, size: int) -> tuple[bytes, asyncio.StreamWriter]:
-    """The first `size` bytes behind the head of a response, or all there are; and the connection."""
+async def read_cut(client: Client, request: bytes, size: int) -> tuple[bytes, asyncio.StreamWriter, str]:
+    """The first `size` bytes behind the head of a response, or all there are; the connection; a header for the rest."""
     reader, writer = await client.send_raw(request)
-    status, _ = await read_head(reader)
+    status, headers = await read_head(reader)
     assert status == 200
+    name = f"X-Stream-Id: {headers['x-stream-id']}"
     try:
-        return await reader.readexactly(size), writer
+        return await reader.readexactly(size), writer, name
     except asyncio.IncompleteReadError as everything:
-        return everything.partial, writer
+        return everything.partial, writer, name
 
 
 async def read_rest(client: Client, request: bytes) -> list[Event]:
@@ -163,8 +165,8 @@ async def refusal(
     return answer.status_code, answer.json()["error"]["code"]
 
 
-CHAT_BODY = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 12, "stream": True}
-COMPLETION_BODY = {"prompt": "hi", "max_tokens": 12, "stream": True}
+CHAT_BODY = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 12, **RESUMABLE}
+COMPLETION_BODY = {"prompt": "hi", "max_tokens": 12, **RESUMABLE}
 CASES = pytest.mark.parametrize(
     ("path", "body", "prompt"),
     [(CHAT, CHAT_BODY, "user: hi\nassistant: "), (COMPLETIONS, COMPLETION_BODY, "hi")],

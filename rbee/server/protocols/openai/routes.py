@@ -17,7 +17,6 @@ from rbee.server.http.responses import json_response
 from rbee.server.protocols.openai.reader import RequestReader
 from rbee.server.protocols.parameters import DEADLINE_HEADER, defaults_in_force
 from rbee.server.streams.exchange import GenerationResponse
-from rbee.server.streams.resumption import is_resumable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,8 +91,8 @@ class OpenAiApi:
     ) -> Response:
         body = await read_json_body(request, self._max_body_bytes)
         received_ns = time.monotonic_ns()
-        if "last-event-id" in request.headers:
-            return self._resuming.by_request_id(request, kind)
+        if request.headers.get("last-event-id"):  # empty is none, as for EventSource
+            return self._resuming.by_post(request, kind)
         engine = self._backend.supervisor.check_ready()
         deadlines = request.headers.getlist(DEADLINE_HEADER)
         if len(body) <= _INLINE_BODY_BYTES:
@@ -102,8 +101,8 @@ class OpenAiApi:
             asked = await asyncio.to_thread(read, body, deadlines, engine, received_ns)
         generation, dialect, stream, resumable = asked
         ticket = None
-        if stream and generation.n == 1 and is_resumable(resumable, request.headers.getlist("accept")):
-            ticket = self._resuming.ticket(request, kind)
+        if resumable:
+            ticket = self._resuming.ticket(request, kind, dialect.answer_id)
         return GenerationResponse(self._backend, generation, dialect, stream=stream, ticket=ticket)
 
     def _card(self) -> dict[str, Any]:
