@@ -126,7 +126,8 @@ class Supervisor:
     def refuse_new(self) -> None:
         """Take no further requests; the open ones go on, but for those whose client has lost its connection."""
         self._stopping = True
-        self.client.end_orphans()
+        if self._epoch:
+            self.client.end_orphans()
         if self.state is not ServerState.DEAD:
             self.state = ServerState.DRAINING
 
