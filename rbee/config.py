@@ -146,7 +146,7 @@ class ServerConfig:
     slow_reader_timeout: float = option(
         60.0,
         "Seconds a client may stop reading before its stream ends with an error. After the same time again its "
-        "connection is closed.",
+        "connection is closed; without a stream, at once.",
         metavar="S",
         minimum=0.001,
     )

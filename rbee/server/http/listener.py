@@ -32,11 +32,13 @@ _RESPONSE_PATIENCE = 2  # seconds the last responses may take to leave, once not
 class HttpServer(uvicorn.Server):
     """uvicorn's server without its signal handlers, which would end the process by the signal they caught."""
 
-    def __init__(self, app: ASGIApp, *, debug: bool = False) -> None:
+    def __init__(self, app: ASGIApp, *, slow_reader_timeout: float = 60.0, debug: bool = False) -> None:
+        """`slow_reader_timeout`: seconds a client may leave an answer unread that is not being streamed any more."""
+        protocol = partial(StreamProtocol, departures=Departures(), unread_timeout=slow_reader_timeout)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=partial(StreamProtocol, departures=Departures()),  # type: ignore[arg-type] # it makes protocols
+                http=protocol,  # type: ignore[arg-type] # it makes protocols, as a class does
                 ws="none",
                 lifespan="off",  # the process starts and stops the engine itself, in its own order
                 log_config=None,  # rbee.logs has configured logging

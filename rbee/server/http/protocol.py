@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import refusals
 from rbee.server.http.departures import Departures, WatchedFlow
+from rbee.server.http.unread import UnreadBytes
 from rbee.server.http.writer import EXTENSION, WRITE_BUFFER_HIGH, WRITE_BUFFER_LOW, SocketWriter
 
 if TYPE_CHECKING:
@@ -36,14 +37,20 @@ _HEAD_TOO_LARGE = (
 class StreamProtocol(HttpToolsProtocol):
     """uvicorn's httptools protocol that lets each request make a `SocketWriter`.
 
-    `departures` watches the connections of a server that are not read.
+    Args:
+        departures: watches the connections of a server that are not read.
+        unread_timeout: seconds that the bytes of an answer may wait for a client that takes none of them.
     """
 
     flow: WatchedFlow
+    _unread: UnreadBytes
 
-    def __init__(self, *args: Any, departures: Departures | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, departures: Departures | None = None, unread_timeout: float = 60.0, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._departures = departures or Departures()
+        self._unread_timeout = unread_timeout
         self._answering: RequestResponseCycle | None = None  # `cycle` is the newest, perhaps of a request that waits
         self.listener: WriterListener | None = None  # of the one response that is being streamed
         self._in_head = True  # the parser is before the end of a request's head
@@ -54,6 +61,13 @@ class StreamProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH, low=WRITE_BUFFER_LOW)
         self.flow = WatchedFlow(transport, self._departures, transport.close)
+        self._unread = UnreadBytes(
+            transport,
+            self._unread_timeout,
+            lambda: self.listener is not None,
+            clock=self.loop.time,
+            call_later=self.loop.call_later,
+        )
 
     def data_received(self, data: bytes) -> None:
         self._only_head = self._in_head
@@ -83,8 +97,13 @@ class StreamProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["extensions"] = {EXTENSION: partial(SocketWriter, self)}  # type: ignore[dict-item] # uvicorn types plain data
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._unread.wrote()
+
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._unread.wrote()
         if self.listener is not None:
             self.listener.on_pause()
 
@@ -99,6 +118,7 @@ class StreamProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.flow.end()
+        self._unread.end()
         super().connection_lost(exc)
         if self._answering is not None and not self._answering.response_complete:
             self._answering.disconnected = True
@@ -106,6 +126,6 @@ class StreamProtocol(HttpToolsProtocol):
         listener, self.listener = self.listener, None
         if listener is not None:
             listener.on_closed()
-        # The request refers to this protocol. Without the cycle it is freed when it ends, not by the garbage collector.
-        self.cycle = self.scope = self._answering = None  # type: ignore[assignment]
+        # These refer to this protocol. Without the cycles it is freed when it ends, not by the garbage collector.
+        self.cycle = self.scope = self._answering = self._unread = None  # type: ignore[assignment]
         self.pipeline.clear()

@@ -47,6 +47,10 @@ class RecordingTransport(asyncio.Transport):
         """As told."""
         return self.closing
 
+    def get_write_buffer_size(self) -> int:
+        """Nothing waits."""
+        return 0
+
     def close(self) -> None:
         """As asked."""
         self.closing = True
