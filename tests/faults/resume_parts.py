@@ -49,11 +49,10 @@ def parse_events(body: bytes) -> list[Event]:
     """What an SSE parser makes of a body that may be cut anywhere: an event ends with a blank line, else it is none."""
     events = []
     for block in body.split(b"\n\n")[:-1]:
-        if not block.startswith(b":"):
-            match = re.fullmatch(rb"id: (\d+)\ndata: (.*)", block)
-            assert match is not None, block
-            number, data = match.groups()
-            events.append(Event(int(number), "[DONE]" if data == b"[DONE]" else json.loads(data)))
+        match = re.fullmatch(rb"(?::.*\n)*id: (\d+)\ndata: (.*)", block)  # perhaps comments before it
+        assert match is not None, block
+        number, data = match.groups()
+        events.append(Event(int(number), "[DONE]" if data == b"[DONE]" else json.loads(data)))
     return events
 
 
