@@ -2,7 +2,8 @@
 
 Owns what a connection passes to the response that is being streamed: flow control and the end of the socket. Knows
 nothing of tokens. `uvicorn.Config(http=StreamProtocol)` is the supported way to bring a protocol class. Its attributes
-`transport`, `flow`, `cycle` and `scope` are public but not documented: pyproject.toml bounds uvicorn.
+`transport`, `flow`, `cycle` and `scope`, and those of a cycle, are public but not documented; `_start_asgi_task` is private:
+pyproject.toml bounds uvicorn.
 """
 
 from __future__ import annotations
@@ -100,6 +101,15 @@ class StreamProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._unread.wrote()
+
+    @property
+    def takes_chunks(self) -> bool:
+        return self._answering is None or self._answering.scope["http_version"] != "1.0"
+
+    def leave_unframed(self) -> None:
+        # uvicorn decides on chunks by the response's headers alone.
+        if self._answering is not None:
+            self._answering.chunked_encoding = False
 
     def pause_writing(self) -> None:
         super().pause_writing()
