@@ -150,6 +150,13 @@ class ServerConfig:
         metavar="S",
         minimum=0.001,
     )
+    keep_alive_timeout: int = option(
+        75,
+        "Seconds that a connection may be idle after an answer. Answers say so (Keep-Alive: timeout), because a client "
+        "that sends its next request on a connection that is just being closed cannot know whether it was taken.",
+        metavar="S",
+        minimum=1,
+    )
     replay_window: int = option(
         1024,
         "Tokens of a stream that are kept for a client that lost its connection and resumes. A stream can be resumed "

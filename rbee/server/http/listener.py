@@ -32,8 +32,17 @@ _RESPONSE_PATIENCE = 2  # seconds the last responses may take to leave, once not
 class HttpServer(uvicorn.Server):
     """uvicorn's server without its signal handlers, which would end the process by the signal they caught."""
 
-    def __init__(self, app: ASGIApp, *, slow_reader_timeout: float = 60.0, debug: bool = False) -> None:
-        """`slow_reader_timeout`: seconds a client may leave an answer unread that is not being streamed any more."""
+    def __init__(
+        self, app: ASGIApp, *, slow_reader_timeout: float = 60.0, keep_alive_timeout: int = 75, debug: bool = False
+    ) -> None:
+        """Its times are in seconds.
+
+        Args:
+            app: the application.
+            slow_reader_timeout: how long a client may leave an answer unread that is not being streamed any more.
+            keep_alive_timeout: how long a connection may be idle after an answer.
+            debug: uvicorn logs what it does.
+        """
         protocol = partial(StreamProtocol, departures=Departures(), unread_timeout=slow_reader_timeout)
         super().__init__(
             uvicorn.Config(
@@ -46,6 +55,7 @@ class HttpServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 backlog=_BACKLOG,
+                timeout_keep_alive=keep_alive_timeout,
                 timeout_graceful_shutdown=_RESPONSE_PATIENCE,
             )
         )

@@ -17,7 +17,7 @@ from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import refusals
 from rbee.server.http.departures import Departures, WatchedFlow
 from rbee.server.http.unread import UnreadBytes
-from rbee.server.http.writer import EXTENSION, WRITE_BUFFER_HIGH, WRITE_BUFFER_LOW, SocketWriter
+from rbee.server.http.writer import EXTENSION, KEEP_ALIVE, WRITE_BUFFER_HIGH, WRITE_BUFFER_LOW, SocketWriter
 
 if TYPE_CHECKING:
     import asyncio
@@ -80,6 +80,8 @@ class StreamProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = self._only_head = False
         super().on_headers_complete()
+        if self.cycle.keep_alive:
+            self.scope["extensions"][KEEP_ALIVE] = {"timeout": self.timeout_keep_alive}
 
     def on_message_complete(self) -> None:
         self._in_head = True
