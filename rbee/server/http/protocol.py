@@ -17,6 +17,7 @@ from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import refusals
 from rbee.server.http.departures import Departures, WatchedFlow
 from rbee.server.http.unread import UnreadBytes
+from rbee.server.http.upgrades import DecliningParser
 from rbee.server.http.writer import EXTENSION, KEEP_ALIVE, WRITE_BUFFER_HIGH, WRITE_BUFFER_LOW, SocketWriter
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class StreamProtocol(HttpToolsProtocol):
         self, *args: Any, departures: Departures | None = None, unread_timeout: float = 60.0, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.parser: DecliningParser = DecliningParser(self)
         self._departures = departures or Departures()
         self._unread_timeout = unread_timeout
         self._answering: RequestResponseCycle | None = None  # `cycle` is the newest, perhaps of a request that waits
@@ -78,12 +80,16 @@ class StreamProtocol(HttpToolsProtocol):
             self._refuse_head()
 
     def on_headers_complete(self) -> None:
+        if self.parser.offered:  # the head comes again without the offer
+            return
         self._in_head = self._only_head = False
         super().on_headers_complete()
         if self.cycle.keep_alive:
             self.scope["extensions"][KEEP_ALIVE] = {"timeout": self.timeout_keep_alive}
 
     def on_message_complete(self) -> None:
+        if self.parser.offered:
+            return
         self._in_head = True
         super().on_message_complete()
 
