@@ -2,8 +2,8 @@
 
 Owns what a connection passes to the response that is being streamed: flow control and the end of the socket. Knows
 nothing of tokens. `uvicorn.Config(http=StreamProtocol)` is the supported way to bring a protocol class. Its attributes
-`transport`, `flow`, `cycle` and `scope`, and those of a cycle, are public but not documented; `_start_asgi_task` is private:
-pyproject.toml bounds uvicorn.
+`transport`, `flow`, `cycle` and `scope`, and those of a cycle, are public but not documented, and `_start_asgi_task` is
+private: pyproject.toml bounds uvicorn.
 """
 
 from __future__ import annotations

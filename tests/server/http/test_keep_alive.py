@@ -15,7 +15,7 @@ def hasty_server(start_server):
 
 
 def test_default_is_above_that_of_pools():
-    """aiohttp keeps idle connections for 15 s, nginx for 60."""
+    """That of aiohttp keeps idle connections for 15 s, nginx's for 60."""
     assert ServerConfig().keep_alive_timeout == 75
 
 

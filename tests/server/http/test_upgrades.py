@@ -2,6 +2,7 @@
 
 import json
 import socket
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from rbee.server.http.protocol import MAX_HEAD_BYTES
 from tests.raw_client import CHAT, COMPLETIONS, request_bytes
 from tests.server.server_parts import expected
 
-BODIES = {
+BODIES: dict[str, dict[str, Any]] = {
     COMPLETIONS: {"prompt": "hi", "max_tokens": 4},
     CHAT: {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4},
     "/tokenize": {"prompt": "hi"},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import httpx
 import openai
 import pytest
@@ -20,14 +23,14 @@ async def test_openai_client_takes_no_keep_alive_for_an_event(make):
     begun = moment_of(lambda: None)
     for token, reason in [(b"a", 0), (b"b", 0), (b"c", FinishReason.LENGTH)]:
         case.reply.check(begun.after(KEEP_ALIVE_SILENCE), PATIENCE)
-        begun = moment_of(lambda token=token, reason=reason: case.deliver(token, reason))
+        begun = moment_of(partial(case.deliver, token, reason))
     stream = case.written()
     assert stream.count(b": keep-alive\n") == 3
 
     def answer(_request):
         return httpx.Response(200, content=stream, headers={"content-type": "text/event-stream"})
 
-    http = httpx.Client(transport=httpx.MockTransport(answer))
+    http: Any = httpx.Client(transport=httpx.MockTransport(answer))
     with openai.OpenAI(base_url="http://test/v1", api_key="none", http_client=http) as client:
         chunks = list(client.chat.completions.create(model="m", messages=[], stream=True))
     assert [chunk.choices[0].delta.content for chunk in chunks] == ["a", "b", "c"]
