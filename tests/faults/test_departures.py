@@ -1,13 +1,16 @@
 """Clients that leave while their connection is not read: they are noticed as any others."""
 
+import signal
+import socket
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.faults.faults_parts import held, until_held
-from tests.faults.resume_parts import hang_up
+from tests.faults.resume_parts import RESET, hang_up
 from tests.raw_client import COMPLETIONS, Client, request_bytes
-from tests.server.server_parts import until_rings
+from tests.server.server_parts import counters, until_rings
 
 pytestmark = pytest.mark.anyio
 
@@ -50,3 +53,26 @@ async def test_disconnect_behind_a_pipelined_request_cancels(narrow_server, stag
             occupant.abort()
         await until_held(narrow_server, before)
     assert "Traceback" not in narrow_server.log.read_text()
+
+
+@pytest.mark.parametrize("reset", [True, False], ids=["RST", "FIN"])
+@pytest.mark.parametrize("size", [10, 5000], ids=["small", "read in a thread"])
+async def test_nothing_is_done_for_clients_that_left_while_they_waited(start_server, size, reset):
+    """A server that comes to its backlog late begins no work for those who have given up, however whole the request."""
+    request = request_bytes(COMPLETIONS, {"prompt": "x" * size, "max_tokens": 3, "stream": True})
+    with start_server("--model", "synthetic", "--synthetic-step-ms", "0") as server:
+        before, computed = await held(server), counters(server)["prompt_tokens"]
+        server.process.send_signal(signal.SIGSTOP)
+        while psutil.Process(server.pid).status() != psutil.STATUS_STOPPED:
+            pass
+        for _ in range(50):
+            with socket.create_connection(server.address) as client:
+                client.sendall(request)
+                if reset:
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        server.process.send_signal(signal.SIGCONT)
+        await until_held(server, before)
+        assert counters(server)["prompt_tokens"] == computed
+        async with Client(server.address) as raw:
+            assert len(await raw.read(COMPLETIONS, {"prompt": "x" * size, "max_tokens": 3})) == 4
+        assert "Traceback" not in server.log.read_text()

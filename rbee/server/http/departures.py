@@ -62,6 +62,14 @@ class WatchedFlow(FlowControl):
         self._departures = departures
         self._on_departure = on_departure
 
+    def has_left(self) -> bool:
+        """Whether the client has closed its side by now; from any thread."""
+        if self._descriptor is None:
+            return False
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
     def pause_reading(self) -> None:
         if not self.read_paused and self._descriptor is not None:
             self._departures.watch(self._descriptor, self._on_departure)

@@ -18,7 +18,7 @@ from rbee.server.http import refusals
 from rbee.server.http.departures import Departures, WatchedFlow
 from rbee.server.http.unread import UnreadBytes
 from rbee.server.http.upgrades import DecliningParser
-from rbee.server.http.writer import EXTENSION, KEEP_ALIVE, WRITE_BUFFER_HIGH, WRITE_BUFFER_LOW, SocketWriter
+from rbee.server.http.writer import EXTENSION, HAS_LEFT, KEEP_ALIVE, WRITE_BUFFER_HIGH, WRITE_BUFFER_LOW, SocketWriter
 
 if TYPE_CHECKING:
     import asyncio
@@ -104,11 +104,15 @@ class StreamProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {EXTENSION: partial(SocketWriter, self)}  # type: ignore[dict-item] # uvicorn types plain data
+        self.scope["extensions"] = {EXTENSION: partial(SocketWriter, self), HAS_LEFT: self.has_left}  # type: ignore[dict-item] # uvicorn types plain data
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._unread.wrote()
+
+    def has_left(self) -> bool:
+        """Whether the client has left, though that may not have been read yet; from any thread."""
+        return self.transport.is_closing() or self.flow.has_left()
 
     @property
     def takes_chunks(self) -> bool:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
 EXTENSION = "rbee.stream"  # of the ASGI scope: makes the Writer of the response from its `send`
+HAS_LEFT = "rbee.has_left"  # of the ASGI scope: tells, from any thread, whether the client has left
 KEEP_ALIVE = "rbee.keep_alive"  # of the ASGI scope: how long the connection may be idle after the response, in seconds
 
 # Bytes that may wait in user space for a slow client's socket before its ring is paused. The drain that passes the

@@ -80,6 +80,8 @@ class GenerationResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writer = writer_of(scope, receive, send)
         await self._backend.supervisor.client.make_room(self._generation.n)
+        if writer.closed:
+            raise ClientDisconnect
         if self._stream:
             await write_stream(self._start(writer), writer, self._backend.watch)
         else:

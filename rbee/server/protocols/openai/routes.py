@@ -6,13 +6,12 @@ Owns the way from a request to its response, or to the stream whose rest it asks
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Route
 
-from rbee.server.http.body import read_json_body
+from rbee.server.http.body import in_thread, read_json_body
 from rbee.server.http.responses import json_response
 from rbee.server.protocols.openai.reader import RequestReader
 from rbee.server.protocols.parameters import DEADLINE_HEADER, defaults_in_force
@@ -77,7 +76,7 @@ class OpenAiApi:
 
     async def tokenize(self, request: Request) -> Response:
         body = await read_json_body(request, self._max_body_bytes)
-        token_ids = await asyncio.to_thread(self._reader.tokenize, body)
+        token_ids = await in_thread(request, self._reader.tokenize, body)
         engine = self._backend.supervisor.ready
         answer = {"count": len(token_ids), "max_model_len": engine and engine.max_model_len, "tokens": token_ids}
         return json_response(answer)
@@ -98,7 +97,7 @@ class OpenAiApi:
         if len(body) <= _INLINE_BODY_BYTES:
             asked = read(body, deadlines, engine, received_ns)
         else:
-            asked = await asyncio.to_thread(read, body, deadlines, engine, received_ns)
+            asked = await in_thread(request, read, body, deadlines, engine, received_ns)
         generation, dialect, stream, resumable = asked
         ticket = None
         if resumable:
