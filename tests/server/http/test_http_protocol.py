@@ -115,6 +115,14 @@ async def test_slow_clients_cost_is_bounded(parts):
     assert parts[1].high == WRITE_BUFFER_HIGH
 
 
+async def readable(sock):
+    """Return when the loop has found something to read."""
+    seen = asyncio.Event()
+    asyncio.get_running_loop().add_reader(sock, seen.set)
+    await seen.wait()
+    asyncio.get_running_loop().remove_reader(sock)
+
+
 @pytest.mark.parametrize("unread", [b"", b"GET"])
 async def test_client_that_leaves_while_nothing_is_read(unread):
     """Its connection is closed, whatever waits before its end; what is read again or has ended is watched no longer."""
@@ -126,6 +134,8 @@ async def test_client_that_leaves_while_nothing_is_read(unread):
     protocol.flow.pause_reading()
     with ours, theirs:
         theirs.sendall(unread)
+        if unread:
+            await readable(ours)
         await asyncio.sleep(0)
         assert not transport.closing
         theirs.shutdown(socket.SHUT_WR)

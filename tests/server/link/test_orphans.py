@@ -112,7 +112,7 @@ async def test_engine_that_dies_keeps_nobody_waiting(engine: Engine) -> None:
     waiting = asyncio.ensure_future(engine.client.make_room(1))
     await asyncio.sleep(0)
     engine.client.engine_died(DIED)
-    await waiting
+    await until(waiting.done)
     assert codes(requests[0][2]) == ["stream_given_up"]
     assert codes(requests[1][2]) == ["engine_died"]
 
