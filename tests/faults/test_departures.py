@@ -43,10 +43,12 @@ async def test_disconnect_behind_a_pipelined_request_cancels(narrow_server, stag
         if stage == "queue":
             occupant = await client.open(COMPLETIONS, long | {"stream": True, "stream_options": None})
             await anext(aiter(occupant.events()))
-        reader, writer = await client.send_raw(request_bytes(COMPLETIONS, long) + BEHIND)
+        reader, writer = await client.send_raw(request_bytes(COMPLETIONS, long))
         await until_rings(narrow_server, 2 if stage == "queue" else 1)
         if stage == "decode" and how != "whole":
             await reader.readuntil(b'"text"')
+        writer.write(BEHIND)
+        await writer.drain()
         hang_up(writer, reset=reset)
         await until_rings(narrow_server, 1 if stage == "queue" else 0)
         if stage == "queue":

@@ -127,8 +127,8 @@ class GenerationResponse(Response):
 class ParkedGeneration:
     """A generation that runs before its stream is asked for: its tokens wait in their rings until `claim`.
 
-    A full ring pauses its sequence, as a slow reader's does, and --slow-reader-timeout then ends it. The caller bounds
-    how long a generation may stay unclaimed, and then cancels it.
+    A full ring pauses its sequence, as a slow reader's does, and --slow-reader-timeout then ends it. The caller awaits
+    `EngineClient.make_room` before, bounds how long a generation may stay unclaimed, and then cancels it.
 
     Raises:
         Refusal: the engine does not take it.
