@@ -196,7 +196,7 @@ class _App:
 
     async def _protocol(self, stream: int, scope: Scope, receive: Receive, send: Send) -> None:
         writer = writer_of(scope, receive, send)
-        await write_stream(self._streamed(stream, writer), writer, self._watch, sse.HEADERS)
+        await write_stream(self._streamed(stream, writer), writer, self._watch)
 
     async def _native(self, stream: int, scope: Scope, receive: Receive, send: Send) -> None:
         writer = writer_of(scope, receive, send)
@@ -205,7 +205,7 @@ class _App:
         assert outlet is not None  # it is, without a table or with TLS
         reply = DirectReply(writer, dialect, outlet)
         reply.sequences = self._submit(stream, reply)
-        await write_stream(reply, writer, self._watch, sse.HEADERS)
+        await write_stream(reply, writer, self._watch)
 
     def _queue(self, stream: int) -> asyncio.Queue[bytes]:
         """Where the frames of this stream will come; an empty one is the end."""

@@ -146,20 +146,27 @@ class ServerConfig:
     slow_reader_timeout: float = option(
         60.0,
         "Seconds a client may stop reading before its stream ends with an error. After the same time again its "
-        "connection is closed.",
+        "connection is closed; without a stream, at once.",
         metavar="S",
         minimum=0.001,
+    )
+    keep_alive_timeout: int = option(
+        75,
+        "Seconds that a connection may be idle after an answer. Answers say so (Keep-Alive: timeout), because a client "
+        "that sends its next request on a connection that is just being closed cannot know whether it was taken.",
+        metavar="S",
+        minimum=1,
     )
     replay_window: int = option(
         1024,
         "Tokens of a stream that are kept for a client that lost its connection and resumes. A stream can be resumed "
-        "if its client accepts text/event-stream, or sets stream_options.resumable.",
+        "if its request sets stream_options.resumable.",
         minimum=1,
     )
     resume_timeout: float = option(
         30.0,
-        "Seconds that a stream that can be resumed is kept without a connection, also after its end. When "
-        "--ring-capacity tokens wait, --slow-reader-timeout counts too.",
+        "Seconds that a stream that can be resumed is kept without a connection, also after its end. It is paused "
+        "meanwhile, and ends earlier where its place is needed.",
         metavar="S",
         minimum=0.001,
     )

@@ -59,6 +59,18 @@ class Wake(msgspec.Struct, frozen=True, tag=True):
     """Wakes a sleeping engine for a cancel or for freed ring space, which it then finds in shared memory."""
 
 
+class Hold(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Compute nothing more for the sequence of `ring` until Release or the next Submit: nobody reads its tokens."""
+
+    ring: int
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Go on with the sequence of `ring`, if that is held."""
+
+    ring: int
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Stop stepping, end what runs with `abort`, exit 0."""
 
@@ -99,7 +111,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     message: str
 
 
-ToEngine = Configure | Submit | Wake | Shutdown
+ToEngine = Configure | Submit | Wake | Hold | Release | Shutdown
 ToServer = Attached | Loading | Ready | Failed
 
 encode = msgspec.msgpack.Encoder().encode

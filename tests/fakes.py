@@ -86,6 +86,14 @@ class RecordingSequence:
         """Note it."""
         self.calls.append("resume")
 
+    def orphan(self) -> None:
+        """Note it."""
+        self.calls.append("orphan")
+
+    def adopt(self) -> None:
+        """Note it."""
+        self.calls.append("adopt")
+
 
 class RecordingWatch:
     """A ReplyWatch without a timer: keeps what it would check, for a test that checks itself.

@@ -58,11 +58,12 @@ class Stream:
     async def events(self) -> AsyncIterator[Any]:
         """The data of each event: parsed JSON, or the string [DONE]. Comments are left out."""
         async for chunk in self.chunks():
+            if chunk.startswith(b":"):
+                continue
             assert chunk.endswith(b"\n\n"), "a write may not end inside a frame"
             for frame in chunk.split(b"\n\n")[:-1]:
-                if not frame.startswith(b":"):
-                    data = frame.removeprefix(b"data: ")
-                    yield "[DONE]" if data == b"[DONE]" else json.loads(data)
+                data = frame.removeprefix(b"data: ")
+                yield "[DONE]" if data == b"[DONE]" else json.loads(data)
 
     def abort(self) -> None:
         """Drop the connection."""

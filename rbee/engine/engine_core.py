@@ -70,8 +70,14 @@ class EngineCore:
     def submit(self, submission: Submit) -> None:
         self._intake.submit(submission)
 
+    def hold(self, ring: int) -> None:
+        self._intake.hold(ring)
+
+    def release(self, ring: int) -> None:
+        self._intake.release(ring)
+
     def step(self) -> bool:
-        """Run one step. False: there was nothing to do, because no sequence is live or all wait for ring space."""
+        """Run one step. False: there was nothing to do, as when all live sequences are held or wait for ring space."""
         clock = self._clock
         clock.begin()
         self._intake.take()

@@ -1,4 +1,4 @@
-"""What comes from outside between two steps: submissions, cancels, deadlines and full rings.
+"""What comes from outside between two steps: submissions, cancels, holds, deadlines and full rings.
 
 Owns the live sequences until their one finish reason. Does not know what computes or samples.
 """
@@ -41,7 +41,7 @@ class Live:
     row: sampler.Row  # its parameters and tokens for the sampler
     num_side_records: int  # published with each of its tokens
     report_cached: bool  # its number of cached tokens is yet to be published, as its first record
-    full_since_ns: int = 0  # when it was paused, if it is
+    full_since_ns: int = 0  # since when its ring has been full, if it is paused
     ended: bool = False  # it has its finish reason
 
 
@@ -71,6 +71,7 @@ class Intake:
         self._slow_reader_ns = round(slow_reader_timeout * 1e9)
         self._now_ns = now_ns
         self._submitted: deque[Submit] = deque()
+        self._held: set[int] = set()  # rings, perhaps of sequences that have ended
         self._num_arrivals = 0
         self._deadlines: list[tuple[int, int, Live]] = []  # a heap: when, rank of submission, whose
 
@@ -80,7 +81,15 @@ class Intake:
 
     def submit(self, submission: Submit) -> None:
         """Queue a request for the next step."""
+        self._held.discard(submission.ring)
         self._submitted.append(submission)
+
+    def hold(self, ring: int) -> None:
+        """Pause the sequence of `ring`, wherever it is, until `release`. That is no slowness of its reader."""
+        self._held.add(ring)
+
+    def release(self, ring: int) -> None:
+        self._held.discard(ring)
 
     def take(self) -> None:
         now = self._now_ns()
@@ -168,12 +177,17 @@ class Intake:
     def _pause_full_rings(self, now: int) -> list[Live]:
         """Pause sequences whose ring is too full for a step and return them; bound the chunks of scored prompts.
 
+        Those that are held are paused too, and not returned: their time as slow readers begins when they are released.
+
         A step adds a token with its side records, or, for each token of a chunk but a prompt's last, the side records
         that score the next.
         """
         full = []
         for ring, live in self.live.items():
             sequence = live.sequence
+            if ring in self._held:
+                sequence.paused, live.full_since_ns = True, now
+                continue
             room = self._producer.free_space(ring) - live.num_side_records - live.report_cached
             if sequence.scores_prompt:
                 room //= 1 + (sequence.sampling.num_prompt_logprobs or 0)

@@ -206,6 +206,10 @@ class Loop:
             match messages.decode_to_engine(payload):
                 case messages.Submit() as submission:
                     self._core.submit(submission)
+                case messages.Hold(ring=ring):
+                    self._core.hold(ring)
+                case messages.Release(ring=ring):
+                    self._core.release(ring)
                 case messages.Shutdown():
                     return False
                 case messages.Wake() | messages.Configure():

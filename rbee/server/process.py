@@ -66,7 +66,13 @@ async def _serve(config: Config, model: ModelFolder | None, sock: socket.socket,
         await supervisor.start()
         try:
             served = _load(config.server, model)  # while the engine loads the weights on another core
-            http = HttpServer(assembly.assemble(config.server, served, supervisor), debug=config.debug)
+            app = assembly.assemble(config.server, served, supervisor)
+            http = HttpServer(
+                app,
+                slow_reader_timeout=config.server.slow_reader_timeout,
+                keep_alive_timeout=config.server.keep_alive_timeout,
+                debug=config.debug,
+            )
             serving = asyncio.create_task(http.serve(sockets=[sock]))
             try:
                 code = await _until_stopped(supervisor, manager, stop, served.name, started)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 EVENTS = "Accept: text/event-stream"
 CLOSE = "Connection: close"
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: the kernel sends RST at once instead of FIN
-LONG = {"prompt": "long", "max_tokens": 8000, "stream": True}
+RESUMABLE = {"stream": True, "stream_options": {"resumable": True}}
+LONG = {"prompt": "long", "max_tokens": 8000, **RESUMABLE}
 
 
 class Event(NamedTuple):
@@ -48,11 +49,10 @@ def parse_events(body: bytes) -> list[Event]:
     """What an SSE parser makes of a body that may be cut anywhere: an event ends with a blank line, else it is none."""
     events = []
     for block in body.split(b"\n\n")[:-1]:
-        if not block.startswith(b":"):
-            match = re.fullmatch(rb"id: (\d+)\ndata: (.*)", block)
-            assert match is not None, block
-            number, data = match.groups()
-            events.append(Event(int(number), "[DONE]" if data == b"[DONE]" else json.loads(data)))
+        match = re.fullmatch(rb"(?::.*\n)*id: (\d+)\ndata: (.*)", block)  # perhaps comments before it
+        assert match is not None, block
+        number, data = match.groups()
+        events.append(Event(int(number), "[DONE]" if data == b"[DONE]" else json.loads(data)))
     return events
 
 
@@ -101,15 +101,16 @@ async def read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
     return int(lines[0].split()[1]), fields
 
 
-async def read_cut(client: Client, request: bytes, size: int) -> tuple[bytes, asyncio.StreamWriter]:
-    """The first `size` bytes behind the head of a response, or all there are; and the connection."""
+async def read_cut(client: Client, request: bytes, size: int) -> tuple[bytes, asyncio.StreamWriter, str]:
+    """The first `size` bytes behind the head of a response, or all there are; the connection; a header for the rest."""
     reader, writer = await client.send_raw(request)
-    status, _ = await read_head(reader)
+    status, headers = await read_head(reader)
     assert status == 200
+    name = f"X-Stream-Id: {headers['x-stream-id']}"
     try:
-        return await reader.readexactly(size), writer
+        return await reader.readexactly(size), writer, name
     except asyncio.IncompleteReadError as everything:
-        return everything.partial, writer
+        return everything.partial, writer, name
 
 
 async def read_rest(client: Client, request: bytes) -> list[Event]:
@@ -163,8 +164,8 @@ async def refusal(
     return answer.status_code, answer.json()["error"]["code"]
 
 
-CHAT_BODY = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 12, "stream": True}
-COMPLETION_BODY = {"prompt": "hi", "max_tokens": 12, "stream": True}
+CHAT_BODY = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 12, **RESUMABLE}
+COMPLETION_BODY = {"prompt": "hi", "max_tokens": 12, **RESUMABLE}
 CASES = pytest.mark.parametrize(
     ("path", "body", "prompt"),
     [(CHAT, CHAT_BODY, "user: hi\nassistant: "), (COMPLETIONS, COMPLETION_BODY, "hi")],

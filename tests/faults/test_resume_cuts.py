@@ -8,6 +8,7 @@ import pytest
 from tests.faults.faults_parts import held, until_held
 from tests.faults.resume_parts import (
     CASES,
+    RESUMABLE,
     Event,
     check_whole,
     decode_chunked,
@@ -39,8 +40,7 @@ async def test_cut_at_every_byte(server, path, body, prompt):
     """Wherever a connection breaks, however it breaks and however the client comes back, it gets exactly the rest."""
 
     async def attempt(client, cut):
-        name = f"X-Request-Id: {path}-{cut}"
-        raw, writer = await read_cut(client, post(path, body, name), cut)
+        raw, writer, name = await read_cut(client, post(path, body), cut)
         hang_up(writer, reset=cut % 2)
         events = parse_events(decode_chunked(raw))
         if cut % 4 < 2 and events:
@@ -74,14 +74,13 @@ async def test_cut_again_and_again_while_tokens_come(start_server, path, body, p
     body = body | {"max_tokens": 60}
 
     async def attempt(client, size):
-        name = f"X-Request-Id: again-{size}"
         events: list[Event] = []
-        raw = b""
+        headers: list[str] = []
         while not events or events[-1].data != "[DONE]":
-            headers = [f"Last-Event-ID: {last_id(events)}"] if raw else []
-            raw, writer = await read_cut(client, post(path, body, name, *headers), size)
+            raw, writer, name = await read_cut(client, post(path, body, *headers), size)
             hang_up(writer, reset=size % 2)
             events += parse_events(decode_chunked(raw))
+            headers = [name, f"Last-Event-ID: {last_id(events)}"]
         check_whole(events, expected(prompt, 60), "length")
 
     with start_server("--model", "synthetic", "--synthetic-step-ms", "5") as server:
@@ -91,18 +90,17 @@ async def test_cut_again_and_again_while_tokens_come(start_server, path, body, p
 
 async def test_text_that_is_not_ascii(default_server):
     """A character of several bytes and tokens, cut in the middle or between its tokens, comes whole and once."""
-    body = {"prompt": "Bees:" + " 🐝" * 11, "max_tokens": 12, "temperature": 0, "stream": True}
+    body = {"prompt": "Bees:" + " 🐝" * 11, "max_tokens": 12, "temperature": 0, **RESUMABLE}
 
     async def attempt(client, cut):  # while the model runs
-        name = f"X-Request-Id: bees-{cut}"
-        raw, writer = await read_cut(client, post(COMPLETIONS, body, name), cut)
+        raw, writer, name = await read_cut(client, post(COMPLETIONS, body), cut)
         hang_up(writer, reset=cut % 2)
         got = parse_events(decode_chunked(raw))
         rest = await read_rest(client, post(COMPLETIONS, body, name, f"Last-Event-ID: {last_id(got)}"))
         check_whole(got + rest, " 🐝" * 4, "length")
 
     async with Client(default_server.address) as client:
-        raw, _ = await read_cut(client, post(COMPLETIONS, body), 10**6)
+        raw, *_ = await read_cut(client, post(COMPLETIONS, body), 10**6)
         whole = decode_chunked(raw)
         events = parse_events(whole)
         check_whole(events, " 🐝" * 4, "length")

@@ -21,6 +21,7 @@ from starlette.responses import Response
 
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import refusals
+from rbee.server.http.writer import KEEP_ALIVE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -122,6 +123,8 @@ class _Refusals:
 class _Entrance:
     """Gives every request an id, checks its key unless its path is open to all, and counts it when it has ended.
 
+    Says in each answer how long its connection is kept, if the server knows.
+
     The id is the client's X-Request-Id if that is sane, else ours. It stands in `scope["state"]["request_id"]` and in
     the X-Request-Id header of every response. `scope["state"]["caller"]` is the index of the key, or None.
     """
@@ -142,12 +145,17 @@ class _Entrance:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         status = _NO_ANSWER
+        keep_alive = scope.get("extensions", {}).get(KEEP_ALIVE)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                answer = MutableHeaders(scope=message)
+                answer["x-request-id"] = request_id
+                if keep_alive is not None and "connection" not in answer:
+                    answer["connection"] = "keep-alive"
+                    answer["keep-alive"] = f"timeout={keep_alive['timeout']}"
             await send(message)
 
         caller = state["caller"] = self._caller(headers)

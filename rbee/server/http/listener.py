@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from rbee.errors import ConfigError
+from rbee.server.http.departures import Departures
 from rbee.server.http.last_places import LastPlaces, LastPlacesProtocol
 
 if TYPE_CHECKING:
@@ -37,11 +38,24 @@ _REMEDIES = {
 class HttpServer(uvicorn.Server):
     """uvicorn's server without its signal handlers, which would end the process by the signal they caught."""
 
-    def __init__(self, app: ASGIApp, *, debug: bool = False) -> None:
+    def __init__(
+        self, app: ASGIApp, *, slow_reader_timeout: float = 60.0, keep_alive_timeout: int = 75, debug: bool = False
+    ) -> None:
+        """Its times are in seconds.
+
+        Args:
+            app: the application.
+            slow_reader_timeout: how long a client may leave an answer unread that is not being streamed any more.
+            keep_alive_timeout: how long a connection may be idle after an answer.
+            debug: uvicorn logs what it does.
+        """
+        protocol = partial(
+            LastPlacesProtocol, places=LastPlaces(), departures=Departures(), unread_timeout=slow_reader_timeout
+        )
         super().__init__(
             uvicorn.Config(
                 app,
-                http=partial(LastPlacesProtocol, places=LastPlaces()),  # type: ignore[arg-type] # makes a protocol
+                http=protocol,  # type: ignore[arg-type] # it makes protocols, as a class does
                 ws="none",
                 lifespan="off",  # the process starts and stops the engine itself, in its own order
                 log_config=None,  # rbee.logs has configured logging
@@ -49,6 +63,7 @@ class HttpServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 backlog=_BACKLOG,
+                timeout_keep_alive=keep_alive_timeout,
                 timeout_graceful_shutdown=_RESPONSE_PATIENCE,
             )
         )

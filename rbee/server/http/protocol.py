@@ -2,7 +2,8 @@
 
 Owns what a connection passes to the response that is being streamed: flow control and the end of the socket. Knows
 nothing of tokens. `uvicorn.Config(http=StreamProtocol)` is the supported way to bring a protocol class. Its attributes
-`transport`, `flow`, `cycle` and `scope` are public but not documented: pyproject.toml bounds uvicorn.
+`transport`, `flow`, `cycle` and `scope`, and those of a cycle, are public but not documented, and `_start_asgi_task` is
+private: pyproject.toml bounds uvicorn.
 """
 
 from __future__ import annotations
@@ -14,10 +15,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import refusals
-from rbee.server.http.writer import EXTENSION, WRITE_BUFFER_HIGH, WRITE_BUFFER_LOW, SocketWriter
+from rbee.server.http.departures import Departures, WatchedFlow
+from rbee.server.http.unread import UnreadBytes
+from rbee.server.http.upgrades import DecliningParser
+from rbee.server.http.writer import EXTENSION, HAS_LEFT, KEEP_ALIVE, WRITE_BUFFER_HIGH, WRITE_BUFFER_LOW, SocketWriter
 
 if TYPE_CHECKING:
     import asyncio
+
+    from uvicorn._types import ASGI3Application
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     from rbee.server.http.writer import WriterListener
 
@@ -30,10 +37,24 @@ _HEAD_TOO_LARGE = (
 
 
 class StreamProtocol(HttpToolsProtocol):
-    """uvicorn's httptools protocol that lets each request make a `SocketWriter`."""
+    """uvicorn's httptools protocol that lets each request make a `SocketWriter`.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Args:
+        departures: watches the connections of a server that are not read.
+        unread_timeout: seconds that the bytes of an answer may wait for a client that takes none of them.
+    """
+
+    flow: WatchedFlow
+    _unread: UnreadBytes
+
+    def __init__(
+        self, *args: Any, departures: Departures | None = None, unread_timeout: float = 60.0, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.parser: DecliningParser = DecliningParser(self)
+        self._departures = departures or Departures()
+        self._unread_timeout = unread_timeout
+        self._answering: RequestResponseCycle | None = None  # `cycle` is the newest, perhaps of a request that waits
         self.listener: WriterListener | None = None  # of the one response that is being streamed
         self._in_head = True  # the parser is before the end of a request's head
         self._only_head = True  # the data just received is, as far as it has been parsed, a part of a head
@@ -42,6 +63,14 @@ class StreamProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the base class
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH, low=WRITE_BUFFER_LOW)
+        self.flow = WatchedFlow(transport, self._departures, transport.close)
+        self._unread = UnreadBytes(
+            transport,
+            self._unread_timeout,
+            lambda: self.listener is not None,
+            clock=self.loop.time,
+            call_later=self.loop.call_later,
+        )
 
     def data_received(self, data: bytes) -> None:
         self._only_head = self._in_head
@@ -51,10 +80,16 @@ class StreamProtocol(HttpToolsProtocol):
             self._refuse_head()
 
     def on_headers_complete(self) -> None:
+        if self.parser.offered:  # the head comes again without the offer
+            return
         self._in_head = self._only_head = False
         super().on_headers_complete()
+        if self.cycle.keep_alive:
+            self.scope["extensions"][KEEP_ALIVE] = {"timeout": self.timeout_keep_alive}
 
     def on_message_complete(self) -> None:
+        if self.parser.offered:
+            return
         self._in_head = True
         super().on_message_complete()
 
@@ -69,10 +104,28 @@ class StreamProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {EXTENSION: partial(SocketWriter, self)}  # type: ignore[dict-item] # uvicorn types plain data
+        self.scope["extensions"] = {EXTENSION: partial(SocketWriter, self), HAS_LEFT: self.has_left}  # type: ignore[dict-item] # uvicorn types plain data
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._unread.wrote()
+
+    def has_left(self) -> bool:
+        """Whether the client has left, though that may not have been read yet; from any thread."""
+        return self.transport.is_closing() or self.flow.has_left()
+
+    @property
+    def takes_chunks(self) -> bool:
+        return self._answering is None or self._answering.scope["http_version"] != "1.0"
+
+    def leave_unframed(self) -> None:
+        # uvicorn decides on chunks by the response's headers alone.
+        if self._answering is not None:
+            self._answering.chunked_encoding = False
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._unread.wrote()
         if self.listener is not None:
             self.listener.on_pause()
 
@@ -81,10 +134,20 @@ class StreamProtocol(HttpToolsProtocol):
         if self.listener is not None:
             self.listener.on_resume()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self.flow.end()
+        self._unread.end()
         super().connection_lost(exc)
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         listener, self.listener = self.listener, None
         if listener is not None:
             listener.on_closed()
-        # The request refers to this protocol. Without the cycle it is freed when it ends, not by the garbage collector.
-        self.cycle = self.scope = None  # type: ignore[assignment]
+        # These refer to this protocol. Without the cycles it is freed when it ends, not by the garbage collector.
+        self.cycle = self.scope = self._answering = self._unread = None  # type: ignore[assignment]
+        self.pipeline.clear()

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
 EXTENSION = "rbee.stream"  # of the ASGI scope: makes the Writer of the response from its `send`
+HAS_LEFT = "rbee.has_left"  # of the ASGI scope: tells, from any thread, whether the client has left
+KEEP_ALIVE = "rbee.keep_alive"  # of the ASGI scope: how long the connection may be idle after the response, in seconds
 
 # Bytes that may wait in user space for a slow client's socket before its ring is paused. The drain that passes the
 # limit adds at most what its ring held; a paused ring is not drained.
@@ -82,8 +84,6 @@ class Flow(Protocol):
 
     write_paused: bool
 
-    def resume_reading(self) -> None: ...
-
 
 class Connection(Protocol):
     """The protocol object of a connection, as `SocketWriter` uses it."""
@@ -94,6 +94,13 @@ class Connection(Protocol):
     @property
     def flow(self) -> Flow: ...
 
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether the client whose request is being answered knows chunked framing: not with HTTP/1.0."""
+
+    def leave_unframed(self) -> None:
+        """Announce no framing for the response that begins; it ends with its connection."""
+
 
 def writer_of(scope: Scope, receive: Receive, send: Send) -> Writer:
     """The writer of a request's response: past ASGI where our own protocol serves it, else over `send`."""
@@ -102,12 +109,13 @@ def writer_of(scope: Scope, receive: Receive, send: Send) -> Writer:
 
 
 class SocketWriter:
-    """Writes HTTP/1.1 chunks to the transport of our own protocol."""
+    """Writes HTTP/1.1 chunks to the transport of our own protocol; for a client of HTTP/1.0 the bytes as they are."""
 
-    __slots__ = ("_connection", "_early", "_opened", "_send")
+    __slots__ = ("_chunked", "_connection", "_early", "_opened", "_send")
 
     def __init__(self, connection: Connection, send: Send) -> None:
         self._connection = connection
+        self._chunked = connection.takes_chunks
         self._send = send
         self._opened = False
         self._early = b""
@@ -122,13 +130,15 @@ class SocketWriter:
 
     @property
     def descriptor(self) -> int | None:
-        """None under TLS, and for a connection that is ending: its number may soon be another one's."""
+        """None under TLS, without chunks, and for a connection that is ending: its number may soon be another one's."""
         transport = self._connection.transport
-        if transport.get_extra_info("sslcontext") is not None or transport.is_closing():
+        if not self._chunked or transport.get_extra_info("sslcontext") is not None or transport.is_closing():
             return None
         return transport.get_extra_info("socket").fileno()  # type: ignore[no-any-return] # untyped in asyncio
 
     async def start(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        if not self._chunked:
+            self._connection.leave_unframed()
         await _send_start(self._send, headers)
 
     def open(self, listener: WriterListener, *, direct: bool = False) -> None:
@@ -136,15 +146,13 @@ class SocketWriter:
         self._connection.listener = listener
         if direct:
             self._connection.transport.set_write_buffer_limits(high=0, low=0)
-        # Reading may be paused since a large request body; a socket that is not read shows no end.
-        self._connection.flow.resume_reading()
         if self._early:
             self.write_rest(self._early)
         if self.closed:
             listener.on_closed()
 
     def write(self, frames: bytes) -> None:
-        self.write_rest(b"%x\r\n%b\r\n" % (len(frames), frames))
+        self.write_rest(b"%x\r\n%b\r\n" % (len(frames), frames) if self._chunked else frames)
 
     def write_rest(self, data: bytes) -> None:
         transport = self._connection.transport

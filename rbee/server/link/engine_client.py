@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 from rbee.errors import QueueFullError, TransportError
 from rbee.messages import FinishReason, Submit, ToEngine, Wake, pack_token_ids
 from rbee.server.errors import Refusal, RefusalKind
+from rbee.server.link.orphans import Orphans
 from rbee.server.link.sinks import TokenBatch
 
 if TYPE_CHECKING:
@@ -84,6 +85,14 @@ class SequenceHandle:
         """Deliver what the ring holds, soon."""
         self._client.resume(self._ring, self._generation)
 
+    def orphan(self) -> None:
+        """Pause it in the engine too: its client is gone and may come back. It is given up where room is needed."""
+        self._client.orphan(self._ring, self._generation)
+
+    def adopt(self) -> None:
+        """Its client has come back; `resume` delivers. Harmless for one that is no orphan."""
+        self._client.adopt(self._ring, self._generation)
+
     def redirect(self, sink: TokenSink | DirectTarget) -> None:
         """Send the tokens to `sink` from now on. The ring must be paused, or have ended."""
         self._client.redirect(self._ring, self._generation, sink)
@@ -137,6 +146,7 @@ class EngineClient:
         self._idle = asyncio.Event()
         self._idle.set()
         self._finished_at: deque[float] = deque(maxlen=_RATE_WINDOW)
+        self._orphans = Orphans(send, self._fail)
 
     def counters(self) -> dict[str, int]:
         return self._consumer.counters()
@@ -158,6 +168,17 @@ class EngineClient:
         """Rings whose finish has not been drained, those of cancelled sequences included."""
         in_use: int = self._consumer.in_use
         return in_use
+
+    async def make_room(self, num_choices: int) -> None:
+        """Give up orphans until so many sequences can be submitted, or none is left. Waits for the engine's next step.
+
+        What the caller submits next, without waiting in between, has the room.
+        """
+        await self._orphans.make_room(num_choices, lambda: self._has_room(num_choices))
+
+    def end_orphans(self) -> None:
+        """End all orphans, and those to come at once."""
+        self._orphans.end_all()
 
     def submit_all(
         self,
@@ -219,6 +240,15 @@ class EngineClient:
         if self._generations[ring] == generation and self._consumer.resume(ring):
             self._loop.call_soon(self.on_wake)
 
+    def orphan(self, ring: int, generation: int) -> None:
+        if self._generations[ring] == generation:
+            self._consumer.pause(ring)
+            self._orphans.add(ring)
+
+    def adopt(self, ring: int, generation: int) -> None:
+        if self._generations[ring] == generation:
+            self._orphans.adopt(ring)
+
     def redirect(self, ring: int, generation: int, sink: TokenSink | DirectTarget) -> None:
         if self._generations[ring] == generation:
             self._set_sink(ring, sink)
@@ -245,9 +275,14 @@ class EngineClient:
 
     def fail_all(self, error: Refusal) -> None:
         """End every open sequence with `error`, and cancel it in the engine."""
-        for ring, generation, sink in self._open_sequences():
-            self.cancel(ring, generation)
-            sink.fail(error)
+        for ring, _, _ in self._open_sequences():
+            self._fail(ring, error)
+
+    def _fail(self, ring: int, error: Refusal) -> None:
+        sink = self._token_sinks[ring] or self._direct_sinks[ring]
+        assert sink is not None, "the sequence is open"
+        self.cancel(ring, self._generations[ring])
+        sink.fail(error)
 
     def engine_died(self, error: Refusal) -> None:
         """Deliver all that the dead engine committed, then end what is still open with `error`."""
@@ -259,6 +294,7 @@ class EngineClient:
         for ring, _, sink in self._open_sequences():
             self._end(ring, FinishReason.ERROR)
             sink.fail(error)
+        self._orphans.on_engine_death()
 
     async def wait_idle(self) -> None:
         await self._idle.wait()
@@ -310,6 +346,13 @@ class EngineClient:
                 f"{max_queued} requests or more wait for the engine already (--max-queued-requests). Try again later."
             )
 
+    def _has_room(self, num_choices: int) -> bool:
+        try:
+            self._check_room(num_choices)
+        except QueueFullError:
+            return False
+        return True
+
     def _open(self, choice: Choice, received_ns: int) -> tuple[int, int]:
         """The ring, which must be free, and generation of a new sequence."""
         assigned = self._consumer.assign(received_ns if choice.timed else 0)
@@ -344,6 +387,7 @@ class EngineClient:
             if code:
                 self._finished_at.append(self._clock())
                 self._forget(ring)
+                self._orphans.on_free(ring)
             if sink is not None:
                 batch = TokenBatch(
                     drained.tokens[start:end],
@@ -398,6 +442,7 @@ class EngineClient:
         self._generations[ring] = 0
         self._token_sinks[ring] = self._direct_sinks[ring] = None
         self._consumer.detach(ring)
+        self._orphans.forget(ring)
         self._num_open -= 1
         if not self._num_open:
             self._idle.set()

@@ -124,8 +124,10 @@ class Supervisor:
         self.leaving = True
 
     def refuse_new(self) -> None:
-        """Take no further requests; the open ones go on."""
+        """Take no further requests; the open ones go on, but for those whose client has lost its connection."""
         self._stopping = True
+        if self._epoch:
+            self.client.end_orphans()
         if self.state is not ServerState.DEAD:
             self.state = ServerState.DRAINING
 

@@ -79,8 +79,11 @@ class GenerationResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writer = writer_of(scope, receive, send)
+        await self._backend.supervisor.client.make_room(self._generation.n)
+        if writer.closed:
+            raise ClientDisconnect
         if self._stream:
-            await write_stream(self._start(writer), writer, self._backend.watch, self._dialect.stream_headers)
+            await write_stream(self._start(writer), writer, self._backend.watch)
         else:
             response = Response(await self._collect(writer))
             response.raw_headers.extend(self._dialect.answer_headers)
@@ -96,7 +99,7 @@ class GenerationResponse(Response):
         resumable = ResumableReply(writer, dialect, ticket.streams, ticket.window)
         sinks = _choices(backend.codec, generation, resumable)
         _bind(resumable, sinks, _submit(backend, generation, dialect, sinks))
-        ticket.streams.add(resumable, ticket.owner, dialect.answer_id, *ticket.names)
+        ticket.streams.add(resumable, ticket.owner, *ticket.names)
         return resumable
 
     async def _collect(self, writer: Writer) -> bytes:
@@ -124,8 +127,8 @@ class GenerationResponse(Response):
 class ParkedGeneration:
     """A generation that runs before its stream is asked for: its tokens wait in their rings until `claim`.
 
-    A full ring pauses its sequence, as a slow reader's does, and --slow-reader-timeout then ends it. The caller bounds
-    how long a generation may stay unclaimed, and then cancels it.
+    A full ring pauses its sequence, as a slow reader's does, and --slow-reader-timeout then ends it. The caller awaits
+    `EngineClient.make_room` before, bounds how long a generation may stay unclaimed, and then cancels it.
 
     Raises:
         Refusal: the engine does not take it.
@@ -163,10 +166,6 @@ class ParkedGeneration:
     def backend(self) -> Backend:
         return self._backend
 
-    @property
-    def dialect(self) -> Dialect:
-        return self._dialect
-
 
 class _ParkedSink:
     """A `TokenSink` without a reply. Its ring is paused: only the death of the engine delivers something."""
@@ -198,7 +197,7 @@ class _ClaimedResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writer = writer_of(scope, receive, send)
         reply = self._parked.attach(writer)
-        await write_stream(reply, writer, self._parked.backend.watch, self._parked.dialect.stream_headers)
+        await write_stream(reply, writer, self._parked.backend.watch)
 
 
 class Resumption(Response):
@@ -213,19 +212,17 @@ class Resumption(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writer = writer_of(scope, receive, send)
         self._reply.attach(writer, self._last_id)
-        await write_stream(self._reply, writer, self._watch, self._reply.stream_headers)
+        await write_stream(self._reply, writer, self._watch)
 
 
-async def write_stream(
-    reply: LiveReply, writer: Writer, watch: ReplyWatch, headers: Sequence[tuple[bytes, bytes]]
-) -> None:
+async def write_stream(reply: LiveReply, writer: Writer, watch: ReplyWatch) -> None:
     """Write `reply` as the response of `writer`, until its end, or until another response takes it over."""
     done = reply.done
     watch.add(reply)
     try:
         if writer.paused:  # an earlier response on this connection is not read yet: start() will wait
             reply.on_pause()
-        await writer.start(headers)
+        await writer.start(reply.stream_headers)
         if reply.is_written_to(writer):
             writer.open(reply, direct=isinstance(reply, DirectReply))
             if not (writer.paused or writer.closed):

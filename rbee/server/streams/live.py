@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from rbee.server.streams.outcome import slow_reader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from rbee.server.errors import Refusal
     from rbee.server.http.writer import Writer
@@ -37,6 +37,14 @@ class SequenceHandles(list["SequenceHandle"]):
     def resume(self) -> None:
         for sequence in self:
             sequence.resume()
+
+    def orphan(self) -> None:
+        for sequence in self:
+            sequence.orphan()
+
+    def adopt(self) -> None:
+        for sequence in self:
+            sequence.adopt()
 
 
 class Reply:
@@ -72,6 +80,10 @@ class LiveReply(Reply):
         beginning = dialect.begin()
         if beginning:
             self._write(beginning)
+
+    @property
+    def stream_headers(self) -> Sequence[tuple[bytes, bytes]]:
+        return self._dialect.stream_headers
 
     def fail(self, refusal: Refusal) -> None:
         """End the reply with an error, in place of what is still missing."""

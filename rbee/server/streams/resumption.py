@@ -94,7 +94,7 @@ class Ticket(NamedTuple):
 
     streams: ResumableStreams  # where the stream will be found
     owner: Hashable  # who may ask for it
-    names: tuple[Hashable, ...]  # besides the dialect's answer id
+    names: tuple[Hashable, ...]  # by which he may, the dialect's answer id among them
     window: int  # tokens whose frames can be rendered again
 
 
@@ -112,7 +112,7 @@ class ResumableReply(StreamedReply):
 
     @property
     def stream_headers(self) -> list[tuple[bytes, bytes]]:
-        return list(self._dialect.stream_headers)
+        return [*self._dialect.stream_headers, (b"x-stream-id", self._dialect.answer_id.encode())]
 
     @property
     def finished(self) -> bool:
@@ -146,6 +146,7 @@ class ResumableReply(StreamedReply):
             self._writer.abort()
             self._end()
         self._streams.hold(self)
+        self.sequences.adopt()
         self._connect(writer)
         self._connected = True
         replay = self.events.since(last_id)
@@ -160,7 +161,7 @@ class ResumableReply(StreamedReply):
             return False
         if self._connected:
             self._connected = False
-            self.sequences.pause()
+            self.sequences.orphan()
             self._end()
         return True
 
@@ -265,17 +266,6 @@ class ResumableStreams:
                 del self._streams[key]
         self.hold(reply)
         reply.sequences.cancel()
-
-
-def is_resumable(asked: bool | None, accept: Iterable[str]) -> bool:  # noqa: FBT001 - a field of the request
-    """Whether a client understands event ids: it asks for them, or accepts text/event-stream by name (EventSource).
-
-    `asked` is its request's field, None if that is absent; `accept` the values of its Accept headers.
-    """
-    if asked is not None:
-        return asked
-    ranges = ",".join(accept).split(",")
-    return any(media_range.partition(";")[0].strip().lower() == "text/event-stream" for media_range in ranges)
 
 
 def read_last_event_id(given: str) -> int:

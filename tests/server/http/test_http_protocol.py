@@ -47,6 +47,10 @@ class RecordingTransport(asyncio.Transport):
         """As told."""
         return self.closing
 
+    def get_write_buffer_size(self) -> int:
+        """Nothing waits."""
+        return 0
+
     def close(self) -> None:
         """As asked."""
         self.closing = True
@@ -80,9 +84,10 @@ async def no_app(scope, receive, send):
     """An application that never answers."""
 
 
-def connect(app):
+def connect(app, sock=None):
     """A connected protocol in front of `app`, and its transport."""
     protocol, transport = StreamProtocol(uvicorn.Config(app, log_config=None), ServerState(), {}), RecordingTransport()
+    transport.socket = sock
     protocol.connection_made(transport)
     return protocol, transport
 
@@ -110,12 +115,33 @@ async def test_slow_clients_cost_is_bounded(parts):
     assert parts[1].high == WRITE_BUFFER_HIGH
 
 
-async def test_opening_reads_on(parts):
-    """Reading that was paused for a large body goes on, or the client's leaving would never be noticed."""
-    protocol, transport, writer, listener = parts
+async def readable(sock):
+    """Return when the loop has found something to read."""
+    seen = asyncio.Event()
+    asyncio.get_running_loop().add_reader(sock, seen.set)
+    await seen.wait()
+    asyncio.get_running_loop().remove_reader(sock)
+
+
+@pytest.mark.parametrize("unread", [b"", b"GET"])
+async def test_client_that_leaves_while_nothing_is_read(unread):
+    """Its connection is closed, whatever waits before its end; what is read again or has ended is watched no longer."""
+    ours, theirs = socket.socketpair()
+    protocol, transport = connect(no_app, ours)
+    for _ in range(2):
+        protocol.flow.pause_reading()
+        protocol.flow.resume_reading()
     protocol.flow.pause_reading()
-    writer.open(listener)
-    assert transport.reading
+    with ours, theirs:
+        theirs.sendall(unread)
+        if unread:
+            await readable(ours)
+        await asyncio.sleep(0)
+        assert not transport.closing
+        theirs.shutdown(socket.SHUT_WR)
+        while not transport.closing:  # noqa: ASYNC110 - the kernel tells the loop
+            await asyncio.sleep(0)
+        protocol.connection_lost(None)
 
 
 async def test_frames_wait_for_the_head(parts):

@@ -51,6 +51,9 @@ class RecordingClient:
     def check_ready(self):
         """It always is."""
 
+    async def make_room(self, num_choices):
+        """There is."""
+
     def submit_all(self, request_id, prompt, choices, **options):  # noqa: ARG002 - the client's signature
         """Keep it; each choice ends at once."""
         self.submitted.append((prompt, [choice.sampling for choice in choices], options))

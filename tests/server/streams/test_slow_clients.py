@@ -41,7 +41,7 @@ async def test_keep_alive_comes_after_silence_only():
     assert len(case.writer.written) == 1
     case.reply.on_resume()
     case.reply.check(written.after(KEEP_ALIVE_SILENCE), PATIENCE)
-    assert case.writer.written[1:] == [b": keep-alive\n\n"]
+    assert case.writer.written[1:] == [b": keep-alive\n"]
     written = moment_of(lambda: case.deliver("b", FinishReason.LENGTH))
     case.reply.check(written.after(3 * KEEP_ALIVE_SILENCE), PATIENCE)
     assert len(case.writer.written) == 3

@@ -45,7 +45,7 @@ class Asked(NamedTuple):
     generation: Generation
     dialect: Dialect
     stream: bool  # whether the client wants the answer as it comes
-    resumable: bool | None  # whether it wants to be able to resume the stream; None leaves that to its headers
+    resumable: bool  # whether it wants to be able to resume the stream
 
 
 class RequestReader:

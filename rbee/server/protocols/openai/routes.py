@@ -6,18 +6,16 @@ Owns the way from a request to its response, or to the stream whose rest it asks
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Route
 
-from rbee.server.http.body import read_json_body
+from rbee.server.http.body import in_thread, read_json_body
 from rbee.server.http.responses import json_response
 from rbee.server.protocols.openai.reader import RequestReader
 from rbee.server.protocols.parameters import DEADLINE_HEADER, defaults_in_force
 from rbee.server.streams.exchange import GenerationResponse
-from rbee.server.streams.resumption import is_resumable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +76,7 @@ class OpenAiApi:
 
     async def tokenize(self, request: Request) -> Response:
         body = await read_json_body(request, self._max_body_bytes)
-        token_ids = await asyncio.to_thread(self._reader.tokenize, body)
+        token_ids = await in_thread(request, self._reader.tokenize, body)
         engine = self._backend.supervisor.ready
         answer = {"count": len(token_ids), "max_model_len": engine and engine.max_model_len, "tokens": token_ids}
         return json_response(answer)
@@ -92,18 +90,18 @@ class OpenAiApi:
     ) -> Response:
         body = await read_json_body(request, self._max_body_bytes)
         received_ns = time.monotonic_ns()
-        if request.headers.get("last-event-id"):  # an empty one is none
-            return self._resuming.by_request_id(request, kind)
+        if request.headers.get("last-event-id"):  # empty is none, as for EventSource
+            return self._resuming.by_post(request, kind)
         engine = self._backend.supervisor.check_ready()
         deadlines = request.headers.getlist(DEADLINE_HEADER)
         if len(body) <= _INLINE_BODY_BYTES:
             asked = read(body, deadlines, engine, received_ns)
         else:
-            asked = await asyncio.to_thread(read, body, deadlines, engine, received_ns)
+            asked = await in_thread(request, read, body, deadlines, engine, received_ns)
         generation, dialect, stream, resumable = asked
         ticket = None
-        if stream and generation.n == 1 and is_resumable(resumable, request.headers.getlist("accept")):
-            ticket = self._resuming.ticket(request, kind)
+        if resumable:
+            ticket = self._resuming.ticket(request, kind, dialect.answer_id)
         return GenerationResponse(self._backend, generation, dialect, stream=stream, ticket=ticket)
 
     def _card(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     include_usage: bool = False  # a last chunk with the token counts and no choices
     continuous_usage_stats: bool = False  # the token counts so far in every chunk
     include_timing: bool = False  # `timing.committed_ns` in every chunk: its token's commit, CLOCK_MONOTONIC
-    resumable: bool | None = None  # events have ids; None: so if the request accepts text/event-stream by name
+    resumable: bool = False  # events have ids, and the stream outlives its connection
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
