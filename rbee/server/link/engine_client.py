@@ -12,20 +12,21 @@ import logging
 import math
 import time
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from rbee.errors import QueueFullError, TransportError
 from rbee.messages import FinishReason, Submit, ToEngine, Wake, pack_token_ids
 from rbee.server.errors import Refusal, RefusalKind
+from rbee.server.link.admission import Admission
+from rbee.server.link.sequences import DirectTarget, SequenceHandle
 from rbee.server.link.sinks import TokenBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from rbee.sampling_params import SamplingParams
+    from rbee.server.link.sequences import Choice
     from rbee.server.link.sinks import DirectSink, Sink, TokenSink
-    from rbee.transport import Consumer, Drained, Outlet
+    from rbee.transport import Consumer, Drained
 
 _log = logging.getLogger(__name__)
 
@@ -35,57 +36,6 @@ _POLL_PATIENCE_NS = 20_000  # of one poll of the doorbell; accepts, disconnects 
 
 _P = ParamSpec("_P")
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Admission:
-    """How many sequences run at once, and how many may wait beside them; 0: as many as there are rings."""
-
-    max_num_seqs: int = 0
-    max_queued_requests: int = 0
-
-
-class DirectTarget(NamedTuple):
-    """The drain writes the tokens through `outlet`; `sink` receives the events of its socket and the end."""
-
-    sink: DirectSink
-    outlet: Outlet
-
-
-class Choice(NamedTuple):
-    """One sequence of a request; for `report_cached` see `rbee.messages.Submit`. A DirectTarget times itself."""
-
-    sampling: SamplingParams
-    sink: TokenSink | DirectTarget
-    report_cached: bool = False
-    timed: bool = False  # its first token and gaps are counted: it is streamed
-
-
-class SequenceHandle:
-    """Handle of a submitted sequence. It has no reference to its sink, which has one to it: no cycle, no collector."""
-
-    __slots__ = ("_client", "_generation", "_ring")
-
-    def __init__(self, client: EngineClient, ring: int, generation: int) -> None:
-        self._client = client
-        self._ring = ring
-        self._generation = generation
-
-    def cancel(self, reason: FinishReason = FinishReason.ABORT) -> None:
-        """End the sequence for this reason; its sink is not called again. Harmless after the end."""
-        self._client.cancel(self._ring, self._generation, reason)
-
-    def pause(self) -> None:
-        """Leave the tokens in the ring until `resume`. Harmless after the end."""
-        self._client.pause(self._ring, self._generation)
-
-    def resume(self) -> None:
-        """Deliver what the ring holds, soon."""
-        self._client.resume(self._ring, self._generation)
-
-    def redirect(self, sink: TokenSink | DirectTarget) -> None:
-        """Send the tokens to `sink` from now on. The ring must be paused, or have ended."""
-        self._client.redirect(self._ring, self._generation, sink)
 
 
 class EngineClient:

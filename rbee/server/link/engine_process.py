@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from rbee.errors import TransportError
 from rbee.messages import Attached, Configure, Failed, Loading, Ready, Shutdown, ToEngine, decode_to_server, encode
-from rbee.server.link.engine_client import Admission, EngineClient
+from rbee.server.link.admission import Admission
+from rbee.server.link.engine_client import EngineClient
 from rbee.server.link.heartbeat import Heartbeat
 from rbee.server.link.watchdog import Watchdog
 from rbee.transport import Arena, Consumer, create_doorbell, read_sample

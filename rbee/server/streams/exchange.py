@@ -17,7 +17,7 @@ from starlette.responses import Response
 from rbee.errors import QueueFullError
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http.writer import writer_of
-from rbee.server.link.engine_client import Choice, DirectTarget
+from rbee.server.link.sequences import Choice, DirectTarget
 from rbee.server.streams.choices import ChoiceSink, LogprobsChoice
 from rbee.server.streams.direct_reply import DirectReply, make_outlet
 from rbee.server.streams.live import SequenceHandles
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from rbee.sampling_params import SamplingParams
     from rbee.server.http.writer import Writer
-    from rbee.server.link.engine_client import SequenceHandle
+    from rbee.server.link.sequences import SequenceHandle
     from rbee.server.link.sinks import TokenBatch, TokenSink
     from rbee.server.link.supervisor import Supervisor
     from rbee.server.streams.choices import PieceSink

@@ -14,8 +14,9 @@ from rbee.config import EngineConfig
 from rbee.messages import Submit
 from rbee.sampling_params import SamplingParams
 from rbee.server.errors import Refusal, RefusalKind
-from rbee.server.link.engine_client import Choice, DirectTarget, EngineClient
+from rbee.server.link.engine_client import EngineClient
 from rbee.server.link.engine_process import EngineSettings
+from rbee.server.link.sequences import Choice, DirectTarget
 from rbee.transport import (
     Arena,
     Consumer,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from rbee.messages import ToEngine
-    from rbee.server.link.engine_client import SequenceHandle
+    from rbee.server.link.sequences import SequenceHandle
     from tests.fakes import RecordingDirectSink
 
 RINGS = 64

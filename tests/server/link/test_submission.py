@@ -9,7 +9,8 @@ import pytest
 from rbee.errors import QueueFullError
 from rbee.messages import FinishReason, Submit, pack_token_ids
 from rbee.sampling_params import SamplingParams
-from rbee.server.link.engine_client import Admission, Choice
+from rbee.server.link.admission import Admission
+from rbee.server.link.sequences import Choice
 from tests.fakes import RecordingSink
 from tests.server.link.link_parts import RINGS, running_engine, until
 

@@ -14,8 +14,8 @@ from rbee.errors import EngineUnavailableError
 from rbee.messages import Loading
 from rbee.sampling_params import SamplingParams
 from rbee.server.errors import Refusal, RefusalKind
-from rbee.server.link.engine_client import Choice
 from rbee.server.link.restarts import RestartBudget
+from rbee.server.link.sequences import Choice
 from rbee.server.link.supervisor import Supervisor
 from rbee.transport import Observer, ServerState
 from tests.fakes import RecordingSink
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import psutil
 
     from rbee.messages import Ready
-    from rbee.server.link.engine_client import SequenceHandle
+    from rbee.server.link.sequences import SequenceHandle
 
 pytestmark = pytest.mark.anyio
 

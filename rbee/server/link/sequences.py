@@ -1,0 +1,70 @@
+"""A sequence as its request sees it: what is submitted, and the handle of what was.
+
+Owns these types. Does not know rings' contents, or who runs a sequence.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from rbee.messages import FinishReason
+
+if TYPE_CHECKING:
+    from rbee.sampling_params import SamplingParams
+    from rbee.server.link.sinks import DirectSink, TokenSink
+    from rbee.transport import Outlet
+
+
+class DirectTarget(NamedTuple):
+    """The drain writes the tokens through `outlet`; `sink` receives the events of its socket and the end."""
+
+    sink: DirectSink
+    outlet: Outlet
+
+
+class Choice(NamedTuple):
+    """One sequence of a request; for `report_cached` see `rbee.messages.Submit`. A DirectTarget times itself."""
+
+    sampling: SamplingParams
+    sink: TokenSink | DirectTarget
+    report_cached: bool = False
+    timed: bool = False  # its first token and gaps are counted: it is streamed
+
+
+class SequenceOwner(Protocol):
+    """Who has the ring of a sequence; each call is harmless after the sequence's end."""
+
+    def cancel(self, ring: int, generation: int, reason: int) -> None: ...
+
+    def pause(self, ring: int, generation: int) -> None: ...
+
+    def resume(self, ring: int, generation: int) -> None: ...
+
+    def redirect(self, ring: int, generation: int, sink: TokenSink | DirectTarget) -> None: ...
+
+
+class SequenceHandle:
+    """Handle of a submitted sequence. It has no reference to its sink, which has one to it: no cycle, no collector."""
+
+    __slots__ = ("_generation", "_owner", "_ring")
+
+    def __init__(self, owner: SequenceOwner, ring: int, generation: int) -> None:
+        self._owner = owner
+        self._ring = ring
+        self._generation = generation
+
+    def cancel(self, reason: FinishReason = FinishReason.ABORT) -> None:
+        """End the sequence for this reason; its sink is not called again. Harmless after the end."""
+        self._owner.cancel(self._ring, self._generation, reason)
+
+    def pause(self) -> None:
+        """Leave the tokens in the ring until `resume`. Harmless after the end."""
+        self._owner.pause(self._ring, self._generation)
+
+    def resume(self) -> None:
+        """Deliver what the ring holds, soon."""
+        self._owner.resume(self._ring, self._generation)
+
+    def redirect(self, sink: TokenSink | DirectTarget) -> None:
+        """Send the tokens to `sink` from now on. The ring must be paused, or have ended."""
+        self._owner.redirect(self._ring, self._generation, sink)
