@@ -61,7 +61,12 @@ def engine_settings(config: Config) -> EngineSettings:
         slow_reader_timeout=server.slow_reader_timeout,
         num_rings=-(-server.max_requests // 64) * 64,
         ring_capacity=server.ring_capacity,
-        admission=Admission(max_num_seqs=config.engine.max_num_seqs, max_queued_requests=server.max_queued_requests),
+        admission=Admission(
+            max_num_seqs=config.engine.max_num_seqs,
+            max_queued_requests=server.max_queued_requests,
+            max_queued_tokens=server.max_queued_tokens,
+            max_requests_per_key=server.max_requests_per_key,
+        ),
         busy_poll=server.busy_poll,
         hang_timeout=server.hang_timeout,
         debug=config.debug,

@@ -5,13 +5,15 @@ Owns these types. Does not know rings' contents, or who runs a sequence.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from rbee.messages import FinishReason
 
 if TYPE_CHECKING:
+    from rbee.messages import Submit
     from rbee.sampling_params import SamplingParams
-    from rbee.server.link.sinks import DirectSink, TokenSink
+    from rbee.server.link.sinks import DirectSink, Sink, TokenSink
     from rbee.transport import Outlet
 
 
@@ -46,9 +48,14 @@ class SequenceOwner(Protocol):
 class SequenceHandle:
     """Handle of a submitted sequence. It has no reference to its sink, which has one to it: no cycle, no collector."""
 
-    __slots__ = ("_generation", "_owner", "_ring")
+    __slots__ = ("_generation", "_owner", "_ring", "paused")
 
     def __init__(self, owner: SequenceOwner, ring: int, generation: int) -> None:
+        self.paused = False
+        self.move(owner, ring, generation)
+
+    def move(self, owner: SequenceOwner, ring: int, generation: int) -> None:
+        """Another owner has the sequence from now on."""
         self._owner = owner
         self._ring = ring
         self._generation = generation
@@ -59,12 +66,30 @@ class SequenceHandle:
 
     def pause(self) -> None:
         """Leave the tokens in the ring until `resume`. Harmless after the end."""
+        self.paused = True
         self._owner.pause(self._ring, self._generation)
 
     def resume(self) -> None:
         """Deliver what the ring holds, soon."""
+        self.paused = False
         self._owner.resume(self._ring, self._generation)
 
     def redirect(self, sink: TokenSink | DirectTarget) -> None:
         """Send the tokens to `sink` from now on. The ring must be paused, or have ended."""
         self._owner.redirect(self._ring, self._generation, sink)
+
+
+@dataclass(slots=True, eq=False)
+class Submitted:
+    """What it takes to submit a sequence again."""
+
+    record: Submit  # with the ring and generation of the last time
+    target: TokenSink | DirectTarget
+    timed: bool  # see `Choice`
+    caller: int | None
+    handle: SequenceHandle
+    times: int = 1  # that it was submitted
+
+    @property
+    def sink(self) -> Sink:
+        return self.target.sink if isinstance(self.target, DirectTarget) else self.target
