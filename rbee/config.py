@@ -148,6 +148,11 @@ class ServerConfig:
         "0: no limit.",
         minimum=0,
     )
+    retry_unstarted: bool = option(
+        False,
+        "Run requests again, once, whose engine died before their first token, when the next engine is ready; without "
+        "it they end with an error.",
+    )
     ring_capacity: int = option(
         1024,
         "Tokens that wait for a slow reader before its request pauses; a power of two.",

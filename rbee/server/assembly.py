@@ -68,6 +68,7 @@ def engine_settings(config: Config) -> EngineSettings:
             max_requests_per_key=server.max_requests_per_key,
         ),
         busy_poll=server.busy_poll,
+        retry_unstarted=server.retry_unstarted,
         hang_timeout=server.hang_timeout,
         debug=config.debug,
     )
