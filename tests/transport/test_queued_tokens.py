@@ -40,7 +40,9 @@ def test_count_is_that_of_the_rings_without_a_sign_of_the_engine(events):
     try:
         for event, value in events:
             if event == "assign":
-                ring, generation = sides.consumer.assign(0, value)
+                assigned = sides.consumer.assign(0, value)
+                assert assigned is not None
+                ring, generation = assigned
                 sides.producer.open(ring, generation)
                 rings[ring] = Sequence(value)
             elif event == "drain":
