@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 LONGEST = 60  # seconds that anyone is told to wait
 _REMEMBERED = 64  # sequences whose length is known
 _MOST_AGES = 128  # open sequences that an estimate looks at
+_MOST_WAITING = 1024  # clients in line
 _GRACE = 2.0  # seconds that a place in line is kept for a client that is late
 _STEPS = 8  # of a second, in which ends are estimated
 _RATE_MEMORY = 10.0  # seconds of work after which the rate of tokens counts half
@@ -25,8 +26,8 @@ _RATE_MEMORY = 10.0  # seconds of work after which the rate of tokens counts hal
 class Line:
     """Those who were refused, in order, and when each was told to come back.
 
-    A client that comes back keeps its place, so that one which asks all the time makes the line no longer. A client
-    that does not come back loses it.
+    A client that comes back on its connection keeps its place, so that one which asks all the time makes the line no
+    longer. One that does not come back loses it.
     """
 
     def __init__(self) -> None:
@@ -54,7 +55,7 @@ class Line:
             ahead += size
         wait = first + ahead * period
         if who is not None:
-            if wait <= LONGEST:
+            if wait <= LONGEST and (who in self._waiting or len(self._waiting) < _MOST_WAITING):
                 self._waiting[who] = (now + wait, asked)
             else:
                 self._waiting.pop(who, None)

@@ -84,10 +84,10 @@ class GenerationResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writer = writer_of(scope, receive, send)
         if self._stream:
-            reply = self._start(writer, _requester(scope))
+            reply = self._start(writer, requester_of(scope))
             await write_stream(reply, writer, self._backend.watch, self._dialect.stream_headers)
         else:
-            response = Response(await self._collect(writer, _requester(scope)))
+            response = Response(await self._collect(writer, requester_of(scope)))
             response.raw_headers.extend(self._dialect.answer_headers)
             await response(scope, receive, send)
 
@@ -313,9 +313,10 @@ def _submit(
     )
 
 
-def _requester(scope: Scope) -> Requester:
-    client = scope.get("client")
-    return Requester(scope.get("state", {}).get("caller"), None if client is None else tuple(client))
+def requester_of(scope: Scope) -> Requester:
+    """Whose request this is, for the limits."""
+    client = scope.get("client")  # None on a Unix socket
+    return Requester(scope.get("state", {}).get("caller"), None if client is None else (client[0], client[1]))
 
 
 def _target(sink: TokenSink | DirectReply) -> TokenSink | DirectTarget:

@@ -62,6 +62,21 @@ async def test_key_at_its_limit_costs_no_other_key_anything() -> None:
         assert engine.client.held_by_key() == {0: 2, 1: 1}
 
 
+async def test_line_of_a_key_is_its_own() -> None:
+    """However many clients of a key wait for its limit, those who wait for the server are told the same."""
+    now = [0.0]
+    with running_engine(admission=PER_KEY, clock=lambda: now[0]) as engine:
+        _, [ring] = submit(engine)
+        now[0] = 20.0
+        engine.commit([], [(ring, FinishReason.STOP)])
+        await until(lambda: engine.client.rings_in_use == 0)
+        submit(engine, n=2)
+        assert [refusal(engine, Requester(0, ("alice", port))).retry_after for port in range(3)] == [20, 30, 40]
+        for _ in range(RINGS // 2 - 1):
+            submit(engine, Requester(), n=2)
+        assert refusal(engine, BOB).retry_after == 20
+
+
 async def test_choices_count_and_too_many_never_fit() -> None:
     """Each choice is one; a request that asks for more than a key may hold is told so instead of to wait."""
     with running_engine(admission=PER_KEY) as engine:
@@ -152,6 +167,7 @@ async def test_queue_is_bounded_by_tokens() -> None:
         assert (refused.kind, refused.code) == (RefusalKind.OVERLOADED, "queue_full")
         assert "have 90 tokens" in refused.message
         assert "--max-queued-tokens" in refused.message
+        assert refusal(engine, tokens=6, n=2).code == "queue_full"
         submit(engine, tokens=10)
         engine.commit([(first, 1)])
         await until(lambda: engine.client.queued_tokens == 60)
