@@ -63,9 +63,8 @@ class _Shortage(NamedTuple):
     code: str
     caller: int | None  # whose own limit it is
     line: Line
-    first: Callable[[], float]  # for the rest see `Line.join`
-    asked: float
-    period: float
+    asked: float  # for this and the next see `Line.join`
+    wait_behind: Callable[[float], float]
 
 
 class _Key:
@@ -113,8 +112,7 @@ class AdmissionControl:
             if requester.caller is not None:
                 self._keys[requester.caller].line.leave(who)
             return
-        now, first = self._clock(), shortage.first()
-        wait = shortage.line.join(who, first=first, asked=shortage.asked, period=shortage.period, now=now)
+        wait = shortage.line.join(who, shortage.asked, shortage.wait_behind, self._clock())
         raise Refusal(RefusalKind.OVERLOADED, shortage.message, code=shortage.code, retry_after=wait)
 
     def on_submitted(self, ring: int, num_tokens: int, caller: int | None = None) -> None:
@@ -169,9 +167,8 @@ class AdmissionControl:
             "key_limit",
             caller,
             key.line,
-            lambda: key.times.until_free(needed, self._clock()),
             num_choices,
-            key.times.period,
+            lambda ahead: key.times.until_free(needed, ahead, self._clock()),
         )
 
     def _of_rings(self, num_choices: int) -> _Shortage | None:
@@ -207,9 +204,8 @@ class AdmissionControl:
             "queue_full",
             None,
             self._places,
-            lambda: self._times.until_free(needed, self._clock()),
             num_choices,
-            self._times.period,
+            lambda ahead: self._times.until_free(needed, ahead, self._clock()),
         )
 
     def _of_tokens(self, num_tokens: int) -> _Shortage | None:
@@ -228,7 +224,6 @@ class AdmissionControl:
             "queue_full",
             None,
             self._queue,
-            lambda: needed * period,
             num_tokens,
-            period,
+            lambda ahead: (needed + ahead) * period,
         )

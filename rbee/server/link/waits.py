@@ -12,7 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
 LONGEST = 60  # seconds that anyone is told to wait
 _REMEMBERED = 64  # sequences whose length is known
@@ -36,14 +36,13 @@ class Line:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def join(self, who: Hashable, *, first: float, asked: float, period: float, now: float) -> int:
+    def join(self, who: Hashable, asked: float, wait_behind: Callable[[float], float], now: float) -> int:
         """Whole seconds, 1 to LONGEST, after which `who` should ask again.
 
         Args:
             who: a client; None is nobody in particular, and has no place in line.
-            first: seconds until there is room, if nobody else waited.
             asked: places or tokens that it needs.
-            period: seconds per place or token.
+            wait_behind: seconds until there is room, if so many places or tokens go to others first.
             now: seconds.
         """
         for late in [one for one, (when, _) in self._waiting.items() if when + _GRACE < now]:
@@ -53,7 +52,7 @@ class Line:
             if one == who:
                 break
             ahead += size
-        wait = first + ahead * period
+        wait = wait_behind(ahead)
         if who is not None:
             if wait <= LONGEST and (who in self._waiting or len(self._waiting) < _MOST_WAITING):
                 self._waiting[who] = (now + wait, asked)
@@ -88,13 +87,18 @@ class ServiceTimes:
         insort(self._sorted, lasted)
 
     @property
-    def period(self) -> float:
-        """Seconds from one end to the next in the long run, by Little's law; 0 while nothing has ended."""
-        if not self._lasted or not self._since:
-            return 0.0
-        return sum(self._lasted) / len(self._lasted) / len(self._since)
+    def _period(self) -> float:
+        """Seconds from one end to the next in the long run, by Little's law."""
+        return sum(self._lasted) / len(self._lasted) / max(len(self._since), 1)
 
-    def until_free(self, places: int, now: float) -> float:
+    def until_free(self, places: int, ahead: float, now: float) -> float:
+        """Seconds until so many places should be free, if others take `ahead` places first."""
+        if not ahead or not self._lasted:
+            return self._until_ended(places + ahead, now)
+        # The first knows when the open ones end, the second that others begin in their places.
+        return min(self._until_ended(places + ahead, now), self._until_ended(places, now) + ahead * self._period)
+
+    def _until_ended(self, places: float, now: float) -> float:
         """Seconds by which so many of the sequences that are open should have ended; at most LONGEST.
 
         An open sequence is taken for one of the last that lasted longer than it has already; if there was none, it ends

@@ -142,16 +142,25 @@ async def test_error_of_one_choice_takes_those_that_wait_along() -> None:
 
 
 async def test_no_other_engine_ends_them() -> None:
-    """In order, each once, also when one cancels another."""
+    """Each once; what the failure of one cancels is not failed too."""
     ends, sinks = Ends(), [RecordingSink() for _ in range(3)]
     with running_engine(keep_unbegun=True) as engine:
+
+        class Reply(RecordingSink):
+            def fail(self, error: Exception) -> None:
+                super().fail(error)
+                other.cancel()
+
+        submit(engine, reply := Reply())
+        other = submit(engine, cancelled := RecordingSink())
         for sink in sinks:
             submit(engine, sink)
         engine.client.engine_died(DIED, ends.unbegun.keep)
         ends.unbegun.fail_all(DIED)
         ends.unbegun.fail_all(DIED)
-        assert [sink.ends for sink in sinks] == [[DIED]] * 3
-        assert ends.reasons == [FinishReason.ERROR] * 3
+        assert [sink.ends for sink in (reply, *sinks)] == [[DIED]] * 4
+        assert cancelled.ends == []
+        assert ends.reasons == [FinishReason.ERROR, FinishReason.ABORT, *[FinishReason.ERROR] * 3]
 
 
 async def test_deadline_passes_while_there_is_no_engine() -> None:
@@ -192,6 +201,7 @@ async def test_stream_of_the_native_drain_goes_on_with_the_next_engine() -> None
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     ends, sink = Ends(), RecordingDirectSink()
+    theirs.settimeout(20)
     with ours, theirs, running_engine(keep_unbegun=True) as old, running_engine(keep_unbegun=True) as new:
         target = direct_target(ours, sink)
         assert isinstance(target, DirectTarget)

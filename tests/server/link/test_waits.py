@@ -107,10 +107,15 @@ def test_queue_bounded_by_tokens() -> None:
     assert good(service.advice, warm=20) >= 0.9
 
 
+def after(first: float, period: float) -> Callable[[float], float]:
+    """There is room after `first` seconds, and more every `period`."""
+    return lambda ahead: first + ahead * period
+
+
 def test_those_who_come_at_once_are_not_sent_back_at_once() -> None:
     """A place is free every two seconds: of ten clients one is told to come back for each."""
     line = Line()
-    told = [line.join(client, first=2, asked=1, period=2, now=100) for client in range(10)]
+    told = [line.join(client, 1, after(2, 2), 100) for client in range(10)]
     assert told == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
 
 
@@ -118,25 +123,25 @@ def test_client_that_asks_all_the_time_keeps_its_place() -> None:
     """It makes the wait of others no longer; one that does not come back does so no more after its time."""
     line = Line()
     for _ in range(100):
-        assert line.join("impatient", first=5, asked=1, period=3, now=0) == 5
-    assert line.join("other", first=5, asked=1, period=3, now=0) == 8
+        assert line.join("impatient", 1, after(5, 3), 0) == 5
+    assert line.join("other", 1, after(5, 3), 0) == 8
     line.leave("impatient")
-    assert line.join("third", first=5, asked=1, period=3, now=1) == 8
+    assert line.join("third", 1, after(5, 3), 1) == 8
     assert len(line) == 2
-    assert line.join("fourth", first=5, asked=1, period=3, now=20) == 5
+    assert line.join("fourth", 1, after(5, 3), 20) == 5
     assert len(line) == 1
 
 
 def test_nobody_in_particular_has_no_place_in_line() -> None:
     """Clients that cannot be told apart are told the same."""
     line = Line()
-    assert [line.join(None, first=3, asked=1, period=9, now=0) for _ in range(3)] == [3, 3, 3]
+    assert [line.join(None, 1, after(3, 9), 0) for _ in range(3)] == [3, 3, 3]
 
 
 def test_nobody_waits_longer_than_a_minute() -> None:
     """The line has no places after that; it grows no further."""
     line = Line()
-    told = [line.join(client, first=0.1, asked=1, period=1, now=0) for client in range(1000)]
+    told = [line.join(client, 1, after(0.1, 1), 0) for client in range(1000)]
     assert (min(told), max(told), len(line)) == (1, LONGEST, 60)
 
 
@@ -144,12 +149,12 @@ def test_first_sequences_end_at_even_odds_within_their_age() -> None:
     """There is nothing else to go by; afterwards what is left of the time that the last ones took counts."""
     times = ServiceTimes()
     times.begin(0, 0.0)
-    assert (times.until_free(1, 8.0), times.period) == (8.0, 0.0)
+    assert (times.until_free(1, 0, 8.0), times.until_free(1, 1, 8.0)) == (8.0, LONGEST)
     for ring in (1, 2):
         times.begin(ring, 0.0)
         times.end(ring, 10.0)
-    assert (times.until_free(1, 4.0), times.period) == (6.0, 10.0)
-    assert times.until_free(1, 1000.0) == LONGEST
+    assert (times.until_free(1, 0, 4.0), times.until_free(1, 1, 4.0)) == (6.0, 16.0)
+    assert times.until_free(1, 0, 1000.0) == LONGEST
 
 
 def test_rate_of_tokens_is_that_of_the_time_in_which_some_were_queued() -> None:
