@@ -39,7 +39,8 @@ from rbee.server.http import sse
 from rbee.server.http.listener import listen
 from rbee.server.http.protocol import StreamProtocol
 from rbee.server.http.writer import writer_of
-from rbee.server.link.engine_client import Choice, DirectTarget, EngineClient
+from rbee.server.link.engine_client import EngineClient
+from rbee.server.link.sequences import Choice, DirectTarget
 from rbee.server.protocols.openai.dialect import ChatDialect
 from rbee.server.protocols.openai.schemas import StreamOptions
 from rbee.server.streams.choices import ChoiceSink
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from rbee.server.http.writer import Writer
-    from rbee.server.link.engine_client import SequenceHandle
+    from rbee.server.link.sequences import SequenceHandle
 
 WAYS = ("streaming_response", "asgi_send", "protocol", "native", "floor")
 WARMUP_STEPS = 50

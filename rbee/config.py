@@ -136,6 +136,23 @@ class ServerConfig:
         "within one step may pass the limit. 0: as many as --max-requests.",
         minimum=0,
     )
+    max_queued_tokens: int = option(
+        0,
+        "Prompt tokens of requests that wait for their first token; a request that exceeds it gets 429, unless nothing "
+        "waits. 0: no limit.",
+        minimum=0,
+    )
+    max_requests_per_key: int = option(
+        0,
+        "Requests that one API key may hold at once, running and waiting; further ones get 429. Needs --api-key. "
+        "0: no limit.",
+        minimum=0,
+    )
+    retry_unstarted: bool = option(
+        False,
+        "Run requests again, once, whose engine died before their first token, when the next engine is ready; without "
+        "it they end with an error.",
+    )
     ring_capacity: int = option(
         1024,
         "Tokens that wait for a slow reader before its request pauses; a power of two.",
@@ -216,3 +233,5 @@ class Config:
     def __post_init__(self) -> None:
         check_bounds(self.engine)
         check_bounds(self.server)
+        if self.server.max_requests_per_key and not self.server.api_key:
+            raise ConfigError("--max-requests-per-key needs keys that it can count by; give --api-key too.")

@@ -24,7 +24,3 @@ class TransportError(RbeeError):
 
 class EngineUnavailableError(RbeeError):
     """No engine can take the request now: it is still loading, has died or is shutting down."""
-
-
-class QueueFullError(RbeeError):
-    """Every ring is taken: the server already holds as many requests as it was started for."""

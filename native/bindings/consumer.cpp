@@ -55,9 +55,10 @@ public:
     /// The tokens of the last drain that were handed to Python have been written too.
     void note_delivered() { delivery().note_delivered(drained_); }
 
-    std::optional<std::pair<std::uint32_t, std::uint32_t>> assign(std::uint64_t received_ns) {
+    std::optional<std::pair<std::uint32_t, std::uint32_t>> assign(std::uint64_t received_ns,
+                                                                  std::uint64_t queued_tokens) {
         rbee::Consumer::Assigned assigned{};
-        if (!core().assign(assigned)) {
+        if (!core().assign(assigned, queued_tokens)) {
             return std::nullopt;
         }
         delivery().time(assigned.ring, received_ns);
@@ -128,7 +129,7 @@ void bind_consumer(nb::module_& m) {
 
     nb::class_<Consumer>(m, "Consumer")
         .def(nb::init<nb::handle, int>(), "arena"_a, "doorbell_fd"_a)
-        .def("assign", &Consumer::assign, "received_ns"_a = 0)
+        .def("assign", &Consumer::assign, "received_ns"_a = 0, "queued_tokens"_a = 0)
         .def(
             "cancel", [](Consumer& c, std::uint32_t ring) { return c.core().cancel(ring); }, "ring"_a)
         .def(
@@ -151,6 +152,9 @@ void bind_consumer(nb::module_& m) {
         .def("silence", [](Consumer& c) { c.core().silence_doorbell(); })
         .def("find_stale", [](Consumer& c) { return c.core().find_stale(); })
         .def_prop_ro("in_use", [](Consumer& c) { return c.core().in_use(); })
+        .def_prop_ro("queued_tokens", [](Consumer& c) { return c.core().queued_tokens(); })
+        .def(
+            "has_begun", [](Consumer& c, std::uint32_t ring) { return c.core().has_begun(ring); }, "ring"_a)
         .def_prop_ro("sequences_waiting",
                      [](Consumer& c) {  // relaxed: the number stands for itself
                          return c.core().fixed().engine.sequences_waiting.load(std::memory_order_relaxed);

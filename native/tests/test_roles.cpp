@@ -224,6 +224,43 @@ void every_ring_can_be_taken_and_handed_back() {
     CHECK((pair.drain().rings == Tokens{17}));  // the pause ended with the request before
 }
 
+/// Queued tokens count until the engine publishes anything for their ring, or it is cancelled.
+void queued_tokens_are_those_of_rings_that_have_not_begun() {
+    Pair pair;
+    rbee::Consumer::Assigned first{}, second{};
+    CHECK(pair.consumer.assign(first, 100) && pair.consumer.assign(second, 20));
+    CHECK(pair.consumer.queued_tokens() == 120 && !pair.consumer.has_begun(first.ring));
+    pair.producer.open(first.ring, first.generation);
+    pair.producer.open(second.ring, second.generation);
+    pair.consumer.pause(first.ring);
+    pair.commit({first.ring}, {1});
+    CHECK(pair.drain().rings.empty());
+    CHECK(pair.consumer.queued_tokens() == 20 && pair.consumer.has_begun(first.ring));
+    pair.consumer.cancel(second.ring);
+    CHECK(pair.consumer.queued_tokens() == 0);
+}
+
+/// A finish may be found before its ready bit, which then says nothing of the ring's next request.
+void a_ready_bit_that_was_left_behind_begins_nothing() {
+    Pair pair;
+    const std::uint32_t first = pair.start().ring, second = pair.start().ring;
+    pair.commit({first, second, second}, {1, 2, 3});
+    pair.consumer.drain(2, rbee::Then::arm, [](std::uint32_t, const rbee::Records&, rbee::FinishCode) {});
+    pair.commit({first}, {4});
+    pair.consumer.drain(4, rbee::Then::arm, [&](std::uint32_t ring, const rbee::Records&, rbee::FinishCode finish) {
+        if (finish == 0 && pair.consumer.in_use() == 2) {
+            pair.commit({}, {}, {ring == first ? second : first});  // while the other one is about to be drained
+        }
+    });
+    CHECK(pair.consumer.in_use() == 1);
+    rbee::Consumer::Assigned again{};
+    CHECK(pair.consumer.assign(again, 7) && again.generation == 2);
+    pair.producer.open(again.ring, again.generation);
+    pair.consumer.pause(again.ring);
+    pair.drain();
+    CHECK(pair.consumer.queued_tokens() == 7 && !pair.consumer.has_begun(again.ring));
+}
+
 void the_doorbell_rings_only_for_a_server_that_sleeps() {
     Pair pair;
     const std::uint32_t ring = pair.start().ring;
@@ -329,6 +366,8 @@ const Test kRolesTests[] = {
     {"a finish does not end the next generation", a_finish_does_not_end_the_next_generation},
     {"a cancel is reported once and only for its generation", a_cancel_is_reported_once_and_only_for_its_generation},
     {"every ring can be taken and handed back", every_ring_can_be_taken_and_handed_back},
+    {"queued tokens are those of rings that have not begun", queued_tokens_are_those_of_rings_that_have_not_begun},
+    {"a ready bit that was left behind begins nothing", a_ready_bit_that_was_left_behind_begins_nothing},
     {"the doorbell rings only for a server that sleeps", the_doorbell_rings_only_for_a_server_that_sleeps},
     {"a waiting engine is woken by cancel and by space", a_waiting_engine_is_woken_by_cancel_and_by_space},
     {"tokens of an unfinished commit are found after the engine's death",

@@ -11,7 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from rbee.server.http.app import build_app
-from rbee.server.link.engine_client import Admission
+from rbee.server.link.admission import Admission
 from rbee.server.link.engine_process import EngineSettings
 from rbee.server.link.restarts import RestartBudget
 from rbee.server.link.supervisor import Supervisor
@@ -61,8 +61,14 @@ def engine_settings(config: Config) -> EngineSettings:
         slow_reader_timeout=server.slow_reader_timeout,
         num_rings=-(-server.max_requests // 64) * 64,
         ring_capacity=server.ring_capacity,
-        admission=Admission(max_num_seqs=config.engine.max_num_seqs, max_queued_requests=server.max_queued_requests),
+        admission=Admission(
+            max_num_seqs=config.engine.max_num_seqs,
+            max_queued_requests=server.max_queued_requests,
+            max_queued_tokens=server.max_queued_tokens,
+            max_requests_per_key=server.max_requests_per_key,
+        ),
         busy_poll=server.busy_poll,
+        retry_unstarted=server.retry_unstarted,
         hang_timeout=server.hang_timeout,
         debug=config.debug,
     )

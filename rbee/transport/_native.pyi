@@ -247,11 +247,21 @@ class Consumer:
         the start: the engine's first step makes it readable.
         """
 
-    def assign(self, received_ns: int = 0) -> tuple[int, int] | None:
+    def assign(self, received_ns: int = 0, queued_tokens: int = 0) -> tuple[int, int] | None:
         """Take a free ring; return it and its new generation, or None when all rings are taken.
 
-        Only a `drain` that returns its finish frees the ring. `received_ns` is when its request was received,
-        CLOCK_MONOTONIC: `note_delivered` then times its first token and its gaps. 0: they are not timed.
+        Only a `drain` that returns its finish frees the ring.
+
+        Args:
+            received_ns: when its request was received, CLOCK_MONOTONIC: `note_delivered` then times its first token and
+                its gaps. 0: they are not timed.
+            queued_tokens: what the ring adds to the property of this name until it has begun.
+        """
+
+    def has_begun(self, ring: int) -> bool:
+        """False until the engine publishes anything for an assigned ring, or it is cancelled.
+
+        A drain notices it, of paused rings too. After the engine's death: the drains after `expect_all`.
         """
 
     def cancel(self, ring: int) -> bool:
@@ -316,6 +326,10 @@ class Consumer:
     @property
     def in_use(self) -> int:
         """Rings that are assigned and have not finished."""
+
+    @property
+    def queued_tokens(self) -> int:
+        """The sum of what was given to `assign` for the rings that have not begun."""
 
     @property
     def sequences_waiting(self) -> int:

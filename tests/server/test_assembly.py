@@ -8,8 +8,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from rbee.config import Config, EngineConfig, ServerConfig
-from rbee.errors import EngineUnavailableError
+from rbee.errors import ConfigError, EngineUnavailableError
 from rbee.server import assembly
+from rbee.server.link.admission import Admission
 from rbee.server.text import served_model
 
 if TYPE_CHECKING:
@@ -57,10 +58,27 @@ def test_engine_that_cannot_start_leaves_the_application_up() -> None:
 def test_every_value_of_the_config_arrives() -> None:
     """The settings of the engine's process are those of the config; rings come in multiples of 64."""
     server = ServerConfig(
-        max_requests=65, max_queued_requests=7, slow_reader_timeout=3, ring_capacity=8, busy_poll=True
+        max_requests=65,
+        max_queued_requests=7,
+        max_queued_tokens=9,
+        max_requests_per_key=3,
+        api_key=("k",),
+        slow_reader_timeout=3,
+        ring_capacity=8,
+        busy_poll=True,
+        retry_unstarted=True,
     )
     engine = EngineConfig(max_num_seqs=5)
     settings = assembly.engine_settings(Config(engine=engine, server=server, debug=True))
     assert (settings.config, settings.num_rings, settings.ring_capacity) == (engine, 128, 8)
-    assert (settings.admission.max_num_seqs, settings.admission.max_queued_requests) == (5, 7)
+    assert settings.admission == Admission(
+        max_num_seqs=5, max_queued_requests=7, max_queued_tokens=9, max_requests_per_key=3
+    )
     assert (settings.slow_reader_timeout, settings.busy_poll, settings.debug) == (3, True, True)
+    assert settings.retry_unstarted
+
+
+def test_limit_per_key_needs_keys() -> None:
+    """It would mean nothing without."""
+    with pytest.raises(ConfigError, match="--api-key"):
+        Config(engine=EngineConfig(), server=ServerConfig(max_requests_per_key=3))

@@ -79,7 +79,8 @@ public:
           doorbell_fd_(doorbell_fd),
           rings_(arena.geometry.num_rings),
           pending_(arena.ready_words()),
-          paused_(arena.ready_words()) {
+          paused_(arena.ready_words()),
+          unbegun_(arena.ready_words()) {
         check_eventfd(doorbell_fd);
         // The free list is a stack: the ring that was used last is the one whose records, indices and page tables are
         // still in the caches, and few requests at a time stay within few rings, lines and bitmap words. (Time before
@@ -92,8 +93,9 @@ public:
         }
     }
 
-    /// Takes a free ring for one request; false when there is none.
-    bool assign(Assigned& assigned) {
+    /// Takes a free ring for one request; false when there is none. `queued_tokens` count in queued_tokens() until the
+    /// ring has begun.
+    bool assign(Assigned& assigned, std::uint64_t queued_tokens = 0) {
         if (free_.empty()) {
             return false;
         }
@@ -102,6 +104,9 @@ public:
         Ring& mine = rings_[assigned.ring];
         mine.generation += mine.generation == UINT32_MAX ? 2 : 1;  // 0 is no generation
         mine.assigned = true;
+        mine.queued_tokens = queued_tokens;
+        queued_tokens_ += queued_tokens;
+        unbegun_[assigned.ring / 64] |= bit(assigned.ring);
         assigned.generation = mine.generation;
         return true;
     }
@@ -109,6 +114,7 @@ public:
     /// Cancels the ring's request; true if the engine sleeps and must be sent Wake.
     bool cancel(std::uint32_t ring) {
         const Ring& mine = assigned_at(ring);
+        begin(ring);
         // Relaxed, no pair: no other load of the engine depends on it; take_waiting() orders it for a sleeping engine.
         arena_.cancel[ring].store(mine.generation, std::memory_order_relaxed);
         count(arena_.fixed->server.cancels);
@@ -154,7 +160,9 @@ public:
         }
         seen_ = observe_doorbell(arena_.fixed->doorbell);
         for (std::size_t word = 0; word < pending_.size(); ++word) {
-            pending_[word] |= take_ready(arena_.ready[word]);
+            const std::uint64_t ready = take_ready(arena_.ready[word]);
+            pending_[word] |= ready;
+            begin_paused(word, ready);
         }
         std::size_t taken = 0;
         const bool all = drain_pending(max_records, taken, visit);
@@ -220,6 +228,15 @@ public:
 
     std::size_t in_use() const { return rings_.size() - free_.size(); }
 
+    /// False from assign() until the engine has published anything for the ring, or its request was cancelled.
+    bool has_begun(std::uint32_t ring) {
+        assigned_at(ring);
+        return (unbegun_[ring / 64] & bit(ring)) == 0;
+    }
+
+    /// The sum over the rings that have not begun.
+    std::uint64_t queued_tokens() const { return queued_tokens_; }
+
     /// Heartbeat, for observers.
     void beat(std::uint32_t state) {
         ServerLines& line = arena_.fixed->server;
@@ -236,6 +253,7 @@ private:
         std::uint32_t head = 0;
         std::uint32_t generation = 0;
         bool assigned = false;
+        std::uint64_t queued_tokens = 0;  // in the sum, while the ring has not begun
     };
 
     static std::uint64_t bit(std::uint32_t ring) { return std::uint64_t{1} << ring % 64; }
@@ -245,6 +263,26 @@ private:
             throw std::invalid_argument("Ring " + std::to_string(ring) + " is not assigned to a request.");
         }
         return rings_[ring];
+    }
+
+    /// Harmless for a ring that has begun already.
+    void begin(std::uint32_t ring) {
+        if ((unbegun_[ring / 64] & bit(ring)) != 0) {
+            unbegun_[ring / 64] &= ~bit(ring);
+            queued_tokens_ -= rings_[ring].queued_tokens;
+        }
+    }
+
+    /// A paused ring is not drained, so that its ready bit is the only sign. One that an earlier generation left behind
+    /// is none: the tail or the finish must have changed too.
+    void begin_paused(std::size_t word, std::uint64_t ready) {
+        for (std::uint64_t bits = ready & paused_[word] & unbegun_[word]; bits != 0; bits &= bits - 1) {
+            const auto ring = static_cast<std::uint32_t>(word * 64 + static_cast<std::size_t>(__builtin_ctzll(bits)));
+            if (load_finish(arena_.finish[ring], rings_[ring].generation) != 0 ||
+                load_tail(arena_.tails[ring]) != rings_[ring].head) {
+                begin(ring);
+            }
+        }
     }
 
     void give_back(std::uint32_t ring) {
@@ -314,6 +352,7 @@ private:
                                  ": it has records but is assigned to no request; the engine must be replaced.");
         }
         if (taken != 0 || ended) {
+            begin(ring);
             visit(ring, Records(arena_.ring(ring), capacity, mine.head, taken), ended ? finish : FinishCode{0});
         }
         if (taken != 0) {
@@ -337,6 +376,8 @@ private:
     std::vector<std::uint32_t> free_;
     std::vector<std::uint64_t> pending_;  // rings to look at: taken from the ready bitmap, not yet found empty
     std::vector<std::uint64_t> paused_;
+    std::vector<std::uint64_t> unbegun_;  // assigned rings that the engine has published nothing for
+    std::uint64_t queued_tokens_ = 0;
     std::size_t next_ = 0;
     std::uint64_t seen_ = 0;   // the doorbell, as the last drain found it
     bool armed_ = true;        // as the arena was formatted

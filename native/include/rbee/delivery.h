@@ -100,8 +100,12 @@ public:
         }
     }
 
-    /// From now on the ring's tokens go to this outlet; std::invalid_argument if there is no such ring.
-    void attach(std::uint32_t ring, std::shared_ptr<Outlet> outlet) { outlets_.at(ring) = std::move(outlet); }
+    /// From now on the ring's tokens go to this outlet; std::invalid_argument if there is no such ring. The outlet may
+    /// have been held by a dead engine's ring that had nothing for it.
+    void attach(std::uint32_t ring, std::shared_ptr<Outlet> outlet) {
+        outlet->held = false;
+        outlets_.at(ring) = std::move(outlet);
+    }
 
     /// The ring's tokens are shown to drain()'s caller again. Harmless for a ring that is not attached.
     void detach(std::uint32_t ring) { outlets_.at(ring).reset(); }

@@ -9,93 +9,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import time
-from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from rbee.errors import QueueFullError, TransportError
+import msgspec
+
+from rbee.errors import TransportError
 from rbee.messages import FinishReason, Submit, ToEngine, Wake, pack_token_ids
 from rbee.server.errors import Refusal, RefusalKind
+from rbee.server.link.admission import ANYONE, Admission, AdmissionControl
 from rbee.server.link.orphans import Orphans
+from rbee.server.link.sequences import DirectTarget, SequenceHandle, Submitted
 from rbee.server.link.sinks import TokenBatch
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Iterator, Sequence
 
-    from rbee.sampling_params import SamplingParams
+    from rbee.server.link.admission import Requester
+    from rbee.server.link.sequences import Choice
     from rbee.server.link.sinks import DirectSink, Sink, TokenSink
-    from rbee.transport import Consumer, Drained, Outlet
+    from rbee.transport import Consumer, Drained
 
 _log = logging.getLogger(__name__)
 
-_RATE_WINDOW = 64  # finished requests that the service rate is measured over
-_LONGEST_RETRY_AFTER = 60  # seconds
 _POLL_PATIENCE_NS = 20_000  # of one poll of the doorbell; accepts, disconnects and new requests wait as long
 
 _P = ParamSpec("_P")
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Admission:
-    """How many sequences run at once, and how many may wait beside them; 0: as many as there are rings."""
-
-    max_num_seqs: int = 0
-    max_queued_requests: int = 0
-
-
-class DirectTarget(NamedTuple):
-    """The drain writes the tokens through `outlet`; `sink` receives the events of its socket and the end."""
-
-    sink: DirectSink
-    outlet: Outlet
-
-
-class Choice(NamedTuple):
-    """One sequence of a request; for `report_cached` see `rbee.messages.Submit`. A DirectTarget times itself."""
-
-    sampling: SamplingParams
-    sink: TokenSink | DirectTarget
-    report_cached: bool = False
-    timed: bool = False  # its first token and gaps are counted: it is streamed
-
-
-class SequenceHandle:
-    """Handle of a submitted sequence. It has no reference to its sink, which has one to it: no cycle, no collector."""
-
-    __slots__ = ("_client", "_generation", "_ring")
-
-    def __init__(self, client: EngineClient, ring: int, generation: int) -> None:
-        self._client = client
-        self._ring = ring
-        self._generation = generation
-
-    def cancel(self, reason: FinishReason = FinishReason.ABORT) -> None:
-        """End the sequence for this reason; its sink is not called again. Harmless after the end."""
-        self._client.cancel(self._ring, self._generation, reason)
-
-    def pause(self) -> None:
-        """Leave the tokens in the ring until `resume`. Harmless after the end."""
-        self._client.pause(self._ring, self._generation)
-
-    def resume(self) -> None:
-        """Deliver what the ring holds, soon."""
-        self._client.resume(self._ring, self._generation)
-
-    def orphan(self) -> None:
-        """Pause it in the engine too: its client is gone and may come back. It is given up where room is needed."""
-        self._client.orphan(self._ring, self._generation)
-
-    def adopt(self) -> None:
-        """Its client has come back; `resume` delivers. Harmless for one that is no orphan."""
-        self._client.adopt(self._ring, self._generation)
-
-    def redirect(self, sink: TokenSink | DirectTarget) -> None:
-        """Send the tokens to `sink` from now on. The ring must be paused, or have ended."""
-        self._client.redirect(self._ring, self._generation, sink)
 
 
 class EngineClient:
@@ -108,8 +50,9 @@ class EngineClient:
         consumer: of the engine's arena, which has `num_rings`.
         send: writes a record to the control channel.
         give_up: ends an engine whose arena is corrupt; its death then ends the requests.
-        admission: None: only the number of rings is a limit.
+        admission: the limits; None: only the number of rings.
         busy_poll: poll the doorbell while a request is open; saves the time of a wakeup, and takes a processor.
+        keep_unbegun: remember what was submitted until it ends, for `engine_died`.
         on_end: called once for each sequence, with its FinishReason as its client sees it and the seconds since its
             request was received.
         clock: time.monotonic, or a test's.
@@ -124,6 +67,7 @@ class EngineClient:
         *,
         admission: Admission | None = None,
         busy_poll: bool = False,
+        keep_unbegun: bool = False,
         on_end: Callable[[int, float], None] = lambda reason, seconds: None,  # noqa: ARG005 - the callback's signature
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -131,8 +75,9 @@ class EngineClient:
         self._send = send
         self._give_up = give_up
         self._loop = asyncio.get_running_loop()
-        self._admission = admission or Admission()
+        self._admission = AdmissionControl(admission or Admission(), consumer, num_rings, clock)
         self._busy_poll = busy_poll
+        self._keep_unbegun = keep_unbegun
         self._on_end = on_end
         self._clock = clock
         self._doorbell: int | None = None
@@ -142,11 +87,21 @@ class EngineClient:
         self._received_ns = [0] * num_rings
         self._token_sinks: list[TokenSink | None] = [None] * num_rings
         self._direct_sinks: list[DirectSink | None] = [None] * num_rings
+        self._submitted: dict[int, Submitted] = {}  # by ring, if they are kept
         self._num_open = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._finished_at: deque[float] = deque(maxlen=_RATE_WINDOW)
         self._orphans = Orphans(send, self._fail)
+
+    @property
+    def queued_tokens(self) -> int:
+        """Of the prompts for which the engine has published nothing yet."""
+        tokens: int = self._consumer.queued_tokens
+        return tokens
+
+    def held_by_key(self) -> Counter[int]:
+        """Open sequences by the index of their API key."""
+        return self._admission.held()
 
     def counters(self) -> dict[str, int]:
         return self._consumer.counters()
@@ -169,12 +124,14 @@ class EngineClient:
         in_use: int = self._consumer.in_use
         return in_use
 
-    async def make_room(self, num_choices: int) -> None:
-        """Give up orphans until so many sequences can be submitted, or none is left. Waits for the engine's next step.
+    async def make_room(self, num_choices: int, num_tokens: int, requester: Requester = ANYONE) -> None:
+        """Give up orphans until a request can be submitted, or none is left that would help.
 
-        What the caller submits next, without waiting in between, has the room.
+        Waits for the engine's next step. What the caller submits next, without waiting in between, has the room.
         """
-        await self._orphans.make_room(num_choices, lambda: self._has_room(num_choices))
+        await self._orphans.make_room(
+            num_choices, lambda: self._admission.who_helps(num_choices, num_tokens, requester.caller)
+        )
 
     def end_orphans(self) -> None:
         """End all orphans, and those to come at once."""
@@ -190,38 +147,52 @@ class EngineClient:
         priority: int = 0,
         deadline_ns: int = 0,
         cache_salt: str = "",
+        requester: Requester = ANYONE,
     ) -> list[SequenceHandle]:
         """Submit sequences with the same prompt, all of them or none. Does not wait.
 
-        With several choices the queue may pass its limit, by all but one. For the options see `rbee.messages.Submit`.
+        `requester` asks for them. For the other options see `rbee.messages.Submit`.
 
         Raises:
-            QueueFullError: not enough rings are free, or too many sequences wait.
+            Refusal: there is no room for it.
         """
-        self._check_room(len(choices))
+        self._admission.check(len(choices), len(prompt), requester)
         packed = pack_token_ids(prompt)
         handles = []
         for choice in choices:
-            ring, generation = self._open(choice, received_ns)
-            self._send(
-                Submit(
-                    request_id=request_id,
-                    ring=ring,
-                    generation=generation,
-                    prompt=packed,
-                    sampling=choice.sampling,
-                    received_ns=received_ns,
-                    priority=priority,
-                    deadline_ns=deadline_ns,
-                    cache_salt=cache_salt,
-                    report_cached=choice.report_cached,
-                )
+            record = Submit(
+                request_id=request_id,
+                ring=0,
+                generation=0,
+                prompt=packed,
+                sampling=choice.sampling,
+                received_ns=received_ns,
+                priority=priority,
+                deadline_ns=deadline_ns,
+                cache_salt=cache_salt,
+                report_cached=choice.report_cached,
             )
-            handles.append(SequenceHandle(self, ring, generation))
+            handle = SequenceHandle(self, 0, 0)
+            self.submit(Submitted(record, choice.sink, choice.timed, requester.caller, handle))
+            handles.append(handle)
+        return handles
+
+    def submit(self, sequence: Submitted) -> None:
+        """Submit a sequence, perhaps again, for which there must be a ring."""
+        record = sequence.record
+        ring, generation = self._open(sequence)
+        sequence.handle.move(self, ring, generation)
+        record = sequence.record = msgspec.structs.replace(record, ring=ring, generation=generation)
+        if self._keep_unbegun:
+            self._submitted[ring] = sequence
+        if sequence.handle.paused:
+            self._consumer.pause(ring)
+        self._send(record)
+        if sequence.handle.orphaned:
+            self._orphans.add(ring)
         if self._busy_poll and not self._polling:
             self._polling = True
             self._loop.call_soon(self._poll)
-        return handles
 
     def cancel(self, ring: int, generation: int, reason: int = FinishReason.ABORT) -> None:
         if self._generations[ring] != generation:
@@ -252,6 +223,8 @@ class EngineClient:
     def redirect(self, ring: int, generation: int, sink: TokenSink | DirectTarget) -> None:
         if self._generations[ring] == generation:
             self._set_sink(ring, sink)
+            if (sequence := self._submitted.get(ring)) is not None:
+                sequence.target = sink
 
     def on_wake(self) -> None:
         if self._stopped:  # a call that was due when the engine was given up
@@ -284,13 +257,20 @@ class EngineClient:
         self.cancel(ring, self._generations[ring])
         sink.fail(error)
 
-    def engine_died(self, error: Refusal) -> None:
-        """Deliver all that the dead engine committed, then end what is still open with `error`."""
+    def engine_died(self, error: Refusal, keep: Callable[[Submitted], bool] = lambda _: False) -> None:
+        """Deliver all that the dead engine committed, then end what is still open with `error`.
+
+        Sequences that the engine committed nothing for are offered to `keep`, in the order of their submission; what it
+        takes is the caller's. Only a client with `keep_unbegun` knows them.
+        """
         self._consumer.expect_all()
         while drained := self._drain():
             self._deliver(drained)
             if not drained.more:
                 break
+        for ring, sequence in list(self._submitted.items()):
+            if not self._consumer.has_begun(ring) and keep(sequence):
+                self._forget(ring)
         for ring, _, sink in self._open_sequences():
             self._end(ring, FinishReason.ERROR)
             sink.fail(error)
@@ -298,13 +278,6 @@ class EngineClient:
 
     async def wait_idle(self) -> None:
         await self._idle.wait()
-
-    def retry_after(self) -> int:
-        """Seconds until a ring should be free, from the rate at which the last sequences finished; 1 to 60."""
-        if len(self._finished_at) < 2:
-            return 1
-        period = (self._clock() - self._finished_at[0]) / len(self._finished_at)
-        return min(max(math.ceil(period), 1), _LONGEST_RETRY_AFTER)
 
     def _turn(self) -> bool:
         """Drain once and deliver; True if more is left, without a wakeup to come."""
@@ -325,42 +298,16 @@ class EngineClient:
             self._give_up()
             return None
 
-    def _check_room(self, num_choices: int) -> None:
-        """Raise QueueFullError unless so many sequences may be submitted now.
-
-        The engine's count of its queue is up to one step old; the rings in use bound a burst within that step. They
-        include those whose last tokens wait for a slow reader, though these are no work for the engine.
-        """
-        in_use = self.rings_in_use
-        num_rings = len(self._generations)
-        if in_use + num_choices > num_rings:
-            raise QueueFullError(
-                f"The server already holds {in_use} requests (each choice counts), of {num_rings} that it was started "
-                "for (--max-requests). Try again later."
-            )
-        max_queued = self._admission.max_queued_requests
-        if max_queued and (
-            in_use >= self._admission.max_num_seqs + max_queued or self._consumer.sequences_waiting >= max_queued
-        ):
-            raise QueueFullError(
-                f"{max_queued} requests or more wait for the engine already (--max-queued-requests). Try again later."
-            )
-
-    def _has_room(self, num_choices: int) -> bool:
-        try:
-            self._check_room(num_choices)
-        except QueueFullError:
-            return False
-        return True
-
-    def _open(self, choice: Choice, received_ns: int) -> tuple[int, int]:
-        """The ring, which must be free, and generation of a new sequence."""
-        assigned = self._consumer.assign(received_ns if choice.timed else 0)
+    def _open(self, sequence: Submitted) -> tuple[int, int]:
+        """The ring and generation of a new sequence."""
+        record, num_tokens = sequence.record, len(sequence.record.prompt) // 4
+        assigned = self._consumer.assign(record.received_ns if sequence.timed else 0, num_tokens)
         assert assigned is not None, "there is room"
         ring, generation = assigned
+        self._admission.on_submitted(ring, num_tokens, sequence.caller)
         self._generations[ring] = generation
-        self._received_ns[ring] = received_ns
-        self._set_sink(ring, choice.sink)
+        self._received_ns[ring] = record.received_ns
+        self._set_sink(ring, sequence.target)
         self._num_open += 1
         self._idle.clear()
         return ring, generation
@@ -385,7 +332,7 @@ class EngineClient:
         for ring, end, code in zip(drained.rings, drained.ends, drained.finishes, strict=True):
             sink, received_ns = self._token_sinks[ring], self._received_ns[ring]
             if code:
-                self._finished_at.append(self._clock())
+                self._admission.on_released(ring)
                 self._forget(ring)
                 self._orphans.on_free(ring)
             if sink is not None:
@@ -408,7 +355,7 @@ class EngineClient:
             if (direct := self._direct_sinks[ring]) is not None:
                 self._call(ring, direct, direct.on_broken)
         for ring, code in drained.ended:
-            self._finished_at.append(self._clock())
+            self._admission.on_released(ring)
             if (direct := self._direct_sinks[ring]) is not None:
                 self._end(ring, _split(code)[0])
                 self._call(ring, direct, direct.on_finish, *_split(code))
@@ -440,6 +387,8 @@ class EngineClient:
         if not self._generations[ring]:
             return
         self._generations[ring] = 0
+        self._submitted.pop(ring, None)
+        self._admission.on_ended(ring)
         self._token_sinks[ring] = self._direct_sinks[ring] = None
         self._consumer.detach(ring)
         self._orphans.forget(ring)

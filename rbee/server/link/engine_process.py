@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Protocol
 from rbee.child import GROUP_SIGNALS
 from rbee.errors import TransportError
 from rbee.messages import Attached, Configure, Failed, Loading, Ready, Shutdown, ToEngine, decode_to_server, encode
-from rbee.server.link.engine_client import Admission, EngineClient
+from rbee.server.link.admission import Admission
+from rbee.server.link.engine_client import EngineClient
 from rbee.server.link.heartbeat import Heartbeat
 from rbee.server.link.watchdog import Watchdog
 from rbee.transport import Arena, Consumer, create_doorbell, read_sample
@@ -48,6 +49,7 @@ class EngineSettings:
     ring_capacity: int  # records that a sequence's ring holds, a power of two
     admission: Admission = field(default_factory=Admission)
     busy_poll: bool = False
+    retry_unstarted: bool = False  # requests without a token when their engine dies go to the next one
     hang_timeout: float = 0.0  # seconds without a sign of life after which an engine hangs; 0: never
     debug: bool = False
 
@@ -136,6 +138,7 @@ class EngineProcess:
                 give_up=self.kill,
                 admission=settings.admission,
                 busy_poll=settings.busy_poll,
+                keep_unbegun=settings.retry_unstarted,
                 on_end=self._owner.on_sequence_end,
             )
             heartbeat = Heartbeat(consumer, lambda: self._owner.state, self.client.on_wake)

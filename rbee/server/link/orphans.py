@@ -6,15 +6,16 @@ Owns their order and why they are given up. Does not know rings' generations, no
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 from rbee.messages import Hold, Release
 from rbee.server.errors import Refusal, RefusalKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rbee.messages import ToEngine
+
+Helps: TypeAlias = Callable[[int], bool]  # whether the end of this ring's sequence makes room
 
 
 class Orphans:
@@ -57,19 +58,20 @@ class Orphans:
         self._ending.clear()
         self._wake()
 
-    async def make_room(self, num_rings: int, has_room: Callable[[], bool]) -> None:
-        """Give up orphans, oldest first, until there is room or no orphan is left.
+    async def make_room(self, num_rings: int, lacking: Callable[[], Helps | None]) -> None:
+        """Give up orphans, oldest first, until there is room (`lacking` is None) or no orphan is left that helps.
 
         A ring is free one engine step after that. Each caller gives up as many as it needs, so that callers at the same
         time take no more than they need together.
         """
-        while not has_room():
-            if num_rings and self._rings:
+        while (helps := lacking()) is not None:
+            oldest = next(filter(helps, self._rings), None)
+            if num_rings and oldest is not None:
                 num_rings -= 1
-                self._give_up(next(iter(self._rings)))
-            elif self._ending:
+                self._give_up(oldest)
+            elif any(map(helps, self._ending)):
                 await self._freed.wait()
-            elif self._rings:  # others have taken what was given up here
+            elif oldest is not None:  # others have taken what was given up here
                 num_rings = 1
             else:
                 return

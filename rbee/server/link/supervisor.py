@@ -16,6 +16,7 @@ from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.link.ends import SequenceEnds
 from rbee.server.link.engine_process import EngineProcess
 from rbee.server.link.restarts import RestartBudget
+from rbee.server.link.unbegun import UnbegunSequences
 from rbee.transport import ServerState
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Supervisor:
         self.restarts = {"died": 0, "hung": 0}  # by the cause of the death
         self._settings = settings
         self._budget = restarts or RestartBudget(0, 0)
+        self._unbegun = UnbegunSequences(self.on_sequence_end)
         self._epoch = 0
         self._load_seconds = 0.0  # of the last engine
         self._restarting: asyncio.Task[None] | None = None
@@ -130,16 +132,11 @@ class Supervisor:
             self.client.end_orphans()
         if self.state is not ServerState.DEAD:
             self.state = ServerState.DRAINING
+        self._unbegun.fail_all(_shutting_down())
 
     def end_requests(self) -> None:
         self.refuse_new()
-        self.client.fail_all(
-            Refusal(
-                RefusalKind.UNAVAILABLE,
-                "The server is shutting down; this answer is not complete.",
-                code="server_shutdown",
-            )
-        )
+        self.client.fail_all(_shutting_down())
 
     async def stop(self, patience: float) -> None:
         """End all requests and the engine, and release everything.
@@ -180,6 +177,7 @@ class Supervisor:
         self._load_seconds = ready.load_seconds
         if not self._stopping:
             self.state = ServerState.READY
+            self._unbegun.submit_all(self.client.submit)  # before any new request
         if self._settled.done():
             self._restarting = None
             _log.warning("the engine is ready again (epoch %d)", self._epoch)
@@ -202,14 +200,20 @@ class Supervisor:
             how = "it hung"
         if was_ready and not self._stopping:
             self._replace_engine(how)
+        if self._restarting is not None and not self._stopping:
+            self.client.engine_died(self._died(), self._unbegun.keep)
+        else:
+            self.client.engine_died(self._died())
+        if waiting := len(self._unbegun):
+            _log.warning("%d sequences without a token wait for the next engine", waiting)
+
+    def _died(self) -> Refusal:
         _, retry_after = self._refusal()
-        self.client.engine_died(
-            Refusal(
-                RefusalKind.UNAVAILABLE,
-                "The engine process died before this request was finished.",
-                code="engine_died",
-                retry_after=retry_after,
-            )
+        return Refusal(
+            RefusalKind.UNAVAILABLE,
+            "The engine process died before this request was finished.",
+            code="engine_died",
+            retry_after=retry_after,
         )
 
     def on_failed(self, reason: str) -> None:
@@ -227,6 +231,7 @@ class Supervisor:
             limit, window = self._budget.limit, self._budget.window
             after = f" after {limit} restarts in {window:.0f} s" if limit else ""
             _log.error("the engine process died (%s)%s; new requests get 503", how, after)
+            self._unbegun.fail_all(self._died())
             self._given_up.set_result(how)
             return
         self.restarts["hung" if self._hung else "died"] += 1
@@ -244,3 +249,9 @@ class Supervisor:
         except TransportError as error:
             self.state = ServerState.DEAD
             self._replace_engine(str(error))
+
+
+def _shutting_down() -> Refusal:
+    return Refusal(
+        RefusalKind.UNAVAILABLE, "The server is shutting down; this answer is not complete.", code="server_shutdown"
+    )

@@ -17,7 +17,7 @@ from rbee.server.streams.records import TokenLogprob
 
 if TYPE_CHECKING:
     from rbee.server.errors import Refusal
-    from rbee.server.link.engine_client import SequenceHandle
+    from rbee.server.link.sequences import SequenceHandle
     from rbee.server.link.sinks import TokenBatch
     from rbee.server.streams.records import ScoredToken, TokenRecords
     from rbee.server.text.token_text import Echo, TokenText

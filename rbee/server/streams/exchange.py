@@ -7,6 +7,7 @@ the rest. Does not know how a request is read, nor what becomes of the tokens (`
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,10 @@ import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from rbee.errors import QueueFullError
-from rbee.server.errors import Refusal, RefusalKind
+from rbee.server.errors import deadline_passed
 from rbee.server.http.writer import writer_of
-from rbee.server.link.engine_client import Choice, DirectTarget
+from rbee.server.link.admission import ANYONE, Requester
+from rbee.server.link.sequences import Choice, DirectTarget
 from rbee.server.streams.choices import ChoiceSink, LogprobsChoice
 from rbee.server.streams.direct_reply import DirectReply, make_outlet
 from rbee.server.streams.live import SequenceHandles
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from rbee.sampling_params import SamplingParams
+    from rbee.server.errors import Refusal
     from rbee.server.http.writer import Writer
-    from rbee.server.link.engine_client import SequenceHandle
+    from rbee.server.link.sequences import SequenceHandle
     from rbee.server.link.sinks import TokenBatch, TokenSink
     from rbee.server.link.supervisor import Supervisor
     from rbee.server.streams.choices import PieceSink
@@ -78,36 +80,36 @@ class GenerationResponse(Response):
         self._ticket = ticket
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writer = writer_of(scope, receive, send)
-        await self._backend.supervisor.client.make_room(self._generation.n)
+        writer, requester, generation = writer_of(scope, receive, send), requester_of(scope), self._generation
+        await self._backend.supervisor.client.make_room(generation.n, len(generation.prompt), requester)
         if writer.closed:
             raise ClientDisconnect
         if self._stream:
-            await write_stream(self._start(writer), writer, self._backend.watch)
+            await write_stream(self._start(writer, requester), writer, self._backend.watch)
         else:
-            response = Response(await self._collect(writer))
+            response = Response(await self._collect(writer, requester))
             response.raw_headers.extend(self._dialect.answer_headers)
             await response(scope, receive, send)
 
-    def _start(self, writer: Writer) -> LiveReply:
+    def _start(self, writer: Writer, requester: Requester) -> LiveReply:
         backend, generation, dialect, ticket = self._backend, self._generation, self._dialect, self._ticket
         if ticket is None:
             reply, sinks = _make_reply(backend, generation, dialect, writer)
-            _bind(reply, sinks, _submit(backend, generation, dialect, sinks))
+            _bind(reply, sinks, _submit(backend, generation, dialect, sinks, requester))
             return reply
         assert generation.n == 1, "the ids of events count the tokens of one choice"
         resumable = ResumableReply(writer, dialect, ticket.streams, ticket.window)
         sinks = _choices(backend.codec, generation, resumable)
-        _bind(resumable, sinks, _submit(backend, generation, dialect, sinks))
+        _bind(resumable, sinks, _submit(backend, generation, dialect, sinks, requester))
         ticket.streams.add(resumable, ticket.owner, *ticket.names)
         return resumable
 
-    async def _collect(self, writer: Writer) -> bytes:
+    async def _collect(self, writer: Writer, requester: Requester) -> bytes:
         """Wait for the end. Returns the body of the whole answer."""
         backend, generation = self._backend, self._generation
         reply = CollectedReply(generation.n)
         sinks = _choices(backend.codec, generation, reply)
-        _bind(reply, sinks, _submit(backend, generation, self._dialect, sinks, streamed=False))
+        _bind(reply, sinks, _submit(backend, generation, self._dialect, sinks, requester, streamed=False))
         try:
             writer.open(reply)
             await reply.done
@@ -134,12 +136,14 @@ class ParkedGeneration:
         Refusal: the engine does not take it.
     """
 
-    def __init__(self, backend: Backend, generation: Generation, dialect: Dialect) -> None:
+    def __init__(
+        self, backend: Backend, generation: Generation, dialect: Dialect, requester: Requester = ANYONE
+    ) -> None:
         self._backend = backend
         self._generation = generation
         self._dialect = dialect
         self._parked = [_ParkedSink() for _ in range(generation.n)]
-        self._sequences = _submit(backend, generation, dialect, self._parked)
+        self._sequences = _submit(backend, generation, dialect, self._parked, requester)
         for sequence in self._sequences:
             sequence.pause()
 
@@ -279,27 +283,33 @@ def _submit(
     generation: Generation,
     dialect: Dialect,
     sinks: Sequence[TokenSink | DirectReply],
+    requester: Requester,
     *,
     streamed: bool = True,
 ) -> list[SequenceHandle]:
     """Submit to the engine, or raise the Refusal that is true now."""
     backend.supervisor.check_ready()
-    client = backend.supervisor.client
-    try:
-        return client.submit_all(
-            dialect.answer_id,
-            generation.prompt,
-            [
-                Choice(_seeded(generation.sampling, index), _target(sink), bool(generation.stops), timed=streamed)
-                for index, sink in enumerate(sinks)
-            ],
-            received_ns=generation.received_ns,
-            priority=generation.priority,
-            deadline_ns=generation.deadline_ns,
-            cache_salt=generation.cache_salt,
-        )
-    except QueueFullError as error:
-        raise Refusal(RefusalKind.OVERLOADED, str(error), code="queue_full", retry_after=client.retry_after()) from None
+    if 0 < generation.deadline_ns <= time.monotonic_ns():
+        raise deadline_passed()
+    return backend.supervisor.client.submit_all(
+        dialect.answer_id,
+        generation.prompt,
+        [
+            Choice(_seeded(generation.sampling, index), _target(sink), bool(generation.stops), timed=streamed)
+            for index, sink in enumerate(sinks)
+        ],
+        received_ns=generation.received_ns,
+        priority=generation.priority,
+        deadline_ns=generation.deadline_ns,
+        cache_salt=generation.cache_salt,
+        requester=requester,
+    )
+
+
+def requester_of(scope: Scope) -> Requester:
+    """Whose request this is, for the limits."""
+    client = scope.get("client")  # None on a Unix socket
+    return Requester(scope.get("state", {}).get("caller"), None if client is None else (client[0], client[1]))
 
 
 def _target(sink: TokenSink | DirectReply) -> TokenSink | DirectTarget:

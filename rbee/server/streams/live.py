@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rbee.server.errors import Refusal
     from rbee.server.http.writer import Writer
-    from rbee.server.link.engine_client import SequenceHandle
+    from rbee.server.link.sequences import SequenceHandle
     from rbee.server.streams.dialect import Dialect
 
 KEEP_ALIVE_SILENCE = 15.0  # seconds

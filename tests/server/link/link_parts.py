@@ -14,8 +14,10 @@ from rbee.config import EngineConfig
 from rbee.messages import Submit
 from rbee.sampling_params import SamplingParams
 from rbee.server.errors import Refusal, RefusalKind
-from rbee.server.link.engine_client import Choice, DirectTarget, EngineClient
+from rbee.server.link.admission import ANYONE
+from rbee.server.link.engine_client import EngineClient
 from rbee.server.link.engine_process import EngineSettings
+from rbee.server.link.sequences import Choice, DirectTarget
 from rbee.transport import (
     Arena,
     Consumer,
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from rbee.messages import ToEngine
-    from rbee.server.link.engine_client import SequenceHandle
+    from rbee.server.link.admission import Requester
+    from rbee.server.link.sequences import SequenceHandle
     from tests.fakes import RecordingDirectSink
 
 RINGS = 64
@@ -81,10 +84,13 @@ class Engine:
         self.client.start(doorbell)
         stack.callback(self.client.stop)
 
-    def submit(self, sink: RecordingSink | DirectTarget | None = None) -> tuple[SequenceHandle, int, Any]:
+    def submit(
+        self, sink: RecordingSink | DirectTarget | None = None, requester: Requester = ANYONE
+    ) -> tuple[SequenceHandle, int, Any]:
         """A request that the engine has taken; its stream, its ring and its sink."""
         sink = sink or RecordingSink()
-        [stream] = self.client.submit_all("r", [1, 2, 3], [Choice(SamplingParams(max_tokens=5), sink)], received_ns=9)
+        choice = Choice(SamplingParams(max_tokens=5), sink)
+        [stream] = self.client.submit_all("r", [1, 2, 3], [choice], received_ns=9, requester=requester)
         submitted = self.sent.pop()
         assert isinstance(submitted, Submit)
         self.producer.open(submitted.ring, submitted.generation)

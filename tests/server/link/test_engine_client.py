@@ -13,7 +13,7 @@ import pytest
 
 from rbee.messages import SIDE_RECORD, FinishReason, Submit, Wake
 from rbee.sampling_params import SamplingParams
-from rbee.server.link.engine_client import Choice, DirectTarget
+from rbee.server.link.sequences import Choice, DirectTarget
 from tests.fakes import RecordingDirectSink, RecordingSink
 from tests.server.link.link_parts import CAPACITY, DIED, RINGS, direct_target, running_engine, until
 

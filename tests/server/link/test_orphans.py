@@ -9,7 +9,7 @@ import pytest
 
 from rbee.messages import FinishReason, Hold, Release, Wake
 from rbee.server.errors import Refusal
-from rbee.server.link.engine_client import Admission
+from rbee.server.link.admission import Admission, Requester
 from tests.server.link.link_parts import DIED, RINGS, running_engine, until
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ async def test_nobody_is_given_up_while_there_is_room(engine: Engine) -> None:
     """Nor anybody who has a client, when there is none."""
     sequence, _, sink = engine.submit()
     sequence.orphan()
-    await engine.client.make_room(RINGS - 1)
+    await engine.client.make_room(RINGS - 1, 3)
     assert sink.ends == []
     sequence.adopt()
-    await engine.client.make_room(RINGS)
+    await engine.client.make_room(RINGS, 3)
     assert sink.ends == []
 
 
@@ -63,7 +63,7 @@ async def test_oldest_orphans_make_room(engine: Engine) -> None:
     orphans = [requests[number] for number in (5, 3, 40, 7)]
     for sequence, _, _ in orphans:
         sequence.orphan()
-    made = [asyncio.ensure_future(engine.client.make_room(number)) for number in (1, 2)]
+    made = [asyncio.ensure_future(engine.client.make_room(number, 3)) for number in (1, 2)]
     await asyncio.sleep(0)
     assert not any(task.done() for task in made)
     assert [codes(sink) for _, _, sink in orphans] == [["stream_given_up"]] * 3 + [[]]
@@ -79,7 +79,7 @@ async def test_who_finds_its_room_taken_gives_up_another(engine: Engine) -> None
     requests = [engine.submit() for _ in range(RINGS)]
     for sequence, _, _ in requests[:2]:
         sequence.orphan()
-    waiting = asyncio.ensure_future(engine.client.make_room(1))
+    waiting = asyncio.ensure_future(engine.client.make_room(1, 3))
     await asyncio.sleep(0)
     end_cancelled(engine)
     engine.client.on_wake()
@@ -97,7 +97,7 @@ async def test_orphans_make_room_in_the_queue_too() -> None:
     with running_engine(admission=Admission(max_num_seqs=1, max_queued_requests=1)) as engine:
         orphan, other = engine.submit(), engine.submit()
         orphan[0].orphan()
-        waiting = asyncio.ensure_future(engine.client.make_room(1))
+        waiting = asyncio.ensure_future(engine.client.make_room(1, 3))
         await asyncio.sleep(0)
         assert end_cancelled(engine) == [orphan[1]]
         await waiting
@@ -105,11 +105,37 @@ async def test_orphans_make_room_in_the_queue_too() -> None:
         assert codes(other[2]) == []
 
 
+async def test_key_at_its_limit_gives_up_its_own() -> None:
+    """The end of another key's orphan would not help, however old that is."""
+    alice, bob = Requester(0), Requester(1)
+    with running_engine(admission=Admission(max_requests_per_key=1)) as engine:
+        other, own = engine.submit(requester=bob), engine.submit(requester=alice)
+        for sequence, _, _ in (other, own):
+            sequence.orphan()
+        await engine.client.make_room(1, 3, alice)
+        assert (codes(other[2]), codes(own[2])) == ([], ["stream_given_up"])
+        engine.submit(requester=alice)
+
+
+async def test_queue_of_tokens_gives_up_those_that_have_not_begun() -> None:
+    """The prompt of one that has begun waits no more."""
+    with running_engine(admission=Admission(max_queued_tokens=4)) as engine:
+        begun = engine.submit()
+        engine.commit([(begun[1], 1)])
+        await until(lambda: not engine.client.queued_tokens)
+        waiting = engine.submit()
+        for sequence, _, _ in (begun, waiting):
+            sequence.orphan()
+        await engine.client.make_room(1, 3)
+        assert (codes(begun[2]), codes(waiting[2])) == ([], ["stream_given_up"])
+        engine.submit()
+
+
 async def test_engine_that_dies_keeps_nobody_waiting(engine: Engine) -> None:
     """The rings of those given up never become free; the request is refused with what is true then."""
     requests = [engine.submit() for _ in range(RINGS)]
     requests[0][0].orphan()
-    waiting = asyncio.ensure_future(engine.client.make_room(1))
+    waiting = asyncio.ensure_future(engine.client.make_room(1, 3))
     await asyncio.sleep(0)
     engine.client.engine_died(DIED)
     await until(waiting.done)

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rbee.errors import QueueFullError
 from rbee.messages import FinishReason, Submit, pack_token_ids
 from rbee.sampling_params import SamplingParams
-from rbee.server.link.engine_client import Admission, Choice
+from rbee.server.errors import Refusal
+from rbee.server.link.admission import Admission
+from rbee.server.link.sequences import Choice
 from tests.fakes import RecordingSink
 from tests.server.link.link_parts import RINGS, running_engine, until
 
@@ -60,7 +61,7 @@ async def test_all_choices_or_none(engine: Engine) -> None:
     """When there are rings for some only, nothing is taken and nothing is sent to the engine."""
     engine.client.submit_all("r", [1], choices(RINGS - 2), received_ns=9)
     engine.sent.clear()
-    with pytest.raises(QueueFullError, match=f"holds {RINGS - 2} requests"):
+    with pytest.raises(Refusal, match=f"holds {RINGS - 2} requests"):
         engine.client.submit_all("r", [1], choices(3), received_ns=9)
     assert (engine.sent, engine.client.rings_in_use) == ([], RINGS - 2)
     assert len(engine.client.submit_all("r", [1], choices(2), received_ns=9)) == 2
@@ -70,7 +71,7 @@ async def test_queue_is_bounded_by_what_the_engine_reports() -> None:
     """With so many waiting that no more may, a request is refused; when the engine has taken one up it is not."""
     with running_engine(admission=ADMISSION) as engine:
         engine.report(3)
-        with pytest.raises(QueueFullError, match="3 requests or more wait"):
+        with pytest.raises(Refusal, match="3 requests or more wait"):
             engine.submit()
         assert (engine.sent, engine.client.rings_in_use) == ([], 0)
         engine.report(2)
@@ -81,7 +82,7 @@ async def test_queue_is_bounded_within_a_step() -> None:
     """Before the engine has reported anything, as many are taken as run and wait; a finish makes room."""
     with running_engine(admission=ADMISSION) as engine:
         rings = [engine.submit()[1] for _ in range(4 + 3)]
-        with pytest.raises(QueueFullError, match="--max-queued-requests"):
+        with pytest.raises(Refusal, match="--max-queued-requests"):
             engine.submit()
         engine.commit([], [(rings[0], FinishReason.STOP)])
         await until(lambda: engine.client.rings_in_use == 6)
@@ -91,21 +92,8 @@ async def test_queue_is_bounded_within_a_step() -> None:
 async def test_full_house_is_refused(engine: Engine) -> None:
     """When every ring is taken there is an error that gives their number, and a finish makes room."""
     rings = [engine.submit()[1] for _ in range(RINGS)]
-    with pytest.raises(QueueFullError, match="64 requests"):
+    with pytest.raises(Refusal, match="64 requests"):
         engine.submit()
     engine.commit([], [(rings[5], FinishReason.STOP)])
     await until(lambda: engine.client.rings_in_use == RINGS - 1)
     assert engine.submit()[1] == rings[5]
-
-
-@pytest.mark.parametrize(("passed", "seconds"), [(0.0, 1), (0.5, 1), (40.0, 10), (41.0, 11), (4000.0, 60)])
-async def test_retry_after_is_the_time_per_finished_request(passed: float, seconds: int) -> None:
-    """Of four that have finished since `passed` seconds: rounded up, at least a second, at most a minute."""
-    now = [0.0]
-    with running_engine(clock=lambda: now[0]) as engine:
-        assert engine.client.retry_after() == 1
-        rings = [engine.submit()[1] for _ in range(4)]
-        engine.commit([], [(ring, FinishReason.STOP) for ring in rings])
-        await until(lambda: engine.client.rings_in_use == 0)
-        now[0] = passed
-        assert engine.client.retry_after() == seconds

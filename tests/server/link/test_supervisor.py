@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,42 +12,19 @@ from rbee.errors import EngineUnavailableError
 from rbee.messages import Loading
 from rbee.sampling_params import SamplingParams
 from rbee.server.errors import Refusal, RefusalKind
-from rbee.server.link.engine_client import Choice
-from rbee.server.link.restarts import RestartBudget
+from rbee.server.link.sequences import Choice
 from rbee.server.link.supervisor import Supervisor
 from rbee.transport import Observer, ServerState
 from tests.fakes import RecordingSink
 from tests.server.link.link_parts import SETTINGS, child_engines, until
+from tests.server.link.supervisor_parts import PATIENCE, Delays, running, until_ready
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     import psutil
 
-    from rbee.messages import Ready
-    from rbee.server.link.engine_client import SequenceHandle
+    from rbee.server.link.sequences import SequenceHandle
 
 pytestmark = pytest.mark.anyio
-
-_PATIENCE = 60.0  # seconds after which a test that waits for the engine fails
-
-
-@contextlib.asynccontextmanager
-async def running(restarts: RestartBudget | None = None, **settings: Any) -> AsyncIterator[Supervisor]:
-    """A supervisor whose engine has been started."""
-    supervisor = Supervisor(dataclasses.replace(SETTINGS, **settings), restarts)
-    await supervisor.start()
-    try:
-        yield supervisor
-    finally:
-        async with asyncio.timeout(2 * _PATIENCE):
-            await supervisor.stop(_PATIENCE)
-
-
-async def until_ready(supervisor: Supervisor) -> Ready:
-    """The engine's description, when it is ready."""
-    async with asyncio.timeout(_PATIENCE):
-        return await supervisor.wait_ready()
 
 
 def refusal_of(supervisor: Supervisor) -> tuple[RefusalKind, str | None, int | None]:
@@ -149,7 +124,7 @@ async def test_supervisor_can_be_started_again() -> None:
     """After `stop` it has a new engine, in the next epoch, also if the one before never got ready."""
     supervisor = Supervisor(SETTINGS)
     await supervisor.start()
-    await supervisor.stop(_PATIENCE)
+    await supervisor.stop(PATIENCE)
     for epoch in (2, 3):
         await supervisor.start()
         assert (supervisor.state, supervisor.ready) == (ServerState.STARTING, None)
@@ -157,18 +132,7 @@ async def test_supervisor_can_be_started_again() -> None:
             assert observer.epoch == epoch
         await until_ready(supervisor)
         assert supervisor.client.counters()["server_state"] <= ServerState.READY
-        await supervisor.stop(_PATIENCE)
-
-
-class Delays(RestartBudget):
-    """A budget of restarts after these delays."""
-
-    def __init__(self, *delays: float) -> None:
-        super().__init__(len(delays), 60)
-        self._delays = list(delays)
-
-    def take(self) -> float | None:
-        return self._delays.pop(0) if self._delays else None
+        await supervisor.stop(PATIENCE)
 
 
 async def served(supervisor: Supervisor) -> None:
@@ -228,7 +192,7 @@ async def test_engine_that_dies_too_often_is_given_up(caplog: pytest.LogCaptureF
         await died(supervisor, engine)
         await until(lambda: supervisor.state is ServerState.READY)
         supervisor.kill()
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             assert await supervisor.wait_given_up() == "killed by SIGKILL, perhaps out of memory"
         assert refusal_of(supervisor) == (RefusalKind.UNAVAILABLE, "engine_dead", 10)
         assert supervisor.restarts == {"died": 1, "hung": 0}, "the second death was the end"

@@ -9,6 +9,7 @@ from rbee.config import EngineConfig
 from rbee.messages import SIDE_RECORD, FinishReason
 from rbee.sampling_params import SamplingParams
 from rbee.server.errors import Refusal, RefusalKind
+from rbee.server.link.admission import ANYONE
 from rbee.server.link.engine_process import EngineSettings
 from rbee.server.link.supervisor import Supervisor
 from tests.batches import batch
@@ -51,7 +52,7 @@ class RecordingClient:
     def check_ready(self):
         """It always is."""
 
-    async def make_room(self, num_choices):
+    async def make_room(self, num_choices, num_tokens, requester):
         """There is."""
 
     def submit_all(self, request_id, prompt, choices, **options):  # noqa: ARG002 - the client's signature
@@ -67,12 +68,11 @@ class RecordingClient:
 async def test_choices_differ_in_their_seeds_only():
     """That of choice i is i more, and stays a seed; all else that a generation says reaches the engine with each."""
     client = RecordingClient()
-    generation = make_generation(5, seed=2**63 - 2, n=3, priority=-1, deadline_ns=7, cache_salt="salt")
+    generation = make_generation(5, seed=2**63 - 2, n=3, priority=-1, deadline_ns=2**62, cache_salt="salt")
     await collected(make_exchange(client, generation, RecordingWatch()))
     sampling = [SamplingParams(max_tokens=5, seed=seed) for seed in (2**63 - 2, 2**63 - 1, 0)]
-    assert client.submitted == [
-        ([1], sampling, {"received_ns": 7, "priority": -1, "deadline_ns": 7, "cache_salt": "salt"})
-    ]
+    options = {"received_ns": 7, "priority": -1, "deadline_ns": 2**62, "cache_salt": "salt"}
+    assert client.submitted == [([1], sampling, options | {"requester": ANYONE})]
 
 
 async def answered(answer, generation):
