@@ -212,6 +212,19 @@ def test_without_an_engine_the_server_is_still_described() -> None:
         assert found("generation_tokens_total") is None
 
 
+def test_while_the_first_engine_starts_its_numbers_are_zero() -> None:
+    """Its arena is there before it is: nothing is absent that comes later, and nothing has been counted."""
+    with client_of() as client:
+        starting = Scrape(parse_text(client.get("/metrics").text))
+        while client.get("/ready").status_code != 200:
+            pass
+        ready = Scrape(parse_text(client.get("/metrics").text))
+    assert starting("generation_tokens_total") == starting("kv_cache_usage_perc") == 0
+    assert starting("request_queue_time_seconds_count") == 0
+    appear_later = {"rbee:engine_heartbeat_age_seconds"}
+    assert {family.name for family in ready.families} - {family.name for family in starting.families} <= appear_later
+
+
 def test_openmetrics_has_the_same_samples() -> None:
     """If the Accept header asks for it: another format of the same names and labels, which its own parser takes."""
     with client_of() as client:
