@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PROMETHEUS := build/prometheus
 NATIVE := $(shell find native -name '*.h' -o -name '*.cpp' -o -name CMakeLists.txt)
 CXX_FILES := $(filter %.h %.cpp,$(NATIVE))
 
@@ -20,9 +21,14 @@ $(STAMP): pyproject.toml .ci/constraints.txt $(NATIVE)
 serve: setup
 	@$(BIN)/rbee serve $(ARGS)
 
-test: setup
+test: setup $(PROMETHEUS)/.installed
 	$(BIN)/rbee pull
 	$(BIN)/python -m pytest $(ARGS)
+
+# For the tests of deploy/. A program of PATH is linked; else some 30 MB are fetched, once.
+$(PROMETHEUS)/.installed: .ci/prometheus
+	.ci/prometheus $(PROMETHEUS)
+	touch $@
 
 # About a minute, for the work in between: server, scheduling and the transport's binding, in this process.
 test-fast: setup
@@ -48,7 +54,7 @@ test-native-long: setup
 	$(BIN)/python tests/transport/mutations.py $(ARGS)
 
 # Lines and branches of rbee/ that the suite runs, in the processes that it starts too.
-coverage: setup
+coverage: setup $(PROMETHEUS)/.installed
 	$(BIN)/rbee pull
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(ARGS)

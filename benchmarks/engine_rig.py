@@ -18,6 +18,7 @@ from rbee.engine.engine_core import EngineCore
 from rbee.engine.input_batch import InputBatch
 from rbee.engine.intake import Intake
 from rbee.engine.publisher import Publisher
+from rbee.engine.request_times import RequestTimes
 from rbee.engine.runners import choice as model_runner
 from rbee.engine.runners.context_length import CacheSize
 from rbee.engine.runners.native.spec import read_spec
@@ -84,16 +85,19 @@ class Rig:
             max_num_batched_tokens=max_num_batched_tokens,
             max_model_len=runner.max_model_len,
         )
-        publisher = Publisher(producer)
+        publisher, times = Publisher(producer), RequestTimes(producer)
         intake = Intake(
             self.scheduler,
             producer,
             publisher,
+            times,
             vocab_size=runner.vocab_size,
             max_model_len=runner.max_model_len,
             slow_reader_timeout=1e6,
         )
-        self.core = EngineCore(runner, self.scheduler, intake, publisher, step_cost=StepCost(max_decode_slowdown))
+        self.core = EngineCore(
+            runner, self.scheduler, intake, publisher, times, step_cost=StepCost(max_decode_slowdown)
+        )
         self._streams: dict[int, Stream] = {}
 
     def submit(self, prompt: list[int], now_ns: int, **sampling: Any) -> Stream:

@@ -39,10 +39,10 @@ nb::tuple counter_list() {
     return nb::tuple(list);
 }
 
-/// (name, help) of each histogram.
+/// (name, unit, help) of each histogram.
 nb::tuple histogram_list() {
     nb::list list;
-#define RBEE_HISTOGRAM(name, help) list.append(nb::make_tuple(#name, help));
+#define RBEE_HISTOGRAM(name, unit, help) list.append(nb::make_tuple(#name, #unit, help));
     RBEE_HISTOGRAMS(RBEE_HISTOGRAM)
 #undef RBEE_HISTOGRAM
     return nb::tuple(list);
@@ -62,7 +62,7 @@ nb::tuple observe(nb::handle buffer) {
     const rbee::Arena arena = rbee::attach(memory.data(), memory.size());
     const rbee::FixedPart& fixed = *arena.fixed;
     nb::dict histograms;
-#define RBEE_HISTOGRAM(name, help) histograms[#name] = read_histogram(fixed.histograms.name);
+#define RBEE_HISTOGRAM(name, unit, help) histograms[#name] = read_histogram(fixed.histograms.name);
     RBEE_HISTOGRAMS(RBEE_HISTOGRAM)
 #undef RBEE_HISTOGRAM
     return nb::make_tuple(arena.epoch, fixed.header.server_pid, read_counters(fixed), histograms);

@@ -4,10 +4,12 @@
 // from.
 
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <vector>
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/vector.h>
 
@@ -59,6 +61,18 @@ public:
         return cancelled;
     }
 
+    /// A sequence without a token has no `decode_ns`.
+    void note_ended(std::uint64_t prompt_tokens, std::uint64_t generation_tokens, std::uint64_t inference_ns,
+                    std::optional<std::uint64_t> decode_ns) {
+        rbee::Histograms& histograms = core().histograms();
+        histograms.request_prompt_tokens.add(prompt_tokens);
+        histograms.request_generation_tokens.add(generation_tokens);
+        histograms.inference_time.add(inference_ns);
+        if (decode_ns) {
+            histograms.decode_time.add(*decode_ns);
+        }
+    }
+
 private:
     std::shared_ptr<rbee::Progress> progress_ = std::make_shared<rbee::Progress>();
 };
@@ -95,5 +109,14 @@ void bind_producer(nb::module_& m) {
             },
             "step_ns"_a, nb::kw_only(), "sequences_running"_a, "sequences_waiting"_a, "kv_blocks"_a, "kv_blocks_used"_a,
             "preemptions"_a, "prompt_tokens"_a, "cached_prompt_tokens"_a)
+        .def(
+            "note_admitted",
+            [](Producer& p, std::uint64_t queue_ns) { p.core().histograms().queue_time.add(queue_ns); }, "queue_ns"_a)
+        .def(
+            "note_first_token",
+            [](Producer& p, std::uint64_t prefill_ns) { p.core().histograms().prefill_time.add(prefill_ns); },
+            "prefill_ns"_a)
+        .def("note_ended", &Producer::note_ended, nb::kw_only(), "prompt_tokens"_a, "generation_tokens"_a,
+             "inference_ns"_a, "decode_ns"_a.none())
         .def("close", &Producer::close);
 }

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from rbee.engine.intake import Intake, Live
     from rbee.engine.publisher import Publisher
+    from rbee.engine.request_times import RequestTimes
     from rbee.engine.runners.interface import ModelRunner
     from rbee.engine.scheduling.scheduler import Scheduler
     from rbee.engine.scheduling.step_cost import StepCost
@@ -51,6 +52,7 @@ class EngineCore:
         scheduler: Scheduler,
         intake: Intake,
         publisher: Publisher,
+        times: RequestTimes,
         *,
         step_cost: StepCost,
         step_clock: StepClock | None = None,
@@ -60,6 +62,7 @@ class EngineCore:
         self._intake = intake
         self._live = intake.live
         self._publisher = publisher
+        self._request_times = times
         self._step_cost = step_cost
         self._clock = step_clock or StepClock()
 
@@ -84,6 +87,8 @@ class EngineCore:
         scheduled = self._scheduler.schedule(self._prompt_budget())
         if not scheduled:
             return self._publisher.commit()
+        if admitted := [sequence for sequence in self._scheduler.admitted if not sequence.num_preemptions]:
+            self._request_times.on_admitted([self._live[sequence.ring].moments for sequence in admitted])
         clock.lap()
         batch = InputBatch.build(scheduled, self._scheduler.block_manager.block_size)
         clock.lap()
@@ -173,6 +178,7 @@ class EngineCore:
         if lives:
             rings = [live.sequence.ring for live in lives]
             self._publisher.tokens(rings, sampled, [live.num_side_records for live in lives])
+        self._request_times.on_tokens()
 
     def _report_cached(self, live: Live) -> None:
         """Publish how many of a prompt's tokens were cached, once, if the request needs it."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rbee.engine import sampler
+from rbee.engine.request_times import Moments
 from rbee.engine.scheduling.sequence import PRIORITY_NS, Sequence
 from rbee.messages import FinishReason
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rbee.engine.publisher import Publisher
+    from rbee.engine.request_times import RequestTimes
     from rbee.engine.scheduling.scheduler import Scheduler
     from rbee.messages import Submit
     from rbee.transport import Producer
@@ -40,6 +42,7 @@ class Live:
     sequence: Sequence  # the scheduler's
     row: sampler.Row  # its parameters and tokens for the sampler
     num_side_records: int  # published with each of its tokens
+    moments: Moments
     report_cached: bool  # its number of cached tokens is yet to be published, as its first record
     full_since_ns: int = 0  # since when its ring has been full, if it is paused
     ended: bool = False  # it has its finish reason
@@ -56,6 +59,7 @@ class Intake:
         scheduler: Scheduler,
         producer: Producer,
         publisher: Publisher,
+        times: RequestTimes,
         *,
         vocab_size: int,
         max_model_len: int,
@@ -66,6 +70,7 @@ class Intake:
         self._scheduler = scheduler
         self._producer = producer
         self._publisher = publisher
+        self._times = times
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._slow_reader_ns = round(slow_reader_timeout * 1e9)
@@ -117,6 +122,7 @@ class Intake:
         self._scheduler.remove(sequence, invalid_kv=invalid_kv)
         del self.live[sequence.ring]
         live.ended = True
+        self._times.on_end(live.moments)
         self._publisher.finish(sequence.ring, reason, sequence.num_cached_tokens)
 
     def _add(self, submission: Submit) -> None:
@@ -130,7 +136,8 @@ class Intake:
             cache_salt=submission.cache_salt,
         )
         row = sampler.Row(sampler.RowSampler(sampling), sequence.token_ids, sequence.num_prompt_tokens)
-        live = Live(sequence, row, sampling.num_logprobs or 0, submission.report_cached)
+        moments = Moments(sequence, submission.received_ns)
+        live = Live(sequence, row, sampling.num_logprobs or 0, moments, submission.report_cached)
         self.live[sequence.ring] = live
         if submission.deadline_ns:
             self._drop_ended_deadlines()

@@ -25,6 +25,7 @@ from rbee.config import check_bounds
 from rbee.engine.engine_core import EngineCore
 from rbee.engine.intake import Intake
 from rbee.engine.publisher import Publisher
+from rbee.engine.request_times import RequestTimes
 from rbee.engine.runners import choice
 from rbee.engine.scheduling.block_manager import BlockManager
 from rbee.engine.scheduling.scheduler import Scheduler
@@ -121,15 +122,17 @@ def _load(
         max_model_len=runner.max_model_len,
     )
     publisher = Publisher(producer)
+    times = RequestTimes(producer)
     intake = Intake(
         scheduler,
         producer,
         publisher,
+        times,
         vocab_size=runner.vocab_size,
         max_model_len=runner.max_model_len,
         slow_reader_timeout=slow_reader_timeout,
     )
-    core = EngineCore(runner, scheduler, intake, publisher, step_cost=StepCost(config.max_decode_slowdown))
+    core = EngineCore(runner, scheduler, intake, publisher, times, step_cost=StepCost(config.max_decode_slowdown))
     ready = messages.Ready(
         runner=runner.name,
         device=runner.device,

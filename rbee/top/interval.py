@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from rbee.transport import COUNTS, GAUGES, EngineState, ServerState
+from rbee.transport import COUNTS, GAUGES, HISTOGRAMS, EngineState, ServerState
 
 if TYPE_CHECKING:
     from rbee.transport import Histogram, Sample
@@ -23,7 +23,7 @@ class Interval:
     seconds: float
     now: Sample  # at its end
     added: dict[str, int]  # by how much each of EVENTS has grown
-    histograms: dict[str, Histogram]  # the durations of the interval
+    histograms: dict[str, Histogram]  # what was counted in the interval
 
     @classmethod
     def between(cls, before: Sample | None, now: Sample, seconds: float) -> Self:
@@ -91,7 +91,12 @@ class Interval:
             "wakes_elided_share": _rounded(self.elided_share, 4),
             "prompt_cached_share": _rounded(self.cached_share, 4),
             "gc_pause_mean_us": _us(self.gc_pause_mean_ns),
-            **{f"{name}_us": _percentiles_us(durations) for name, durations in self.histograms.items()},
+            **{
+                f"{name}_us" if unit == "ns" else name: _percentiles(
+                    self.histograms[name], 1e3 if unit == "ns" else 1.0
+                )
+                for name, unit, _ in HISTOGRAMS
+            },
         }
 
     def _age(self, heartbeat_ns: int) -> float | None:
@@ -109,12 +114,12 @@ def _name(states: type[EngineState | ServerState], number: int) -> str:
     return states(number).label if number in set(states) else f"state {number}"
 
 
-def _percentiles_us(durations: Histogram) -> dict[str, float | int | None]:
+def _percentiles(histogram: Histogram, scale: float) -> dict[str, float | int | None]:
     quantiles = {"p50": 0.5, "p99": 0.99, "p999": 0.999, "max": 1.0}
-    values = {name: durations.quantile(fraction) for name, fraction in quantiles.items()}
+    values = {name: histogram.quantile(fraction) for name, fraction in quantiles.items()}
     return {
-        "count": durations.count,
-        **{name: _us(ns) for name, ns in values.items()},
+        "count": histogram.count,
+        **{name: None if value is None else round(value / scale, 3) for name, value in values.items()},
     }
 
 

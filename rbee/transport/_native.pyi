@@ -26,7 +26,7 @@ def inspect_arena(buffer: memoryview) -> tuple[int, int, int]:
 def observe(buffer: memoryview) -> tuple[int, int, dict[str, int], dict[str, list[int]]]:
     """Return (epoch, server's pid, counters, histograms) of an arena, whose mapping may be read-only.
 
-    Counted since this epoch's start: a value for each of COUNTERS, and for each of HISTOGRAMS the number of durations
+    Counted since this epoch's start: a value for each of COUNTERS, and for each of HISTOGRAMS the number of values
     per bucket (see `histogram_bounds`).
 
     Raises:
@@ -36,14 +36,14 @@ def observe(buffer: memoryview) -> tuple[int, int, dict[str, int], dict[str, lis
 COUNTERS: Final[tuple[tuple[str, str, str], ...]]
 """(name, kind, help) of each counter, from `native/include/rbee/counters.h`, which defines the kinds."""
 
-HISTOGRAMS: Final[tuple[tuple[str, str], ...]]
-"""(name, help) of each histogram; durations are in ns."""
+HISTOGRAMS: Final[tuple[tuple[str, str, str], ...]]
+"""(name, unit, help) of each histogram; the unit is `ns` or `tokens`."""
 
 ORDINARY_FINISHES: Final[dict[str, int]]
 """The names and codes of the finish reasons that a `FrameTemplate` has last frames for."""
 
 def histogram_bounds() -> list[int]:
-    """Where each bucket of a histogram starts, in ns; the last one has no end."""
+    """Where each bucket of a histogram starts, in its unit; the last one has no end."""
 
 class Progress:
     """Counts chunks of work, so that a long step is no hang. For one thread at a time."""
@@ -138,6 +138,17 @@ class Producer:
         cached_prompt_tokens: int,
     ) -> None:
         """Set the gauges and count the duration of a step; `step_ns` 0: there was no step."""
+
+    def note_admitted(self, queue_ns: int) -> None:
+        """Count the time from a request's receipt to its admission."""
+
+    def note_first_token(self, prefill_ns: int) -> None:
+        """Count the time from a sequence's admission to its first token."""
+
+    def note_ended(
+        self, *, prompt_tokens: int, generation_tokens: int, inference_ns: int, decode_ns: int | None
+    ) -> None:
+        """Count the sizes and times of an admitted sequence that ends; `decode_ns` is None without a token."""
 
     def close(self) -> None:
         """Release the arena. A second call does nothing."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _BUCKET_STARTS = _native.histogram_bounds()
-# Of each bucket, in ns; the last one has no end, and counts as its start.
+# Of each bucket; the last one has no end, and counts as its start.
 _BUCKET_MIDDLES = [(start + end - 1) / 2 for start, end in itertools.pairwise(_BUCKET_STARTS)] + _BUCKET_STARTS[-1:]
 COUNTERS = _native.COUNTERS
 COUNTS = tuple(name for name, kind, _ in COUNTERS if kind == "count")
@@ -38,7 +38,7 @@ _HIDDEN = "--api-key"  # the option whose value is not shown
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Durations, counted in buckets that are at most 1/16 of their start wide."""
+    """Durations in ns or whole numbers, counted in buckets that are at most 1/16 of their start wide."""
 
     buckets: tuple[int, ...]
 
@@ -47,12 +47,12 @@ class Histogram:
         return sum(self.buckets)
 
     @property
-    def total_ns(self) -> float:
-        """The sum of all durations, estimated from the middles of buckets: within 1/32, below 9 minutes each."""
+    def total(self) -> float:
+        """The sum of all values, estimated from the middles of buckets: within 1/32, below 2^39 each (9 min of ns)."""
         return float(sum(map(operator.mul, self.buckets, _BUCKET_MIDDLES)))
 
     def below(self, bounds: Iterable[int]) -> list[int]:
-        """How many durations are below each bound, in ns: exactly, if it is one that `bucket_start_near` returns."""
+        """How many values are below each bound: exactly, if it is one that `bucket_start_near` returns."""
         cumulated = [0, *itertools.accumulate(self.buckets)]
         return [cumulated[bisect.bisect_left(_BUCKET_STARTS, bound)] for bound in bounds]
 
@@ -61,7 +61,7 @@ class Histogram:
         return Histogram(tuple(now - before for now, before in zip(self.buckets, earlier.buckets, strict=True)))
 
     def quantile(self, fraction: float) -> float | None:
-        """The duration in ns that `fraction` (0 to 1) of all do not exceed, known to 1/16; None without durations.
+        """The value that `fraction` (0 to 1) of all do not exceed, known to 1/16; None without values.
 
         Interpolates linearly within a bucket. The last bucket has no end; its start is returned.
         """
@@ -78,9 +78,9 @@ class Histogram:
         return start + width * (rank - before) / self.buckets[bucket]
 
 
-def bucket_start_near(ns: float) -> int:
-    """The start of a bucket that is nearest to `ns`, in ns."""
-    return min(_BUCKET_STARTS, key=lambda start: abs(start - ns))
+def bucket_start_near(value: float) -> int:
+    """The start of a bucket that is nearest to `value`."""
+    return min(_BUCKET_STARTS, key=lambda start: abs(start - value))
 
 
 @dataclass(frozen=True, slots=True)

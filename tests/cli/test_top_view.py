@@ -12,7 +12,7 @@ from rich.console import Console
 
 from rbee.top import view
 from rbee.top.interval import EVENTS, Interval
-from rbee.transport import Observer
+from rbee.transport import Histogram, Observer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +64,16 @@ def test_rates_are_those_of_the_interval(server):
     assert (shown["server_pid"], shown["epoch"], shown["engine_state"]) == (server.pid(), 1, "stepping")
     assert shown["server_state"] == "loading"
     assert 0 <= shown["server_silence_s"] <= shown["engine_silence_s"]
+
+
+def test_histograms_have_their_unit(server):
+    """A time is shown in microseconds, a number of tokens as it is."""
+    interval = measure(server, lambda: None)
+    three = Histogram((0, 0, 0, 1) + (0,) * 572)
+    counted = dict.fromkeys(interval.histograms, three)
+    shown = dataclasses.replace(interval, histograms=counted).as_json()
+    assert shown["request_prompt_tokens"] == {"count": 1, "p50": 4, "p99": 4, "p999": 4, "max": 4}
+    assert shown["queue_time_us"] == {"count": 1, "p50": 0.004, "p99": 0.004, "p999": 0.004, "max": 0.004}
 
 
 def test_nothing_has_no_rate_and_no_percentile(server):

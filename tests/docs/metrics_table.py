@@ -13,13 +13,12 @@ from starlette.testclient import TestClient
 from rbee.config import Config, EngineConfig, ServerConfig
 from rbee.server import assembly
 from rbee.server.text import served_model
-from tests.docs.module_map import ROOT
+from tests.docs.generated_part import ROOT, GeneratedPart
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-PAGE = ROOT / "docs" / "operating.md"
-BEGIN, END = "<!-- metrics: begin -->\n", "<!-- metrics: end -->\n"
+PART = GeneratedPart(ROOT / "docs" / "operating.md", "metrics")
 _EVERYWHERE = {"model_name", "le"}
 
 
@@ -42,15 +41,8 @@ def table() -> str:
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = {label: None for sample in family.samples for label in sample.labels if label not in _EVERYWHERE}
         lines.append(f"| `{name}` | {family.type} | {', '.join(sorted(labels))} | {family.documentation} |")
-    return "\n".join(lines)
-
-
-def page() -> str:
-    """The page with the table as it should be."""
-    before, rest = PAGE.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table()}\n\n{END}{after}"
+    return "\n".join([*lines, "", ""])
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    PART.page.write_text(PART.filled(table()))

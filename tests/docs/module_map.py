@@ -9,11 +9,14 @@ from __future__ import annotations
 import ast
 import itertools
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "architecture.md"
-BEGIN, END = "<!-- modules: begin -->\n", "<!-- modules: end -->\n"
+from tests.docs.generated_part import ROOT, GeneratedPart
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PART = GeneratedPart(ROOT / "docs" / "architecture.md", "modules")
 _PATTERNS = ("rbee/**/*.py", "native/include/**/*.h", "native/kernels/**/*.h")
 _SENTENCE = re.compile(r"(.+?)\.(?:\s|$)")
 
@@ -49,12 +52,5 @@ def section() -> str:
     return "\n".join(lines)
 
 
-def page() -> str:
-    """The page with the section as it should be."""
-    before, rest = PAGE.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{section()}{END}{after}"
-
-
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    PART.page.write_text(PART.filled(section()))

@@ -17,6 +17,7 @@ from rbee import messages
 from rbee.engine.engine_core import EngineCore
 from rbee.engine.intake import Intake
 from rbee.engine.publisher import Publisher
+from rbee.engine.request_times import RequestTimes
 from rbee.engine.runners.context_length import CacheSize
 from rbee.engine.runners.interface import StepOutput
 from rbee.engine.runners.synthetic import SyntheticRunner
@@ -183,10 +184,12 @@ class InProcessEngine:
             max_model_len=min(runner.max_model_len, (num_blocks or runner.num_blocks) * block_size),
         )
         self.publisher = Publisher(self.producer)
+        times = RequestTimes(self.producer, now_ns=lambda: self.now_ns)
         self.intake = Intake(
             self.scheduler,
             self.producer,
             self.publisher,
+            times,
             vocab_size=runner.vocab_size,
             max_model_len=runner.max_model_len,
             slow_reader_timeout=slow_reader_timeout,
@@ -197,6 +200,7 @@ class InProcessEngine:
             self.scheduler,
             self.intake,
             self.publisher,
+            times,
             step_cost=step_cost or Unlimited(),
             step_clock=step_clock,
         )

@@ -107,4 +107,5 @@ def test_every_counter_is_documented():
     assert len(set(names)) == len(names)
     assert {kind for _, kind, _ in _native.COUNTERS} == {"count", "gauge", "status"}
     assert all(text.endswith(".") for _, _, text in _native.COUNTERS)
-    assert all(text.endswith(".") for _, text in _native.HISTOGRAMS)
+    assert {unit for _, unit, _ in _native.HISTOGRAMS} == {"ns", "tokens"}
+    assert all(text.endswith(".") for _, _, text in _native.HISTOGRAMS)

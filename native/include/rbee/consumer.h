@@ -113,8 +113,11 @@ public:
 
     /// Cancels the ring's request; true if the engine sleeps and must be sent Wake.
     bool cancel(std::uint32_t ring) {
-        const Ring& mine = assigned_at(ring);
+        Ring& mine = assigned_at(ring);
         begin(ring);
+        if (mine.cancelled_ns == 0) {
+            mine.cancelled_ns = monotonic_ns();
+        }
         // Relaxed, no pair: no other load of the engine depends on it; take_waiting() orders it for a sleeping engine.
         arena_.cancel[ring].store(mine.generation, std::memory_order_relaxed);
         count(arena_.fixed->server.cancels);
@@ -254,6 +257,7 @@ private:
         std::uint32_t generation = 0;
         bool assigned = false;
         std::uint64_t queued_tokens = 0;  // in the sum, while the ring has not begun
+        std::uint64_t cancelled_ns = 0;  // when its request was cancelled, if it was
     };
 
     static std::uint64_t bit(std::uint32_t ring) { return std::uint64_t{1} << ring % 64; }
@@ -365,6 +369,10 @@ private:
         }
         if (ended) {
             count(arena_.fixed->server.finishes);
+            if (mine.cancelled_ns != 0) {
+                arena_.fixed->histograms.cancel_to_free.add(monotonic_ns() - mine.cancelled_ns);
+                mine.cancelled_ns = 0;
+            }
             give_back(ring);
         }
         return emptied;

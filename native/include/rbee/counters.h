@@ -48,12 +48,19 @@
     X(std::uint64_t, gc_pauses, gc_pauses, count, "Garbage collections of the server's Python.") \
     X(std::uint64_t, gc_pause_ns, gc_pause_ns, count, "Time in garbage collections of the server's Python.")
 
-//  X(name, help), durations in ns. The engine counts the first one, the server the others.
+//  X(name, unit, help); the unit is `ns` or `tokens`. The engine counts `step` and the last six, the server the others.
 #define RBEE_HISTOGRAMS(X) \
-    X(step, "One engine step, schedule to commit.") \
-    X(wakeup, "A step's commit to the start of the drain that found it.") \
-    X(delivery, "A token's commit to its bytes handed to the socket.") \
-    X(loop_lag, "How late a timer of the server's event loop was.") \
-    X(first_token, "A request received to its first content handed to the socket.") \
-    X(token_gap, "Between two successive tokens of a stream handed to the socket; 0 within one write.")
+    X(step, ns, "One engine step, schedule to commit.") \
+    X(wakeup, ns, "A step's commit to the start of the drain that found it.") \
+    X(delivery, ns, "A token's commit to its bytes handed to the socket.") \
+    X(loop_lag, ns, "How late a timer of the server's event loop was.") \
+    X(first_token, ns, "A request received to its first content handed to the socket.") \
+    X(token_gap, ns, "Between two successive tokens of a stream handed to the socket; 0 within one write.") \
+    X(cancel_to_free, ns, "A cancel to the return of its ring; its KV blocks are free by then.") \
+    X(queue_time, ns, "A request received to a sequence of it admitted: it has a seat and KV blocks.") \
+    X(prefill_time, ns, "A sequence admitted to its first token.") \
+    X(decode_time, ns, "A sequence's first token to its end.") \
+    X(inference_time, ns, "A sequence admitted to its end.") \
+    X(request_prompt_tokens, tokens, "Prompt tokens of a sequence that was admitted and has ended.") \
+    X(request_generation_tokens, tokens, "Tokens generated for a sequence that was admitted and has ended.")
 // clang-format on

@@ -1,4 +1,4 @@
-// A histogram of durations in shared memory: one process counts, observers read at any time.
+// A histogram of durations or numbers in shared memory: one process counts, observers read at any time.
 //
 // Log-linear buckets in the manner of Gil Tene's HdrHistogram: 16 per power of two, so that a value is known to 1/16.
 // Durations are in nanoseconds; everything of 9 minutes and more falls into the last bucket.
@@ -11,17 +11,17 @@ namespace rbee {
 
 constexpr std::uint32_t kBuckets = 576;
 
-/// The bucket that counts `ns`.
-constexpr std::uint32_t bucket_of(std::uint64_t ns) {
-    if (ns < 16) {
-        return static_cast<std::uint32_t>(ns);
+/// The bucket that counts `value`.
+constexpr std::uint32_t bucket_of(std::uint64_t value) {
+    if (value < 16) {
+        return static_cast<std::uint32_t>(value);
     }
-    const auto exponent = static_cast<std::uint32_t>(63 - __builtin_clzll(ns));
-    const std::uint32_t bucket = (exponent - 3) * 16 + static_cast<std::uint32_t>(ns >> (exponent - 4) & 15);
+    const auto exponent = static_cast<std::uint32_t>(63 - __builtin_clzll(value));
+    const std::uint32_t bucket = (exponent - 3) * 16 + static_cast<std::uint32_t>(value >> (exponent - 4) & 15);
     return bucket < kBuckets ? bucket : kBuckets - 1;
 }
 
-/// The smallest duration that falls into a bucket.
+/// The smallest value that falls into a bucket.
 constexpr std::uint64_t bucket_start(std::uint32_t bucket) {
     return bucket < 16 ? bucket : std::uint64_t{16 + bucket % 16} << (bucket / 16 - 1);
 }
@@ -34,7 +34,7 @@ struct Histogram {
     Word<std::uint64_t> buckets[kBuckets];
 
     /// For the one process that counts here.
-    void add(std::uint64_t ns, std::uint64_t times = 1) { count(buckets[bucket_of(ns)], times); }
+    void add(std::uint64_t value, std::uint64_t times = 1) { count(buckets[bucket_of(value)], times); }
 };
 
 }  // namespace rbee

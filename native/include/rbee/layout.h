@@ -26,7 +26,7 @@ struct TransportError : std::runtime_error {
 
 constexpr std::size_t kLine = 128;
 constexpr std::uint64_t kMagic = 0x6d68735f65656272;  // "rbee_shm" as little-endian bytes
-constexpr std::uint32_t kAbiVersion = 5;
+constexpr std::uint32_t kAbiVersion = 6;
 constexpr std::uint32_t kMaxRings = 1u << 16;
 constexpr std::uint32_t kMaxRingCapacity = 1u << 20;
 
@@ -149,13 +149,13 @@ void visit_counters(const ServerLines& line, Visit&& visit) {
 #undef RBEE_VISIT
 }
 
-/// Durations of frequent events.
+/// Durations and sizes.
 struct alignas(kLine) Histograms {
-#define RBEE_HISTOGRAM(name, help) Histogram name;
+#define RBEE_HISTOGRAM(name, unit, help) Histogram name;
     RBEE_HISTOGRAMS(RBEE_HISTOGRAM)
 #undef RBEE_HISTOGRAM
 };
-static_assert(sizeof(Histograms) == 6 * kBuckets * 8);
+static_assert(sizeof(Histograms) == 13 * kBuckets * 8);
 
 /// The part of the arena whose place does not depend on its size; the arrays of Geometry follow.
 struct FixedPart {

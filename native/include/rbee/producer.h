@@ -149,6 +149,9 @@ public:
     /// See progress.h.
     Word<std::uint64_t>& progress() { return arena_.fixed->engine.progress; }
 
+    /// The histograms. Only the engine's may be written here.
+    Histograms& histograms() const { return arena_.fixed->histograms; }
+
     /// Sets the gauges and counts the duration of a step, for observers; `step_ns` 0: there was no step.
     void report(std::uint64_t step_ns, const EngineGauges& gauges) {
         EngineLine& line = arena_.fixed->engine;

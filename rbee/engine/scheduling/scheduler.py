@@ -72,6 +72,7 @@ class Scheduler:
         self.max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.admitted: list[Sequence] = []  # by the last `schedule()`, also those that had been preempted
         self.num_preemptions = 0
 
     @property
@@ -101,6 +102,7 @@ class Scheduler:
 
         While any sequence decodes, those more than one token behind get max(1, max_prompt_tokens) together.
         """
+        self.admitted = []
         chosen = self._continue_running()
         if len(chosen) < self.max_num_seqs and self.waiting:
             self._admit_waiting(chosen)
@@ -151,6 +153,7 @@ class Scheduler:
             self._preempt(victim)
         self.waiting.remove(sequence)
         bisect.insort(self.running, sequence, key=_rank)
+        self.admitted.append(sequence)
         return True
 
     def _share_tokens(self, chosen: list[Sequence], max_prompt_tokens: int) -> list[Scheduled]:

@@ -37,10 +37,17 @@ _VLLM_NAMES = {  # of counters and histograms of the arena
     "cached_prompt_tokens": ["prefix_cache_hits"],
     "first_token": ["time_to_first_token"],
     "token_gap": ["inter_token_latency"],
+    "queue_time": ["request_queue_time"],
+    "prefill_time": ["request_prefill_time"],
+    "decode_time": ["request_decode_time"],
+    "inference_time": ["request_inference_time"],
 }
-# 10 us to 500 s in steps of 1, 2 and 5, each moved to the nearest start of an arena's bucket.
+# Steps of 1, 2 and 5, each moved to the nearest start of an arena's bucket: 10 us to 500 s, and 1 to a million tokens.
 _BOUNDS_NS = [bucket_start_near(digit * 10**power) for power in range(4, 12) for digit in (1, 2, 5)]
 _BOUNDS_SECONDS = [bound / 1e9 for bound in _BOUNDS_NS]
+# What is below a bound of whole tokens is at most one less.
+_BOUNDS_TOKENS = [bucket_start_near(digit * 10**power + 1) for power in range(6) for digit in (1, 2, 5)]
+_MOST_TOKENS = [float(bound - 1) for bound in _BOUNDS_TOKENS]
 
 
 class Metrics(Collector):
@@ -85,7 +92,7 @@ class Metrics(Collector):
             "finished_reason",
         )
         yield self._histogram(
-            "e2e_request_latency",
+            "e2e_request_latency_seconds",
             "A request received to the end of a sequence of it, however that ended.",
             zip(BOUNDS, ends.up_to_bounds(), strict=False),
             sum(ends.by_reason.values()),
@@ -115,17 +122,16 @@ class Metrics(Collector):
                 elif kind == "gauge":
                     yield self._gauge(shown, text, value)
         yield from self._statuses(sample)
-        for name, text in HISTOGRAMS:
-            durations = sample.histograms[name]
-            below = durations.below(_BOUNDS_NS)
+        for name, unit, text in HISTOGRAMS:
+            found = sample.histograms[name]
+            described = f"{text} The sum is known to 1/32."
             for shown in _VLLM_NAMES.get(name, [name]):
-                yield self._histogram(
-                    shown,
-                    f"{text} The sum is known to 1/32.",
-                    zip(_BOUNDS_SECONDS, below, strict=True),
-                    durations.count,
-                    durations.total_ns / 1e9,
-                )
+                if unit == "ns":
+                    counts = zip(_BOUNDS_SECONDS, found.below(_BOUNDS_NS), strict=True)
+                    yield self._histogram(f"{shown}_seconds", described, counts, found.count, found.total / 1e9)
+                else:
+                    counts = zip(_MOST_TOKENS, found.below(_BOUNDS_TOKENS), strict=True)
+                    yield self._histogram(shown, described, counts, found.count, found.total)
 
     def _statuses(self, sample: Sample) -> Iterator[Metric]:
         """The counters that are neither a count nor a gauge; the server's own state is not read from the arena."""
@@ -157,11 +163,9 @@ class Metrics(Collector):
             family.add_metric([self._model, *values], count)
         return family
 
-    def _histogram(
-        self, name: str, text: str, counts: Iterable[tuple[float, int]], count: int, total_seconds: float
-    ) -> Metric:
-        """`counts` has bounds in seconds, each with the number of durations up to it."""
-        family = HistogramMetricFamily(f"{_PREFIX}{name}_seconds", text, labels=["model_name"])
+    def _histogram(self, name: str, text: str, counts: Iterable[tuple[float, int]], count: int, total: float) -> Metric:
+        """`counts` has bounds, each with the number of values up to it."""
+        family = HistogramMetricFamily(_PREFIX + name, text, labels=["model_name"])
         buckets = [(str(bound), number) for bound, number in counts]
-        family.add_metric([self._model], [*buckets, ("+Inf", count)], total_seconds)
+        family.add_metric([self._model], [*buckets, ("+Inf", count)], total)
         return family

@@ -115,6 +115,15 @@ async def test_every_request_and_token_counts_once(server: Server) -> None:
     assert found.of("request_success_total") == {("length",): 7}
     assert found("time_to_first_token_seconds_count") == 3 + 2
     assert found("inter_token_latency_seconds_count") == 3 * 4 + 2 * 3
+    for time in ("queue", "prefill", "decode", "inference"):
+        assert found(f"request_{time}_time_seconds_count") == 7
+    assert found("cancel_to_free_seconds_count") == 0
+    for size, tokens in (("prompt", 7 * 2), ("generation", 3 * 5 + 2 * 4 + 2 * 3)):
+        assert (found(f"request_{size}_tokens_count"), found(f"request_{size}_tokens_sum")) == (7, tokens)
+    bounds, counts = found.buckets("request_generation_tokens")
+    assert (bounds[:5], counts[:5]) == ([1, 2, 5, 10, 20], [0, 0, 7, 7, 7])
+    bounds, counts = found.buckets("request_prompt_tokens")
+    assert (bounds[-2:], counts[:3]) == ([507_903, float("inf")], [0, 7, 7])
     assert (found("rings_in_use"), found("num_requests_waiting"), found("num_preemptions_total")) == (0, 0, 0)
     answers = found.of("http_requests_total")
     del answers["", "200"]  # the scrapes are among them
@@ -163,7 +172,7 @@ async def test_reasons_are_those_that_clients_see(server: Server) -> None:
             server, lambda found: found("rings_in_use") == 0 and found("http_requests_total", "", "499")
         )
     assert found.of("request_success_total") == {("stop",): 1, ("length",): 1, ("abort",): 2}
-    assert found("cancels_total") == 3
+    assert found("cancels_total") == found("cancel_to_free_seconds_count") == 3
     assert found("http_requests_total", "", "499") == 1
 
 
@@ -201,6 +210,19 @@ def test_without_an_engine_the_server_is_still_described() -> None:
         assert (found("ready"), found.of("server_state")) == (0, {(state,): 1})
         assert found("request_success_total", "stop") == 0
         assert found("generation_tokens_total") is None
+
+
+def test_while_the_first_engine_starts_its_numbers_are_zero() -> None:
+    """Its arena is there before it is: nothing is absent that comes later, and nothing has been counted."""
+    with client_of() as client:
+        starting = Scrape(parse_text(client.get("/metrics").text))
+        while client.get("/ready").status_code != 200:
+            pass
+        ready = Scrape(parse_text(client.get("/metrics").text))
+    assert starting("generation_tokens_total") == starting("kv_cache_usage_perc") == 0
+    assert starting("request_queue_time_seconds_count") == 0
+    appear_later = {"rbee:engine_heartbeat_age_seconds"}
+    assert {family.name for family in ready.families} - {family.name for family in starting.families} <= appear_later
 
 
 def test_openmetrics_has_the_same_samples() -> None:
