@@ -26,7 +26,7 @@ def can_serve(python: Path) -> bool:
     """Whether this interpreter has llama-cpp-python with all that its server needs."""
     if not python.is_file():
         return False
-    imports = [python, "-c", "import llama_cpp.server.app, uvicorn"]
+    imports: list[str | Path] = [python, "-c", "import llama_cpp.server.app, uvicorn"]
     return subprocess.run(imports, capture_output=True, check=False).returncode == 0
 
 
@@ -36,7 +36,7 @@ class LlamaCppServer:
     def __init__(self, python: Path, gguf: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = free.getsockname()[1]
-        self._command = [python, "-m", "llama_cpp.server", "--model", gguf, "--host", "127.0.0.1"]
+        self._command: list[str | Path] = [python, "-m", "llama_cpp.server", "--model", gguf, "--host", "127.0.0.1"]
         self._command += ["--port", str(self._port), "--verbose", "false", "--n_ctx", "2048"]
         self._stopping = False
         self._process = self._start()

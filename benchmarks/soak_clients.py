@@ -133,7 +133,7 @@ class _Stream:
         return raw.startswith(b"HTTP/1.1 ") and not raw.startswith(b"HTTP/1.1 200") and raw.endswith(b"}")
 
     def _end(self, raw: bytes, count: Callable[[str, bytes], None]) -> str:
-        told = [code.decode() for code in _CODE.findall(raw)]
+        told: list[str] = [code.decode() for code in _CODE.findall(raw)]
         if not raw.startswith(b"HTTP/1.1 200"):
             assert len(told) == 1, f"a refusal without a code: {raw[:200]!r}"
             return told[0]
