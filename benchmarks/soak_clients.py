@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _TEXT = re.compile(rb'"text":"([^"\\]*)"')
 _CODE = re.compile(rb'"error":\{.*?"code":"(\w+)"')
 _LOST = "lost"
+PATIENCE = 120.0  # seconds, in which a stream must have ended
 PROMPTS = 997  # different ones, after which the expected answers come again
 LONGEST = 400  # tokens
 
@@ -79,11 +80,12 @@ class Clients:
             tokens = chance.randrange(1, LONGEST + 1)
             self.opened += 1
             try:
-                end = await _Stream(self._url, prompt, tokens, kind, chance).run(self._count)
-            except AssertionError as error:
+                async with asyncio.timeout(PATIENCE):
+                    end = await _Stream(self._url, prompt, tokens, kind, chance).run(self._count)
+            except (AssertionError, TimeoutError) as error:
                 end = _LOST
                 if len(self.problems) < 10:
-                    self.problems.append(f"{prompt!r}, {tokens} tokens, {kind}: {error}")
+                    self.problems.append(f"{prompt!r}, {tokens} tokens, {kind}: {error or 'no end'}")
             self.ends[end] += 1
             if end not in {"finished", "left"}:  # as a client that was told to come back later
                 with contextlib.suppress(TimeoutError):

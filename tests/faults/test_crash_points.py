@@ -12,6 +12,7 @@ import pytest
 
 from tests.faults.crash_parts import CrashSite, build_native, load, native_points, points
 from tests.faults.faults_parts import held, until_held
+from tests.server.server_parts import PATIENCE
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -19,6 +20,7 @@ OPTIONS = ["--model", "synthetic", "--synthetic-step-ms", "0.5", "--ring-capacit
 OPTIONS += ["--max-restarts", "1000", "--restart-window", "1", "--hang-timeout", "0"]
 # What a client may be told when the engine died: before, or after its request was taken.
 TOLD = {"engine_died", "engine_dead", "engine_starting", "engine_loading"}
+ROUNDS = 10  # of 16 streams, in which each point must be passed
 ENGINE, SERVER = points("engine"), points("server")
 
 
@@ -38,7 +40,7 @@ async def until_replaced(server):
     """Wait until the engine that died last has been replaced by one that serves; the server answers all the time."""
     while "it is started again" not in server.log.read_text().rpartition("crash point")[2]:  # noqa: ASYNC110 - another process
         await asyncio.sleep(0.005)
-    async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+    async with asyncio.timeout(PATIENCE), httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as client:
         while (await client.get("/ready")).status_code != 200:
             assert (await client.get("/health")).status_code == 200
             await asyncio.sleep(0.005)
@@ -60,15 +62,18 @@ async def test_engine_killed_at_each_point(launch, site):
         for point, following in zip(ENGINE, [*ENGINE[1:], None], strict=True):
             # This point's engine is being started, over and over if it dies there; the one after it has the next plan.
             if point.at_start:
-                while not point.passed_by(server):  # noqa: ASYNC110 - another process
-                    await asyncio.sleep(0.005)
+                async with asyncio.timeout(PATIENCE):
+                    while not point.passed_by(server):  # noqa: ASYNC110 - another process
+                        await asyncio.sleep(0.005)
             else:
                 await until_replaced(server)
                 await until_held(server, before)  # of the point before
             site.plan("engine", *([following.order(signal.SIGKILL)] if following else []))
-            while not point.passed_by(server):
-                ends = {answer.end() for answer in await load(server, slow=point.asleep)}
-                assert ends <= TOLD | {"whole", "left"}, point
+            for _ in range(ROUNDS):
+                if not point.passed_by(server):
+                    ends = {answer.end() for answer in await load(server, slow=point.asleep)}
+                    assert ends <= TOLD | {"whole", "left"}, point
+            assert point.passed_by(server), point
         await until_replaced(server)
         assert sorted(answer.end() for answer in await load(server)) == ["left"] + ["whole"] * 15
         await until_held(server, before)
@@ -82,11 +87,12 @@ async def test_server_killed_at_each_point(launch, site, point):
     site.plan("server", point.order(signal.SIGKILL))
     with launch(site.command(*OPTIONS), until=None) as server:
         server.url = await asyncio.to_thread(url_of, server)
-        while server.url and server.process.poll() is None:
-            ends = {answer.end() for answer in await load(server, slow=point.asleep)}
-            assert ends <= {"whole", "left", "cut"}
-        assert server.wait() == -signal.SIGKILL
+        for _ in range(ROUNDS if server.url else 0):
+            if server.process.poll() is None:
+                ends = {answer.end() for answer in await load(server, slow=point.asleep)}
+                assert ends <= {"whole", "left", "cut"}
         assert point.passed_by(server)
+        assert server.wait() == -signal.SIGKILL
         await asyncio.to_thread(site.wait_until_empty, server.pid)
 
 
@@ -134,10 +140,12 @@ async def test_stopped_at_each_point(launch, site, process):
         server.url = await asyncio.to_thread(url_of, server)
         before = await held(server)
         missing = stops
-        while missing:
-            ends = sorted(answer.end() for answer in await load(server, slow=True))
-            assert ends == ["left"] + ["whole"] * 15
-            missing = [point for point in stops if not point.passed_by(server)]
+        for _ in range(ROUNDS):
+            if missing:
+                ends = sorted(answer.end() for answer in await load(server, slow=True))
+                assert ends == ["left"] + ["whole"] * 15
+                missing = [point for point in stops if not point.passed_by(server)]
+        assert not missing
         await until_held(server, before)
         assert server.log.read_text().count("crash point") == len(stops)
         assert server.stop() == 0
