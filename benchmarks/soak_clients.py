@@ -85,7 +85,7 @@ class Clients:
             except (AssertionError, TimeoutError) as error:
                 end = _LOST
                 if len(self.problems) < 10:
-                    self.problems.append(f"{prompt!r}, {tokens} tokens, {kind}: {error or 'no end'}")
+                    self.problems.append(f"{prompt!r}, {tokens} tokens, {kind}: {str(error) or 'no end'}")
             self.ends[end] += 1
             if end not in {"finished", "left"}:  # as a client that was told to come back later
                 with contextlib.suppress(TimeoutError):
