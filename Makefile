@@ -7,7 +7,7 @@ PROMETHEUS := build/prometheus
 NATIVE := $(shell find native -name '*.h' -o -name '*.cpp' -o -name CMakeLists.txt)
 CXX_FILES := $(filter %.h %.cpp,$(NATIVE))
 
-.PHONY: setup serve test test-fast test-properties test-native-long coverage lint bench bench-transport bench-peers bench-llama-cpp bench-quality clean
+.PHONY: setup serve test test-fast test-properties test-native-long soak coverage lint bench bench-transport bench-peers bench-llama-cpp bench-quality bench-faults clean
 
 setup: $(STAMP)
 
@@ -52,6 +52,10 @@ test-native-long: setup
 	$(BIN)/cmake --build build/native-address --parallel 2 --target rbee_transport_tests
 	RBEE_FUZZ_ROUNDS=100000 build/native-address/rbee_transport_tests scribbled
 	$(BIN)/python tests/transport/mutations.py $(ARGS)
+
+# Streams, faults and hours: ARGS="--hours 2". By hand, on a machine that has nothing else to do.
+soak: setup
+	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 # Lines and branches of rbee/ that the suite runs, in the processes that it starts too.
 coverage: setup $(PROMETHEUS)/.installed
@@ -110,6 +114,14 @@ bench-llama-cpp: setup $(addsuffix /.installed,$(LLAMA_CPP_PEERS))
 
 bench-quality: setup $(addsuffix /.installed,$(LLAMA_CPP_PEERS))
 	$(BIN)/python benchmarks/bench_quality.py --vs-llama-cpp $(LLAMA_CPP_PYTHONS) $(ARGS)
+
+# The peer's server needs more than the peer.
+$(LLAMA_CPP)-%/.server: $(LLAMA_CPP)-%/.installed
+	$(@D)/bin/pip install -q -c .ci/constraints.txt 'llama-cpp-python[server]'
+	touch $@
+
+bench-faults: setup $(addsuffix /.server,$(LLAMA_CPP_PEERS))
+	$(BIN)/python benchmarks/bench_faults.py --vs-llama-cpp $(LLAMA_CPP_PYTHONS) $(ARGS)
 
 clean:
 	rm -rf build $(VENV)

@@ -1,106 +1,70 @@
-"""How soon a server serves again after its engine died, and how soon it says that its engine hangs.
+"""How soon a server serves again after a fault, how soon it says so, and what faults leave behind.
 
-    python benchmarks/bench_faults.py --save
+    make bench-faults ARGS=--save
 
-One server, whose engine gets one fault after another while `--streams` clients read:
+One server per model, which gets `--faults` of each kind, in turn; all times are on CLOCK_MONOTONIC:
 
-* kill: SIGKILL. `told_ms`: until the last client has read its error event. `serves_ms`: until /ready is 200 again.
+* kill: SIGKILL of the engine while `--streams` clients read. `told_ms`: until the last of them has read its error
+  event. `serves_ms`: until /ready is 200 again.
 * stop: SIGSTOP. `noticed_ms`: until /ready is 503, less --hang-timeout. `serves_ms` as above, less the same.
+* leave: one client resets its connection in decode. `free_ms`: until its ring and its KV blocks are free, in the
+  arena's counters. Beside it `step_ms`, the engine's step time, from the same run.
+* floor: SIGKILL of a process that loads nothing, until it has been started again and has said so.
 
-/ready is asked again as soon as it has answered. Beside it, in turn with every fault, the floor: the time from SIGKILL
-until a process that loads nothing has been started again and has said so (`exec_ms`). All times are on CLOCK_MONOTONIC.
+As many times, with servers of their own:
+
+* start: `cold_ms`, from the start of `rbee serve` to its "ready".
+* drain: SIGTERM while `--streams` clients read 100 tokens each. `exit_ms`: from the last client's end to the exit.
+  A client whose stream is not whole ends the program.
+
+* peer: with --vs-llama-cpp, llama-cpp-python's server in a restart loop, killed while one client reads (it serves one
+  at a time). `told_ms`: until that client's connection has ended, which is all that it is told. `serves_ms`, `cold_ms`
+  as above. It has nothing that notices a hang.
+* aborts: --aborts requests whose clients leave in four states, and what the server holds before and after; `aborts.py`.
+
+/ready is asked again as soon as it has answered.
 """
 
 from __future__ import annotations
 
-import http.client
+import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-import psutil
-from own_server import OwnServer
+import aborts
+from faulty_server import PATIENCE, FaultyServer, hang_up
+from llama_cpp_process import add_peer_option
+from llama_cpp_server import LlamaCppServer, can_serve, fault
 from program import argument_parser, finish, progress
 from saving import table
-from sse_client import http_request
+
+from rbee.config import DEFAULT_MODEL
+from rbee.models import ConsoleProgress, gguf_of, prepare
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
+    from pathlib import Path
 
 HANG_TIMEOUT = 1.0  # seconds
 _WINDOW = 1.0  # of restarts, in seconds: with a fault in each, every one is the first, which is not delayed
-_PATIENCE = 60.0  # seconds after which the program gives up
+_DRAINED_TOKENS = 100
+
+Figures = dict[str, float]
 
 
-class Faulty:
-    """A server that is ready, the streams that clients read from it, and its engine.
-
-    Attributes:
-        url: of the server.
-    """
-
-    def __init__(self, model: str, streams: int) -> None:
-        self._server = OwnServer(
-            *("--model", model, "--synthetic-step-ms", "10", "--max-restarts", "1000"),
-            *("--restart-window", str(_WINDOW), "--hang-timeout", str(HANG_TIMEOUT)),
-        )
-        self.url = self._server.url
-        self._model = model
-        self._streams = streams
-        self._connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=_PATIENCE)
-
-    def engine(self) -> psutil.Process:
-        """The process that computes now."""
-        [engine] = [child for child in psutil.Process(self._server.pid).children() if "rbee.engine" in child.cmdline()]
-        return engine
-
-    def open_streams(self) -> list[socket.socket]:
-        """Each has sent its first token."""
-        sockets = []
-        for number in range(self._streams):
-            payload = {"prompt": f"stream {number}", "max_tokens": 8000, "stream": True, "ignore_eos": True}
-            host, port, request = http_request(self.url, "/v1/completions", payload)
-            sock = socket.create_connection((host, port), timeout=_PATIENCE)
-            sock.sendall(request)
-            sockets.append(sock)
-        for sock in sockets:
-            while b"data: " not in sock.recv(65536):
-                pass
-        return sockets
-
-    def until_ready(self, wanted: bool) -> int:  # noqa: FBT001 - what is waited for
-        """When /ready first said so, in ns."""
-        deadline = time.monotonic() + _PATIENCE
-        while time.monotonic() < deadline:
-            self._connection.request("GET", "/ready")
-            response = self._connection.getresponse()
-            response.read()
-            if (response.status == 200) == wanted:
-                return time.monotonic_ns()
-        raise SystemExit("The server did not get ready again; its error is above.")
-
-    def close(self) -> None:
-        self._connection.close()
-        self._server.stop()
-
-
-def kill(server: Faulty) -> dict[str, float]:
+def kill(server: FaultyServer, streams: int) -> Figures:
     """One SIGKILL: milliseconds until the last client was told, and until the next engine serves."""
-    sockets = server.open_streams()
+    sockets = server.open_streams(streams)
     killed_ns = time.monotonic_ns()
     server.engine().send_signal(signal.SIGKILL)
     for sock in sockets:
-        seen = b""
-        while b'"code":"engine_died"' not in seen:
-            piece = sock.recv(65536)
-            if not piece:
-                raise SystemExit("A stream ended without an error event.")
-            seen = seen[-64:] + piece
+        if b'"code":"engine_died"' not in _rest(sock, b'"code":"engine_died"'):
+            raise SystemExit("A stream ended without an error event.")
     told_ns = time.monotonic_ns()
     served_ns = server.until_ready(wanted=True)
     for sock in sockets:
@@ -108,7 +72,18 @@ def kill(server: Faulty) -> dict[str, float]:
     return {"told_ms": (told_ns - killed_ns) / 1e6, "serves_ms": (served_ns - killed_ns) / 1e6}
 
 
-def stop(server: Faulty) -> dict[str, float]:
+def _rest(sock: socket.socket, sign: bytes) -> bytes:
+    """The last bytes of a stream, which has been read until `sign` or to its end."""
+    seen = b""
+    while sign not in seen:
+        piece = sock.recv(65536)
+        if not piece:
+            break
+        seen = seen[-256:] + piece
+    return seen
+
+
+def stop(server: FaultyServer) -> Figures:
     """One SIGSTOP: milliseconds beyond the timeout until /ready says so, and until the next engine serves."""
     stopped_ns = time.monotonic_ns()
     server.engine().send_signal(signal.SIGSTOP)
@@ -121,7 +96,28 @@ def stop(server: Faulty) -> dict[str, float]:
     }
 
 
-def floor() -> dict[str, float]:
+def leave(server: FaultyServer) -> Figures:
+    """One client that resets its connection: milliseconds until nothing of it is held; and the median step."""
+    before = server.sample()
+    [sock] = server.open_streams(1)
+    for _ in range(10):
+        sock.recv(65536)
+    left_ns = time.monotonic_ns()
+    hang_up(sock)
+    deadline = left_ns + int(PATIENCE * 1e9)
+    while True:
+        sample = server.sample()
+        free_ns = time.monotonic_ns()
+        now = sample.counters
+        if now["finishes"] > before.counters["finishes"] and not now["kv_blocks_used"]:
+            break
+        if free_ns > deadline:
+            raise SystemExit("A client has left, and its ring or its KV blocks are still in use.")
+    step_ns = sample.histograms["step"].minus(before.histograms["step"]).quantile(0.5) or 0.0
+    return {"free_ms": (free_ns - left_ns) / 1e6, "step_ms": step_ns / 1e6}
+
+
+def floor() -> Figures:
     """A process without imports is killed and started again: milliseconds until it has said so."""
     command = [sys.executable, "-S", "-c", "print(flush=True); import time; time.sleep(60)"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
@@ -138,50 +134,116 @@ def floor() -> dict[str, float]:
     return {"exec_ms": (said_ns - killed_ns) / 1e6}
 
 
-def measure(model: str, streams: int, faults: int) -> list[dict[str, Any]]:
+def drain(model: str, streams: int) -> dict[str, Figures]:
+    """A start and a SIGTERM beside streams that go on to their ends."""
+    started_ns = time.monotonic_ns()
+    server = FaultyServer(model)
+    ready_ns = time.monotonic_ns()
+    sockets = server.open_streams(streams, _DRAINED_TOKENS)
+    os.kill(server.pid, signal.SIGTERM)
+    for sock in sockets:
+        if b"[DONE]" not in _rest(sock, b"data: [DONE]"):
+            raise SystemExit("A stream was cut by the drain.")
+    ended_ns = time.monotonic_ns()
+    if code := server.wait():
+        raise SystemExit(f"A drained server ended with exit code {code}.")
+    exit_ns = time.monotonic_ns()
+    for sock in sockets:
+        sock.close()
+    return {
+        "start": {"cold_ms": (ready_ns - started_ns) / 1e6},
+        "drain": {"exit_ms": (exit_ns - ended_ns) / 1e6},
+    }
+
+
+class _Peer:
+    """The peer, with a start of its own for each fault."""
+
+    def __init__(self, python: Path, model: str) -> None:
+        with ConsoleProgress() as console:
+            gguf = gguf_of(prepare(model, progress=console).path)
+        if gguf is None:
+            raise SystemExit(f"{model} is no GGUF file, which the peer needs.")
+        self._python, self._gguf = python, gguf
+
+    def fault(self) -> Figures:
+        """A start, and a SIGKILL."""
+        started_ns = time.monotonic_ns()
+        server = LlamaCppServer(self._python, self._gguf)
+        served_ns = time.monotonic_ns()
+        try:
+            return fault(server) | {"cold_ms": (served_ns - started_ns) / 1e6}
+        finally:
+            server.stop()
+
+
+def measure(model: str, streams: int, faults: int, peer: Path | None) -> list[dict[str, Any]]:
     """Each fault so often, in turn; a row of medians and worst values for each figure."""
-    server = Faulty(model, streams)
-    seen: dict[str, list[float]] = {}
-    actions: dict[str, Callable[[], dict[str, float]]] = {
+    options = ["--max-restarts", "1000", "--restart-window", str(_WINDOW), "--hang-timeout", str(HANG_TIMEOUT)]
+    server = FaultyServer(model, *options)
+    actions: dict[str, Callable[[], Figures]] = {
         "floor": floor,
-        "kill": lambda: kill(server),
+        "leave": lambda: leave(server),
+        "kill": lambda: kill(server, streams),
         "stop": lambda: stop(server),
     }
+    if peer and model != "synthetic":
+        actions["peer"] = _Peer(peer, model).fault
+    seen: dict[str, list[float]] = {}
     try:
         for number in range(faults):
             if number % 10 == 0:
                 progress(f"{model}: {number} of {faults} faults of each kind")
             for name, action in actions.items():
-                for figure, value in action().items():
-                    seen.setdefault(f"{name} {figure}", []).append(value)
-                time.sleep(_WINDOW + 0.1)  # the restart is forgotten
+                _add(seen, name, action())
+                if name in {"kill", "stop"}:
+                    time.sleep(_WINDOW + 0.1)  # the restart is forgotten
+            for name, figures in drain(model, streams).items():
+                _add(seen, name, figures)
     finally:
-        server.close()
-    return [
-        {
-            "model": model,
-            "figure": figure,
-            "count": len(values),
-            "p50": round(statistics.median(values), 1),
-            "p99": round(sorted(values)[min(len(values) - 1, int(0.99 * len(values)))], 1),
-            "max": round(max(values), 1),
-        }
-        for figure, values in seen.items()
-    ]
+        server.stop()
+    return [_row(model, figure, values) for figure, values in seen.items()]
+
+
+def _add(seen: dict[str, list[float]], name: str, figures: Figures) -> None:
+    for figure, value in figures.items():
+        seen.setdefault(f"{name} {figure}", []).append(value)
+
+
+def _row(model: str, figure: str, values: list[float]) -> dict[str, Any]:
+    return {
+        "model": model,
+        "figure": figure,
+        "count": len(values),
+        "p50": round(statistics.median(values), 1),
+        "p99": round(sorted(values)[min(len(values) - 1, int(0.99 * len(values)))], 1),
+        "max": round(max(values), 1),
+    }
 
 
 def main() -> None:
     """Every model, fault by fault."""
     parser = argument_parser(__doc__, "faults.{json,md}")
-    parser.add_argument("--models", default="synthetic,smollm2-135m-instruct", help="in turn (default %(default)s)")
-    parser.add_argument("--streams", type=int, default=64, help="that are open at a kill (default %(default)s)")
+    parser.add_argument("--models", default=f"synthetic,{DEFAULT_MODEL}", help="in turn (default %(default)s)")
+    parser.add_argument("--streams", type=int, default=64, help="that are open at a fault (default %(default)s)")
     parser.add_argument("--faults", type=int, default=50, help="of each kind (default %(default)s)")
+    aborts.add_option(parser)
+    add_peer_option(parser)
     options = parser.parse_args()
-    rows = [row for model in options.models.split(",") for row in measure(model, options.streams, options.faults)]
+    peer = next((python for python in options.vs_llama_cpp if can_serve(python)), None)
+    models = options.models.split(",")
+    rows = [row for model in models for row in measure(model, options.streams, options.faults, peer)]
+    left = [aborts.measure(model, options.aborts) for model in models]
     columns = ["model", "figure", "count", "p50", "p99", "max"]
-    report = f"{options.streams} streams at each kill; a hang counts after {HANG_TIMEOUT:g} s.\n\n"
-    report += table(columns, [[str(row[column]) for column in columns] for row in rows])
-    finish(options, "faults", "When the engine dies or hangs", report, {"benchmark": "faults", "rows": rows})
+    report = f"{options.streams} streams at each kill and drain; a hang counts after {HANG_TIMEOUT:g} s."
+    if peer is None:
+        report += " No peer: llama-cpp-python's server is not installed (`make bench-faults` does that)."
+    report += "\n\n" + table(columns, [[str(row[column]) for column in columns] for row in rows])
+    report += "\n\nWhat requests leave whose clients went away, a quarter of them each in the queue, in prefill, in "
+    report += "decode, and parked for a client that does not come back. Memory is RssAnon and swap.\n\n"
+    report += aborts.report_of(left)
+    result = {"benchmark": "faults", "rows": rows, "aborts": left, "peer": peer.parent.parent.name if peer else None}
+    finish(options, "faults", "When the engine dies or hangs", report, result)
 
 
 if __name__ == "__main__":

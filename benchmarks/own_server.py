@@ -61,4 +61,8 @@ class OwnServer:
     def stop(self) -> None:
         """End it as an operator would."""
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(timeout=60)
+        self.wait()
+
+    def wait(self) -> int:
+        """The exit code, once it has ended."""
+        return self._process.wait(timeout=60)

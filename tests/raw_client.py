@@ -110,7 +110,11 @@ class Client:
         if receive_buffer is not None:
             limit_receive_buffer(sock, receive_buffer)
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, self._address)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, self._address)
+        except OSError:
+            sock.close()
+            raise
         reader, writer = await asyncio.open_connection(sock=sock, limit=receive_buffer or 2**16)
         self._writers.append(writer)
         writer.write(data)

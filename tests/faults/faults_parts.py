@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Held(NamedTuple):
-    """What a server holds: rings of requests, descriptors of its process."""
+    """What a server holds: rings of requests (-1: it has no engine), descriptors of its process."""
 
     rings: int
     fds: int
@@ -24,7 +24,7 @@ class Held(NamedTuple):
 async def held(server: Server) -> Held:
     """What the server holds, now; the connection that asks is gone before the descriptors are counted."""
     async with httpx.AsyncClient(base_url=server.url, headers={"Connection": "close"}) as client:
-        rings = (await client.get("/ready")).json()["rings_in_use"]
+        rings = (await client.get("/ready")).json().get("rings_in_use", -1)
     return Held(rings, psutil.Process(server.pid).num_fds())
 
 

@@ -120,6 +120,7 @@ public:
         }
         // Relaxed, no pair: no other load of the engine depends on it; take_waiting() orders it for a sleeping engine.
         arena_.cancel[ring].store(mine.generation, std::memory_order_relaxed);
+        RBEE_CRASH_POINT(cancel_written);
         count(arena_.fixed->server.cancels);
         return take_engine_waiting();
     }
@@ -160,16 +161,19 @@ public:
         suspicious_ = false;
         if (then == Then::arm) {
             silence(doorbell_fd_);
+            RBEE_CRASH_POINT(eventfd_emptied);
         }
         seen_ = observe_doorbell(arena_.fixed->doorbell);
         for (std::size_t word = 0; word < pending_.size(); ++word) {
             const std::uint64_t ready = take_ready(arena_.ready[word]);
             pending_[word] |= ready;
             begin_paused(word, ready);
+            RBEE_CRASH_POINT(ready_taken);
         }
         std::size_t taken = 0;
         const bool all = drain_pending(max_records, taken, visit);
         armed_ = all && then == Then::arm && arm_doorbell(arena_.fixed->doorbell, seen_);
+        RBEE_CRASH_POINT(doorbell_armed);
         count(arena_.fixed->server.drains);
         count(arena_.fixed->server.tokens_drained, taken);
         return {!all || (then == Then::arm && !armed_), taken != 0 && take_engine_waiting()};
@@ -299,6 +303,7 @@ private:
     bool take_engine_waiting() {
         const bool waiting = take_waiting(arena_.fixed->wait);
         if (waiting) {
+            RBEE_CRASH_POINT(sleep_taken);
             count(arena_.fixed->server.engine_wakes);
         }
         return waiting;
@@ -358,6 +363,7 @@ private:
         if (taken != 0 || ended) {
             begin(ring);
             visit(ring, Records(arena_.ring(ring), capacity, mine.head, taken), ended ? finish : FinishCode{0});
+            RBEE_CRASH_POINT(records_shown);
         }
         if (taken != 0) {
             total += taken;

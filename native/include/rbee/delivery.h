@@ -221,6 +221,7 @@ private:
         }
         const ssize_t sent = send(outlet.fd, chunk_.data() + start, wanted, MSG_DONTWAIT | MSG_NOSIGNAL);
         const int error = errno;
+        RBEE_CRASH_POINT(frames_sent);
         split.send_ns += split.lap();
         ++split.sends;
         outlet.written_ns = split.now;

@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "rbee/counters.h"
+#include "rbee/crash_points.h"
 #include "rbee/histogram.h"
 #include "rbee/platform.h"
 
@@ -282,6 +283,7 @@ inline void format(void* base, std::uint64_t mapped_bytes, const Geometry& geome
     fixed->header.server_pid = process_id();
     fixed->header.geometry = geometry;
     fixed->header.magic = kMagic;
+    RBEE_CRASH_POINT(header_formatted);
     const Arena arena = view(base, geometry, epoch);
     // Armed from the start: the first step must wake a server that has not drained yet.
     arena.fixed->doorbell.word.store(1, std::memory_order_relaxed);
@@ -295,6 +297,7 @@ inline void format(void* base, std::uint64_t mapped_bytes, const Geometry& geome
     for (std::uint32_t word = 0; word < arena.ready_words(); ++word) {
         new (&arena.ready[word]) Word<std::uint64_t>(0);
     }
+    RBEE_CRASH_POINT(arena_formatted);
 }
 
 /// Checks every field of the header against this build and against the size of the mapping, on a private copy of it.

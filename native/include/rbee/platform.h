@@ -14,6 +14,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "rbee/crash_points.h"
+
 namespace rbee {
 
 /// A word that both processes access.
@@ -36,12 +38,14 @@ void store_plain(T& to, const T& value) {
 /// reader concludes anything about another word from it.
 inline void count(Word<std::uint64_t>& counter, std::uint64_t by = 1) {
     counter.store(counter.load(std::memory_order_relaxed) + by, std::memory_order_relaxed);
+    RBEE_CRASH_POINT(counted);
 }
 
 /// Sets a gauge that only the calling process writes. Relaxed, no pair, as count().
 template <typename T>
 void set_gauge(Word<T>& gauge, T value) {
     gauge.store(value, std::memory_order_relaxed);
+    RBEE_CRASH_POINT(gauge_set);
 }
 
 /// CLOCK_MONOTONIC in nanoseconds, the one clock of commit times and heartbeats; Python's time.monotonic_ns().

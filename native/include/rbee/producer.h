@@ -50,6 +50,7 @@ public:
         }
         sequence_ = arena_.fixed->doorbell.word.load(std::memory_order_relaxed) >> 1;
         arena_.fixed->engine.pid.store(process_id(), std::memory_order_relaxed);
+        RBEE_CRASH_POINT(producer_made);
     }
 
     /// From now on the ring belongs to `generation`, and commit() may write to it.
@@ -68,6 +69,7 @@ public:
         }
         // Relaxed, no pair: only observers of the segment read it.
         arena_.generations[ring].store(generation, std::memory_order_relaxed);
+        RBEE_CRASH_POINT(ring_opened);
         mine.generation = generation;
         mine.cancel_reported = false;
         mine.was_full = false;
@@ -92,8 +94,10 @@ public:
         if (step.num_tokens == 0 && step.num_finished == 0) {
             return now;
         }
+        RBEE_CRASH_POINT(commit_begun);
         if (waiting_) {
             set_waiting(arena_.fixed->wait, false);
+            RBEE_CRASH_POINT(sleep_withdrawn);
             waiting_ = false;
         }
         write_records(step, now);
@@ -109,12 +113,15 @@ public:
         count(counters.steps);
         count(counters.tokens, num_outputs(step));
         if (ring_doorbell(arena_.fixed->doorbell, ++sequence_)) {
+            RBEE_CRASH_POINT(rung_asleep);
             count(counters.wakes_written);
             wake(doorbell_fd_);
+            RBEE_CRASH_POINT(eventfd_written);
             // The kernel tends to put a woken process on the core of its waker. There the server would wait until this
             // process sleeps, all through the next step's preparation: most of a wakeup's time (bench_delivery).
             give_way();
         } else {
+            RBEE_CRASH_POINT(rung_awake);
             count(counters.wakes_elided);
         }
         return now;
@@ -138,6 +145,9 @@ public:
     void arm_wait() {
         waiting_ = num_open_ != 0;
         set_waiting(arena_.fixed->wait, waiting_);
+        if (waiting_) {
+            RBEE_CRASH_POINT(sleep_announced);
+        }
     }
 
     /// Heartbeat, for the server's watchdog.
@@ -248,6 +258,7 @@ private:
             const std::uint32_t ring = step.rings[i];
             const std::uint32_t index = rings_[ring].tail++ & mask;
             store_plain(arena_.ring(ring)[index], Record{step.tokens[i], step.logprobs[i], now});
+            RBEE_CRASH_POINT(record_written);
         }
     }
 

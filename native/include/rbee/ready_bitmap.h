@@ -13,6 +13,7 @@ namespace rbee {
 inline void mark_ready(Word<std::uint64_t>& word, std::uint64_t bits) {
     // Release pairs with the acquire in take_ready(): with the bit, this step's tails and finish words are visible.
     word.fetch_or(bits, std::memory_order_release);
+    RBEE_CRASH_POINT(ready_marked);
 }
 
 /// Server: takes all bits of a word.

@@ -14,6 +14,7 @@ namespace rbee {
 inline void publish_tail(Word<std::uint32_t>& word, std::uint32_t tail) {
     // Release pairs with the acquire in load_tail(): the records are complete before the index includes them.
     word.store(tail, std::memory_order_release);
+    RBEE_CRASH_POINT(tail_published);
 }
 
 /// Server: how far records may be read.
@@ -26,6 +27,7 @@ inline std::uint32_t load_tail(const Word<std::uint32_t>& word) {
 inline void publish_head(Word<std::uint32_t>& word, std::uint32_t head) {
     // Release pairs with the acquire in load_head(): the records were copied out before they may be overwritten.
     word.store(head, std::memory_order_release);
+    RBEE_CRASH_POINT(head_published);
 }
 
 /// Engine: how far records have been read.
@@ -45,6 +47,7 @@ constexpr std::uint32_t detail_of(FinishCode finish) { return finish >> 8; }
 inline void publish_finish(Word<std::uint64_t>& word, std::uint32_t generation, FinishCode finish) {
     // Release pairs with the acquire in load_finish(): with the finish word, the last tail is visible.
     word.store(std::uint64_t{generation} << 32 | finish, std::memory_order_release);
+    RBEE_CRASH_POINT(finish_published);
 }
 
 /// Server, before load_tail(): how `generation` ended, or 0 if it has not.
