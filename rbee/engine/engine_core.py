@@ -76,6 +76,8 @@ class EngineCore:
         clock.begin()
         self._intake.take()
         scheduled = self._scheduler.schedule(self._prompt_budget())
+        for sequence in self._scheduler.take_started():
+            self._publisher.start(sequence.ring)
         if not scheduled:
             return self._publisher.commit()
         clock.lap()

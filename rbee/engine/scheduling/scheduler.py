@@ -73,6 +73,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self._started: list[Sequence] = []  # admitted for the first time since `take_started`
 
     @property
     def num_decodes(self) -> int:
@@ -105,6 +106,11 @@ class Scheduler:
         if len(chosen) < self.max_num_seqs and self.waiting:
             self._admit_waiting(chosen)
         return self._share_tokens(chosen, max_prompt_tokens)
+
+    def take_started(self) -> list[Sequence]:
+        """The sequences that were admitted for the first time since the last call."""
+        started, self._started = self._started, []
+        return started
 
     def update(self, scheduled: list[Scheduled]) -> None:
         """Count what `schedule()` returned as computed, except sequences removed since then."""
@@ -151,6 +157,8 @@ class Scheduler:
             self._preempt(victim)
         self.waiting.remove(sequence)
         bisect.insort(self.running, sequence, key=_rank)
+        if not sequence.num_preemptions:
+            self._started.append(sequence)
         return True
 
     def _share_tokens(self, chosen: list[Sequence], max_prompt_tokens: int) -> list[Scheduled]:
