@@ -56,7 +56,7 @@ public:
     void note_delivered() { delivery().note_delivered(drained_); }
 
     std::optional<std::pair<std::uint32_t, std::uint32_t>> assign(std::uint64_t received_ns,
-                                                                 std::shared_ptr<rbee::TokenGaps> gaps) {
+                                                                  std::shared_ptr<rbee::TokenGaps> gaps) {
         rbee::Consumer::Assigned assigned{};
         if (!core().assign(assigned)) {
             return std::nullopt;

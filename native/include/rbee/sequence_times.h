@@ -41,7 +41,7 @@ private:
 struct SequenceTimes {
     std::uint64_t first_ns = 0;  // when the first output token was committed, CLOCK_MONOTONIC; 0: none yet
     std::uint64_t last_ns = 0;
-    std::uint32_t num_tokens = 0;            // output tokens
+    std::uint32_t num_tokens = 0;          // output tokens
     std::shared_ptr<TokenGaps> gaps = {};  // null: nobody asks for them
 
     void take(const Records& records) {
