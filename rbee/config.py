@@ -204,6 +204,9 @@ class Config:
 
     engine: EngineConfig
     server: ServerConfig
+    log_format: Literal["text", "json"] = option(
+        "text", "How the log on stderr is written: text, or one JSON object per line, of both processes."
+    )
     debug: bool = option(False, "Log at debug level, and show tracebacks instead of one sentence.")
 
     def __post_init__(self) -> None:

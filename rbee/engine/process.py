@@ -52,6 +52,7 @@ def main() -> int:
     parser.add_argument("--doorbell-fd", type=int, required=True)
     parser.add_argument("--arena-fd", type=int, required=True)
     parser.add_argument("--parent-pid", type=int, required=True)
+    parser.add_argument("--log-format", choices=("text", "json"), default="text")
     parser.add_argument("--debug", action="store_true")
     options = parser.parse_args()
 
@@ -59,7 +60,7 @@ def main() -> int:
         return 0
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # these reach the whole process group:
         signal.signal(number, signal.SIG_IGN)  # the server decides, and lets open streams finish first
-    logs.configure("engine", debug=options.debug)
+    logs.configure("engine", log_format=options.log_format, debug=options.debug)
     warnings.simplefilter("default" if options.debug else "ignore")
     channel = ControlChannel(socket.socket(fileno=options.control_fd))
     try:

@@ -64,6 +64,7 @@ def engine_settings(config: Config) -> EngineSettings:
         admission=Admission(max_num_seqs=config.engine.max_num_seqs, max_queued_requests=server.max_queued_requests),
         busy_poll=server.busy_poll,
         hang_timeout=server.hang_timeout,
+        log_format=config.log_format,
         debug=config.debug,
     )
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rbee.config import EngineConfig
+    from rbee.logs import LogFormat
     from rbee.transport import Sample, ServerState
 
 _log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class EngineSettings:
     admission: Admission = field(default_factory=Admission)
     busy_poll: bool = False
     hang_timeout: float = 0.0  # seconds without a sign of life after which an engine hangs; 0: never
+    log_format: LogFormat = "text"
     debug: bool = False
 
 
@@ -116,7 +118,7 @@ class EngineProcess:
                 with theirs:
                     configure = Configure(engine=settings.config, slow_reader_timeout=settings.slow_reader_timeout)
                     ours.sendall(frame(encode(configure)))  # before the event loop's next turn, which may come late
-                    self._process = _spawn(theirs.fileno(), doorbell, arena.descriptor, debug=settings.debug)
+                    self._process = _spawn(theirs.fileno(), doorbell, arena.descriptor, settings)
                 resources.callback(self._process.wait)
                 resources.callback(self._process.kill)  # does nothing to a process that has been waited for
                 pidfd = os.pidfd_open(self._process.pid)
@@ -243,12 +245,13 @@ class _ControlProtocol(asyncio.Protocol):
         self._on_end()
 
 
-def _spawn(control: int, doorbell: int, arena: int, *, debug: bool) -> subprocess.Popen[bytes]:
+def _spawn(control: int, doorbell: int, arena: int, settings: EngineSettings) -> subprocess.Popen[bytes]:
     """Start `python -m rbee.engine` with its three descriptors; its stdout goes to our stderr."""
     command = [sys.executable, "-m", "rbee.engine"]
     command += ["--control-fd", str(control), "--doorbell-fd", str(doorbell), "--arena-fd", str(arena)]
     command += ["--parent-pid", str(os.getpid())]
-    command += ["--debug"] if debug else []
+    command += ["--log-format", settings.log_format]
+    command += ["--debug"] if settings.debug else []
     return subprocess.Popen(  # noqa: S603 - our own words only
         command, pass_fds=(control, doorbell, arena), stdin=subprocess.DEVNULL, stdout=sys.stderr
     )
