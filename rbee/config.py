@@ -186,6 +186,9 @@ class ServerConfig:
     restart_window: float = option(
         300.0, "Seconds after which a restart of the engine is forgotten.", metavar="S", minimum=1.0
     )
+    log_requests: bool = option(
+        True, "Log a line for each request when it is over, with its tokens and times; without: only what goes wrong."
+    )
     drain_delay: float = option(
         0.0,
         "Seconds after SIGTERM in which /ready answers 503 and requests are still taken: a load balancer needs some to "

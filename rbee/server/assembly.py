@@ -18,6 +18,7 @@ from rbee.server.link.supervisor import Supervisor
 from rbee.server.protocols.openai.routes import OpenAiApi
 from rbee.server.protocols.operations import OperationsApi
 from rbee.server.protocols.resume import Resuming
+from rbee.server.reports import request_log
 from rbee.server.streams.exchange import Backend
 from rbee.server.streams.live import ReplyWatch
 from rbee.server.streams.resumption import ResumableStreams
@@ -104,7 +105,8 @@ def assemble(config: ServerConfig, model: ServedModel, supervisor: Supervisor) -
             await supervisor.stop(ENGINE_PATIENCE)
 
     routes = [*openai.routes(), *resuming.routes(), *operations.routes()]
-    return build_app(routes, config.api_key, lifespan=lifespan, answered=answered)
+    reports = [request_log.write_line] if config.log_requests else []
+    return build_app(routes, config.api_key, lifespan=lifespan, answered=answered, reports=reports)
 
 
 def _check_period(timeout: float) -> float:

@@ -13,7 +13,7 @@ import math
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 from rbee.errors import QueueFullError, TransportError
 from rbee.messages import FinishReason, Submit, ToEngine, Wake, pack_token_ids
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from rbee.sampling_params import SamplingParams
-    from rbee.server.link.sinks import DirectSink, Sink, TokenSink
+    from rbee.server.link.sinks import Account, DirectSink, Sink, TokenSink
     from rbee.transport import Consumer, Drained, Outlet
 
 _log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ _POLL_PATIENCE_NS = 20_000  # of one poll of the doorbell; accepts, disconnects 
 
 _P = ParamSpec("_P")
 _Result = TypeVar("_Result")
+_Entry: TypeAlias = "tuple[Account, int]"  # whose account a sequence is on, and its place there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +133,7 @@ class EngineClient:
         self._received_ns = [0] * num_rings
         self._token_sinks: list[TokenSink | None] = [None] * num_rings
         self._direct_sinks: list[DirectSink | None] = [None] * num_rings
+        self._accounts: list[_Entry | None] = [None] * num_rings
         self._num_open = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -168,8 +170,9 @@ class EngineClient:
         priority: int = 0,
         deadline_ns: int = 0,
         cache_salt: str = "",
+        account: Account | None = None,
     ) -> list[SequenceHandle]:
-        """Submit sequences with the same prompt, all of them or none. Does not wait.
+        """Submit sequences with the same prompt, all of them or none, on one account. Does not wait.
 
         With several choices the queue may pass its limit, by all but one. For the options see `rbee.messages.Submit`.
 
@@ -179,8 +182,8 @@ class EngineClient:
         self._check_room(len(choices))
         packed = pack_token_ids(prompt)
         handles = []
-        for choice in choices:
-            ring, generation = self._open(choice, received_ns)
+        for index, choice in enumerate(choices):
+            ring, generation = self._open(choice, received_ns, None if account is None else (account, index))
             self._send(
                 Submit(
                     request_id=request_id,
@@ -307,13 +310,14 @@ class EngineClient:
                 f"{max_queued} requests or more wait for the engine already (--max-queued-requests). Try again later."
             )
 
-    def _open(self, choice: Choice, received_ns: int) -> tuple[int, int]:
+    def _open(self, choice: Choice, received_ns: int, entry: _Entry | None) -> tuple[int, int]:
         """The ring, which must be free, and generation of a new sequence."""
-        assigned = self._consumer.assign(received_ns if choice.timed else 0)
+        assigned = self._consumer.assign(received_ns if choice.timed else 0, entry and entry[0].gaps)
         assert assigned is not None, "there is room"
         ring, generation = assigned
         self._generations[ring] = generation
         self._received_ns[ring] = received_ns
+        self._accounts[ring] = entry
         self._set_sink(ring, choice.sink)
         self._num_open += 1
         self._idle.clear()
@@ -337,10 +341,10 @@ class EngineClient:
         # A callback may end other sequences: each sink is looked up when its turn comes.
         start = 0
         for ring, end, code in zip(drained.rings, drained.ends, drained.finishes, strict=True):
-            sink, received_ns = self._token_sinks[ring], self._received_ns[ring]
+            sink, received_ns, entry = self._token_sinks[ring], self._received_ns[ring], None
             if code:
                 self._finished_at.append(self._clock())
-                self._forget(ring)
+                entry = self._forget(ring, code)
             if sink is not None:
                 batch = TokenBatch(
                     drained.tokens[start:end],
@@ -350,7 +354,7 @@ class EngineClient:
                 )
                 shown = self._call(ring, sink, sink.deliver, batch)
                 if code:
-                    self._count_end(FinishReason.ERROR if shown is None else shown, received_ns)
+                    self._count_end(FinishReason.ERROR if shown is None else shown, received_ns, entry)
             start = end
         if start:
             self._consumer.note_delivered()
@@ -363,7 +367,7 @@ class EngineClient:
         for ring, code in drained.ended:
             self._finished_at.append(self._clock())
             if (direct := self._direct_sinks[ring]) is not None:
-                self._end(ring, _split(code)[0])
+                self._end(ring, _split(code)[0], code)
                 self._call(ring, direct, direct.on_finish, *_split(code))
 
     def _call(
@@ -380,24 +384,32 @@ class EngineClient:
             sink.fail(Refusal(RefusalKind.FAILED, message, code="internal_error"))
             return None
 
-    def _end(self, ring: int, reason: int) -> None:
+    def _end(self, ring: int, reason: int, code: int = 0) -> None:
         """Forget the sequence of a ring, and count its end. Does nothing if there is none any more."""
         if self._generations[ring]:
-            self._forget(ring)
-            self._count_end(reason, self._received_ns[ring])
+            self._count_end(reason, self._received_ns[ring], self._forget(ring, code))
 
-    def _count_end(self, reason: int, received_ns: int) -> None:
+    def _count_end(self, reason: int, received_ns: int, entry: _Entry | None) -> None:
         self._on_end(reason, self._clock() - received_ns / 1e9)
+        if entry is not None:
+            account, index = entry
+            account.end(index, reason)
 
-    def _forget(self, ring: int) -> None:
+    def _forget(self, ring: int, code: int = 0) -> _Entry | None:
+        """Have the account take the times; returns it. `code` is the ring's finish, if that has been drained."""
         if not self._generations[ring]:
-            return
+            return None
+        entry, self._accounts[ring] = self._accounts[ring], None
+        if entry is not None:
+            account, index = entry
+            account.take(index, self._consumer.times(ring), _split(code)[1] if code else None)
         self._generations[ring] = 0
         self._token_sinks[ring] = self._direct_sinks[ring] = None
         self._consumer.detach(ring)
         self._num_open -= 1
         if not self._num_open:
             self._idle.set()
+        return entry
 
 
 def _split(code: int) -> tuple[int, int]:

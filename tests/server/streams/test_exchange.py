@@ -51,7 +51,7 @@ class RecordingClient:
     def check_ready(self):
         """It always is."""
 
-    def submit_all(self, request_id, prompt, choices, **options):  # noqa: ARG002 - the client's signature
+    def submit_all(self, request_id, prompt, choices, *, account, **options):  # noqa: ARG002 - the client's signature
         """Keep it; each choice ends at once."""
         self.submitted.append((prompt, [choice.sampling for choice in choices], options))
         for choice in choices:
