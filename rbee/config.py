@@ -189,6 +189,12 @@ class ServerConfig:
     log_requests: bool = option(
         True, "Log a line for each request when it is over, with its tokens and times; without: only what goes wrong."
     )
+    otlp_traces_endpoint: str = option(
+        "",
+        "Send a span for each request, and for its generation, to the OpenTelemetry collector at this http or https "
+        "URL. Needs the extra rbee[traces].",
+        metavar="URL",
+    )
     drain_delay: float = option(
         0.0,
         "Seconds after SIGTERM in which /ready answers 503 and requests are still taken: a load balancer needs some to "
