@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _MOST_WAITING = 4 * 2**20  # bytes of lines that wait for a reader
 _PIPE_BUF = select.PIPE_BUF  # bytes that a pipe takes as a whole: lines of two processes do not mix
-_LAST_PATIENCE = 1.0  # seconds that the end of a process waits for the reader
+_LAST_PATIENCE = 0.5  # seconds that the end of a process waits for the reader
 _MODES = ("r", "w", "w")  # of stdin, stdout, stderr
 
 

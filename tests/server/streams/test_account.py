@@ -8,6 +8,7 @@ from rbee.messages import FinishReason
 from rbee.sampling_params import SamplingParams
 from rbee.server.streams.account import GenerationAccount
 from rbee.server.streams.generation import Generation
+from tests.server.streams.streams_parts import batch, make_collected
 
 pytestmark = pytest.mark.anyio
 
@@ -67,3 +68,14 @@ async def test_report_waits_for_the_last_choice():
     again = asyncio.Event()
     account.when_ended(again.set)
     assert again.is_set()
+
+
+async def test_choice_tells_what_its_client_counts():
+    """Of tokens that come together, those up to the stop string."""
+    account = make_account()
+    _, [choice] = make_collected(1, stops=["B"])
+    choice.account = account
+    account.take(0, (110, 120, 120, 4), None)
+    choice.deliver(batch([*b"ABCD"]))
+    account.end(0, FinishReason.STOP)
+    assert (account.figures().completion_tokens, account.figures().finish) == (2, "stop")
