@@ -8,7 +8,8 @@ from rbee.messages import FinishReason
 from rbee.sampling_params import SamplingParams
 from rbee.server.streams.account import GenerationAccount
 from rbee.server.streams.generation import Generation
-from tests.server.streams.streams_parts import batch, make_collected
+from tests.batches import batch
+from tests.server.streams.streams_parts import make_collected
 
 pytestmark = pytest.mark.anyio
 
