@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.raw_client import COMPLETIONS, STREAMS, Client
-from tests.server.server_parts import PATIENCE
+from tests.server.server_parts import PATIENCE, until_rings
 
 pytestmark = pytest.mark.anyio
 
@@ -71,9 +71,9 @@ async def test_one_line_for_every_request(start_server):
             await http.get("/version", headers={"X-Request-Id": "version"})
             await http.post(COMPLETIONS, data={"prompt": "abc"}, headers={"X-Request-Id": "form"})
             body = {"prompt": "long", "max_tokens": 8000}
+            await until_rings(server, 0)  # those of the request that was held
             waiting = asyncio.ensure_future(http.post(COMPLETIONS, json=body, headers={"X-Request-Id": "left"}))
-            while (await http.get("/ready")).json()["rings_in_use"] != 1:  # noqa: ASYNC110 - another process
-                await asyncio.sleep(0.01)
+            await until_rings(server, 1)
             waiting.cancel()
         server.wait_for_log('"id":"left"')
         assert server.stop() == 0
@@ -158,9 +158,7 @@ async def test_requests_that_die_with_the_engine(start_server):
             resumable = LONG | {"stream_options": {"resumable": True}}
             begun = await client.open(COMPLETIONS, resumable, "X-Request-Id: begun")
             begun.abort()
-            async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as http:
-                while (await http.get("/ready")).json()["rings_in_use"] != 3:  # noqa: ASYNC110 - another process
-                    await asyncio.sleep(0.01)
+            await until_rings(server, 3)
             server.engine.kill()
             assert [event async for event in events][-1] == "[DONE]"
             assert (await reader.readline()).split()[1] == b"503"
