@@ -148,8 +148,10 @@ def _serve(argument: str | None, **values: Any) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that is closed ends no stream
     values["model"] = _model_of(argument, values["model"])
     engine: EngineConfig = _take(EngineConfig, values)
-    config = Config(engine=engine, server=_take(ServerConfig, values), debug=values["debug"])
-    logs.configure("server", debug=config.debug)
+    config = Config(
+        engine=engine, server=_take(ServerConfig, values), log_format=values["log_format"], debug=values["debug"]
+    )
+    logs.configure("server", log_format=config.log_format, debug=config.debug)
     model = None
     if engine.model != SYNTHETIC:
         from rbee.models import ConsoleProgress, prepare  # noqa: PLC0415 - `--help` and --version stay instant
@@ -250,6 +252,7 @@ def main() -> None:
     except RbeeError as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
+        logs.flush()
         standard_streams.say(f"rbee: {error}", as_error=True)
         sys.exit(_EXIT_USER_ERROR)
     except OSError as error:

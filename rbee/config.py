@@ -210,6 +210,15 @@ class ServerConfig:
     restart_window: float = option(
         300.0, "Seconds after which a restart of the engine is forgotten.", metavar="S", minimum=1.0
     )
+    log_requests: bool = option(
+        True, "Log a line for each request when it is over, with its tokens and times; without: only what goes wrong."
+    )
+    otlp_traces_endpoint: str = option(
+        "",
+        "Send a span for each request, and for its generation, to the OpenTelemetry collector at this http or https "
+        "URL. Needs the extra rbee[traces].",
+        metavar="URL",
+    )
     drain_delay: float = option(
         0.0,
         "Seconds after SIGTERM in which /ready answers 503 and requests are still taken: a load balancer needs some to "
@@ -228,6 +237,9 @@ class Config:
 
     engine: EngineConfig
     server: ServerConfig
+    log_format: Literal["text", "json"] = option(
+        "text", "How the log on stderr is written: text, or one JSON object per line, of both processes."
+    )
     debug: bool = option(False, "Log at debug level, and show tracebacks instead of one sentence.")
 
     def __post_init__(self) -> None:

@@ -56,13 +56,19 @@ public:
     void note_delivered() { delivery().note_delivered(drained_); }
 
     std::optional<std::pair<std::uint32_t, std::uint32_t>> assign(std::uint64_t received_ns,
-                                                                  std::uint64_t queued_tokens) {
+                                                                  std::uint64_t queued_tokens,
+                                                                  std::shared_ptr<rbee::TokenGaps> gaps) {
         rbee::Consumer::Assigned assigned{};
         if (!core().assign(assigned, queued_tokens)) {
             return std::nullopt;
         }
-        delivery().time(assigned.ring, received_ns);
+        delivery().time(assigned.ring, received_ns, std::move(gaps));
         return std::pair{assigned.ring, assigned.generation};
+    }
+
+    nb::tuple times(std::uint32_t ring) {
+        const rbee::SequenceTimes& times = delivery().sequence(ring);
+        return nb::make_tuple(core().start_ns(ring), times.first_ns, times.last_ns, times.num_tokens);
     }
 
     nb::object drain(nb::handle type, std::size_t max_records, bool polling) {
@@ -127,9 +133,15 @@ void bind_consumer(nb::module_& m) {
     }
     m.attr("Drained") = drained_type;
 
+    nb::class_<rbee::TokenGaps>(m, "TokenGaps")
+        .def(nb::init<>())
+        .def("__len__", &rbee::TokenGaps::size)
+        .def("quantile", &rbee::TokenGaps::quantile, "q"_a);
+
     nb::class_<Consumer>(m, "Consumer")
         .def(nb::init<nb::handle, int>(), "arena"_a, "doorbell_fd"_a)
-        .def("assign", &Consumer::assign, "received_ns"_a = 0, "queued_tokens"_a = 0)
+        .def("assign", &Consumer::assign, "received_ns"_a = 0, "queued_tokens"_a = 0, "gaps"_a.none() = nb::none())
+        .def("times", &Consumer::times, "ring"_a)
         .def(
             "cancel", [](Consumer& c, std::uint32_t ring) { return c.core().cancel(ring); }, "ring"_a)
         .def(

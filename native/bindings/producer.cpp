@@ -90,6 +90,8 @@ void bind_producer(nb::module_& m) {
         .def(
             "open", [](Producer& p, std::uint32_t ring, std::uint32_t generation) { p.core().open(ring, generation); },
             "ring"_a, "generation"_a)
+        .def(
+            "note_start", [](Producer& p, std::uint32_t ring) { p.core().note_start(ring); }, "ring"_a)
         .def("commit", &Producer::commit, "rings"_a, "tokens"_a, "logprobs"_a, nb::arg("finished").none() = nb::none(),
              nb::arg("finishes").none() = nb::none())
         .def(

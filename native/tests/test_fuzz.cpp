@@ -174,7 +174,7 @@ private:
                                             {geometry.tails, geometry.generations},
                                             {geometry.finish, geometry.heads},
                                             {geometry.heads, geometry.cancel},
-                                            {geometry.cancel, geometry.ready},
+                                            {geometry.cancel, geometry.starts},
                                             {geometry.ready, geometry.ready + geometry.num_rings / 8},
                                             {0, geometry.records}};
         const auto& region = regions[random_.below(8)];

@@ -89,6 +89,8 @@ class EngineCore:
             return self._publisher.commit()
         if admitted := [sequence for sequence in self._scheduler.admitted if not sequence.num_preemptions]:
             self._request_times.on_admitted([self._live[sequence.ring].moments for sequence in admitted])
+            for sequence in admitted:
+                self._publisher.start(sequence.ring)
         clock.lap()
         batch = InputBatch.build(scheduled, self._scheduler.block_manager.block_size)
         clock.lap()

@@ -52,13 +52,14 @@ def main() -> int:
     parser.add_argument("--doorbell-fd", type=int, required=True)
     parser.add_argument("--arena-fd", type=int, required=True)
     parser.add_argument("--parent-pid", type=int, required=True)
+    parser.add_argument("--log-format", choices=("text", "json"), default="text")
     parser.add_argument("--debug", action="store_true")
     options = parser.parse_args()
 
     if not die_with_parent(options.parent_pid):
         return 0
     ignore_group_signals()  # the server decides, and lets open streams finish first
-    logs.configure("engine", debug=options.debug)
+    logs.configure("engine", log_format=options.log_format, debug=options.debug)
     warnings.simplefilter("default" if options.debug else "ignore")
     channel = ControlChannel(socket.socket(fileno=options.control_fd))
     try:

@@ -42,6 +42,10 @@ class Publisher:
         self._records: list[_Records] = []
         self._finished: dict[int, int] = {}
 
+    def start(self, ring: int) -> None:
+        """Write, at once, that the request of `ring` begins to run."""
+        self._producer.note_start(ring)
+
     def tokens(self, rings: list[int], sampled: Sampled, num_side_records: list[int]) -> None:
         """Add a token for each of n rings, followed by that many of its most likely tokens as side records."""
         ring_array = np.array(rings, np.uint32)

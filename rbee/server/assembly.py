@@ -6,8 +6,10 @@ order; under another ASGI server the application's lifespan starts and stops the
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from rbee.server.http.app import build_app
@@ -18,6 +20,7 @@ from rbee.server.link.supervisor import Supervisor
 from rbee.server.protocols.openai.routes import OpenAiApi
 from rbee.server.protocols.operations import OperationsApi
 from rbee.server.protocols.resume import Resuming
+from rbee.server.reports import request_log
 from rbee.server.streams.exchange import Backend
 from rbee.server.streams.live import ReplyWatch
 from rbee.server.streams.resumption import ResumableStreams
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from rbee.config import Config, ServerConfig
     from rbee.server.http.app import AnswerCounts, App
     from rbee.server.protocols.metrics import Metrics
+    from rbee.server.reports.traces import Traces
     from rbee.server.text.served_model import ServedModel
 
 ENGINE_PATIENCE = 5.0  # seconds the engine may take to stop
@@ -44,7 +48,7 @@ class Assembly(NamedTuple):
 def build(config: Config, model: ServedModel) -> Assembly:
     """The application that serves `model`, and the supervisor that runs its engine. Needs no event loop."""
     supervisor = make_supervisor(config)
-    return Assembly(assemble(config.server, model, supervisor), supervisor)
+    return Assembly(assemble(config.server, model, supervisor, make_traces(config.server)), supervisor)
 
 
 def make_supervisor(config: Config) -> Supervisor:
@@ -70,12 +74,22 @@ def engine_settings(config: Config) -> EngineSettings:
         busy_poll=server.busy_poll,
         retry_unstarted=server.retry_unstarted,
         hang_timeout=server.hang_timeout,
+        log_format=config.log_format,
         debug=config.debug,
     )
 
 
-def assemble(config: ServerConfig, model: ServedModel, supervisor: Supervisor) -> App:
-    """The application whose requests go to the engine of `supervisor`."""
+def make_traces(config: ServerConfig) -> Traces | None:
+    """Where spans go; None if nobody wants them. ConfigError if they cannot be sent."""
+    if not config.otlp_traces_endpoint:
+        return None
+    from rbee.server.reports.traces import Traces  # noqa: PLC0415 - needs an extra
+
+    return Traces(config.otlp_traces_endpoint)
+
+
+def assemble(config: ServerConfig, model: ServedModel, supervisor: Supervisor, traces: Traces | None = None) -> App:
+    """The application whose requests go to the engine of `supervisor`, and their spans to `traces`."""
     watch = ReplyWatch(
         _check_period(min(config.slow_reader_timeout, config.resume_timeout)), config.slow_reader_timeout
     )
@@ -107,9 +121,19 @@ def assemble(config: ServerConfig, model: ServedModel, supervisor: Supervisor) -
             yield
         finally:
             await supervisor.stop(ENGINE_PATIENCE)
+            if traces is not None:
+                await asyncio.to_thread(traces.close)
 
     routes = [*openai.routes(), *resuming.routes(), *operations.routes()]
-    return build_app(routes, config.api_key, lifespan=lifespan, answered=answered)
+    reports = [request_log.write_line] if config.log_requests else []
+    return build_app(
+        routes,
+        config.api_key,
+        lifespan=lifespan,
+        answered=answered,
+        reports=reports,
+        begin_trace=None if traces is None else partial(traces.begin, model.name),
+    )
 
 
 def _check_period(timeout: float) -> float:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rbee.config import Config, ServerConfig
     from rbee.models import ModelFolder
     from rbee.server.link.supervisor import Supervisor
+    from rbee.server.reports.traces import Traces
     from rbee.server.text.served_model import ServedModel
 
 _log = logging.getLogger(__name__)
@@ -51,22 +52,28 @@ def run(config: Config, model: ModelFolder | None) -> int:
     options = config.server
     check_access(options.host, options.api_key, insecure=options.insecure)
     allow_descriptors(options.max_requests)
-    with listen(options.host, options.port) as sock:
+    with contextlib.ExitStack() as resources:
+        traces = assembly.make_traces(options)
+        if traces is not None:
+            resources.callback(traces.close)
+        sock = resources.enter_context(listen(options.host, options.port))
         say(f"rbee: listening on {url_of(sock)}")
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(_serve(config, model, sock, started))
+                return runner.run(_serve(config, model, sock, traces, started))
         finally:
             gc.unfreeze()  # the interpreter's last collection frees what was frozen when the engine was ready
 
 
-async def _serve(config: Config, model: ModelFolder | None, sock: socket.socket, started: float) -> int:
+async def _serve(
+    config: Config, model: ModelFolder | None, sock: socket.socket, traces: Traces | None, started: float
+) -> int:
     supervisor = assembly.make_supervisor(config)
     with _StopSignals() as stop, contextlib.closing(ServiceManager()) as manager:
         await supervisor.start()
         try:
             served = _load(config.server, model)  # while the engine loads the weights on another core
-            app = assembly.assemble(config.server, served, supervisor)
+            app = assembly.assemble(config.server, served, supervisor, traces)
             http = HttpServer(
                 app,
                 slow_reader_timeout=config.server.slow_reader_timeout,

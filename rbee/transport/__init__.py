@@ -5,7 +5,7 @@ Owns the arena, its two sides and the framing of the control socket (docs/transp
 
 from __future__ import annotations
 
-from rbee.transport._native import Consumer, Drained, Outlet, Producer, Progress, Slot, Vocabulary
+from rbee.transport._native import Consumer, Drained, Outlet, Producer, Progress, Slot, TokenGaps, Vocabulary
 from rbee.transport.arena import Arena, create_doorbell
 from rbee.transport.frame_template import FrameTemplate, LastFrames
 from rbee.transport.observer import (
@@ -43,6 +43,7 @@ __all__ = [
     "Sample",
     "ServerState",
     "Slot",
+    "TokenGaps",
     "Vocabulary",
     "bucket_start_near",
     "create_doorbell",

@@ -105,6 +105,9 @@ class Producer:
                 been published, a doorbell that cannot be written.
         """
 
+    def note_start(self, ring: int) -> None:
+        """Write that the request of a ring begins to run now, for `Consumer.times`; TransportError if not open."""
+
     def free_space(self, ring: int) -> int:
         """Records that fit into the ring now; at least as many fit until the next commit."""
 
@@ -248,6 +251,14 @@ class Outlet:
     def written_ns(self) -> int:
         """When the last frames went to the socket, CLOCK_MONOTONIC; 0 before the first ones."""
 
+class TokenGaps:
+    """The gaps between the tokens of a request, in ns, 8 bytes each. Several rings may share one."""
+
+    def __init__(self) -> None: ...
+    def __len__(self) -> int: ...
+    def quantile(self, q: float) -> int:
+        """The smallest gap that at least the share `q` of all gaps are not above (nearest rank); 0 without a gap."""
+
 class Consumer:
     """The server's side of an arena."""
 
@@ -258,7 +269,7 @@ class Consumer:
         the start: the engine's first step makes it readable.
         """
 
-    def assign(self, received_ns: int = 0, queued_tokens: int = 0) -> tuple[int, int] | None:
+    def assign(self, received_ns: int = 0, queued_tokens: int = 0, gaps: TokenGaps | None = None) -> tuple[int, int] | None:
         """Take a free ring; return it and its new generation, or None when all rings are taken.
 
         Only a `drain` that returns its finish frees the ring.
@@ -267,12 +278,23 @@ class Consumer:
             received_ns: when its request was received, CLOCK_MONOTONIC: `note_delivered` then times its first token and
                 its gaps. 0: they are not timed.
             queued_tokens: what the ring adds to the property of this name until it has begun.
+            gaps: gets what is between the commits of its tokens.
         """
 
     def has_begun(self, ring: int) -> bool:
         """False until the engine publishes anything for an assigned ring, or it is cancelled.
 
         A drain notices it, of paused rings too. After the engine's death: the drains after `expect_all`.
+        """
+
+    def times(self, ring: int) -> tuple[int, int, int, int]:
+        """Return (start, first, last, tokens) of the sequence that was assigned this ring last, also after its end.
+
+        When the engine began to run it, and when it committed the first and the last output token that a drain has
+        found, CLOCK_MONOTONIC in ns, 0 if not yet; and how many these are.
+
+        Raises:
+            IndexError: no such ring.
         """
 
     def cancel(self, ring: int) -> bool:

@@ -134,7 +134,7 @@ def test_attach_survives_any_header(start, changes, length):
         arena = Arena.attach(path.name)
     except TransportError:
         # The epoch, the server's pid and the reserved word may be anything; the rest must not.
-        assert length < len(SOUND) or content[:16] + content[32:104] != SOUND[:16] + SOUND[32:104]
+        assert length < len(SOUND) or content[:16] + content[32:112] != SOUND[:16] + SOUND[32:112]
     else:
         assert (arena.num_rings, arena.ring_capacity) == (64, 2)
         assert length >= len(SOUND)

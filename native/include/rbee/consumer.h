@@ -228,6 +228,18 @@ public:
         return stale;
     }
 
+    /// When the engine began to run the ring's last request, CLOCK_MONOTONIC; 0 if it is not known to have.
+    std::uint64_t start_ns(std::uint32_t ring) const {
+        // Relaxed: load_tail() or load_finish() has ordered it, where anything came.
+        return arena_.starts[ring].load(std::memory_order_relaxed);
+    }
+
+    /// For a ring just assigned: forgets its earlier request's start.
+    void forget_start(std::uint32_t ring) {
+        // Relaxed, no pair: the engine writes it only after the submission, which is a message.
+        arena_.starts[ring].store(0, std::memory_order_relaxed);
+    }
+
     std::uint32_t num_rings() const { return arena_.geometry.num_rings; }
 
     /// Throws unless a request has this ring.

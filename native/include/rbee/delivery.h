@@ -15,6 +15,7 @@
 
 #include "rbee/consumer.h"
 #include "rbee/frame_stream.h"
+#include "rbee/sequence_times.h"
 
 namespace rbee {
 
@@ -73,10 +74,19 @@ class Delivery {
 public:
     /// For a consumer of `num_rings` rings, which must outlive it.
     Delivery(Consumer& consumer, std::uint32_t num_rings)
-        : consumer_(consumer), outlets_(num_rings), times_(num_rings) {}
+        : consumer_(consumer), outlets_(num_rings), times_(num_rings), sequences_(num_rings) {}
 
-    /// Times the tokens of a newly assigned ring that drain() shows to its caller; `received_ns` 0: does not.
-    void time(std::uint32_t ring, std::uint64_t received_ns) { times_.at(ring) = {received_ns, 0}; }
+    /// Times the tokens of a newly assigned ring that drain() shows to its caller; `received_ns` 0: does not. `gaps`,
+    /// if any, get what is between them.
+    void time(std::uint32_t ring, std::uint64_t received_ns, std::shared_ptr<TokenGaps> gaps = {}) {
+        times_.at(ring) = {received_ns, 0};
+        sequences_[ring] = {};
+        sequences_[ring].gaps = std::move(gaps);
+        consumer_.forget_start(ring);
+    }
+
+    /// What has been drained of the sequence that was assigned this ring last, ended or not.
+    const SequenceTimes& sequence(std::uint32_t ring) const { return sequences_.at(ring); }
 
     /// The caller has written what the last drain() put into `drained`.
     void note_delivered(const Drained& drained) {
@@ -133,6 +143,10 @@ public:
             consumer_.drain(max_records, then, [&](std::uint32_t ring, const Records& records, FinishCode finish) {
                 if (records.size() != 0) {
                     newest = std::max(newest, records[records.size() - 1].commit_ns);
+                }
+                sequences_[ring].take(records);
+                if (finish != 0) {
+                    sequences_[ring].gaps.reset();
                 }
                 if (outlets_[ring]) {
                     deliver(ring, records, finish, deliveries, split);
@@ -240,6 +254,7 @@ private:
     std::vector<std::shared_ptr<Outlet>> outlets_;
     std::vector<TokenTimes> times_;          // by ring
     std::vector<TokenTimes> drained_times_;  // of the rings of the last drain
+    std::vector<SequenceTimes> sequences_;   // by ring
     std::string chunk_;                      // kept for its memory
 };
 

@@ -57,11 +57,12 @@ struct Geometry {
     std::uint64_t finish;
     std::uint64_t heads;
     std::uint64_t cancel;
+    std::uint64_t starts;
     std::uint64_t ready;
     std::uint64_t records;
     std::uint64_t total_bytes;
 };
-static_assert(sizeof(Geometry) == 72);
+static_assert(sizeof(Geometry) == 80);
 
 /// Written by the server before another process can see the arena, and never again.
 struct alignas(kLine) Header {
@@ -190,16 +191,18 @@ constexpr Geometry lay_out(std::uint32_t num_rings, std::uint32_t ring_capacity)
     g.finish = g.generations + rings * 4;
     g.heads = g.finish + rings * 8;
     g.cancel = g.heads + rings * 4;
-    g.ready = g.cancel + rings * 4;
+    g.starts = g.cancel + rings * 4;
+    g.ready = g.starts + rings * 8;
     g.records = up_to_line(g.ready + rings / 8);
     g.total_bytes = g.records + rings * ring_stride(ring_capacity);
     return g;
 }
 static_assert(lay_out(64, 2).tails == sizeof(FixedPart) && lay_out(64, 2).generations == sizeof(FixedPart) + 256);
 static_assert(lay_out(64, 2).finish == sizeof(FixedPart) + 512 && lay_out(64, 2).heads == sizeof(FixedPart) + 1024);
-static_assert(lay_out(64, 2).cancel == sizeof(FixedPart) + 1280 && lay_out(64, 2).ready == sizeof(FixedPart) + 1536);
-static_assert(lay_out(64, 2).records == sizeof(FixedPart) + 1664);
-static_assert(lay_out(64, 2).total_bytes == sizeof(FixedPart) + 1664 + 64 * (2 * 16 + 128));
+static_assert(lay_out(64, 2).cancel == sizeof(FixedPart) + 1280 && lay_out(64, 2).starts == sizeof(FixedPart) + 1536);
+static_assert(lay_out(64, 2).ready == sizeof(FixedPart) + 2048);
+static_assert(lay_out(64, 2).records == sizeof(FixedPart) + 2176);
+static_assert(lay_out(64, 2).total_bytes == sizeof(FixedPart) + 2176 + 64 * (2 * 16 + 128));
 static_assert(lay_out(kMaxRings, kMaxRingCapacity).total_bytes > std::uint64_t{kMaxRings} * kMaxRingCapacity * 16);
 
 /// The geometry of an arena with these sizes; std::invalid_argument if there can be no such arena.
@@ -227,6 +230,7 @@ struct Arena {
     Word<std::uint64_t>* finish;
     Word<std::uint32_t>* heads;
     Word<std::uint32_t>* cancel;
+    Word<std::uint64_t>* starts;
     Word<std::uint64_t>* ready;
     Record* records;
 
@@ -255,6 +259,7 @@ inline Arena view(void* base, const Geometry& geometry, std::uint64_t epoch) {
                  words64(geometry.finish),
                  words32(geometry.heads),
                  words32(geometry.cancel),
+                 words64(geometry.starts),
                  words64(geometry.ready),
                  reinterpret_cast<Record*>(bytes + geometry.records)};
 }
@@ -293,6 +298,7 @@ inline void format(void* base, std::uint64_t mapped_bytes, const Geometry& geome
         new (&arena.finish[ring]) Word<std::uint64_t>(0);
         new (&arena.heads[ring]) Word<std::uint32_t>(first_index);
         new (&arena.cancel[ring]) Word<std::uint32_t>(0);
+        new (&arena.starts[ring]) Word<std::uint64_t>(0);
     }
     for (std::uint32_t word = 0; word < arena.ready_words(); ++word) {
         new (&arena.ready[word]) Word<std::uint64_t>(0);

@@ -76,6 +76,13 @@ public:
         ++num_open_;
     }
 
+    /// The ring's request begins to run now.
+    void note_start(std::uint32_t ring) {
+        open_at(ring);
+        // Relaxed: the server reads it behind the tail or finish that comes later; before, it may miss it.
+        arena_.starts[ring].store(monotonic_ns(), std::memory_order_relaxed);
+    }
+
     /// Records that fit into the ring now.
     std::uint32_t free_space(std::uint32_t ring) {
         Ring& mine = at(ring);

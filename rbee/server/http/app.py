@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hmac
 import re
+import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from starlette.applications import Starlette
@@ -22,9 +25,10 @@ from starlette.responses import Response
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import refusals
 from rbee.server.http.writer import KEEP_ALIVE
+from rbee.server.reports.finished import FinishedRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from starlette.requests import Request
@@ -32,11 +36,15 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from rbee.server.http.refusals import RefusalFormat
+    from rbee.server.reports.finished import Generating, RequestTrace
 
 App: TypeAlias = Starlette
 AnswerCounts: TypeAlias = Counter[tuple[int, str]]  # requests by status, and code of the refusal or ""
+Report: TypeAlias = Callable[[FinishedRequest], None]
+BeginTrace: TypeAlias = "Callable[[str, str, Headers], RequestTrace | None]"  # of method, path and headers
 
 _OPEN_PATHS = frozenset({"/health", "/ready"})  # no key needed
+_DEFECT = "internal_error"
 _NO_ANSWER = 499  # the client has gone before its answer began
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -48,6 +56,8 @@ def build_app(
     *,
     lifespan: Callable[[], AbstractAsyncContextManager[None]] | None = None,
     answered: AnswerCounts | None = None,
+    reports: Sequence[Report] = (),
+    begin_trace: BeginTrace | None = None,
 ) -> App:
     """The application that serves `routes`.
 
@@ -58,6 +68,9 @@ def build_app(
             All other paths have `rbee.server.http.refusals.answer`.
         lifespan: is entered when the ASGI server starts, and left when it stops.
         answered: counts each request when it has ended.
+        reports: are told of each request when it is over: when its response has ended, and the generation that it
+            began.
+        begin_trace: is told of each request when it comes; what it returns is told when the request is over.
     """
     answers = _Refusals(formats or {})
     app = Starlette(
@@ -65,7 +78,12 @@ def build_app(
         lifespan=None if lifespan is None else lambda _: lifespan(),
         middleware=[
             Middleware(
-                _Entrance, api_keys=api_keys, answers=answers, answered=Counter() if answered is None else answered
+                _Entrance,
+                api_keys=api_keys,
+                answers=answers,
+                answered=Counter() if answered is None else answered,
+                reports=reports,
+                begin_trace=begin_trace,
             )
         ],
         exception_handlers={
@@ -117,20 +135,33 @@ class _Refusals:
     async def on_defect(self, request: Request, error: Exception) -> Response:  # noqa: ARG002 - starlette's signature
         """Starlette raises the error again after this answer, and uvicorn logs it with its traceback."""
         message = "The server failed on this request; its log has the reason."
-        return self.answer(request.scope, Refusal(RefusalKind.FAILED, message, code="internal_error"))
+        return self.answer(request.scope, Refusal(RefusalKind.FAILED, message, code=_DEFECT))
 
 
 class _Entrance:
-    """Gives every request an id, checks its key unless its path is open to all, and counts it when it has ended.
+    """Gives every request an id, checks its key unless its path is open to all, counts and reports it in the end.
 
     Says in each answer how long its connection is kept, if the server knows.
 
     The id is the client's X-Request-Id if that is sane, else ours. It stands in `scope["state"]["request_id"]` and in
-    the X-Request-Id header of every response. `scope["state"]["caller"]` is the index of the key, or None.
+    the X-Request-Id header of every response. `scope["state"]["caller"]` is the index of the key, or None. Who answers
+    leaves in the state: "refusal", the code of a refusal; "generation", the `Generating` that the request began;
+    "stream_id", of the stream whose rest is the answer.
     """
 
-    def __init__(self, app: ASGIApp, *, api_keys: Sequence[str], answers: _Refusals, answered: AnswerCounts) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        api_keys: Sequence[str],
+        answers: _Refusals,
+        answered: AnswerCounts,
+        reports: Sequence[Report],
+        begin_trace: BeginTrace | None,
+    ) -> None:
         self._app = app
+        self._begin_trace = begin_trace
+        self._reports = reports
         self._answered = answered
         self._api_keys = [key.encode() for key in api_keys]
         self._answers = answers
@@ -139,11 +170,13 @@ class _Entrance:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        began_ns = time.monotonic_ns()
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
+        trace = self._begin_trace and self._begin_trace(scope["method"], scope["path"], headers)
         status = _NO_ANSWER
         keep_alive = scope.get("extensions", {}).get(KEEP_ALIVE)
 
@@ -156,6 +189,8 @@ class _Entrance:
                 if keep_alive is not None and "connection" not in answer:
                     answer["connection"] = "keep-alive"
                     answer["keep-alive"] = f"timeout={keep_alive['timeout']}"
+                if trace is not None and trace.traceparent:
+                    answer["traceparent"] = trace.traceparent
             await send(message)
 
         caller = state["caller"] = self._caller(headers)
@@ -164,14 +199,58 @@ class _Entrance:
                 await self._answers.answer(scope, _unauthenticated())(scope, receive, send_with_id)
             else:
                 await self._app(scope, receive, send_with_id)
+        except Exception:
+            if status == _NO_ANSWER:  # the layer above answers
+                status, state["refusal"] = 500, _DEFECT
+            raise
         finally:
             self._answered[status, state.get("refusal", "")] += 1
+            if self._reports or trace is not None:
+                reports = self._reports if trace is None else (*self._reports, trace.end)
+                report = partial(_report, scope, status, began_ns, reports)
+                generation: Generating | None = state.get("generation")
+                if generation is None:
+                    report()
+                else:  # it may go on, for a client that comes back
+                    generation.when_ended(report)
 
     def _caller(self, headers: Headers) -> int | None:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip().encode()
         matches = [hmac.compare_digest(given, key) for key in self._api_keys]  # all, each in constant time
         return matches.index(True) if scheme.lower() == "bearer" and any(matches) else None
+
+
+def _report(scope: Scope, status: int, began_ns: int, reports: Sequence[Report]) -> None:
+    """Tell each of `reports` of a request that is over."""
+    state = scope["state"]
+    generation: Generating | None = state.get("generation")
+    finished = FinishedRequest(
+        request_id=state["request_id"],
+        caller=state["caller"],
+        method=scope["method"],
+        path=scope["path"],
+        route=_route_of(scope),
+        status=status,
+        refusal=state.get("refusal", ""),
+        stream_id=state.get("stream_id", ""),
+        began_ns=began_ns,
+        ended_ns=time.monotonic_ns(),
+        figures=None if generation is None else generation.figures(),
+    )
+    for report in reports:
+        report(finished)
+
+
+def _route_of(scope: Scope) -> str:
+    """The path as its route has it, which Starlette does not keep; "" if there is none."""
+    if "endpoint" not in scope:
+        return ""
+    route: str = scope["path"]
+    for name, value in scope["path_params"].items():
+        before, _, after = route.rpartition(str(value))
+        route = f"{before}{{{name}}}{after}"
+    return route
 
 
 def _unauthenticated() -> Refusal:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from rbee.server.link.admission import Requester
-    from rbee.server.link.sequences import Choice
-    from rbee.server.link.sinks import DirectSink, Sink, TokenSink
+    from rbee.server.link.sequences import Choice, Entry
+    from rbee.server.link.sinks import Account, DirectSink, Sink, TokenSink
     from rbee.transport import Consumer, Drained
 
 _log = logging.getLogger(__name__)
@@ -88,6 +88,7 @@ class EngineClient:
         self._token_sinks: list[TokenSink | None] = [None] * num_rings
         self._direct_sinks: list[DirectSink | None] = [None] * num_rings
         self._submitted: dict[int, Submitted] = {}  # by ring, if they are kept
+        self._accounts: list[Entry | None] = [None] * num_rings
         self._num_open = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -148,8 +149,9 @@ class EngineClient:
         deadline_ns: int = 0,
         cache_salt: str = "",
         requester: Requester = ANYONE,
+        account: Account | None = None,
     ) -> list[SequenceHandle]:
-        """Submit sequences with the same prompt, all of them or none. Does not wait.
+        """Submit sequences with the same prompt, all of them or none, on one account. Does not wait.
 
         `requester` asks for them. For the other options see `rbee.messages.Submit`.
 
@@ -159,7 +161,7 @@ class EngineClient:
         self._admission.check(len(choices), len(prompt), requester)
         packed = pack_token_ids(prompt)
         handles = []
-        for choice in choices:
+        for index, choice in enumerate(choices):
             record = Submit(
                 request_id=request_id,
                 ring=0,
@@ -173,7 +175,8 @@ class EngineClient:
                 report_cached=choice.report_cached,
             )
             handle = SequenceHandle(self, 0, 0)
-            self.submit(Submitted(record, choice.sink, choice.timed, requester.caller, handle))
+            entry = None if account is None else (account, index)
+            self.submit(Submitted(record, choice.sink, choice.timed, requester.caller, entry, handle))
             handles.append(handle)
         return handles
 
@@ -300,13 +303,14 @@ class EngineClient:
 
     def _open(self, sequence: Submitted) -> tuple[int, int]:
         """The ring and generation of a new sequence."""
-        record, num_tokens = sequence.record, len(sequence.record.prompt) // 4
-        assigned = self._consumer.assign(record.received_ns if sequence.timed else 0, num_tokens)
+        record, entry, num_tokens = sequence.record, sequence.entry, len(sequence.record.prompt) // 4
+        assigned = self._consumer.assign(record.received_ns if sequence.timed else 0, num_tokens, entry and entry[0].gaps)
         assert assigned is not None, "there is room"
         ring, generation = assigned
         self._admission.on_submitted(ring, num_tokens, sequence.caller)
         self._generations[ring] = generation
         self._received_ns[ring] = record.received_ns
+        self._accounts[ring] = entry
         self._set_sink(ring, sequence.target)
         self._num_open += 1
         self._idle.clear()
@@ -330,10 +334,10 @@ class EngineClient:
         # A callback may end other sequences: each sink is looked up when its turn comes.
         start = 0
         for ring, end, code in zip(drained.rings, drained.ends, drained.finishes, strict=True):
-            sink, received_ns = self._token_sinks[ring], self._received_ns[ring]
+            sink, received_ns, entry = self._token_sinks[ring], self._received_ns[ring], None
             if code:
                 self._admission.on_released(ring)
-                self._forget(ring)
+                entry = self._forget(ring, code)
                 self._orphans.on_free(ring)
             if sink is not None:
                 batch = TokenBatch(
@@ -344,7 +348,7 @@ class EngineClient:
                 )
                 shown = self._call(ring, sink, sink.deliver, batch)
                 if code:
-                    self._count_end(FinishReason.ERROR if shown is None else shown, received_ns)
+                    self._count_end(FinishReason.ERROR if shown is None else shown, received_ns, entry)
             start = end
         if start:
             self._consumer.note_delivered()
@@ -357,7 +361,7 @@ class EngineClient:
         for ring, code in drained.ended:
             self._admission.on_released(ring)
             if (direct := self._direct_sinks[ring]) is not None:
-                self._end(ring, _split(code)[0])
+                self._end(ring, _split(code)[0], code)
                 self._call(ring, direct, direct.on_finish, *_split(code))
 
     def _call(
@@ -374,18 +378,25 @@ class EngineClient:
             sink.fail(Refusal(RefusalKind.FAILED, message, code="internal_error"))
             return None
 
-    def _end(self, ring: int, reason: int) -> None:
+    def _end(self, ring: int, reason: int, code: int = 0) -> None:
         """Forget the sequence of a ring, and count its end. Does nothing if there is none any more."""
         if self._generations[ring]:
-            self._forget(ring)
-            self._count_end(reason, self._received_ns[ring])
+            self._count_end(reason, self._received_ns[ring], self._forget(ring, code))
 
-    def _count_end(self, reason: int, received_ns: int) -> None:
+    def _count_end(self, reason: int, received_ns: int, entry: Entry | None) -> None:
         self._on_end(reason, self._clock() - received_ns / 1e9)
+        if entry is not None:
+            account, index = entry
+            account.end(index, reason)
 
-    def _forget(self, ring: int) -> None:
+    def _forget(self, ring: int, code: int = 0) -> Entry | None:
+        """Have the account take the times; returns it. `code` is the ring's finish, if that has been drained."""
         if not self._generations[ring]:
-            return
+            return None
+        entry, self._accounts[ring] = self._accounts[ring], None
+        if entry is not None:
+            account, index = entry
+            account.take(index, self._consumer.times(ring), _split(code)[1] if code else None)
         self._generations[ring] = 0
         self._submitted.pop(ring, None)
         self._admission.on_ended(ring)
@@ -395,6 +406,7 @@ class EngineClient:
         self._num_open -= 1
         if not self._num_open:
             self._idle.set()
+        return entry
 
 
 def _split(code: int) -> tuple[int, int]:

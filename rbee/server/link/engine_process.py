@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rbee.config import EngineConfig
+    from rbee.logs import LogFormat
     from rbee.transport import Sample, ServerState
 
 _log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class EngineSettings:
     busy_poll: bool = False
     retry_unstarted: bool = False  # requests without a token when their engine dies go to the next one
     hang_timeout: float = 0.0  # seconds without a sign of life after which an engine hangs; 0: never
+    log_format: LogFormat = "text"
     debug: bool = False
 
 
@@ -119,7 +121,7 @@ class EngineProcess:
                 with theirs:
                     configure = Configure(engine=settings.config, slow_reader_timeout=settings.slow_reader_timeout)
                     ours.sendall(frame(encode(configure)))  # before the event loop's next turn, which may come late
-                    self._process = _spawn(theirs.fileno(), doorbell, arena.descriptor, debug=settings.debug)
+                    self._process = _spawn(theirs.fileno(), doorbell, arena.descriptor, settings)
                 resources.callback(self._process.wait)
                 resources.callback(self._process.kill)  # does nothing to a process that has been waited for
                 pidfd = os.pidfd_open(self._process.pid)
@@ -247,12 +249,13 @@ class _ControlProtocol(asyncio.Protocol):
         self._on_end()
 
 
-def _spawn(control: int, doorbell: int, arena: int, *, debug: bool) -> subprocess.Popen[bytes]:
+def _spawn(control: int, doorbell: int, arena: int, settings: EngineSettings) -> subprocess.Popen[bytes]:
     """Start `python -m rbee.engine` with its three descriptors; its stdout goes to our stderr."""
     command = [sys.executable, "-m", "rbee.engine"]
     command += ["--control-fd", str(control), "--doorbell-fd", str(doorbell), "--arena-fd", str(arena)]
     command += ["--parent-pid", str(os.getpid())]
-    command += ["--debug"] if debug else []
+    command += ["--log-format", settings.log_format]
+    command += ["--debug"] if settings.debug else []
     # The engine has these blocked until it ignores them. Those that come to this process meanwhile wait.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:

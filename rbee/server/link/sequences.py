@@ -6,15 +6,17 @@ Owns these types. Does not know rings' contents, or who runs a sequence.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from rbee.messages import FinishReason
 
 if TYPE_CHECKING:
     from rbee.messages import Submit
     from rbee.sampling_params import SamplingParams
-    from rbee.server.link.sinks import DirectSink, Sink, TokenSink
+    from rbee.server.link.sinks import Account, DirectSink, Sink, TokenSink
     from rbee.transport import Outlet
+
+Entry: TypeAlias = "tuple[Account, int]"  # whose account a sequence is on, and its place there
 
 
 class DirectTarget(NamedTuple):
@@ -101,6 +103,7 @@ class Submitted:
     target: TokenSink | DirectTarget
     timed: bool  # see `Choice`
     caller: int | None
+    entry: Entry | None
     handle: SequenceHandle
     times: int = 1  # that it was submitted
 

@@ -1,5 +1,7 @@
 """Callbacks of the drain loop: a TokenSink receives batches of tokens, a DirectSink the events of its socket only.
 
+An Account receives how each sequence of a request went.
+
 Owns these interfaces; no callback may block. Does not know who calls or who implements them.
 """
 
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from rbee.server.errors import Refusal
+    from rbee.transport import TokenGaps
 
 
 class TokenBatch(NamedTuple):
@@ -48,3 +51,20 @@ class DirectSink(Protocol):
 
 
 Sink: TypeAlias = TokenSink | DirectSink
+
+
+class Account(Protocol):
+    """Keeps how the sequences of one request went; `index` is the sequence's place in its request."""
+
+    @property
+    def gaps(self) -> TokenGaps | None:
+        """Gets what is between the commits of tokens; None: not asked for."""
+
+    def take(self, index: int, times: tuple[int, int, int, int], cached_tokens: int | None) -> None:
+        """The sequence is over, before its sink hears of it; for `times` see `Consumer.times`.
+
+        `cached_tokens` is None if the server ended the sequence.
+        """
+
+    def end(self, index: int, reason: int) -> None:
+        """The FinishReason that the client sees; called once, after `take`."""

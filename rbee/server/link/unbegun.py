@@ -93,6 +93,9 @@ class UnbegunSequences:
     def _end(self, number: int, reason: int) -> Submitted:
         sequence = self._take(number)
         self._on_end(reason, (self._now_ns() - sequence.record.received_ns) / 1e9)
+        if sequence.entry is not None:
+            account, index = sequence.entry
+            account.end(index, reason)
         return sequence
 
     def _take(self, number: int) -> Submitted:

@@ -88,6 +88,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str = ""  # only requests with the same salt share cached prefixes
     stream: bool = False
     stream_options: dict[str, Any] | None = None
+    timings: bool = False  # the answer, or a stream's last chunk, says how long it took
     user: str | None = None  # a label, which changes nothing, as the next one
     metadata: dict[str, Any] | None = None
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rbee.server.errors import Refusal
     from rbee.server.link.sequences import SequenceHandle
     from rbee.server.link.sinks import TokenBatch
+    from rbee.server.streams.account import GenerationAccount
     from rbee.server.streams.records import ScoredToken, TokenRecords
     from rbee.server.text.token_text import Echo, TokenText
 
@@ -42,6 +43,7 @@ class ChoiceSink:
     """The `TokenSink` of one choice."""
 
     sequence: SequenceHandle  # set after submission
+    account: GenerationAccount | None = None  # the same
 
     def __init__(self, index: int, reply: PieceSink, text: TokenText, *, report_cached: bool = False) -> None:
         self.index = index
@@ -64,6 +66,8 @@ class ChoiceSink:
             self.cached_tokens = batch.cached_tokens
         pieces: list[Piece] = []
         committed_ns = self._take(batch, pieces)
+        if self.account is not None and (reason or self._text.stopped):
+            self.account.show(self.index, self._text.num_tokens, self.cached_tokens)
         if self._text.stopped:
             self.sequence.cancel(FinishReason.STOP)
             reason = FinishReason.STOP

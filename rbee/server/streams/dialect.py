@@ -81,5 +81,6 @@ class Dialect(Protocol):
     def template(self) -> FrameTemplate | None:
         """The frames of the only choice for the native drain; None if they hold more than its slots.
 
-        Filled in, they are the bytes of `piece`, `end` and `finish`.
+        Filled in, they are the bytes of `piece`, `end` and `finish`. With `Generation.timings` the end is not in them:
+        `finish` is called.
         """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rbee.messages import FinishReason
 from rbee.server.streams.live import LiveReply
-from rbee.server.streams.outcome import finish_refusal
+from rbee.server.streams.outcome import Outcome, finish_refusal
 from rbee.transport import Outlet
 
 if TYPE_CHECKING:
@@ -36,10 +36,15 @@ class DirectReply(LiveReply):
     def on_broken(self) -> None:
         self._writer.abort()
 
-    def on_finish(self, reason: int, cached_tokens: int) -> None:  # noqa: ARG002 - the drain has written it
-        refusal = finish_refusal(reason)  # None: an ordinary end, which is written already
+    def on_finish(self, reason: int, cached_tokens: int) -> None:
+        refusal = finish_refusal(reason)  # None: an ordinary end, which is written already, but for timings
         if refusal is not None and not (reason == FinishReason.DEADLINE and self.outlet.num_tokens):
             self._write(self._error_frames(refusal))
+        elif self.account is not None and (timings := self.account.timings()) is not None:
+            outcome = Outcome(0)
+            outcome.completion_tokens, outcome.cached_tokens = self.outlet.num_tokens, cached_tokens
+            outcome.timings = timings
+            self._write(self._dialect.finish(outcome))
         self._end()
 
     def _last_written(self) -> float:

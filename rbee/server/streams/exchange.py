@@ -19,6 +19,7 @@ from rbee.server.errors import deadline_passed
 from rbee.server.http.writer import writer_of
 from rbee.server.link.admission import ANYONE, Requester
 from rbee.server.link.sequences import Choice, DirectTarget
+from rbee.server.streams.account import GenerationAccount
 from rbee.server.streams.choices import ChoiceSink, LogprobsChoice
 from rbee.server.streams.direct_reply import DirectReply, make_outlet
 from rbee.server.streams.live import SequenceHandles
@@ -84,32 +85,39 @@ class GenerationResponse(Response):
         await self._backend.supervisor.client.make_room(generation.n, len(generation.prompt), requester)
         if writer.closed:
             raise ClientDisconnect
+        account = GenerationAccount(generation, self._dialect.answer_id)
         if self._stream:
-            await write_stream(self._start(writer, requester), writer, self._backend.watch)
+            reply = self._start(writer, requester, account)
+            _note(scope, account)
+            await write_stream(reply, writer, self._backend.watch)
         else:
-            response = Response(await self._collect(writer, requester))
+            response = Response(await self._collect(scope, writer, requester, account))
             response.raw_headers.extend(self._dialect.answer_headers)
             await response(scope, receive, send)
 
-    def _start(self, writer: Writer, requester: Requester) -> LiveReply:
+    def _start(self, writer: Writer, requester: Requester, account: GenerationAccount) -> LiveReply:
         backend, generation, dialect, ticket = self._backend, self._generation, self._dialect, self._ticket
         if ticket is None:
             reply, sinks = _make_reply(backend, generation, dialect, writer)
-            _bind(reply, sinks, _submit(backend, generation, dialect, sinks, requester))
+            _bind(reply, sinks, _submit(backend, generation, dialect, sinks, requester, account), account)
             return reply
         assert generation.n == 1, "the ids of events count the tokens of one choice"
         resumable = ResumableReply(writer, dialect, ticket.streams, ticket.window)
         sinks = _choices(backend.codec, generation, resumable)
-        _bind(resumable, sinks, _submit(backend, generation, dialect, sinks, requester))
+        _bind(resumable, sinks, _submit(backend, generation, dialect, sinks, requester, account), account)
         ticket.streams.add(resumable, ticket.owner, *ticket.names)
         return resumable
 
-    async def _collect(self, writer: Writer, requester: Requester) -> bytes:
+    async def _collect(
+        self, scope: Scope, writer: Writer, requester: Requester, account: GenerationAccount
+    ) -> bytes:
         """Wait for the end. Returns the body of the whole answer."""
         backend, generation = self._backend, self._generation
         reply = CollectedReply(generation.n)
         sinks = _choices(backend.codec, generation, reply)
-        _bind(reply, sinks, _submit(backend, generation, self._dialect, sinks, requester, streamed=False))
+        sequences = _submit(backend, generation, self._dialect, sinks, requester, account, streamed=False)
+        _bind(reply, sinks, sequences, account)
+        _note(scope, account)
         try:
             writer.open(reply)
             await reply.done
@@ -120,6 +128,7 @@ class GenerationResponse(Response):
             raise ClientDisconnect
         if reply.refusal is not None:
             raise reply.refusal
+        reply.outcome.timings = account.timings()
         # Long lists of logprobs take their time: a thread leaves the event loop to the streams beside it.
         if generation.has_logprobs:
             return await asyncio.to_thread(self._dialect.answer, reply.choices, reply.outcome)
@@ -143,7 +152,8 @@ class ParkedGeneration:
         self._generation = generation
         self._dialect = dialect
         self._parked = [_ParkedSink() for _ in range(generation.n)]
-        self._sequences = _submit(backend, generation, dialect, self._parked, requester)
+        self.account = GenerationAccount(generation, dialect.answer_id)
+        self._sequences = _submit(backend, generation, dialect, self._parked, requester, self.account)
         for sequence in self._sequences:
             sequence.pause()
 
@@ -160,7 +170,7 @@ class ParkedGeneration:
         """The reply that writes it to `writer`."""
         early = any(parked.batches or parked.refusal for parked in self._parked)
         reply, sinks = _make_reply(self._backend, self._generation, self._dialect, writer, may_be_direct=not early)
-        _bind(reply, sinks, self._sequences)
+        _bind(reply, sinks, self._sequences, self.account)
         for sequence, sink, parked in zip(self._sequences, sinks, self._parked, strict=True):
             sequence.redirect(_target(sink))
             parked.pass_on(sink)
@@ -201,6 +211,7 @@ class _ClaimedResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writer = writer_of(scope, receive, send)
         reply = self._parked.attach(writer)
+        _note(scope, self._parked.account)
         await write_stream(reply, writer, self._parked.backend.watch)
 
 
@@ -216,6 +227,7 @@ class Resumption(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writer = writer_of(scope, receive, send)
         self._reply.attach(writer, self._last_id)
+        scope.setdefault("state", {})["stream_id"] = self._reply.answer_id
         await write_stream(self._reply, writer, self._watch)
 
 
@@ -284,6 +296,7 @@ def _submit(
     dialect: Dialect,
     sinks: Sequence[TokenSink | DirectReply],
     requester: Requester,
+    account: GenerationAccount,
     *,
     streamed: bool = True,
 ) -> list[SequenceHandle]:
@@ -303,6 +316,7 @@ def _submit(
         deadline_ns=generation.deadline_ns,
         cache_salt=generation.cache_salt,
         requester=requester,
+        account=account,
     )
 
 
@@ -320,12 +334,20 @@ def _bind(
     reply: StreamedReply | DirectReply | CollectedReply,
     sinks: Sequence[ChoiceSink | DirectReply],
     sequences: Sequence[SequenceHandle],
+    account: GenerationAccount,
 ) -> None:
     """Give a reply, and the sink of each of its choices, the sequences that they can cancel and pause."""
     reply.sequences = SequenceHandles(sequences)
+    reply.account = account
     for sink, sequence in zip(sinks, sequences, strict=True):
         if isinstance(sink, ChoiceSink):
             sink.sequence = sequence
+            sink.account = account
+
+
+def _note(scope: Scope, account: GenerationAccount) -> None:
+    """Leave the account to whoever reports the request when it is over."""
+    scope.setdefault("state", {})["generation"] = account
 
 
 def _seeded(sampling: SamplingParams, index: int) -> SamplingParams:

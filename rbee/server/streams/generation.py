@@ -27,6 +27,7 @@ class Generation:
     priority: int = 0  # smaller runs earlier
     deadline_ns: int = 0  # when it ends at the latest, CLOCK_MONOTONIC; 0 is never
     cache_salt: str = ""  # only requests with the same salt share cached prefixes
+    timings: bool = False  # the answer says how long it took
 
     @property
     def has_logprobs(self) -> bool:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rbee.server.errors import Refusal
     from rbee.server.http.writer import Writer
     from rbee.server.link.sequences import SequenceHandle
+    from rbee.server.streams.account import GenerationAccount
     from rbee.server.streams.dialect import Dialect
 
 KEEP_ALIVE_SILENCE = 15.0  # seconds
@@ -51,6 +52,7 @@ class Reply:
     """One accepted request, until its one end."""
 
     sequences: SequenceHandle | SequenceHandles  # all of its sequences; set after submission
+    account: GenerationAccount | None = None  # the same
 
     def __init__(self) -> None:
         # Resolved when nothing more will be written or collected.
@@ -137,6 +139,8 @@ class LiveReply(Reply):
                 )
 
     def _error_frames(self, refusal: Refusal) -> bytes:
+        if self.account is not None:
+            self.account.refusal = refusal.code or ""
         return self._dialect.error(refusal)
 
     def _last_written(self) -> float:

@@ -35,6 +35,7 @@ class Outcome:
         self.completion_tokens = 0  # output tokens of those that have, stop tokens included
         self.cached_tokens: int | None = None  # of the prompt, as the first choice found it; None until known
         self.any_tokens = False  # of any choice
+        self.timings: dict[str, float] | None = None  # if the request asks for them; see `GenerationAccount.timings`
 
     def end(self, choice: Countable, reason: int) -> Refusal | None:
         """Count the end of a choice. Returns the refusal that ends the whole reply, or None."""

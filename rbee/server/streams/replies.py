@@ -97,4 +97,6 @@ class StreamedReply(LiveReply):
         return self._dialect.end(choice, piece, self._num_frames[choice], reason)
 
     def _finish(self) -> bytes:
+        if self.account is not None:
+            self._outcome.timings = self.account.timings()
         return self._dialect.finish(self._outcome)

@@ -111,6 +111,10 @@ class ResumableReply(StreamedReply):
         super().__init__(writer, dialect)
 
     @property
+    def answer_id(self) -> str:
+        return self._dialect.answer_id
+
+    @property
     def stream_headers(self) -> list[tuple[bytes, bytes]]:
         return [*self._dialect.stream_headers, (b"x-stream-id", self._dialect.answer_id.encode())]
 

@@ -74,7 +74,7 @@ async def test_lost_wakeup_is_found(arena: Arena, consumer: Consumer, caplog: py
     """A ready bit behind an armed doorbell, which no engine leaves there, is found at the second check and counted."""
     found = asyncio.Event()
     heartbeat = Heartbeat(consumer, lambda: ServerState.READY, on_stale=found.set)
-    ready = int.from_bytes(arena.buffer[80:88], "little")  # where the header says that the bitmap is
+    ready = int.from_bytes(arena.buffer[88:96], "little")  # where the header says that the bitmap is
     arena.buffer[ready : ready + 8] = (1).to_bytes(8, "little")
     heartbeat.start()
     async with asyncio.timeout(_PATIENCE):

@@ -28,7 +28,7 @@ HI_TOKENS = len("user: hi\nassistant: ")
 BOTH = pytest.mark.parametrize("route", [CHAT, COMPLETIONS])
 TOMORROW = datetime.now(UTC) + timedelta(days=1)
 
-NO_PARAMETERS = {"model", "stop", "stream", "stream_options", "user", "metadata"}
+NO_PARAMETERS = {"model", "stop", "stream", "stream_options", "timings", "user", "metadata"}
 NO_PARAMETERS |= {"messages", "chat_template_kwargs", "add_generation_prompt", "continue_final_message", "prompt"}
 PARAMETERS = {
     route: sorted(set(shape.__struct_fields__) - NO_PARAMETERS)

@@ -55,7 +55,7 @@ class RecordingClient:
     async def make_room(self, num_choices, num_tokens, requester):
         """There is."""
 
-    def submit_all(self, request_id, prompt, choices, **options):  # noqa: ARG002 - the client's signature
+    def submit_all(self, request_id, prompt, choices, *, account, **options):  # noqa: ARG002 - the client's signature
         """Keep it; each choice ends at once."""
         self.submitted.append((prompt, [choice.sampling for choice in choices], options))
         for choice in choices:

@@ -66,6 +66,7 @@ class OpenAiDialect:
         self._prompt_tokens = len(generation.prompt)
         self._num_choices = generation.n
         self._has_logprobs = generation.has_logprobs
+        self._has_timings = generation.timings
         self._chunks: Chunks | None = None
 
     def begin(self) -> bytes:
@@ -79,13 +80,17 @@ class OpenAiDialect:
         return self._frames().last(choice, number, piece, reason, self._entries(piece))
 
     def finish(self, outcome: Outcome) -> bytes:
-        return self._frames().usage(outcome.completion_tokens, outcome.cached_tokens) + sse.DONE
+        frames = self._frames()
+        return frames.usage(outcome.completion_tokens, outcome.cached_tokens, outcome.timings) + sse.DONE
 
     def error(self, refusal: Refusal) -> bytes:
         return error(refusals.envelope(refusal)) + sse.DONE
 
     def template(self) -> FrameTemplate | None:
-        return None if self._has_logprobs else self._frames().template()
+        if self._has_logprobs:
+            return None
+        template = self._frames().template()
+        return template._replace(end=b"") if self._has_timings else template
 
     def answer(self, choices: Sequence[CollectedChoice], outcome: Outcome) -> bytes:
         usage: dict[str, Any] = {
@@ -103,6 +108,8 @@ class OpenAiDialect:
             "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
             "usage": usage,
         }
+        if outcome.timings is not None:
+            answer["timings"] = outcome.timings
         return msgspec.json.encode(answer)
 
     def _text_member(self, text: str) -> dict[str, Any]:

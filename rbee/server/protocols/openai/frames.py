@@ -77,13 +77,18 @@ class Chunks:
             body = (parts.next if number else parts.first) + _encode(piece.text)
         return self._chunk(body, logprobs, _FINISH[reason], self._extra(piece))
 
-    def usage(self, completion_tokens: int, cached_tokens: int | None) -> bytes:
-        """The chunk with the token counts and no choices; empty if the stream has none."""
-        if not self._options.include_usage:
-            return b""
-        total = self._prompt_tokens + completion_tokens
-        cached = b"" if cached_tokens is None else b"%d" % cached_tokens
-        return self._usage_chunk(b"%d" % completion_tokens, b"%d" % total, cached)
+    def usage(
+        self, completion_tokens: int, cached_tokens: int | None, timings: dict[str, float] | None = None
+    ) -> bytes:
+        """The chunk with the token counts, the timings or both, and no choices; empty if the stream has neither."""
+        members = b""
+        if self._options.include_usage:
+            total = self._prompt_tokens + completion_tokens
+            cached = b"" if cached_tokens is None else b"%d" % cached_tokens
+            members = self._usage(b"%d" % completion_tokens, b"%d" % total, cached) + b"}"
+        if timings is not None:
+            members += b',"timings":' + _encode(timings)
+        return b"%b]%b" % (self._head, members + _END) if members else b""
 
     def template(self) -> FrameTemplate:
         """The same chunks, of an only choice without logprobs."""

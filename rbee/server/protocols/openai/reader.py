@@ -6,6 +6,7 @@ a refused request costs the engine nothing.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -144,6 +145,8 @@ class RequestReader:
         self, request: GenerationRequest, reader: FieldReader, dialect: type[OpenAiDialect], generation: Generation
     ) -> Asked:
         options = read_stream_options(request, reader)
+        if request.timings or options.include_timing:
+            generation = dataclasses.replace(generation, timings=True)
         model = self._model
         answer = dialect(model.name, generation, options, model.codec.token_bytes, reader.ignored)
         return Asked(generation, answer, request.stream, options.resumable)

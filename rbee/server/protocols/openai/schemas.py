@@ -33,7 +33,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     include_usage: bool = False  # a last chunk with the token counts and no choices
     continuous_usage_stats: bool = False  # the token counts so far in every chunk
-    include_timing: bool = False  # `timing.committed_ns` in every chunk: its token's commit, CLOCK_MONOTONIC
+    include_timing: bool = False  # every chunk has its token's commit, CLOCK_MONOTONIC; and `timings` as the last one
     resumable: bool = False  # events have ids, and the stream outlives its connection
 
 
