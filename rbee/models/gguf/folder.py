@@ -33,7 +33,7 @@ def write_folder(model: GGUFModel, folder: Path, progress: Progress) -> None:
     small = files_of(model.metadata, eos_ids=ends, bos_id=ids.bos)
     progress.stage("building the tokenizer")
     tokenizer = tokenizer_json(model.metadata)
-    for name, content in {"config.json": _json(config), "tokenizer.json": tokenizer.encode(), **small}.items():
+    for name, content in {"config.json": _json(config), "tokenizer.json": tokenizer, **small}.items():
         (folder / name).write_bytes(content)
 
 

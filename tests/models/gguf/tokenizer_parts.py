@@ -19,7 +19,7 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that these metadata describe, as a server reads it."""
-    return Tokenizer.from_str(tokenizer_json(metadata))
+    return Tokenizer.from_buffer(tokenizer_json(metadata))
 
 
 def vocabulary(model: str, tokens: Mapping[str, int], **others: object) -> dict[str, Any]:

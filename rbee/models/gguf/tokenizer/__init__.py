@@ -12,9 +12,9 @@ neither torch nor transformers. The tokens differ from llama.cpp's in these case
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["SpecialTokenIds", "special_token_ids", "tokenizer_json"]
 
 
-def tokenizer_json(metadata: Mapping[str, Any]) -> str:
+def tokenizer_json(metadata: Mapping[str, Any]) -> bytes:
     """The tokenizer.json of the tokenizer that `metadata` (keys `tokenizer.ggml.*`) describe.
 
     With add_special_tokens, a text gets what llama.cpp puts around it; texts that name special tokens always become
@@ -54,16 +54,14 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> str:
         ) from error
 
 
-def _json(metadata: Mapping[str, Any]) -> str:
+def _json(metadata: Mapping[str, Any]) -> bytes:
     vocabulary = read_vocabulary(metadata)
-    text = _build(metadata, vocabulary).to_str()
-    if vocabulary.model != "llama":
-        return text
-    # The library takes merges from Python in more time and memory than their text takes to read, once, when it is used.
-    before, no_merges, after = text.partition('"merges":[]')
-    assert no_merges, "the library writes a model's merges"
-    merges = json.dumps(models.merges_by_score(metadata, vocabulary), ensure_ascii=False, separators=(",", ":"))
-    return f'{before}"merges":{merges}{after}'
+    content = msgspec.json.decode(_build(metadata, vocabulary).to_str())
+    if vocabulary.model == "llama":
+        # The library takes merges from Python in more time and memory than their text takes to read.
+        content["model"]["merges"] = models.merges_by_score(metadata, vocabulary)
+    # The library sorts a vocabulary while it reads it, which takes a fifth of that time; a sorted one takes less.
+    return msgspec.json.encode(content, order="deterministic")
 
 
 def _build(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> Tokenizer:
