@@ -31,7 +31,7 @@ def test_the_folder_has_everything_but_the_weights(prepared_tiny, tiny_gguf):
     assert (folder.path / "chat_template.jinja").read_text().startswith("{% for m in messages %}<|im_start|>")
     files = {path.name for path in folder.path.iterdir()}
     small = {"config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja"}
-    assert files == small | {"tokenizer.json", "rbee.json"}
+    assert files == small | {"tokenizer.json", "token_pieces.msgpack", "rbee.json"}
     assert sum(path.stat().st_size for path in folder.path.iterdir()) < tiny_gguf.stat().st_size
     assert len({path.stat().st_mode for path in folder.path.iterdir()}) == 1
     assert (folder.name, said.stages, said.notes) == ("tiny", STAGES, [])

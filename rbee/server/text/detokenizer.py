@@ -155,8 +155,11 @@ class Detokenizers(NamedTuple):
         return self.make()
 
 
-def detokenizers(tokenizer: Tokenizer) -> Detokenizers:
-    """The right kind for this vocabulary; all of them share its token table."""
+def detokenizers(tokenizer: Tokenizer, pieces: Iterable[list[Piece]] | None = None) -> Detokenizers:
+    """The right kind for this vocabulary; all of them share its token table.
+
+    `pieces`: what `pieces_of` gives for it, if that is known.
+    """
     writing = writing_of(tokenizer)
     if writing is None:
         return Detokenizers(
@@ -164,7 +167,7 @@ def detokenizers(tokenizer: Tokenizer) -> Detokenizers:
             None,
             lambda token_id: tokenizer.decode([token_id], skip_special_tokens=False).encode(),
         )
-    found = _Pieces(tokenizer, pieces_of(tokenizer, writing))
+    found = _Pieces(tokenizer, pieces_of(tokenizer, writing) if pieces is None else pieces)
     table = TokenTable(found.vocabulary, strip=writing.strip)
     if writing.byte_level:
         return Detokenizers(lambda: ByteLevelDetokenizer(found), table, found.token_bytes)

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from rbee.models.gguf.tokenizer import tokenizer_json
+from rbee.models.gguf.tokenizer import tokenizer_files
 from rbee.models.gguf.tokenizer._merges import merges_of  # noqa: TID251 - what is under test
 from rbee.models.gguf.tokenizer.vocabulary import Kind
 from tests.models.gguf.tokenizer_parts import build_tokenizer, sentence_pieces
@@ -77,7 +77,7 @@ def last_merge(piece: str, ranks: dict[str, int]) -> str | None:
 
 @given(seed=st.integers(0, 10**9), num_letters=st.integers(1, 3), longest=st.sampled_from([5, 20, 80]))
 def test_pieces_of_any_length_are_merged_step_by_step(seed: int, num_letters: int, longest: int) -> None:
-    """Also where many merges are made and taken back before the last one."""
+    """Also where many offers of merges are outdated before the last merge."""
     rng = random.Random(seed)
     pieces = [*LETTERS[:num_letters]]
     for _ in range(60):
@@ -120,5 +120,5 @@ def test_a_piece_that_begins_as_a_comment_is_merged(word: str) -> None:
     scores = {piece: float(len(piece)) for piece in sorted(pieces)}
     metadata = sentence_pieces(scores, add_bos_token=False, add_space_prefix=False)
     assert build_tokenizer(metadata).encode(word + "s").tokens == [word + "s"]
-    merge = json.loads(tokenizer_json(metadata))["model"]["merges"][0]
+    merge = json.loads(tokenizer_files(metadata)["tokenizer.json"])["model"]["merges"][0]
     assert merge == ([word, "s"] if word.startswith("#") else f"{word} s")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rbee.models.gguf.tokenizer import special_token_ids, tokenizer_json
+from rbee.models.gguf.tokenizer import special_token_ids, tokenizer_files
 from rbee.models.gguf.tokenizer.splits import split_of
 from rbee.models.gguf.tokenizer.vocabulary import Kind
 from rbee.server.text.detokenizer import detokenizers
@@ -120,7 +120,7 @@ def test_user_defined_letters_stand_for_themselves() -> None:
 @pytest.mark.parametrize("metadata", [byte_level(), sentence_pieces(), word_pieces()])
 def test_a_vocabulary_is_sorted_in_tokenizer_json(metadata: dict[str, Any]) -> None:
     """By the tokens' UTF-8, so that it is read in less time; each keeps its id."""
-    vocabulary: dict[str, int] = json.loads(tokenizer_json(metadata))["model"]["vocab"]
+    vocabulary: dict[str, int] = json.loads(tokenizer_files(metadata)["tokenizer.json"])["model"]["vocab"]
     assert [*vocabulary] == sorted(vocabulary, key=str.encode)
     assert vocabulary == {token: number for number, token in enumerate(metadata["tokenizer.ggml.tokens"])}
 
