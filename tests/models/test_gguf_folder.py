@@ -31,7 +31,7 @@ def test_the_folder_has_everything_but_the_weights(prepared_tiny, tiny_gguf):
     assert (folder.path / "chat_template.jinja").read_text().startswith("{% for m in messages %}<|im_start|>")
     files = {path.name for path in folder.path.iterdir()}
     small = {"config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja"}
-    assert files == small | {"tokenizer.json", "rbee.json"}
+    assert files == small | {"tokenizer.json", "token_pieces.msgpack", "rbee.json"}
     assert sum(path.stat().st_size for path in folder.path.iterdir()) < tiny_gguf.stat().st_size
     assert len({path.stat().st_mode for path in folder.path.iterdir()}) == 1
     assert (folder.name, said.stages, said.notes) == ("tiny", STAGES, [])
@@ -58,7 +58,7 @@ def test_the_manifest_says_where_the_folder_comes_from(prepared_tiny, tiny_gguf)
     """rbee.json has source, format and the size of each file."""
     folder, _ = prepared_tiny
     manifest = json.loads((folder.path / "rbee.json").read_text())
-    assert (manifest["source"], manifest["format"]) == (str(tiny_gguf), 4)
+    assert (manifest["source"], manifest["format"]) == (str(tiny_gguf), 5)
     assert set(manifest["files"]) == {path.name for path in folder.path.iterdir()} - {"rbee.json"}
 
 
@@ -96,7 +96,7 @@ def test_what_older_versions_left_of_a_model_is_removed(tiny_gguf, cache, progre
     entries = {
         f"tiny-{key}": {"format": 1, "name": "tiny"},
         f"tiny-{key}.packed-{key}": {"format": 1, "name": f"tiny-{key}", "matrices": {}},
-        f"tiny-{key[::-1]}": {"format": 4, "name": "tiny"},
+        f"tiny-{key[::-1]}": {"format": 5, "name": "tiny"},
         f"tiny-er-{key}": {"format": 1, "name": "tiny-er"},
         f"tiny-er-{key}.packed-{key}": {"format": 1, "matrices": {}},
         f"tiny-{key[1:]}9": {"format": 1, "name": "tiny!"},

@@ -9,6 +9,7 @@
 #define RBEE_CRASH_POINT_LIST(X) \
     X(producer_made, engine)     \
     X(ring_opened, engine)       \
+    X(start_written, engine)     \
     X(commit_begun, engine)      \
     X(sleep_withdrawn, engine)   \
     X(record_written, engine)    \

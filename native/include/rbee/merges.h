@@ -6,16 +6,18 @@
 // edge of a piece's characters would keep that piece from being made. So what happens inside of it until it is made does
 // not depend on the text around it, and its last merge is always the one that happens when its characters are the whole
 // text. That merge joins shorter pieces, of which the same is true: from the shortest piece on, each decision needs
-// those before it only.
+// those before it only. n characters take n log n steps: a file may have tokens of any length.
 
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace rbee {
@@ -82,59 +84,83 @@ private:
         std::vector<std::uint32_t> ranks_;
     };
 
+    /// A piece in a text, by the number of its first character.
+    struct Part {
+        std::size_t start;  // in bytes
+        std::size_t before, next;
+        std::uint32_t rank;
+        std::uint32_t offer;  // what it and the next part merge to; kNone if that is nothing
+    };
+
     /// Merge the characters of `text` until two parts are left.
     void decide(std::string_view text, std::uint32_t rank) {
-        starts_.clear();
-        for (std::size_t i = 0; i < text.size(); ++i) {
-            if ((static_cast<unsigned char>(text[i]) & 0xC0) != 0x80) {  // not inside a character
-                starts_.push_back(i);
-            }
-        }
-        if (starts_.size() < 2) {
-            characters_.emplace(text, rank);
-            return;
-        }
         parts_.clear();
-        offers_.clear();
-        for (std::size_t i = 0; i < starts_.size(); ++i) {
-            const std::size_t end = i + 1 < starts_.size() ? starts_[i + 1] : text.size();
-            const auto found = characters_.find(text.substr(starts_[i], end - starts_[i]));
+        for (std::size_t start = 0, end = 0; start < text.size(); start = end) {
+            end = start + 1;
+            while (end < text.size() && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) {  // in a character
+                ++end;
+            }
+            if (start == 0 && end == text.size()) {
+                characters_.emplace(text, rank);
+                return;
+            }
+            const auto found = characters_.find(text.substr(start, end - start));
             if (found == characters_.end()) {
                 return;
             }
-            parts_.push_back(found->second);
-            if (i > 0) {
-                offers_.push_back(pairs_.rank(parts_[i - 1], parts_[i]));
+            parts_.push_back({start, parts_.size() - 1, parts_.size() + 1, found->second, kNone});
+        }
+        queue_.clear();
+        for (std::size_t i = 0; i + 1 < parts_.size(); ++i) {
+            offer(i);
+        }
+        std::size_t left_over = parts_.size();
+        while (left_over > 2 && !queue_.empty()) {
+            const auto [best, left] = queue_.front();
+            std::pop_heap(queue_.begin(), queue_.end(), std::greater<>());
+            queue_.pop_back();
+            if (parts_[left].offer == best) {  // else one of the two has merged with another part since
+                merge(left);
+                --left_over;
             }
         }
-        while (parts_.size() > 2) {
-            const auto best = std::min_element(offers_.begin(), offers_.end());
-            if (*best == kNone) {
-                return;
-            }
-            const auto left = best - offers_.begin();
-            parts_[static_cast<std::size_t>(left)] = *best;
-            parts_.erase(parts_.begin() + left + 1);
-            starts_.erase(starts_.begin() + left + 1);
-            offers_.erase(best);
-            for (const auto i : {left - 1, left}) {
-                if (i >= 0 && i < static_cast<std::ptrdiff_t>(offers_.size())) {
-                    const auto part = static_cast<std::size_t>(i);
-                    offers_[part] = pairs_.rank(parts_[part], parts_[part + 1]);
-                }
-            }
+        if (left_over == 2) {
+            const Part& second = parts_[parts_[0].next];
+            cuts_[rank] = second.start;
+            pairs_.add(parts_[0].rank, second.rank, rank);
         }
-        cuts_[rank] = starts_[1];
-        pairs_.add(parts_[0], parts_[1], rank);
+    }
+
+    void merge(std::size_t left) {
+        Part& part = parts_[left];
+        parts_[part.next].offer = kNone;
+        part.rank = part.offer;
+        part.next = parts_[part.next].next;
+        if (part.next < parts_.size()) {
+            parts_[part.next].before = left;
+        }
+        offer(left);
+        if (left > 0) {
+            offer(part.before);
+        }
+    }
+
+    /// Offer the merge of this part and the next one.
+    void offer(std::size_t left) {
+        Part& part = parts_[left];
+        part.offer = part.next < parts_.size() ? pairs_.rank(part.rank, parts_[part.next].rank) : kNone;
+        if (part.offer != kNone) {
+            queue_.emplace_back(part.offer, left);
+            std::push_heap(queue_.begin(), queue_.end(), std::greater<>());
+        }
     }
 
     std::vector<std::size_t> cuts_;
     std::unordered_map<std::string_view, std::uint32_t> characters_;  // pieces of one character
     Pairs pairs_;                                                     // of the pieces that are decided
     // Of the text at hand.
-    std::vector<std::uint32_t> parts_;   // their ranks
-    std::vector<std::size_t> starts_;    // where they begin
-    std::vector<std::uint32_t> offers_;  // for each part but the last: what it and the next one merge to
+    std::vector<Part> parts_;
+    std::vector<std::pair<std::uint32_t, std::size_t>> queue_;  // a heap of offers, the best and leftmost first
 };
 
 }  // namespace rbee

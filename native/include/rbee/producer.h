@@ -81,6 +81,7 @@ public:
         open_at(ring);
         // Relaxed: the server reads it behind the tail or finish that comes later; before, it may miss it.
         arena_.starts[ring].store(monotonic_ns(), std::memory_order_relaxed);
+        RBEE_CRASH_POINT(start_written);
     }
 
     /// Records that fit into the ring now.

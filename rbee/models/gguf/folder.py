@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rbee.models.gguf.config import config_of
 from rbee.models.gguf.small_files import files_of
-from rbee.models.gguf.tokenizer import special_token_ids, tokenizer_json
+from rbee.models.gguf.tokenizer import special_token_ids, tokenizer_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def write_folder(model: GGUFModel, folder: Path, progress: Progress) -> None:
-    """Write config.json, tokenizer.json, generation_config.json, tokenizer_config.json and the chat templates.
+    """Write config.json, the tokenizer's files, generation_config.json, tokenizer_config.json and the chat templates.
 
     Raises:
         ModelError: the architecture is not supported, or the metadata make no sense.
@@ -32,8 +32,7 @@ def write_folder(model: GGUFModel, folder: Path, progress: Progress) -> None:
     config |= {"bos_token_id": ids.bos, "eos_token_id": ends or None}
     small = files_of(model.metadata, eos_ids=ends, bos_id=ids.bos)
     progress.stage("building the tokenizer")
-    tokenizer = tokenizer_json(model.metadata)
-    for name, content in {"config.json": _json(config), "tokenizer.json": tokenizer.encode(), **small}.items():
+    for name, content in {"config.json": _json(config), **tokenizer_files(model.metadata), **small}.items():
         (folder / name).write_bytes(content)
 
 

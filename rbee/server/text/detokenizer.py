@@ -1,6 +1,6 @@
 """Token ids to text, one token at a time, exactly and without delay.
 
-Owns the three ways in which vocabularies write text. Text is never cut inside a character, and never withheld once no
+Owns what the tokens before one do to its text. Text is never cut inside a character, and never withheld once no
 further token can change it. Knows nothing of stop strings or frames.
 
 What comes out equals `tokenizer.decode(ids, skip_special_tokens=True)`, except for byte fallback with an invalid byte:
@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import codecs
 import itertools
-import json
-import string
 from collections.abc import Callable  # noqa: TC003 - a NamedTuple's fields are looked up when it is made
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from rbee.models.token_pieces import pieces_of, writing_of
 from rbee.transport import Vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
     from tokenizers import Tokenizer
+
+    from rbee.models.token_pieces import Piece
 
 
 class Detokenizer(Protocol):
@@ -154,61 +155,32 @@ class Detokenizers(NamedTuple):
         return self.make()
 
 
-def detokenizers(tokenizer: Tokenizer) -> Detokenizers:
-    """The right kind for this vocabulary; all of them share its token table."""
-    decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {}
-    if decoder.get("type") == "ByteLevel":
-        byte_level = _Pieces(
-            tokenizer,
-            _byte_level_bytes,
-            {token_id: added.content.encode() for token_id, added in tokenizer.get_added_tokens_decoder().items()},
-        )
-        table = TokenTable(byte_level.vocabulary, strip=False)
-        return Detokenizers(lambda: ByteLevelDetokenizer(byte_level), table, byte_level.token_bytes)
-    steps = decoder.get("decoders", [])
-    if steps[:3] == _BYTE_FALLBACK and steps[3:] in ([], [_STRIP]):
-        byte_fallback, strip = _Pieces(tokenizer, _byte_fallback_text, _fallback_bytes(tokenizer)), bool(steps[3:])
-        table = TokenTable(byte_fallback.vocabulary, strip=strip)
+def detokenizers(tokenizer: Tokenizer, pieces: Iterable[list[Piece]] | None = None) -> Detokenizers:
+    """The right kind for this vocabulary; all of them share its token table.
+
+    `pieces`: what `pieces_of` gives for it, if that is known.
+    """
+    writing = writing_of(tokenizer)
+    if writing is None:
         return Detokenizers(
-            lambda: ByteFallbackDetokenizer(byte_fallback, strip=strip), table, byte_fallback.token_bytes
+            lambda: WindowDetokenizer(tokenizer),
+            None,
+            lambda token_id: tokenizer.decode([token_id], skip_special_tokens=False).encode(),
         )
-    return Detokenizers(
-        lambda: WindowDetokenizer(tokenizer),
-        None,
-        lambda token_id: tokenizer.decode([token_id], skip_special_tokens=False).encode(),
-    )
-
-
-_BYTE_FALLBACK = [
-    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-    {"type": "ByteFallback"},
-    {"type": "Fuse"},
-]
-_STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    found = _Pieces(tokenizer, pieces_of(tokenizer, writing) if pieces is None else pieces)
+    table = TokenTable(found.vocabulary, strip=writing.strip)
+    if writing.byte_level:
+        return Detokenizers(lambda: ByteLevelDetokenizer(found), table, found.token_bytes)
+    return Detokenizers(lambda: ByteFallbackDetokenizer(found, strip=writing.strip), table, found.token_bytes)
 
 
 class _Pieces:
-    """What each token id stands for: bytes or text.
+    """What each token id stands for: bytes or text. `token_bytes`: see `Detokenizers`."""
 
-    Special tokens, and ids that the vocabulary does not have, stand for no bytes, which changes nothing around them.
-
-    Args:
-        tokenizer: has the tokens.
-        spelled: what each of some tokens stands for, by what they are called.
-        known: what others stand for, by their ids.
-    """
-
-    def __init__(
-        self, tokenizer: Tokenizer, spelled: Callable[[list[str]], list[bytes | str]], known: dict[int, bytes]
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, pieces: Iterable[list[Piece]]) -> None:
         added = tokenizer.get_added_tokens_decoder().items()
         self._special = {token_id: token.content.encode() for token_id, token in added if token.special}
-        known = known | dict.fromkeys(self._special, b"")
-        self.vocabulary = Vocabulary(
-            b"" if name is None else known.get(token_id, piece)
-            for token_ids, names in _names(tokenizer)
-            for token_id, name, piece in zip(token_ids, names, spelled([name or "" for name in names]), strict=True)
-        )
+        self.vocabulary = Vocabulary(itertools.chain.from_iterable(pieces))
         self.of: Callable[[int], Any] = self.vocabulary.piece  # models may have more ids than their vocabulary
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -219,62 +191,5 @@ class _Pieces:
         return piece if isinstance(piece, bytes) else bytes(piece, "utf-8")
 
 
-def _names(tokenizer: Tokenizer) -> Iterator[tuple[range, list[str | None]]]:
-    """What all ids are called, some thousands at a time, so that not all are in memory; None for a gap between ids."""
-    size = tokenizer.get_vocab_size(with_added_tokens=True)
-    gaps = False
-    for start in range(0, size, _AT_ONCE):
-        token_ids = range(start, min(start + _AT_ONCE, size))
-        names = [tokenizer.id_to_token(token_id) for token_id in token_ids]
-        gaps = gaps or None in names
-        yield token_ids, names
-    if gaps:  # then there are ids beyond, unless two tokens have one
-        token_ids = range(size, max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1)
-        names = [tokenizer.id_to_token(token_id) for token_id in token_ids]
-        if names:
-            yield token_ids, names
-
-
 def _utf8_decoder() -> codecs.IncrementalDecoder:
     return codecs.getincrementaldecoder("utf-8")("replace")  # invalid bytes become U+FFFD
-
-
-# Names are changed in one text: a call for each of them takes ten times as long. This is between them, and in none of
-# them, as it is half a character.
-_BETWEEN = "\ud800"
-_AT_ONCE = 8192
-
-
-def _byte_level_bytes(names: list[str]) -> list[bytes | str]:
-    """The bytes behind byte-level tokens.
-
-    In GPT-2's alphabet each byte has a visible character: printable ones stand for themselves, the others take the
-    code points from 256 on, in order. A token with any other character is its own UTF-8.
-    """
-    pieces: list[bytes | str] = []
-    for name, piece in zip(names, _BETWEEN.join(names).translate(_BYTE_OF).split(_BETWEEN), strict=True):
-        try:
-            pieces.append(piece.encode("latin-1"))
-        except UnicodeEncodeError:
-            pieces.append(name.encode())
-    return pieces
-
-
-_PRINTABLE = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
-_BYTE_OF = {256 + n: chr(byte) for n, byte in enumerate(_OTHERS)}
-_BYTE_OF |= dict.fromkeys(_OTHERS, "\uffff")  # not in the alphabet, nor in Latin-1
-
-
-def _byte_fallback_text(names: list[str]) -> list[bytes | str]:
-    """The tokens' text, with SentencePiece's mark for a space replaced."""
-    return [*_BETWEEN.join(names).replace("▁", " ").split(_BETWEEN)]
-
-
-def _fallback_bytes(tokenizer: Tokenizer) -> dict[int, bytes]:
-    """The bytes that tokens called `<0x..>` stand for, by id."""
-    tokens = {digits: tokenizer.token_to_id(f"<0x{digits}>") for digits in map("".join, _HEX_DIGITS)}
-    return {token_id: bytes.fromhex(digits) for digits, token_id in tokens.items() if token_id is not None}
-
-
-_HEX_DIGITS = [*itertools.product(string.hexdigits, repeat=2)]

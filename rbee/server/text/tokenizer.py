@@ -10,18 +10,22 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer
 
 from rbee.errors import ModelError
+from rbee.models import token_pieces
 from rbee.server.text.detokenizer import Detokenizer, detokenizers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
+
+    from rbee.models.token_pieces import Piece
 
 
 class TextCodec:
     """A model's tokenizer, both ways. Safe to use from several threads."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, pieces: Iterable[list[Piece]] | None = None) -> None:
         self._tokenizer = tokenizer
-        self._detokenizers = detokenizers(tokenizer)
+        self._detokenizers = detokenizers(tokenizer, pieces)
         self.table = self._detokenizers.table  # these two: see `Detokenizers`
         self.token_bytes = self._detokenizers.token_bytes
         self.size = tokenizer.get_vocab_size(with_added_tokens=True)  # ids, those of added tokens included
@@ -31,7 +35,8 @@ class TextCodec:
         """Read `folder`/tokenizer.json, or raise ModelError."""
         path = folder / "tokenizer.json"
         try:
-            return cls(Tokenizer.from_file(str(path)))
+            content = path.read_bytes()
+            return cls(Tokenizer.from_buffer(content), token_pieces.read(folder, content))
         except Exception as error:  # tokenizers raises bare Exception for everything
             raise ModelError(f"{path} cannot be read as a tokenizer: {error}. Fetch the model again.") from error
 

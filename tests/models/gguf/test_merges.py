@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 
@@ -10,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from rbee.models.gguf.tokenizer import tokenizer_json
+from rbee.models.gguf.tokenizer import tokenizer_files
 from rbee.models.gguf.tokenizer._merges import merges_of  # noqa: TID251 - what is under test
 from rbee.models.gguf.tokenizer.vocabulary import Kind
 from tests.models.gguf.tokenizer_parts import build_tokenizer, sentence_pieces
@@ -61,6 +62,42 @@ def test_the_merge_that_happens(pieces: list[str], merges: list[str]) -> None:
     assert merges_of(pieces) == merges
 
 
+def last_merge(piece: str, ranks: dict[str, int]) -> str | None:
+    """The two parts of `piece` that its last merge joins, as llama.cpp merges, step by step."""
+    parts = [*piece]
+    while len(parts) > 2:
+        joined = [ranks.get(left + right, len(ranks)) for left, right in itertools.pairwise(parts)]
+        best = min(joined)
+        if best == len(ranks):
+            return None
+        at = joined.index(best)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return " ".join(parts) if len(parts) == 2 and ranks.keys() >= {*parts} else None
+
+
+@given(seed=st.integers(0, 10**9), num_letters=st.integers(1, 3), longest=st.sampled_from([5, 20, 80]))
+def test_pieces_of_any_length_are_merged_step_by_step(seed: int, num_letters: int, longest: int) -> None:
+    """Also where many offers of merges are outdated before the last merge."""
+    rng = random.Random(seed)
+    pieces = [*LETTERS[:num_letters]]
+    for _ in range(60):
+        joined = "".join(rng.choices(pieces, k=rng.randrange(2, 5)))
+        if len(joined) <= longest and joined not in pieces:
+            pieces.append(joined)
+    rng.shuffle(pieces)
+    ranks = {piece: rank for rank, piece in enumerate(pieces)}
+    expected = [merge for piece in pieces if len(piece) > 1 and (merge := last_merge(piece, ranks)) is not None]
+    assert merges_of(pieces) == expected
+
+
+def test_a_piece_of_a_million_characters_is_merged() -> None:
+    """In n log n steps: with the square of n this test would not end."""
+    halves = ["a" * 2**power for power in range(20)]
+    merges = merges_of(["a" * 2**20, *halves])
+    assert len(merges) == 20
+    assert merges[0] == f"{halves[-1]} {halves[-1]}"
+
+
 def test_a_text_that_is_no_unicode_is_refused() -> None:
     """Half of a character has no UTF-8."""
     with pytest.raises(UnicodeEncodeError):
@@ -83,5 +120,5 @@ def test_a_piece_that_begins_as_a_comment_is_merged(word: str) -> None:
     scores = {piece: float(len(piece)) for piece in sorted(pieces)}
     metadata = sentence_pieces(scores, add_bos_token=False, add_space_prefix=False)
     assert build_tokenizer(metadata).encode(word + "s").tokens == [word + "s"]
-    merge = json.loads(tokenizer_json(metadata))["model"]["merges"][0]
+    merge = json.loads(tokenizer_files(metadata)["tokenizer.json"])["model"]["merges"][0]
     assert merge == ([word, "s"] if word.startswith("#") else f"{word} s")

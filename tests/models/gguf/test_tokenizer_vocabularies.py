@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tokenizers import Tokenizer
 
+from rbee.models import token_pieces
 from rbee.models.gguf import read_header
-from rbee.models.gguf.tokenizer import special_token_ids
+from rbee.models.gguf.tokenizer import special_token_ids, tokenizer_files
 from rbee.models.gguf.tokenizer.splits import split_names, split_of
 from rbee.models.gguf.tokenizer.vocabulary import Kind
 from rbee.server.text.detokenizer import Detokenizers, detokenizers
@@ -27,8 +29,6 @@ from tests.models.gguf.tokenizer_parts import build_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from tokenizers import Tokenizer
 
     from rbee.models import ModelFolder
 
@@ -48,13 +48,23 @@ class Vocabulary:
 
 
 @pytest.fixture(scope="module", params=_REFERENCE["vocabularies"])
-def vocabulary(request: pytest.FixtureRequest, vocabularies: Path, default_model: ModelFolder) -> Vocabulary:
-    """Each vocabulary of the reference."""
+def vocabulary(
+    request: pytest.FixtureRequest,
+    vocabularies: Path,
+    default_model: ModelFolder,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Vocabulary:
+    """Each vocabulary of the reference, with the pieces of its tokens from their file, where it has one."""
     name: str = request.param
     path = vocabularies / f"ggml-vocab-{name}.gguf" if name != "default-model" else default_model.path / "model.gguf"
     metadata = read_header(path).metadata
-    tokenizer = build_tokenizer(metadata)
-    return Vocabulary(name, metadata, tokenizer, detokenizers(tokenizer), _REFERENCE["vocabularies"][name])
+    files = tokenizer_files(metadata)
+    folder = tmp_path_factory.mktemp(name)
+    for file, content in files.items():
+        (folder / file).write_bytes(content)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    kept = detokenizers(tokenizer, token_pieces.read(folder, files["tokenizer.json"]))
+    return Vocabulary(name, metadata, tokenizer, kept, _REFERENCE["vocabularies"][name])
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +99,17 @@ def test_what_each_token_stands_for(vocabulary: Vocabulary) -> None:
     assert vocabulary.tokenizer.get_vocab_size() == len(vocabulary.metadata["tokenizer.ggml.tokens"])
     pieces = map(vocabulary.detokenizers.token_bytes, comparable_ids(vocabulary.metadata))
     assert digest_of_pieces(pieces) == vocabulary.reference["pieces"]
+
+
+def test_the_file_has_the_piece_of_every_token(vocabulary: Vocabulary) -> None:
+    """Those from the file equal those that are made of the names that the library has."""
+    kept, made = vocabulary.detokenizers.table, detokenizers(vocabulary.tokenizer).table
+    assert (kept is None) == (made is None)
+    if kept is not None and made is not None:
+        assert len(kept.vocabulary) == len(made.vocabulary) >= vocabulary.tokenizer.get_vocab_size()
+        ids = range(len(made.vocabulary))
+        assert [*map(kept.vocabulary.piece, ids)] == [*map(made.vocabulary.piece, ids)]
+        assert kept.strip == made.strip
 
 
 def test_text_of_many_tokens(vocabulary: Vocabulary) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer, pre_tokenizers
 
-from rbee.models.gguf.tokenizer import tokenizer_json
+from rbee.models.gguf.tokenizer import tokenizer_files
 from rbee.models.gguf.tokenizer.vocabulary import Kind
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that these metadata describe, as a server reads it."""
-    return Tokenizer.from_str(tokenizer_json(metadata))
+    return Tokenizer.from_buffer(tokenizer_files(metadata)["tokenizer.json"])
 
 
 def vocabulary(model: str, tokens: Mapping[str, int], **others: object) -> dict[str, Any]:

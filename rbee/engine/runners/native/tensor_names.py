@@ -1,6 +1,7 @@
 """Which tensors a decoder needs, and what safetensors and GGUF files call them.
 
-Owns the names, the order of rows in queries and keys, and which other tensors a file may have. Does not read files.
+Owns transformers' names, the order of rows in queries and keys, and which other tensors a file may have. GGUF's names
+are in `rbee.models.gguf.tensor_names`. Does not read files.
 """
 
 from __future__ import annotations
@@ -10,42 +11,37 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rbee.engine.runners.interface import Unsupported
+from rbee.models.gguf.tensor_names import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from rbee.engine.runners.native.spec import ModelSpec
 
-# Our name; transformers' and GGUF's. A bias is called like its matrix.
-_MODEL_NAMES = {
-    "final_norm": ("norm", "output_norm"),
-    "embedding": ("embed_tokens", "token_embd"),
-}
+# What transformers calls a module; a bias is called like its matrix.
+_MODEL_NAMES = {"final_norm": "norm", "embedding": "embed_tokens"}
 _LAYER_NAMES = {
-    "query": ("self_attn.q_proj", "attn_q"),
-    "key": ("self_attn.k_proj", "attn_k"),
-    "value": ("self_attn.v_proj", "attn_v"),
-    "output": ("self_attn.o_proj", "attn_output"),
-    "gate": ("mlp.gate_proj", "ffn_gate"),
-    "up": ("mlp.up_proj", "ffn_up"),
-    "down": ("mlp.down_proj", "ffn_down"),
-    "query_norm": ("self_attn.q_norm", "attn_q_norm"),
-    "key_norm": ("self_attn.k_norm", "attn_k_norm"),
-    "attention_norm": ("input_layernorm", "attn_norm"),
-    "mlp_norm": ("post_attention_layernorm", "ffn_norm"),
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "output": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+    "query_norm": "self_attn.q_norm",
+    "key_norm": "self_attn.k_norm",
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
 }
 _NAMES_WITH_POST_NORMS = {
-    "post_attention_norm": ("post_attention_layernorm", "post_attention_norm"),
-    "mlp_norm": ("pre_feedforward_layernorm", "ffn_norm"),
-    "post_mlp_norm": ("post_feedforward_layernorm", "post_ffw_norm"),
+    "post_attention_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "post_mlp_norm": "post_feedforward_layernorm",
 }
-_NAMES_IN_SEED_OSS = {"mlp_norm": ("post_attention_layernorm", "post_attention_norm")}
 
 # Matrices that may be stored as one: the rows of each follow those of the one before it.
-_FUSED = {
-    ("query", "key", "value"): ("self_attn.qkv_proj", "attn_qkv"),
-    ("gate", "up"): ("mlp.gate_up_proj", "ffn_up"),
-}
+_FUSED = {("query", "key", "value"): "self_attn.qkv_proj", ("gate", "up"): "mlp.gate_up_proj"}
+_FUSED_IN_GGUF = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 _ALWAYS_FUSED = "phi3"
 
 # Where transformers keeps a decoder: by itself, or as the text part of a larger model; and that one's head.
@@ -94,7 +90,7 @@ class TensorNames:
     def __init__(self, spec: ModelSpec, stored: Collection[str], architecture: str | None) -> None:
         self._spec = spec
         self._stored = stored
-        self._language = 0 if architecture is None else 1
+        self._gguf_names: dict[str, str] = {}  # by transformers'; none for safetensors
         if architecture is None:
             body = next((body for body in _BODIES if f"{body}embed_tokens.weight" in stored), None)
             if body is None:
@@ -104,14 +100,16 @@ class TensorNames:
         elif architecture in _TURNS_NEIGHBOURS:
             self._body, self._layers, self.head = "", "blk", "output.weight"
             self._neighbours = _TURNS_NEIGHBOURS[architecture]
+            llama = NAMES["llama"]
+            whole = {name.removeprefix("model."): module for name, module in llama.whole.items()}
+            own = NAMES.get(spec.model_type, llama).layer
+            self._gguf_names = {**whole, **llama.layer, **own, **_FUSED_IN_GGUF}
         else:
             raise Unsupported(
                 f"its general.architecture is {architecture!r}, and the native kernels know the order of rows in "
                 f"{', '.join(sorted(_TURNS_NEIGHBOURS))}"
             )
         self._names = _LAYER_NAMES | (_NAMES_WITH_POST_NORMS if spec.has_post_norms else {})
-        if spec.model_type == "seed_oss":
-            self._names |= _NAMES_IN_SEED_OSS
 
     def wanted(self) -> Iterator[Wanted]:
         """All tensors in the order in which a step reads them, but for the embedding."""
@@ -119,7 +117,7 @@ class TensorNames:
             yield from self._of_layer(layer)
         shapes = {"final_norm": (self._spec.hidden_size,), "embedding": (self._spec.vocab_size, self._spec.hidden_size)}
         for part, shape in shapes.items():
-            yield Wanted(part, f"{self._body}{_MODEL_NAMES[part][self._language]}.weight", shape)
+            yield Wanted(part, f"{self._body}{self._in_file(_MODEL_NAMES[part])}.weight", shape)
         if not self._spec.tied_embeddings:
             yield self.wanted_head()
 
@@ -164,10 +162,10 @@ class TensorNames:
     def _place(self, layer: int, part: str, kind: str, shapes: dict[str, tuple[int, int]]) -> tuple[str, int, int]:
         """The stored tensor of a matrix or bias, and if that holds others too, its first row in it and all rows."""
         own = self._stored_name(layer, self._names[part], kind)
-        for parts, names in _FUSED.items():
+        for parts, fused in _FUSED.items():
             if part not in parts or not shapes.keys() >= set(parts):
                 continue
-            together = self._stored_name(layer, names, kind)
+            together = self._stored_name(layer, fused, kind)
             single = [self._stored_name(layer, self._names[other], kind) for other in parts]
             always = self._spec.model_type == _ALWAYS_FUSED and kind == "weight"
             if single[0] not in self._stored and (always or (together in self._stored and together not in single)):
@@ -175,5 +173,8 @@ class TensorNames:
                 return together, first, sum(shapes[other][0] for other in parts)
         return own, 0, 0
 
-    def _stored_name(self, layer: int, names: tuple[str, str], kind: str) -> str:
-        return f"{self._layers}.{layer}.{names[self._language]}.{kind}"
+    def _stored_name(self, layer: int, name: str, kind: str) -> str:
+        return f"{self._layers}.{layer}.{self._in_file(name)}.{kind}"
+
+    def _in_file(self, name: str) -> str:
+        return self._gguf_names.get(name, name)
