@@ -269,7 +269,9 @@ class Consumer:
         the start: the engine's first step makes it readable.
         """
 
-    def assign(self, received_ns: int = 0, queued_tokens: int = 0, gaps: TokenGaps | None = None) -> tuple[int, int] | None:
+    def assign(
+        self, received_ns: int = 0, queued_tokens: int = 0, gaps: TokenGaps | None = None
+    ) -> tuple[int, int] | None:
         """Take a free ring; return it and its new generation, or None when all rings are taken.
 
         Only a `drain` that returns its finish frees the ring.

@@ -304,7 +304,8 @@ class EngineClient:
     def _open(self, sequence: Submitted) -> tuple[int, int]:
         """The ring and generation of a new sequence."""
         record, entry, num_tokens = sequence.record, sequence.entry, len(sequence.record.prompt) // 4
-        assigned = self._consumer.assign(record.received_ns if sequence.timed else 0, num_tokens, entry and entry[0].gaps)
+        received_ns = record.received_ns if sequence.timed else 0
+        assigned = self._consumer.assign(received_ns, num_tokens, entry and entry[0].gaps)
         assert assigned is not None, "there is room"
         ring, generation = assigned
         self._admission.on_submitted(ring, num_tokens, sequence.caller)

@@ -99,23 +99,21 @@ class GenerationResponse(Response):
         backend, generation, dialect, ticket = self._backend, self._generation, self._dialect, self._ticket
         if ticket is None:
             reply, sinks = _make_reply(backend, generation, dialect, writer)
-            _bind(reply, sinks, _submit(backend, generation, dialect, sinks, requester, account), account)
+            _bind(reply, sinks, _submit(backend, generation, dialect, sinks, account, requester=requester), account)
             return reply
         assert generation.n == 1, "the ids of events count the tokens of one choice"
         resumable = ResumableReply(writer, dialect, ticket.streams, ticket.window)
         sinks = _choices(backend.codec, generation, resumable)
-        _bind(resumable, sinks, _submit(backend, generation, dialect, sinks, requester, account), account)
+        _bind(resumable, sinks, _submit(backend, generation, dialect, sinks, account, requester=requester), account)
         ticket.streams.add(resumable, ticket.owner, *ticket.names)
         return resumable
 
-    async def _collect(
-        self, scope: Scope, writer: Writer, requester: Requester, account: GenerationAccount
-    ) -> bytes:
+    async def _collect(self, scope: Scope, writer: Writer, requester: Requester, account: GenerationAccount) -> bytes:
         """Wait for the end. Returns the body of the whole answer."""
         backend, generation = self._backend, self._generation
         reply = CollectedReply(generation.n)
         sinks = _choices(backend.codec, generation, reply)
-        sequences = _submit(backend, generation, self._dialect, sinks, requester, account, streamed=False)
+        sequences = _submit(backend, generation, self._dialect, sinks, account, requester=requester, streamed=False)
         _bind(reply, sinks, sequences, account)
         _note(scope, account)
         try:
@@ -153,7 +151,7 @@ class ParkedGeneration:
         self._dialect = dialect
         self._parked = [_ParkedSink() for _ in range(generation.n)]
         self.account = GenerationAccount(generation, dialect.answer_id)
-        self._sequences = _submit(backend, generation, dialect, self._parked, requester, self.account)
+        self._sequences = _submit(backend, generation, dialect, self._parked, self.account, requester=requester)
         for sequence in self._sequences:
             sequence.pause()
 
@@ -295,9 +293,9 @@ def _submit(
     generation: Generation,
     dialect: Dialect,
     sinks: Sequence[TokenSink | DirectReply],
-    requester: Requester,
     account: GenerationAccount,
     *,
+    requester: Requester,
     streamed: bool = True,
 ) -> list[SequenceHandle]:
     """Submit to the engine, or raise the Refusal that is true now."""
