@@ -54,6 +54,7 @@ class Stream:
 
 # Some servers send no [DONE]: there the last chunk has a finish reason.
 _FINISHED = re.compile(r'"finish_reason": ?"')
+_LAST_CHUNK = b"0\r\n\r\n"
 
 
 class _ResponseParser:
@@ -94,7 +95,8 @@ class _StreamProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._stream.pieces.append((time.monotonic_ns(), data))
-        if data.endswith(b"0\r\n\r\n") and self._transport is not None:
+        # The last chunk may come alone; a head whose last header ends in 0 is none.
+        if (data == _LAST_CHUNK or data.endswith(b"\r\n" + _LAST_CHUNK)) and self._transport is not None:
             self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
