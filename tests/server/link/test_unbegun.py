@@ -212,7 +212,10 @@ async def test_orphan_is_one_with_the_next_engine() -> None:
         new.commit([(held, 8), (other, 8)])
         await until(lambda: sinks[1].token_ids)
         assert sinks[0].token_ids == []
-        await new.client.make_room(RINGS - 1, 3)
+        waiting = asyncio.ensure_future(new.client.make_room(RINGS - 1, 3))
+        await until(lambda: new.producer.take_cancelled() == [held])
+        new.commit([], [(held, FinishReason.ABORT)])
+        await waiting
         assert [end.code for end in sinks[0].ends] == ["stream_given_up"]
 
 
