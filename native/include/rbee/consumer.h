@@ -273,7 +273,7 @@ private:
         std::uint32_t generation = 0;
         bool assigned = false;
         std::uint64_t queued_tokens = 0;  // in the sum, while the ring has not begun
-        std::uint64_t cancelled_ns = 0;  // when its request was cancelled, if it was
+        std::uint64_t cancelled_ns = 0;   // when its request was cancelled, if it was
     };
 
     static std::uint64_t bit(std::uint32_t ring) { return std::uint64_t{1} << ring % 64; }
