@@ -48,7 +48,7 @@ def test_gaps_of_several_rings(sides):
     gaps = TokenGaps()
     rings = []
     for _ in range(2):
-        ring, generation = sides.consumer.assign(0, gaps)
+        ring, generation = sides.consumer.assign(gaps=gaps)
         sides.producer.open(ring, generation)
         rings.append(ring)
     one, other = rings

@@ -117,7 +117,7 @@ async def test_stream_that_is_resumed(start_server):
                 begun.abort()
             # The stream can be taken over as soon as it is there, and ends on the other connection.
             async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as http:
-                rest = await http.get(f"{STREAMS}/begun", headers={"X-Request-Id": "rest"})
+                rest = await http.get(f"{STREAMS}/{begun.headers['x-stream-id']}", headers={"X-Request-Id": "rest"})
                 assert rest.text.endswith("[DONE]\n\n")
         assert server.stop() == 0
     lines = lines_of(server)
@@ -130,8 +130,9 @@ async def test_stream_that_is_resumed(start_server):
         "completion_tokens": 200,
         "cached_tokens": 0,
     }
-    assert summary(lines["rest"]) == {"method": "GET", "path": f"{STREAMS}/begun", "status": 200}
-    assert lines["rest"]["stream"] == lines["begun"]["stream"]
+    stream = lines["begun"]["stream"]
+    assert summary(lines["rest"]) == {"method": "GET", "path": f"{STREAMS}/{stream}", "status": 200}
+    assert lines["rest"]["stream"] == stream == begun.headers["x-stream-id"]
     assert len(lines) == 2
 
 

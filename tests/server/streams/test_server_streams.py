@@ -44,6 +44,8 @@ def test_stream_byte_for_byte(synthetic_server):
             b"x-accel-buffering": b"no",
             b"x-request-id": b"mine",
             b"transfer-encoding": b"chunked",
+            b"connection": b"keep-alive",
+            b"keep-alive": b"timeout=75",
         }
         received = b""
         while size := int(answer.readline(), 16):
