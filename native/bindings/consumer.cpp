@@ -167,6 +167,12 @@ void bind_consumer(nb::module_& m) {
         .def_prop_ro("queued_tokens", [](Consumer& c) { return c.core().queued_tokens(); })
         .def(
             "has_begun", [](Consumer& c, std::uint32_t ring) { return c.core().has_begun(ring); }, "ring"_a)
+        .def_prop_ro("engine_signs",
+                     [](Consumer& c) {  // relaxed: either word stands for itself
+                         const rbee::EngineLine& line = c.core().fixed().engine;
+                         return nb::make_tuple(line.heartbeat_ns.load(std::memory_order_relaxed),
+                                               line.progress.load(std::memory_order_relaxed));
+                     })
         .def_prop_ro("sequences_waiting",
                      [](Consumer& c) {  // relaxed: the number stands for itself
                          return c.core().fixed().engine.sequences_waiting.load(std::memory_order_relaxed);

@@ -367,6 +367,10 @@ class Consumer:
         """The sum of what was given to `assign` for the rings that have not begun."""
 
     @property
+    def engine_signs(self) -> tuple[int, int]:
+        """The engine's heartbeat, CLOCK_MONOTONIC in ns, and its progress: words that an engine at work changes."""
+
+    @property
     def sequences_waiting(self) -> int:
         """The counter of that name."""
 

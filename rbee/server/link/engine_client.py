@@ -104,6 +104,12 @@ class EngineClient:
         """Open sequences by the index of their API key."""
         return self._admission.held()
 
+    @property
+    def engine_signs(self) -> tuple[int, int]:
+        """The engine's heartbeat and progress words."""
+        signs: tuple[int, int] = self._consumer.engine_signs
+        return signs
+
     def counters(self) -> dict[str, int]:
         return self._consumer.counters()
 

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -96,7 +97,7 @@ class EngineProcess:
         self._control_ended = False
         self._was_ready = False
         self._failure = ""
-        self._look: asyncio.TimerHandle | None = None
+        self._watchdog: Watchdog | None = None  # while the engine is ready
         self._resources = contextlib.ExitStack()
 
     async def start(self) -> None:
@@ -143,7 +144,7 @@ class EngineProcess:
                 keep_unbegun=settings.retry_unstarted,
                 on_end=self._owner.on_sequence_end,
             )
-            heartbeat = Heartbeat(consumer, lambda: self._owner.state, self.client.on_wake)
+            heartbeat = Heartbeat(consumer, lambda: self._owner.state, self.client.on_wake, self._look)
             heartbeat.start()
             resources.callback(heartbeat.stop)
             self.client.start(doorbell)
@@ -177,8 +178,7 @@ class EngineProcess:
         self._control_ended = True
 
     def _stop_watching(self) -> None:
-        if self._look is not None:
-            self._look.cancel()
+        self._watchdog = None
 
     def _on_record(self, payload: bytes) -> None:
         match decode_to_server(payload):
@@ -191,18 +191,14 @@ class EngineProcess:
                 self._was_ready = True
                 self._owner.on_ready(ready)
                 if self._settings.hang_timeout:
-                    self._watch(Watchdog(self._settings.hang_timeout))
+                    self._watchdog = Watchdog(self._settings.hang_timeout)
             case Failed(message=message):
                 self._failure = message
 
-    def _watch(self, watchdog: Watchdog) -> None:
-        """Look now, and again in a while."""
-        counters = self.client.counters()
-        loop = asyncio.get_running_loop()
-        if watchdog.hangs((counters["engine_heartbeat_ns"], counters["progress"]), loop.time()):
+    def _look(self) -> None:
+        if self._watchdog is not None and self._watchdog.hangs(self.client.engine_signs, time.monotonic()):
+            self._watchdog = None
             self._owner.on_hung()
-        else:
-            self._look = loop.call_later(watchdog.next_look, self._watch, watchdog)
 
     def _on_control_end(self) -> None:
         if self._control_ended:

@@ -19,16 +19,26 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_PERIOD = 0.1  # seconds
+PERIOD = 0.1  # seconds
 
 
 class Heartbeat:
-    """Beats every 0.1 s, with the server's state. `on_stale` is called for tokens that came without a wakeup."""
+    """Beats every 0.1 s, with the server's state. `on_stale` is called for tokens that came without a wakeup.
 
-    def __init__(self, consumer: Consumer, state: Callable[[], ServerState], on_stale: Callable[[], None]) -> None:
+    `on_beat` is called then too: a timer of its own would wake the process as often again.
+    """
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        state: Callable[[], ServerState],
+        on_stale: Callable[[], None],
+        on_beat: Callable[[], None] = lambda: None,
+    ) -> None:
         self._consumer = consumer
         self._state = state
         self._on_stale = on_stale
+        self._on_beat = on_beat
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._collection_began_ns = 0
@@ -50,8 +60,9 @@ class Heartbeat:
         if self._consumer.find_stale():
             _log.error("tokens were published without waking the server; they are delivered now")
             self._on_stale()
-        self._due = now + _PERIOD
-        self._timer = asyncio.get_running_loop().call_later(_PERIOD, self._beat)
+        self._due = now + PERIOD
+        self._timer = asyncio.get_running_loop().call_later(PERIOD, self._beat)
+        self._on_beat()
 
     def _on_collection(self, phase: str, info: dict[str, int]) -> None:  # noqa: ARG002 - the collector's signature
         if phase == "start":

@@ -5,7 +5,7 @@ Owns the judgement. Does not know where the signs of life come from, or what fol
 
 from __future__ import annotations
 
-PERIOD = 0.1  # seconds between two looks
+PERIOD = 0.1  # seconds between two looks, about
 
 
 class Watchdog:
@@ -21,11 +21,6 @@ class Watchdog:
         self._timeout = timeout
         self._signs: tuple[int, int] | None = None
         self._silence = self._looked = 0.0
-
-    @property
-    def next_look(self) -> float:
-        """Seconds until `hangs` is to be called again: sooner while the engine is silent."""
-        return PERIOD / 2 if self._silence else PERIOD
 
     def hangs(self, signs: tuple[int, int], now: float) -> bool:
         """Whether the engine hangs, by its two words and the time in seconds."""
