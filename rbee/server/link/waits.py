@@ -72,12 +72,14 @@ class ServiceTimes:
         self._since: dict[int, float] = {}  # by ring
         self._lasted: deque[float] = deque()  # seconds, oldest first
         self._sorted: list[float] = []  # the same
+        self._ends: _Ends | None = None  # as the last estimate saw them; None: not up to date
 
     def __len__(self) -> int:
         return len(self._since)
 
     def begin(self, ring: int, now: float) -> None:
         self._since[ring] = now
+        self._ends = None
 
     def end(self, ring: int, now: float) -> None:
         lasted = now - self._since.pop(ring)
@@ -85,6 +87,7 @@ class ServiceTimes:
             del self._sorted[bisect_left(self._sorted, self._lasted.popleft())]
         self._lasted.append(lasted)
         insort(self._sorted, lasted)
+        self._ends = None
 
     @property
     def _period(self) -> float:
@@ -99,30 +102,45 @@ class ServiceTimes:
         return min(self._until_ended(places + ahead, now), self._until_ended(places, now) + ahead * self._period)
 
     def _until_ended(self, places: float, now: float) -> float:
-        """Seconds by which so many of the sequences that are open should have ended; at most LONGEST.
+        if self._ends is None or now >= self._ends.seen + 1 / _STEPS:
+            self._ends = _Ends(list(self._since.values()), self._sorted, now)
+        return self._ends.until(places)
+
+
+class _Ends:
+    """When the open sequences should end, as seen at one time; what one refusal has computed the next ones have."""
+
+    def __init__(self, since: list[float], lasted: list[float], now: float) -> None:
+        self.seen = now
+        self._lasted = lasted  # how long the last ones were, sorted; must not change
+        self._every = -(-len(since) // _MOST_AGES) or 1  # one of so many is looked at
+        self._ages = [now - began for began in since[:: self._every]]
+        self._outlived = [bisect_right(lasted, age) for age in self._ages]
+        self._ended: dict[int, float] = {}  # how many, by step
+
+    def until(self, places: float) -> float:
+        """Seconds by which so many should have ended; at most LONGEST.
 
         An open sequence is taken for one of the last that lasted longer than it has already; if there was none, it ends
         within its present age with a probability of one half.
         """
-        every = -(-len(self._since) // _MOST_AGES) or 1
-        ages = [now - since for since in list(self._since.values())[::every]]
-        outlived = [bisect_right(self._sorted, age) for age in ages]
-
-        def ended(step: int) -> float:
-            return every * sum(
-                self._ends_within(step / _STEPS, age, first) for age, first in zip(ages, outlived, strict=True)
-            )
-
         # Half a place more or less is even odds.
         steps = range(1, LONGEST * _STEPS)
-        return (1 + bisect_left(steps, places - 0.5, key=ended)) / _STEPS
+        return (1 + bisect_left(steps, places - 0.5, key=self._ended_within)) / _STEPS
+
+    def _ended_within(self, step: int) -> float:
+        ended = self._ended.get(step)
+        if ended is None:
+            seconds, pairs = step / _STEPS, zip(self._ages, self._outlived, strict=True)
+            ended = self._ended[step] = self._every * sum(self._ends_within(seconds, *pair) for pair in pairs)
+        return ended
 
     def _ends_within(self, seconds: float, age: float, outlived: int) -> float:
         """The probability that a sequence of this age, which has outlived so many, ends within so many seconds."""
-        longer = len(self._sorted) - outlived
+        longer = len(self._lasted) - outlived
         if not longer:
             return seconds / (seconds + age) if age > 0 else 1.0
-        return (bisect_right(self._sorted, age + seconds, lo=outlived) - outlived) / longer
+        return (bisect_right(self._lasted, age + seconds, lo=outlived) - outlived) / longer
 
 
 class TokenRate:

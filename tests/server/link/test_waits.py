@@ -157,6 +157,24 @@ def test_first_sequences_end_at_even_odds_within_their_age() -> None:
     assert times.until_free(1, 0, 1000.0) == LONGEST
 
 
+def test_estimate_follows_each_begin_and_end_and_the_time() -> None:
+    """What an earlier refusal has computed is used again only while it is true."""
+    rng = random.Random(5)
+    asked, events, open_rings = ServiceTimes(), list[tuple[bool, int, float]](), set[int]()
+    for step in range(300):
+        now, ring = float(step // 3), rng.randrange(20)
+        begins = ring not in open_rings
+        open_rings ^= {ring}
+        events.append((begins, ring, now))
+        (asked.begin if begins else asked.end)(ring, now)
+        places = rng.randint(1, 3)
+        for at in (now, now + 0.3):
+            fresh = ServiceTimes()
+            for begin, one, when in events:
+                (fresh.begin if begin else fresh.end)(one, when)
+            assert asked.until_free(places, 2, at) == fresh.until_free(places, 2, at)
+
+
 def test_rate_of_tokens_is_that_of_the_time_in_which_some_were_queued() -> None:
     """An idle hour is no slow hour."""
     rate = TokenRate()
