@@ -99,19 +99,24 @@ def test_reader_that_has_gone(number, ended):
     assert process.wait(_PATIENCE) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("command", [[sys.executable, "-m", "rbee"], [str(Path(sys.executable).with_name("rbee"))]])
-def test_signal_while_the_command_is_imported(number, command, tmp_path, ended, monkeypatch):
-    """The server ends with 0 and without a word; here the import of click takes for ever."""
-    (tmp_path / "click.py").write_text("import os, signal\nos.write(1, b'importing\\n')\nsignal.pause()\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    process = subprocess.Popen([*command, "serve", "synthetic"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def end_while_importing(command, number, ended):
+    """Send the signal when an import has begun: the process ends with 0 and without a word."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     ended.append(process)
     assert process.stdout is not None
     assert process.stdout.readline() == b"importing\n"
     process.send_signal(number)
     out, err = process.communicate(timeout=_PATIENCE)
     assert (process.returncode, out, err) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", [[sys.executable, "-m", "rbee"], [str(Path(sys.executable).with_name("rbee"))]])
+def test_signal_while_the_command_is_imported(number, command, tmp_path, ended, monkeypatch):
+    """The server ends with 0 and without a word; here the import of click takes for ever."""
+    (tmp_path / "click.py").write_text("import os, signal\nos.write(1, b'importing\\n')\nsignal.pause()\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    end_while_importing([*command, "serve", "synthetic"], number, ended)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -120,13 +125,7 @@ def test_signal_while_the_server_is_imported(number, tmp_path, ended, monkeypatc
     work = "os.write(1, b'importing\\n'), signal.pause()"
     (tmp_path / "uvloop.py").write_text(f"import os, signal\ntry: {work}\nexcept BaseException: os._exit(7)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    process = subprocess.Popen(SYNTHETIC, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    ended.append(process)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"importing\n"
-    process.send_signal(number)
-    out, err = process.communicate(timeout=_PATIENCE)
-    assert (process.returncode, out, err) == (0, b"", b"")
+    end_while_importing(SYNTHETIC, number, ended)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
