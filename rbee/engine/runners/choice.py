@@ -99,7 +99,7 @@ def _load_native(config: EngineConfig, cache: CacheSize, on_loading: OnLoading, 
         if value != expected:
             raise Unsupported(f"--{option} is {value}")
     path = Path(config.model)
-    spec = read_spec(read_config(path))
+    spec = read_spec(read_config(path), max_model_len=config.max_model_len)
     from rbee.engine.runners.native.runner import NativeRunner  # noqa: PLC0415 - only the chosen one is imported
 
     return NativeRunner(

@@ -88,16 +88,35 @@ def _mib(size: int) -> int:
 def position_limit(limit: int | None, ropes: Iterable[Mapping[str, Any]]) -> int | None:
     """Tokens that a model takes with these rope_parameters; `limit` is its max_position_embeddings.
 
-    `longrope` and `dynamic` end at the original length (`dynamic`: its max_position_embeddings). Beyond it they change
-    the frequencies of all rows, so that a request would depend on its neighbours. A `longrope` with the same factors
-    for long and short sequences changes nothing.
+    `dynamic` ends at its original length, or at `limit`. Beyond that it changes the frequencies of all rows, so that a
+    request would depend on its neighbours.
     """
     for rope in ropes:
         original = rope.get("original_max_position_embeddings")
-        changes = rope.get("rope_type") == "dynamic" or rope.get("short_factor") != rope.get("long_factor")
-        if rope.get("rope_type") in ("longrope", "dynamic") and changes and original:
+        if rope.get("rope_type") == "dynamic" and original:
             limit = min(limit or original, original)
     return limit
+
+
+def with_one_longrope(rope: Mapping[str, Any], *, limit: int | None, max_model_len: int) -> dict[str, Any]:
+    """These rope_parameters, with the factors of `longrope` that all sequences get, in both lists.
+
+    The method has factors for sequences within the original length, and others for longer ones. Keys that are cached
+    were turned with one of them, and requests of one step share the frequencies. So the longest sequence that may come
+    decides for all, as in llama.cpp and vLLM: `max_model_len`, or `limit`, the max_position_embeddings, if it is 0.
+    """
+    original = rope.get("original_max_position_embeddings")
+    if rope.get("rope_type") != "longrope" or not isinstance(original, int):
+        return dict(rope)
+    longest = max_model_len or limit
+    name = "short_factor" if longest is not None and longest <= original else "long_factor"
+    if name == "long_factor" and rope.get("short_factor") != rope.get("long_factor"):
+        logger.info(
+            "All sequences get the rotary factors for more than %d tokens. --max-model-len %d takes those for less.",
+            original,
+            original,
+        )
+    return {**rope, "short_factor": rope.get(name), "long_factor": rope.get(name)}
 
 
 def _max_model_len(limit: int | None, path: Path, asked: int, cache_tokens: int, kv_cache_mib: int) -> int:

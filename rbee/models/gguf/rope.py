@@ -4,8 +4,8 @@ Owns the translation of llama.cpp's scaling (llama-context.cpp, and rope_yarn of
 Knows no architecture.
 
 llama.cpp divides each frequency by the scaling factor and by the value that a tensor has for it. The method "longrope"
-does the same with short_factor, so that every such rope can be expressed; up to max_position_embeddings only, which is
-then its original length.
+does the same with its two lists of factors, so that every such rope can be expressed. Where a file has one list, both
+are that.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ SECTIONS: dict[str, Any] = {"rope__dimension_sections": [2, 2, 2, 0]}
 LONGROPE: dict[str, Any] = {
     "short_factor": [1.0, 1.5, 2.0],
     "long_factor": [4.0] * 3,
-    "original_max_position_embeddings": 128,
+    "original_max_position_embeddings": 64,
 }
 
 
@@ -146,7 +146,7 @@ CASES: dict[str, GGUFCase] = {
         "phi3",
         lambda: transformers.Phi3Config(
             **{**SMALL, "max_position_embeddings": 1024},
-            original_max_position_embeddings=128,
+            original_max_position_embeddings=64,
             **rope("longrope", **LONGROPE, partial_rotary_factor=0.5),
         ),
         {"attention__sliding_window": 0},

@@ -22,7 +22,6 @@ from tests.engine.runners.tiny_models import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from rbee.engine.runners.interface import ModelRunner
 
@@ -40,7 +39,7 @@ class Case(NamedTuple):
     expected: list[list[int]]
 
 
-_RUNNERS: dict[str, tuple[dict[str, Architecture], Callable[[Path], ModelRunner]]] = {
+_RUNNERS: dict[str, tuple[dict[str, Architecture], Callable[..., ModelRunner]]] = {
     "torch": (ARCHITECTURES, load),
     "native": (NATIVE_ARCHITECTURES, load_native),
 }
@@ -70,7 +69,8 @@ def case(request, tmp_path_factory):
 
     assert min(each.margin for each in answers) > MARGIN, "a call this close may go either way: take another seed"
     assert len({token for each in answers for token in each.tokens}) > 30, "a model that repeats itself shows nothing"
-    return Case(load_runner(folder), prompts, [each.tokens for each in answers])
+    runner = load_runner(folder, max_model_len=architectures[name].max_model_len)
+    return Case(runner, prompts, [each.tokens for each in answers])
 
 
 def generate(runner: ModelRunner, prompts: list[list[int]], **options: Any) -> list[list[int]]:

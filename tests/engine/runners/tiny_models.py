@@ -56,6 +56,7 @@ class Architecture(NamedTuple):
     config: Callable[[], transformers.PretrainedConfig]
     seed: int = 7
     scale: float = 0.5
+    max_model_len: int = 0  # of a runner that is to do what transformers does within it; 0: whatever the model allows
 
 
 ARCHITECTURES = {
@@ -104,6 +105,7 @@ ARCHITECTURES = {
             ),
         ),
         seed=1,
+        max_model_len=128,
     ),
     "gpt2": Architecture(lambda: transformers.GPT2Config(**ALL_HEADS, scale_attn_by_inverse_layer_idx=True)),
     "gpt-neox": Architecture(lambda: transformers.GPTNeoXConfig(**ALL_HEADS), scale=0.3),
@@ -196,7 +198,8 @@ NATIVE_ARCHITECTURES = {
                 factor=8.0,
                 original_max_position_embeddings=128,
             ),
-        )
+        ),
+        max_model_len=128,
     ),
     "mistral": Architecture(lambda: transformers.MistralConfig(**SIXTEEN, sliding_window=WINDOW)),
     "qwen2": Architecture(lambda: transformers.Qwen2Config(**SIXTEEN)),
@@ -256,6 +259,7 @@ NATIVE_ARCHITECTURES = {
             ),
         ),
         seed=2,
+        max_model_len=128,
     ),
 }
 
@@ -302,7 +306,7 @@ def load_native(folder: Path, **options: Any) -> NativeRunner:
     """A native runner for the folder, exact unless asked for otherwise, with two threads: it must bear them."""
     defaults = {"quantize": "none", "exact": True, "threads": 2}
     cache, others = cache_size({"block_size": 16, "kv_cache_mib": 4, **options})
-    spec = read_spec(json.loads((folder / "config.json").read_bytes()))
+    spec = read_spec(json.loads((folder / "config.json").read_bytes()), max_model_len=cache.max_model_len)
     with pytest.MonkeyPatch.context() as patch:  # the packed weights go where the test's files are
         patch.setenv("RBEE_CACHE", str(folder.parent / "cache"))
         return NativeRunner(folder, spec, cache, on_loading=lambda *_: None, **{**defaults, **others})

@@ -123,7 +123,7 @@ def _yarn_attention(parameters: Mapping[str, Any], factor: float) -> float:
 
 
 def _longrope(parameters: Mapping[str, Any], size: int, max_position: int) -> Rope:
-    """The factors of short sequences: a model with this method is limited to them."""
+    """The factors of short sequences. `context_length` has put those of long ones in their place where they are due."""
     original, factor = parameters["original_max_position_embeddings"], parameters.get("factor")
     if factor is None:
         factor = max_position / original

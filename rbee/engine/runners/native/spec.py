@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from rbee.engine.runners.context_length import position_limit
+from rbee.engine.runners.context_length import position_limit, with_one_longrope
 from rbee.engine.runners.interface import Unsupported
 from rbee.engine.runners.native.families import COMMON, FAMILIES, WRAPPERS
 from rbee.engine.runners.native.rope import METHODS, Rope, make_rope
@@ -79,8 +79,11 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 _NO_ROPE = Rope(np.zeros(0, np.float32), 1.0)
 
 
-def read_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Describe the model with this config.json, or its text part; Unsupported if the kernels do not support it."""
+def read_spec(config: Mapping[str, Any], *, max_model_len: int = 0) -> ModelSpec:
+    """Describe the model with this config.json, or its text part; Unsupported if the kernels do not support it.
+
+    `max_model_len` is the longest sequence that may come, 0: as the model allows. Some ropes depend on it.
+    """
     text = _text_config(config)
     kind = text.get("model_type")
     if kind == "mistral" and "layer_types" in text:
@@ -111,9 +114,10 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
         parameters, rope_of = list(by_type.values()), {name: index for index, name in enumerate(by_type)}
     else:
         parameters, rope_of = [_one_rope(values, family)], {_SLIDING: 0, _FULL: 0}
+    limit = _count(values, "max_position_embeddings")
+    parameters = [with_one_longrope(each, limit=limit, max_model_len=max_model_len) for each in parameters]
     ropes = [_rope(each, values, head_dim) for each in parameters]
     query_growth, query_length = _query_growth(parameters[0])
-    limit = _count(values, "max_position_embeddings")
     return ModelSpec(
         model_type=kind,
         vocab_size=_count(values, "vocab_size"),

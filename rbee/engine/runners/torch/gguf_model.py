@@ -21,7 +21,14 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from rbee.engine import _kernels
-from rbee.engine.runners.torch.model import ATTENTION, TorchModel, first_line, reason_of, register_attention
+from rbee.engine.runners.torch.model import (
+    ATTENTION,
+    TorchModel,
+    first_line,
+    reason_of,
+    register_attention,
+    settle_ropes,
+)
 from rbee.errors import ModelError
 from rbee.models.gguf import GGML_TYPES
 from rbee.models.gguf.tensors import tensors_of
@@ -51,11 +58,12 @@ class _Rows(NamedTuple):
 
 
 def load_gguf_model(
-    config: Mapping[str, Any], model: GGUFModel, *, dtype: torch.dtype | None, device: str
+    config: Mapping[str, Any], model: GGUFModel, *, dtype: torch.dtype | None, device: str, max_model_len: int = 0
 ) -> TorchModel:
     """Load the weights in `model` for inference, in the config's dtype if `dtype` is None.
 
-    `config` is what `rbee.models.gguf.config_of` gives, from a config.json or directly.
+    `config` is what `rbee.models.gguf.config_of` gives, from a config.json or directly. `max_model_len` is the longest
+    sequence that may come, 0: as the model allows. Some ropes depend on it.
 
     Raises:
         ModelError: the tensors are not those of such a model, or damaged, or of a type that cannot be read.
@@ -63,7 +71,7 @@ def load_gguf_model(
     path = model.files[0]
     parameters = tensors_of(config, model).parameters
     register_attention()
-    made: Any = _make(config, path, dtype)
+    made: Any = _make(config, path, dtype, max_model_len)
     wanted = dict(made.named_parameters())
     if strange := wanted.keys() ^ {parameter.name for parameter in parameters}:
         raise ModelError(
@@ -85,7 +93,7 @@ def load_gguf_model(
         raise ModelError(f"The model {path} cannot be moved to --device {device}: {first_line(error)}.") from error
 
 
-def _make(config: Mapping[str, Any], path: Path, dtype: torch.dtype | None) -> PreTrainedModel:
+def _make(config: Mapping[str, Any], path: Path, dtype: torch.dtype | None, max_model_len: int) -> PreTrainedModel:
     """The model without memory for its parameters and buffers."""
     try:
         with warnings.catch_warnings():
@@ -93,6 +101,7 @@ def _make(config: Mapping[str, Any], path: Path, dtype: torch.dtype | None) -> P
             of_class: PretrainedConfig = CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config)))
     except Exception as error:  # whatever transformers finds wrong is the reason we pass on
         raise ModelError(f"{path} cannot be used with this version of transformers: {first_line(error)}.") from error
+    settle_ropes(of_class, max_model_len)
     chosen = getattr(torch, config["dtype"]) if dtype is None else dtype
     make: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
     try:

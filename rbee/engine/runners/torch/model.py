@@ -22,7 +22,7 @@ from transformers import (
     AutoModelForCausalLM,
 )
 
-from rbee.engine.runners.context_length import position_limit
+from rbee.engine.runners.context_length import position_limit, with_one_longrope
 from rbee.engine.runners.interface import Unsupported
 from rbee.errors import ModelError
 
@@ -100,9 +100,13 @@ class TorchModel:
             raise Unsupported(f"{self.name} {NO_INTERFACE}")
 
 
-def load_model(path: Path, *, dtype: torch.dtype | None, device: str) -> TorchModel:
-    """Load the model in `path` for inference, in its own dtype if `dtype` is None; ModelError if that fails."""
+def load_model(path: Path, *, dtype: torch.dtype | None, device: str, max_model_len: int = 0) -> TorchModel:
+    """Load the model in `path` for inference, in its own dtype if `dtype` is None; ModelError if that fails.
+
+    `max_model_len` is the longest sequence that may come, 0: as the model allows. Some ropes depend on it.
+    """
     config = _load_config(path)
+    settle_ropes(config, max_model_len)
     _check_weights(path)
     register_attention()
     try:
@@ -140,6 +144,19 @@ def load_model(path: Path, *, dtype: torch.dtype | None, device: str) -> TorchMo
         return TorchModel(model.to(device).eval())
     except RuntimeError as error:
         raise ModelError(f"The model in {path} cannot be moved to --device {device}: {first_line(error)}.") from error
+
+
+def settle_ropes(config: PretrainedConfig, max_model_len: int) -> None:
+    """Leave ropes nothing to choose by the length of a sequence: see `with_one_longrope`."""
+    text = config.get_text_config(decoder=True)
+    ropes = getattr(text, "rope_parameters", None)
+    if not isinstance(ropes, dict):
+        return
+    limit = getattr(text, "max_position_embeddings", None)
+    for name, rope in ropes.items():
+        if isinstance(rope, dict):
+            ropes[name] = with_one_longrope(rope, limit=limit, max_model_len=max_model_len)
+    text.rope_parameters = with_one_longrope(ropes, limit=limit, max_model_len=max_model_len)
 
 
 def register_attention() -> None:

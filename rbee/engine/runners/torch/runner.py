@@ -77,9 +77,11 @@ class TorchRunner:
             _num_weights(path, gguf) * (wanted or torch.bfloat16).itemsize, available=_available(device), path=path
         )
         if gguf is None:
-            self._model = torch_model.load_model(path, dtype=wanted, device=device)
+            self._model = torch_model.load_model(path, dtype=wanted, device=device, max_model_len=cache.max_model_len)
         else:
-            self._model = load_gguf_model(read_config(path), gguf, dtype=wanted, device=device)
+            self._model = load_gguf_model(
+                read_config(path), gguf, dtype=wanted, device=device, max_model_len=cache.max_model_len
+            )
         on_loading("trying the model", 2, 4)
         layers = probe(path, self._model)
         on_loading("reserving the KV cache", 3, 4)

@@ -113,8 +113,10 @@ def test_a_longrope_with_one_list_of_factors_divides_the_frequencies_and_limits_
 @pytest.mark.parametrize("name", ["arcee", "granite", "phi3, longrope of parts of heads", "smollm3"])
 def test_every_instruction_set_computes_a_family(name, instruction_set, tmp_path):
     """No gates, factors, parts of heads and unturned layers, with every instruction set of this machine."""
-    model = make_model(tmp_path / "model", NATIVE_ARCHITECTURES[name])
-    assert_logits(tmp_path / "model", model, 40, instruction_set=instruction_set)
+    architecture = NATIVE_ARCHITECTURES[name]
+    model = make_model(tmp_path / "model", architecture)
+    options = {"instruction_set": instruction_set, "max_model_len": architecture.max_model_len}
+    assert_logits(tmp_path / "model", model, 40, **options)
 
 
 @pytest.mark.parametrize("name", ["arcee", "granite", "ministral3", "phi3, longrope of parts of heads", "smollm3"])

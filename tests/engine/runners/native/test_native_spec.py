@@ -61,6 +61,9 @@ ROPES: dict[str, dict[str, Any]] = {
 }
 
 
+SHORT = 8  # tokens, which is within the original length of all these
+
+
 @pytest.fixture(scope="module", autouse=True)
 def quiet():
     """Some of these configs are odd, and transformers says so."""
@@ -71,10 +74,10 @@ def quiet():
 
 
 def model_and_spec(folder, values):
-    """The model that transformers makes of a config.json with `values`, and what we read from the same file."""
+    """The model that transformers makes of a config.json with `values`, and what we read from it for short texts."""
     (folder / "config.json").write_text(json.dumps(values))
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(folder))
-    return model, read_spec(json.loads((folder / "config.json").read_text()))
+    return model, read_spec(json.loads((folder / "config.json").read_text()), max_model_len=SHORT)
 
 
 def assert_same(model, spec):
@@ -151,6 +154,19 @@ def test_every_rope_of_every_kind_is_that_of_transformers(kind, rope, tmp_path):
         parameters = {"full_attention": parameters, "sliding_attention": {"rope_type": "default", "rope_theta": 777.0}}
     config = CONFIGS[kind](**SMALL, rope_parameters=parameters)
     assert_same(*model_and_spec(tmp_path, json.loads(config.to_json_string())))
+
+
+@pytest.mark.parametrize("rope", [name for name in ROPES if name.startswith("longrope")])
+def test_sequences_beyond_the_original_length_get_factors_of_their_own(rope):
+    """All of them, as soon as one may be that long: those that transformers takes for one that is."""
+    config = transformers.LlamaConfig(**SMALL, rope_parameters={"rope_theta": 10000.0, **ROPES[rope]})
+    theirs = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
+    limit, original = SMALL["max_position_embeddings"], ROPES[rope]["original_max_position_embeddings"]
+    for max_model_len, position in ((original, original - 1), (original + 1, original), (0, limit - 1)):
+        theirs(torch.zeros(1, 1, 1), torch.tensor([[position]]))
+        spec = read_spec(json.loads(config.to_json_string()), max_model_len=max_model_len)
+        assert_same_rope(spec.ropes[0], theirs.inv_freq.numpy(), theirs.attention_scaling)
+        assert spec.position_limit == limit
 
 
 @pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind != "gemma3_text"])

@@ -54,8 +54,7 @@ WITHOUT_EFFECT: dict[str, Callable[[dict[str, Any]], bool]] = {
     "rope.freq_base": lambda keys: keys["rope.freq_base"] == 10000,
     "rope.freq_base_swa": lambda keys: keys["rope.freq_base_swa"] in (10000, keys["rope.freq_base"]),
     "rope.scaling.original_context_length": lambda keys: (
-        # Where factors are for short sequences it limits the length, and changes no logits.
-        keys["rope.scaling.original_context_length"] == keys["context_length"] or "rope.scaling.attn_factor" in keys
+        keys["rope.scaling.original_context_length"] == keys["context_length"]
     ),
     "rope.scaling.type": lambda keys: keys["rope.scaling.type"] in ("linear", "none", "longrope"),
     "vocab_size": lambda _: True,  # the rows of token_embd say it

@@ -189,24 +189,8 @@ def test_max_model_len_and_pool_size(llama, caplog):
     assert "instead of the model's own 10000" in caplog.text
 
 
-def longrope(folder: Path, **changes: object) -> Path:
-    """A model whose rotary frequencies change beyond 64 tokens."""
-    parameters = {"short_factor": [1.5] * 6, "long_factor": [4.0] * 6, "original_max_position_embeddings": 64}
-    config = transformers.Phi3Config(**SMALL, original_max_position_embeddings=64, **rope("longrope", **parameters))
-    make_model(folder, Architecture(lambda: config))
-    edit_config(folder, **changes)
-    return folder
-
-
-def test_longrope_is_limited_to_its_original_length(tmp_path):
-    """A model whose frequencies would change for all rows with one long row never gets that long a row."""
-    assert load(longrope(tmp_path)).max_model_len == 64
-    with pytest.raises(ConfigError, match="65 is more than the 64 tokens"):
-        load(tmp_path, max_model_len=65)
-
-
 def test_dynamic_rope_is_limited_to_its_original_length(tmp_path):
-    """So is one whose frequencies follow the longest row."""
+    """A model whose frequencies would change for all rows with one long row never gets that long a row."""
     config = transformers.LlamaConfig(**SMALL, **rope("dynamic", factor=4.0))
     make_model(tmp_path, Architecture(lambda: config))
     assert load(tmp_path).max_model_len == SMALL["max_position_embeddings"]
