@@ -57,6 +57,8 @@ def test_probes_are_answered_and_all_else_gets_the_reason(server):
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
         assert refused.headers["connection"] == "close"
         assert refused.json()["error"]["code"] == "too_many_connections"
+        name = refused.headers["x-request-id"]
+        server.wait_for_log(f"id={name} method=POST path=/v1/completions status=503 code=too_many_connections")
 
 
 def test_the_log_has_one_line_per_burst(server):

@@ -141,6 +141,8 @@ class _Refusals:
 class _Entrance:
     """Gives every request an id, checks its key unless its path is open to all, counts and reports it in the end.
 
+    A server may have refused it already: `rbee.server.http.refusals.STATE`.
+
     Says in each answer how long its connection is kept, if the server knows.
 
     The id is the client's X-Request-Id if that is sane, else ours. It stands in `scope["state"]["request_id"]` and in
@@ -176,7 +178,10 @@ class _Entrance:
         request_id = given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
-        trace = self._begin_trace and self._begin_trace(scope["method"], scope["path"], headers)
+        refused: Refusal | None = state.get(refusals.STATE)
+        trace = None
+        if self._begin_trace is not None and refused is None:
+            trace = self._begin_trace(scope["method"], scope["path"], headers)
         status = _NO_ANSWER
         keep_alive = scope.get("extensions", {}).get(KEEP_ALIVE)
 
@@ -195,8 +200,10 @@ class _Entrance:
 
         caller = state["caller"] = self._caller(headers)
         try:
-            if self._api_keys and scope["path"] not in _OPEN_PATHS and caller is None:
-                await self._answers.answer(scope, _unauthenticated())(scope, receive, send_with_id)
+            if refused is None and self._api_keys and scope["path"] not in _OPEN_PATHS and caller is None:
+                refused = _unauthenticated()
+            if refused is not None:
+                await self._answers.answer(scope, refused)(scope, receive, send_with_id)
             else:
                 await self._app(scope, receive, send_with_id)
         except Exception:

@@ -92,15 +92,14 @@ def _only_health(app: ASGIApp) -> ASGIApp:
                 MutableHeaders(scope=message)["connection"] = "close"
             await send(message)
 
-        if scope["path"] == "/health":
-            await app(scope, receive, send_and_close)
-        else:
+        if scope["path"] != "/health":
             refusal = Refusal(
                 RefusalKind.UNAVAILABLE,
                 "The server has no room for another connection; close some, or try again later.",
                 code="too_many_connections",
                 retry_after=_RETRY_AFTER,
             )
-            await refusals.answer(refusal)(scope, receive, send_and_close)
+            scope.setdefault("state", {})[refusals.STATE] = refusal
+        await app(scope, receive, send_and_close)
 
     return answer

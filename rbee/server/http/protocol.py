@@ -1,17 +1,20 @@
 """uvicorn's HTTP protocol, open to a `rbee.server.http.writer.SocketWriter`, with bounded heads and write buffers.
 
-Owns what a connection passes to the response that is being streamed: flow control and the end of the socket. Knows
-nothing of tokens. `uvicorn.Config(http=StreamProtocol)` is the supported way to bring a protocol class. Its attributes
-`transport`, `flow`, `cycle` and `scope`, and those of a cycle, are public but not documented, and `_start_asgi_task` is
-private: pyproject.toml bounds uvicorn.
+Owns what a connection passes to the response that is being streamed: flow control and the end of the socket; and the
+refusals of what cannot be read as a request. Knows nothing of tokens. `uvicorn.Config(http=StreamProtocol)` is the
+supported way to bring a protocol class. Its attributes `transport`, `flow`, `cycle`, `scope` and `pipeline`, and
+cycles, are public but not documented, `_start_asgi_task` and `_unset_keepalive_if_required` are private: pyproject.toml
+bounds uvicorn.
 """
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import refusals
@@ -21,19 +24,11 @@ from rbee.server.http.upgrades import DecliningParser
 from rbee.server.http.writer import EXTENSION, HAS_LEFT, KEEP_ALIVE, WRITE_BUFFER_HIGH, WRITE_BUFFER_LOW, SocketWriter
 
 if TYPE_CHECKING:
-    import asyncio
-
     from uvicorn._types import ASGI3Application
-    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     from rbee.server.http.writer import WriterListener
 
 MAX_HEAD_BYTES = 64 * 1024  # of a request's line and headers together; uvicorn bounds them only with h11
-
-_HEAD_TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
-    b"content-length: %d\r\n\r\n%b"
-)
 
 
 class StreamProtocol(HttpToolsProtocol):
@@ -59,6 +54,7 @@ class StreamProtocol(HttpToolsProtocol):
         self._in_head = True  # the parser is before the end of a request's head
         self._only_head = True  # the data just received is, as far as it has been parsed, a part of a head
         self._head_bytes = 0  # of the present head so far, in such pieces
+        self._unreadable = False  # nothing that comes is looked at any more
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the base class
         super().connection_made(transport)
@@ -73,11 +69,16 @@ class StreamProtocol(HttpToolsProtocol):
         )
 
     def data_received(self, data: bytes) -> None:
+        if self._unreadable:
+            return
         self._only_head = self._in_head
-        super().data_received(data)
+        self._parse(data)
         self._head_bytes = self._head_bytes + len(data) if self._only_head else 0
-        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse_head()
+        if self._head_bytes > MAX_HEAD_BYTES and not (self._unreadable or self.transport.is_closing()):
+            message = (
+                f"The request's line and headers are larger than {MAX_HEAD_BYTES} bytes; send fewer or shorter ones."
+            )
+            self._refuse(Refusal(RefusalKind.HEAD_TOO_LARGE, message, code="headers_too_large"))
 
     def on_headers_complete(self) -> None:
         if self.parser.offered:  # the head comes again without the offer
@@ -93,14 +94,56 @@ class StreamProtocol(HttpToolsProtocol):
         self._in_head = True
         super().on_message_complete()
 
-    def _refuse_head(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
-            message = (
-                f"The request's line and headers are larger than {MAX_HEAD_BYTES} bytes; send fewer or shorter ones."
-            )
-            body = refusals.envelope(Refusal(RefusalKind.HEAD_TOO_LARGE, message, code="headers_too_large"))
-            self.transport.write(_HEAD_TOO_LARGE % (len(body), body))
-        self.transport.close()
+    def _parse(self, data: bytes) -> None:
+        """As uvicorn does, which has another answer where the parser gives up."""
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            is_url = isinstance(error.__context__, httptools.HttpParserInvalidURLError)
+            reason = "Invalid URL" if is_url else str(error)
+            message = f"This cannot be read as a request of HTTP/1.1: {reason}. The connection is closed."
+            self._refuse(Refusal(RefusalKind.INVALID, message, code="invalid_http"))
+        except httptools.HttpParserUpgrade:  # CONNECT
+            self._unreadable = True
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Have the application answer with `refusal`, as it does with others, and the connection closed then.
+
+        What comes is no request any more. Behind a request that is not answered yet, that answer goes first; unless it
+        is that request's body that cannot be read.
+        """
+        self._unreadable = True
+        before = self.cycle
+        if before is not None and before.more_body and not before.response_complete:
+            if before.response_started:
+                self.transport.close()
+                return
+            before.disconnected = True
+            before.message_event.set()
+            before = None
+        self.on_message_begin()
+        self.scope.update(method="", path="", raw_path=b"", query_string=b"")
+        self.scope["state"][refusals.STATE] = refusal
+        self.cycle = RequestResponseCycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=False,
+            on_response=self.on_response_complete,
+        )
+        self.cycle.more_body = False
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -15,6 +15,8 @@ from rbee.server.errors import Refusal, RefusalKind
 
 RefusalFormat: TypeAlias = Callable[[Refusal], Response]  # the answer, as long as no response has started
 
+STATE = "refused"  # in a scope's state: the Refusal with which a server has this request answered, whatever it asks
+
 _STATUS = {
     RefusalKind.INVALID: 400,
     RefusalKind.UNAUTHENTICATED: 401,

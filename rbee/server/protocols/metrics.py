@@ -110,6 +110,11 @@ class Metrics(Collector):
         counters = sample.counters
         used = counters["kv_blocks_used"] / max(counters["kv_blocks"], 1)  # an engine that has just begun reports none
         yield self._gauge("kv_cache_usage_perc", "Share of the KV cache's blocks that are in use, 0 to 1.", used)
+        yield self._gauge(
+            "queued_prompt_tokens",
+            "Prompt tokens of sequences that have not begun; see --max-queued-tokens.",
+            self._supervisor.client.queued_tokens,
+        )
         for name, kind, text in COUNTERS:
             value = counters[name]
             for shown in _VLLM_NAMES.get(name, [name]):

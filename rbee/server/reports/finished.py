@@ -61,7 +61,7 @@ class FinishedRequest(NamedTuple):
 
     request_id: str
     caller: int | None  # the index of its API key; None without one
-    method: str
+    method: str  # "": what came could not be read as a request; its path is "" too
     path: str  # as the client sent it, percent-decoded: anything may be in it
     route: str  # the path with the names of its variable parts; "" if there is no such route
     status: int  # of the head of its answer; 499: the client left before

@@ -30,12 +30,10 @@ def write_line(request: FinishedRequest) -> None:
 
 def fields_of(request: FinishedRequest) -> dict[str, Any]:
     """The fields of the line; what does not apply is left out. Durations are in ms."""
-    fields: dict[str, Any] = {
-        "id": request.request_id,
-        "method": request.method,
-        "path": request.path[:_LONGEST_PATH],
-        "status": request.status,
-    }
+    fields: dict[str, Any] = {"id": request.request_id}
+    if request.method:
+        fields |= {"method": request.method, "path": request.path[:_LONGEST_PATH]}
+    fields["status"] = request.status
     if request.caller is not None:
         fields["key"] = request.caller
     code = request.refusal

@@ -8,6 +8,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from rbee.server.http.protocol import MAX_HEAD_BYTES, StreamProtocol
+from rbee.server.http.refusals import STATE
 from rbee.server.http.writer import WRITE_BUFFER_HIGH, writer_of
 
 pytestmark = pytest.mark.anyio
@@ -215,26 +216,52 @@ async def test_client_that_has_left_is_noticed_when_opening(parts):
     assert transport.written == []
 
 
-async def receive(pieces):
-    """Send pieces until the connection closes: did it, what was answered, bytes taken. The app never answers."""
+class RefusingApp:
+    """Answers what the protocol has refused with the code, and all else with "ok", once it may."""
 
-    async def silent_app(_scope, _receive, _send):
-        await asyncio.Event().wait()
+    def __init__(self) -> None:
+        self.may_answer = asyncio.Event()
+        self.received: list[str] = []
 
-    protocol, transport = connect(silent_app)
+    async def __call__(self, scope, receive, send):
+        refusal = scope["state"].get(STATE)
+        if refusal is None:
+            message = await receive()
+            while message.get("more_body"):
+                message = await receive()
+            self.received.append(message["type"])
+            await self.may_answer.wait()
+        body = b"ok" if refusal is None else refusal.code.encode()
+        headers = [(b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 400 if refusal else 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+async def feed(protocol, transport, pieces):
+    """Send pieces until nothing is read any more; bytes taken."""
     taken = 0
     for piece in pieces:
-        if transport.closing:
+        if transport.closing or not transport.reading:
             break
         protocol.data_received(piece)
         taken += len(piece)
-    seen = transport.closing, list(transport.written), taken
+        await settle()
+    return taken
+
+
+async def settle():
+    """Let the application come as far as it can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def end(protocol):
+    """Close the connection, and wait for what was answering on it."""
     protocol.connection_lost(None)
     tasks = list(protocol.server_state.tasks)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    return seen
 
 
 @pytest.mark.parametrize("size", [1, 1000, MAX_HEAD_BYTES - 1, 3 * MAX_HEAD_BYTES])
@@ -242,16 +269,59 @@ async def test_a_body_is_no_head_however_it_arrives(size):
     """A request with a large body passes, cut into pieces of any size, and so does the start of the next one."""
     body = b"x" * (4 * MAX_HEAD_BYTES)
     sent = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n%bPOST / HTTP/1.1\r\nX: " % (len(body), body)
-    assert await receive(sent[start : start + size] for start in range(0, len(sent), size)) == (False, [], len(sent))
+    protocol, transport = connect(app := RefusingApp())
+    for start in range(0, len(sent), size):
+        protocol.data_received(sent[start : start + size])
+    await settle()
+    assert (app.received, transport.closing, transport.written) == (["http.request"], False, [])
+    await end(protocol)
 
 
-@pytest.mark.parametrize("size", [1, 1000, MAX_HEAD_BYTES])
-@pytest.mark.parametrize("first", [True, False])
-async def test_an_endless_head_is_refused(size, first):
-    """After MAX_HEAD_BYTES the connection ends: with an answer, unless that would get into the midst of another."""
-    before = b"" if first else b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody"
-    pieces = [before, b"GET / HTTP/1.1\r\nX: ", *[b"x" * size] * (2 * MAX_HEAD_BYTES // size)]
-    closed, answered, taken = await receive(pieces[first:])
-    assert closed
-    assert MAX_HEAD_BYTES < taken - len(before) <= MAX_HEAD_BYTES + max(size, 100)
-    assert [answer[:12] for answer in answered] == ([b"HTTP/1.1 431"] if first else [])
+BEFORE = b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody"
+UNREADABLE = {
+    "a head without end": [b"GET / HTTP/1.1\r\nX: ", *[b"x" * 1000] * (2 * MAX_HEAD_BYTES // 1000)],
+    "a head without end, in small pieces": [b"GET / HTTP/1.1\r\nX: ", *[b"x" * 10] * (MAX_HEAD_BYTES // 10 + 100)],
+    "no HTTP": [b"\x16\x03\x01\x02", b"more"],
+    "no URL": [b"GET http:///// HTTP/1.1\r\n\r\n", b"more"],
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+async def test_what_cannot_be_read_is_refused_and_read_no_more(name):
+    """The application answers as it answers all else, and the connection is closed."""
+    protocol, transport = connect(RefusingApp())
+    taken = await feed(protocol, transport, UNREADABLE[name])
+    head = name.startswith("a head")
+    assert b"".join(transport.written).endswith(b"headers_too_large" if head else b"invalid_http")
+    assert b"connection: close" in b"".join(transport.written)
+    assert transport.closing
+    assert not head or MAX_HEAD_BYTES < taken <= MAX_HEAD_BYTES + 1000
+    protocol.data_received(b"more")  # had been read already
+    await end(protocol)
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+async def test_an_answer_that_is_due_goes_before_a_refusal(name):
+    """Nothing gets into the midst of it, and nothing is read until it has gone."""
+    protocol, transport = connect(app := RefusingApp())
+    await feed(protocol, transport, [BEFORE, *UNREADABLE[name]])
+    assert (transport.reading, transport.closing, transport.written) == (False, False, [])
+    app.may_answer.set()
+    await settle()
+    answers = b"".join(transport.written).split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"200", b"400"]
+    assert (app.received, transport.closing) == (["http.request"], True)
+    await end(protocol)
+
+
+async def test_a_body_that_cannot_be_read_ends_its_request():
+    """It counts as one whose client left; the answer is the reason."""
+    protocol, transport = connect(app := RefusingApp())
+    app.may_answer.set()
+    await feed(
+        protocol, transport, [b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n", b"no size\r\n"]
+    )
+    answers = b"".join(transport.written).split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"400"]
+    assert (app.received, transport.closing) == (["http.disconnect"], True)
+    await end(protocol)

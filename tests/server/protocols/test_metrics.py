@@ -139,6 +139,23 @@ async def test_prefix_cache_hits_are_tokens(server: Server) -> None:
     assert (found("prefix_cache_queries_total"), found("prefix_cache_hits_total")) == (80, 32)
 
 
+async def test_queued_prompt_tokens(start_server: Callable[..., Server]) -> None:
+    """Those of prompts that wait behind the sequences that run, until they begin or their clients leave."""
+    options = ["--model", "synthetic", "--synthetic-step-ms", "1", "--max-num-seqs", "1"]
+    with start_server(*options) as server:
+        async with Client(server.address) as client:
+            runs = await client.open(COMPLETIONS, {"prompt": "runs", **LONG_ANSWER})
+            await anext(runs.events())
+            assert scrape(server)("queued_prompt_tokens") == 0
+            waits = [await client.open(COMPLETIONS, {"prompt": "x" * size, **LONG_ANSWER}) for size in (7, 50)]
+            assert scrape(server)("queued_prompt_tokens") == 57
+            waits[1].abort()
+            await until(server, lambda found: found("queued_prompt_tokens") == 7)
+            runs.abort()
+            await until(server, lambda found: found("queued_prompt_tokens") == 0)
+            await anext(waits[0].events())
+
+
 async def test_buckets_are_those_of_the_arena(server: Server) -> None:
     """Every bound is the start of the arena's bucket that is nearest to 1, 2 or 5 times a power of ten."""
     async with Client(server.address) as client:

@@ -107,6 +107,23 @@ async def test_one_line_for_every_request(start_server):
     }
 
 
+async def test_what_is_no_request_has_a_line_too(start_server):
+    """Under the id of its answer; it counts as other refusals do."""
+    with start_server(*SYNTHETIC) as server:
+        reader, writer = await asyncio.open_connection(*server.address)
+        writer.write(b"\x16\x03\x01\x02\x00 hello\r\n\r\n")
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(body)["error"]["code"] == "invalid_http"
+        name = httpx.Headers([line.split(b": ") for line in head.split(b"\r\n")[1:]])["x-request-id"]
+        server.wait_for_log(name)
+        assert summary(lines_of(server)[name]) == {"status": 400, "code": "invalid_http"}
+        [counted] = [line for line in httpx.get(server.url + "/metrics").text.splitlines() if "invalid_http" in line]
+        assert 'status="400"' in counted
+        assert counted.endswith(" 1.0")
+        writer.close()
+
+
 async def test_stream_that_is_resumed(start_server):
     """The line of the request that began it comes once the stream has ended; the other one names the stream."""
     with start_server(*SYNTHETIC) as server:
