@@ -118,7 +118,8 @@ async def test_what_is_no_request_has_a_line_too(start_server):
         name = httpx.Headers([line.split(b": ") for line in head.split(b"\r\n")[1:]])["x-request-id"]
         server.wait_for_log(name)
         assert summary(lines_of(server)[name]) == {"status": 400, "code": "invalid_http"}
-        [counted] = [line for line in httpx.get(server.url + "/metrics").text.splitlines() if "invalid_http" in line]
+        metrics = await asyncio.to_thread(httpx.get, server.url + "/metrics")
+        [counted] = [line for line in metrics.text.splitlines() if "invalid_http" in line]
         assert 'status="400"' in counted
         assert counted.endswith(" 1.0")
         writer.close()
