@@ -115,15 +115,17 @@ class StreamProtocol(HttpToolsProtocol):
         """
         self._unreadable = True
         before = self.cycle
-        if before is not None and before.more_body and not before.response_complete:
+        is_next = before is None or before.response_complete
+        if not is_next and before.more_body:
             if before.response_started:
                 self.transport.close()
                 return
             before.disconnected = True
             before.message_event.set()
-            before = None
+            is_next = True
         self.on_message_begin()
-        self.scope.update(method="", path="", raw_path=b"", query_string=b"")
+        self.scope["method"] = self.scope["path"] = ""
+        self.scope["raw_path"] = self.scope["query_string"] = b""
         self.scope["state"][refusals.STATE] = refusal
         self.cycle = RequestResponseCycle(
             scope=self.scope,
@@ -139,7 +141,7 @@ class StreamProtocol(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         self.cycle.more_body = False
-        if before is None or before.response_complete:
+        if is_next:
             self._start_asgi_task(self.cycle, self.app)
         else:
             self.flow.pause_reading()
