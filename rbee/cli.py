@@ -25,10 +25,12 @@ from rbee.errors import RbeeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
+    from types import FrameType, TracebackType
+    from typing import Self
 
 _Handler: TypeAlias = "Callable[[int, FrameType | None], Any] | int | None"  # as signal.signal has it
 
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _EXIT_USER_ERROR = 2
 _NO_ROOM_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # of files; of stdout they name no file
 _HELP_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -121,10 +123,35 @@ def _model_of(argument: str | None, option: str) -> str:
     return option if argument is None else argument
 
 
-def _on_stop_signals(handler: _Handler) -> _Handler:
-    """Have `handler` called for SIGINT and SIGTERM; the one of before."""
-    before = [signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)]
-    return before[0]
+class ExitBySignal:
+    """Within the block SIGINT and SIGTERM raise SystemExit, so that what is half made is removed.
+
+    An exception that is raised within a finalizer, or a callback of the import system, is printed and lost. So it is
+    raised again by `check`, which the work should call now and then, and at the end of the block.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before: dict[int, _Handler] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if kind is None:
+            self.check()
+
+    def check(self) -> None:
+        """Raise SystemExit if a signal has come."""
+        if self._asked:
+            sys.exit(0)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._asked = True
+        sys.exit(0)
 
 
 def _serve(argument: str | None, **values: Any) -> None:
@@ -144,7 +171,8 @@ def _serve(argument: str | None, **values: Any) -> None:
     Every option is also read from the environment: --max-num-seqs as RBEE_MAX_NUM_SEQS.
     """  # noqa: D301 - \b is click's mark for a paragraph that is not rewrapped
     # Until the server handles them, there is nothing to release; an exception could be lost in what is being imported.
-    _on_stop_signals(lambda _number, _frame: os._exit(0))
+    for number in _STOP_SIGNALS:
+        signal.signal(number, lambda _number, _frame: os._exit(0))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that is closed ends no stream
     values["model"] = _model_of(argument, values["model"])
     engine: EngineConfig = _take(EngineConfig, values)
@@ -156,10 +184,8 @@ def _serve(argument: str | None, **values: Any) -> None:
     if engine.model != SYNTHETIC:
         from rbee.models import ConsoleProgress, prepare  # noqa: PLC0415 - `--help` and --version stay instant
 
-        before = _on_stop_signals(lambda _number, _frame: sys.exit(0))  # what is half made is removed
-        with ConsoleProgress() as progress:
+        with ExitBySignal() as signals, ConsoleProgress(signals.check) as progress:
             model = prepare(engine.model, progress=progress)
-        _on_stop_signals(before)
         config = dataclasses.replace(config, engine=dataclasses.replace(engine, model=str(model.path)))
     from rbee.server.process import run  # noqa: PLC0415 - as above, and only once there is something to serve
 

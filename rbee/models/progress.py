@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from rbee.standard_streams import say
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
@@ -27,9 +28,13 @@ class Progress(Protocol):
 
 
 class ConsoleProgress:
-    """Shows bars on a terminal, elsewhere a line on stderr per stage; leaving the context ends the last bar."""
+    """Shows bars on a terminal, elsewhere a line on stderr per stage; leaving the context ends the last bar.
 
-    def __init__(self) -> None:
+    `check` is called at each report, and may end the work with an exception.
+    """
+
+    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
+        self._check = check
         self._bars: rich.progress.Progress | None = None
         self._current: rich.progress.TaskID | None = None
         self._terminal = sys.stderr.isatty()
@@ -43,6 +48,7 @@ class ConsoleProgress:
             self._bars.stop()
 
     def stage(self, name: str, total: int = 0) -> None:
+        self._check()
         if not self._terminal:
             self._print(f"{name} ({total / 1e6:.0f} MB)" if total >= 1_000_000 else name)
             return
@@ -52,10 +58,12 @@ class ConsoleProgress:
         self._current = self._bars.add_task(name, total=total or None)
 
     def done(self, amount: int) -> None:
+        self._check()
         if self._bars is not None and self._current is not None:
             self._bars.update(self._current, completed=amount)
 
     def note(self, text: str) -> None:
+        self._check()
         if self._bars is not None:
             self._bars.console.print(f"rbee: {text}", markup=False, highlight=False, soft_wrap=True)
         else:

@@ -15,7 +15,8 @@ import httpx
 import psutil
 import pytest
 
-from rbee.models import catalogue
+from rbee.cli import ExitBySignal
+from rbee.models import ConsoleProgress, catalogue
 from rbee.models.prepare import _entry_name
 
 if TYPE_CHECKING:
@@ -144,6 +145,33 @@ def test_signal_while_the_model_is_made_ready(number, tmp_path, ended, monkeypat
         process.send_signal(number)
         out, err = process.communicate(timeout=_PATIENCE)
     assert (process.returncode, out, err) == (0, b"", b"")
+
+
+class Finalized:
+    """A signal comes within its finalizer, where an exception is lost."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def prepare_through_a_signal(*, reports: bool) -> None:
+    """As `rbee serve` makes a model ready."""
+    with ExitBySignal() as signals, ConsoleProgress(signals.check) as progress:
+        Finalized()
+        if reports:
+            progress.stage("next")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("reports", [True, False])
+def test_signal_within_a_finalizer_is_not_lost(reports, capsys):
+    """The next report of progress ends the work, or its end does."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as left:
+        prepare_through_a_signal(reports=reports)
+    assert left.value.code == 0
+    assert "next" not in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_hangup_ends_no_stream(start_server):
