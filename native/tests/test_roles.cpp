@@ -15,8 +15,8 @@ using Tokens = std::vector<std::uint32_t>;
 
 /// An arena with both of its sides, and short ways to use them.
 struct Pair {
-    explicit Pair(std::uint32_t capacity = 8, std::uint32_t first_index = 0)
-        : memory(64, capacity, first_index),
+    explicit Pair(std::uint32_t capacity = 8, std::uint32_t first_index = 0, std::uint32_t generation = 0)
+        : memory(64, capacity, first_index, generation),
           producer(memory.attach(), memory.doorbell()),
           consumer(memory.attach(), memory.doorbell()) {}
 
@@ -90,6 +90,24 @@ void indices_wrap_around() {
         CHECK(pair.producer.free_space(ring) == 1);
         pair.drain();
         CHECK((pair.tokens() == Tokens{round, round + 1, round + 2}));
+    }
+}
+
+void generations_wrap_around() {
+    Pair pair(4, 0, 0xfffffffe);
+    for (const std::uint32_t generation : {0xffffffffU, 1U, 2U}) {  // 0 is no generation
+        const rbee::Consumer::Assigned assigned = pair.start();
+        CHECK(assigned.ring == 0 && assigned.generation == generation);
+        Tokens cancelled;
+        pair.producer.take_cancelled(cancelled);
+        CHECK(cancelled.empty());  // a cancel of the generation before is none of this one
+        pair.commit({0}, {generation});
+        CHECK((pair.drain().finishes[0] == 0) && (pair.tokens() == Tokens{generation}));
+        pair.consumer.cancel(0);
+        pair.producer.take_cancelled(cancelled);
+        CHECK((cancelled == Tokens{0}));
+        pair.commit({}, {}, {0}, 3);
+        CHECK((pair.drain().finishes[0] == 3) && pair.consumer.in_use() == 0);
     }
 }
 
@@ -357,6 +375,7 @@ const Test kRolesTests[] = {
     {"tokens come out in order and the finish with the last", tokens_come_out_in_order_and_the_finish_with_the_last},
     {"a finish without tokens arrives", a_finish_without_tokens_arrives},
     {"indices wrap around", indices_wrap_around},
+    {"generations wrap around", generations_wrap_around},
     {"a step that does not fit changes nothing", a_step_that_does_not_fit_changes_nothing},
     {"a finished ring takes nothing more until it is opened again",
      a_finished_ring_takes_nothing_more_until_it_is_opened_again},

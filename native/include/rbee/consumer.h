@@ -88,8 +88,9 @@ public:
         free_.reserve(arena_.geometry.num_rings);
         for (std::uint32_t ring = arena_.geometry.num_rings; ring-- > 0;) {
             free_.push_back(ring);
-            // Relaxed, no pair: only this side writes heads, and no engine has mapped this arena yet.
+            // Relaxed, no pair: no engine has mapped this arena yet. Only tests of the wrap-around begin beyond 0.
             rings_[ring].head = arena_.heads[ring].load(std::memory_order_relaxed);
+            rings_[ring].generation = arena_.generations[ring].load(std::memory_order_relaxed);
         }
     }
 
