@@ -189,6 +189,34 @@ def test_deadline_ends_a_request_wherever_it_is():
         engine.assert_at_baseline()
 
 
+def test_deadline_of_a_sequence_without_blocks():
+    """One that was preempted, and waits for blocks again, ends with the tokens that it had."""
+    with InProcessEngine(synthetic(), num_blocks=2) as engine:
+        first = engine.submit([1], max_tokens=20)
+        preempted = engine.submit([2], max_tokens=20, deadline_ns=100)
+        while not engine.scheduler.num_preemptions:
+            assert engine.core.step()
+        engine.now_ns = 100
+        engine.run()
+        assert (preempted.tokens, preempted.finish) == (expected_tokens([2], 16), FinishReason.DEADLINE)
+        assert (first.tokens, first.finish) == (expected_tokens([1], 20), FinishReason.LENGTH)
+        engine.assert_at_baseline()
+
+
+def test_deadline_of_a_sequence_that_is_held():
+    """Its client is away: it ends all the same, and makes no step for others necessary."""
+    with InProcessEngine(synthetic()) as engine:
+        held = engine.submit([1], max_tokens=20, deadline_ns=100)
+        for _ in range(3):
+            assert engine.core.step()
+        engine.core.hold(held.ring)
+        assert not engine.core.step()
+        engine.now_ns = 100
+        engine.run()
+        assert (held.tokens, held.finish) == (expected_tokens([1], 3), FinishReason.DEADLINE)
+        engine.assert_at_baseline()
+
+
 def test_requests_that_ended_are_not_kept_until_their_deadline():
     """Deadlines of the far future hold no memory of requests that are long over; those of live ones still count."""
     with InProcessEngine(ScriptedRunner()) as engine:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -137,6 +138,32 @@ async def test_client_that_does_not_come_back(start_server):
             for _, _, _, [first, *_] in streams:
                 path = f"{STREAMS}/{first.data['id']}"
                 assert await refusal(server, "GET", path, Last_Event_ID="1") == (410, "stream_gone")
+
+
+async def test_deadline_while_the_client_is_away(start_server):
+    """It ends the stream, and who comes back is told so behind the tokens."""
+    with start_server("--model", "synthetic", "--synthetic-step-ms", "1", "--resume-timeout", "600") as server:
+        async with Client(server.address) as client:
+            for seconds in (0.5, 4, 30):  # a longer one if a stream did not begin in time
+                deadline = datetime.now(UTC) + timedelta(seconds=seconds)
+                reader, writer = await client.send_raw(post(COMPLETIONS, LONG | {"deadline": deadline.isoformat()}))
+                status, headers = await read_head(reader)
+                if status != 200:
+                    continue
+                raw = b""
+                while not (events := parse_events(decode_chunked(raw))):
+                    raw += await reader.read(4096)
+                if "choices" in events[0].data:
+                    break
+            hang_up(writer, reset=True)
+            while datetime.now(UTC) <= deadline:  # noqa: ASYNC110 - nothing happens meanwhile
+                await asyncio.sleep(0.01)
+            rest = await read_rest(
+                client, get(f"{STREAMS}/{headers['x-stream-id']}", f"Last-Event-ID: {last_id(events)}")
+            )
+            text = text_of([*events, *rest])
+            check_whole([*events, *rest], text, "deadline")
+            assert expected("long", 8000).startswith(text)
 
 
 async def test_ended_streams_are_bounded(start_server):

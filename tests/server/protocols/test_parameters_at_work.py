@@ -285,6 +285,20 @@ async def test_deadline_in_mid_stream_ends_it(synthetic_server):
         assert text.startswith(got)
 
 
+async def test_deadline_ends_every_choice(synthetic_server):
+    """Each with what it has."""
+    async with Client(synthetic_server.address) as client:
+        for seconds in DEADLINES:
+            body = PROMPT | {"n": 3, "max_tokens": 8000, "stream": True, "deadline": soon(seconds)}
+            stream = await client.open(COMPLETIONS, body)
+            events = [event async for event in stream.events()] if stream.status == 200 else []
+            begun = {event["choices"][0]["index"] for event in events[:-1] if "error" not in event}
+            if begun == {0, 1, 2}:
+                break
+    ends = {event["choices"][0]["index"]: event["choices"][0]["finish_reason"] for event in events[:-1]}
+    assert (ends, events[-1]) == (dict.fromkeys(range(3), "deadline"), "[DONE]")
+
+
 async def test_deadline_in_the_queue_is_a_timeout(narrow_server):
     """What expires before it has run is 408, or the error of a stream that has begun already."""
     async with (
