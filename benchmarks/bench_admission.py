@@ -3,13 +3,15 @@
     python benchmarks/bench_admission.py --save
 
 One server per pattern, with 64 places and the synthetic model. Each of `--clients` clients streams an answer, thinks
-for up to a second, and asks again; one that is refused comes back when it was told to. Besides, one `impatient` client
-asks ten times a second. Of each request that was refused at first, the report compares what it was told then with the
-time until it was taken: `within 2x` is the share of those that were told at most twice and at least half as much, where
-less than a second counts as one. The first `--warm` seconds are left out.
+for up to a second, and asks again; one that is refused comes back when it was told to. They begin one after the other
+within eight seconds. Besides, one `impatient` client asks ten times a second. Of each request that was refused at
+first, the report compares what it was told then with the time until it was taken: `within 2x` is the share of those
+that were told at most twice and at least half as much, where less than a second counts as one. The first `--warm`
+seconds are left out.
 
 * equal: every answer takes about eight seconds.
 * mixed: four of five take about two seconds, the others sixteen.
+* queued: sixteen run at once, for about two seconds each, and the others wait in the server.
 * tokens: prompts of 10 to 400 tokens behind --max-queued-tokens 1000; the time is that of prompts.
 """
 
@@ -28,9 +30,11 @@ from sse_client import http_request
 
 _STEP_MS = 50.0
 _PLACES = 64
+_SPREAD = 8.0  # seconds within which the clients begin
 _PATTERNS: dict[str, list[str]] = {  # options of the server
     "equal": ["--max-requests", str(_PLACES)],
     "mixed": ["--max-requests", str(_PLACES)],
+    "queued": ["--max-requests", str(_PLACES), "--max-num-seqs", "16"],
     "tokens": ["--max-queued-tokens", "1000", "--max-num-batched-tokens", "32", "--no-prefix-caching"],
 }
 
@@ -55,6 +59,8 @@ def payload(pattern: str, rng: random.Random) -> dict[str, Any]:
     prompt = f"{rng.random()}"
     if pattern == "mixed":
         seconds = rng.choice([2.0, 2.0, 2.0, 2.0, 16.0])
+    if pattern == "queued":
+        seconds = 2.0
     if pattern == "tokens":
         seconds = 1.0
         prompt = (prompt * 40)[: rng.randint(10, 400)]
@@ -101,10 +107,13 @@ class Client:
         self._writer = None
 
 
-async def load(url: str, pattern: str, rng: random.Random, waits: list[Wait], *, impatient: bool) -> None:
-    """One client, until it is cancelled."""
+async def load(
+    url: str, pattern: str, rng: random.Random, waits: list[Wait], *, begin: float = 0.0, impatient: bool = False
+) -> None:
+    """One client, from `begin` seconds on until it is cancelled."""
     client = Client(url)
     try:
+        await asyncio.sleep(begin)
         while True:
             body, since, first, attempts = payload(pattern, rng), time.monotonic(), 0, 1
             while told := await client.attempt(body):
@@ -124,7 +133,7 @@ async def run(url: str, pattern: str, clients: int, seconds: float, warm: float)
     waits: dict[str, list[Wait]] = {"obeys": [], "impatient": []}
     started = time.monotonic()
     tasks = [
-        asyncio.create_task(load(url, pattern, random.Random(n), waits["obeys"], impatient=False))
+        asyncio.create_task(load(url, pattern, random.Random(n), waits["obeys"], begin=_SPREAD * n / clients))
         for n in range(clients)
     ]
     tasks.append(asyncio.create_task(load(url, pattern, random.Random(-1), waits["impatient"], impatient=True)))
@@ -162,7 +171,8 @@ def main() -> None:
     for pattern in options.patterns.split(","):
         progress(pattern)
         server = OwnServer(
-            "--model", "synthetic", "--synthetic-step-ms", str(_STEP_MS), "--drain-timeout", "0", *_PATTERNS[pattern]
+            *["--model", "synthetic", "--synthetic-step-ms", str(_STEP_MS), "--drain-timeout", "0"],
+            *["--no-log-requests", *_PATTERNS[pattern]],
         )
         try:
             waits = asyncio.run(run(server.url, pattern, options.clients, options.seconds, options.warm))

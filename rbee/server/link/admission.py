@@ -36,6 +36,11 @@ class Requester(NamedTuple):
     caller: int | None = None  # index of the API key; None: there are no keys
     address: Hashable = None  # of the connection; None: unknown
 
+    @property
+    def in_line(self) -> Hashable:
+        """Who waits for a place; None: nobody in particular."""
+        return None if self.address is None else self
+
 
 ANYONE = Requester()
 
@@ -53,6 +58,9 @@ class Load(Protocol):
     def queued_tokens(self) -> int: ...
 
     def has_begun(self, ring: int) -> bool: ...
+
+
+_KEPT_OF = 32  # places, of which one may be empty for those who were told to come back
 
 
 class _Shortage(NamedTuple):
@@ -92,13 +100,13 @@ class AdmissionControl:
         self._rate = TokenRate()
         self._submitted_tokens = 0
 
-    def who_helps(self, num_choices: int, num_tokens: int, caller: int | None) -> Helps | None:
-        """Whose end would make room for such a request of this caller; None: there is room.
+    def who_helps(self, num_choices: int, num_tokens: int, requester: Requester = ANYONE) -> Helps | None:
+        """Whose end would make room for such a request; None: there is room.
 
         Raises:
             Refusal: there is never room for so many choices.
         """
-        shortage = self._shortage(num_choices, num_tokens, caller)
+        shortage = self._shortage(num_choices, num_tokens, requester)
         return None if shortage is None else shortage.helps
 
     def check(self, num_choices: int, num_tokens: int, requester: Requester = ANYONE) -> None:
@@ -107,8 +115,8 @@ class AdmissionControl:
         Raises:
             Refusal: there is no room now, or for so many choices never.
         """
-        shortage = self._shortage(num_choices, num_tokens, requester.caller)
-        who = None if requester.address is None else requester
+        shortage = self._shortage(num_choices, num_tokens, requester)
+        who = requester.in_line
         if shortage is None:
             self._places.leave(who)
             self._queue.leave(who)
@@ -145,13 +153,27 @@ class AdmissionControl:
         """Open sequences by caller."""
         return Counter({caller: key.num_open for caller, key in self._keys.items() if key.num_open})
 
-    def _shortage(self, num_choices: int, num_tokens: int, caller: int | None) -> _Shortage | None:
+    def _shortage(self, num_choices: int, num_tokens: int, requester: Requester) -> _Shortage | None:
+        kept = self._kept(requester)
         return (
-            self._of_key(num_choices, caller)
-            or self._of_rings(num_choices)
-            or self._of_queue(num_choices)
+            self._of_key(num_choices, requester.caller)
+            or self._of_rings(num_choices, kept)
+            or self._of_queue(num_choices, kept)
             or self._of_tokens(num_choices * num_tokens)
         )
+
+    def _kept(self, requester: Requester) -> int:
+        """Places that are not for this request, because others were told to come back by now.
+
+        Those who do not come back leave them empty for a while. That costs nothing while sequences wait in the engine;
+        without them it is one place of 32 at most.
+        """
+        limits = self._limits
+        places = self._num_rings
+        if limits.max_queued_requests:
+            places = min(places, limits.max_num_seqs + limits.max_queued_requests)
+        most = self._load.sequences_waiting + places // _KEPT_OF
+        return int(min(self._places.due(requester.in_line, self._clock()), most))
 
     def _of_key(self, num_choices: int, caller: int | None) -> _Shortage | None:
         """Rings of cancelled sequences are in use for another step: twice the limit bounds what cancelling gains."""
@@ -174,18 +196,18 @@ class AdmissionControl:
             lambda ahead: key.times.until_free(needed, ahead, self._clock()),
         )
 
-    def _of_rings(self, num_choices: int) -> _Shortage | None:
+    def _of_rings(self, num_choices: int, kept: int) -> _Shortage | None:
         in_use = self._load.in_use
-        needed = in_use + num_choices - self._num_rings
+        needed = in_use + kept + num_choices - self._num_rings
         if needed <= 0:
             return None
         message = (
             f"The server already holds {in_use} requests (each choice counts), of {self._num_rings} that it was "
-            "started for (--max-requests). Try again later."
+            f"started for (--max-requests){_kept_for_others(kept)}. Try again later."
         )
         return self._of_places(message, needed, num_choices)
 
-    def _of_queue(self, num_choices: int) -> _Shortage | None:
+    def _of_queue(self, num_choices: int, kept: int) -> _Shortage | None:
         """With several choices the queue may pass its limit, by all but one.
 
         The engine's count of its queue is up to one step old; the rings in use bound a burst within that step. They
@@ -195,10 +217,13 @@ class AdmissionControl:
         if not limit:
             return None
         running = self._limits.max_num_seqs
-        needed = 1 + max(self._load.in_use - running - limit, self._load.sequences_waiting - limit)
+        needed = 1 + kept + max(self._load.in_use - running - limit, self._load.sequences_waiting - limit)
         if needed <= 0:
             return None
-        message = f"{limit} requests or more wait for the engine already (--max-queued-requests). Try again later."
+        message = (
+            f"{limit - kept} requests or more wait for the engine already, of {limit} that may (--max-queued-requests)"
+            f"{_kept_for_others(kept)}. Try again later."
+        )
         return self._of_places(message, needed, num_choices)
 
     def _of_places(self, message: str, needed: int, num_choices: int) -> _Shortage:
@@ -230,3 +255,7 @@ class AdmissionControl:
             num_tokens,
             lambda ahead: (needed + ahead) * period,
         )
+
+
+def _kept_for_others(kept: int) -> str:
+    return f"; kept for clients that were told to come back by now: {kept}" if kept else ""

@@ -137,7 +137,7 @@ class EngineClient:
         Waits for the engine's next step. What the caller submits next, without waiting in between, has the room.
         """
         await self._orphans.make_room(
-            num_choices, lambda: self._admission.who_helps(num_choices, num_tokens, requester.caller)
+            num_choices, lambda: self._admission.who_helps(num_choices, num_tokens, requester)
         )
 
     def end_orphans(self) -> None:

@@ -27,7 +27,8 @@ class Line:
     """Those who were refused, in order, and when each was told to come back.
 
     A client that comes back on its connection keeps its place, so that one which asks all the time makes the line no
-    longer. One that does not come back loses it.
+    longer. One that does not come back loses it. What is free when some are due should be theirs (`due`): if it went to
+    whoever comes first, those who wait as long as they are told would wait several times.
     """
 
     def __init__(self) -> None:
@@ -59,6 +60,11 @@ class Line:
             else:
                 self._waiting.pop(who, None)
         return min(max(math.ceil(wait), 1), LONGEST)
+
+    def due(self, who: Hashable, now: float) -> float:
+        """What those asked for who should be back by now, unless `who` is one; who is too late does not count."""
+        due = {one: asked for one, (when, asked) in self._waiting.items() if when <= now <= when + _GRACE}
+        return 0.0 if who in due else sum(due.values())
 
     def leave(self, who: Hashable) -> None:
         """It has been taken, or is gone. Harmless for one that is not in line."""

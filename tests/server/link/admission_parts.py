@@ -51,12 +51,13 @@ class Service:
 
     Attributes:
         now: seconds.
+        place_seconds: sum of the seconds in which each place was taken.
         advice: of each client that was refused, when it has been taken.
         in_use: as the control asks for it, like the next two.
     """
 
     def __init__(self, limits: Admission, num_rings: int, *, token_rate: float = 0.0, obeys: bool = False) -> None:
-        self.now = 0.0
+        self.now = self.place_seconds = 0.0
         self.advice: list[Advice] = []
         self.in_use = self.sequences_waiting = self.queued_tokens = 0
         self._control = AdmissionControl(limits, self, num_rings, clock=lambda: self.now)
@@ -79,7 +80,9 @@ class Service:
     def run(self, until: float) -> None:
         """Let time pass."""
         while self._events and self._events[0][0] <= until:
+            before = self.now
             self.now, _, event = heapq.heappop(self._events)
+            self.place_seconds += self.in_use * (self.now - before)
             event()
 
     def ask(self, job: Job, done: Callable[[], None] = lambda: None) -> None:

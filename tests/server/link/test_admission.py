@@ -187,3 +187,27 @@ async def test_retry_after_is_the_time_that_sequences_take() -> None:
         assert refusal(engine).retry_after == 10
         assert refusal(engine, BOB).retry_after == 11
         assert refusal(engine, Requester(2, ("carol", 1)), n=2).retry_after == 40
+
+
+async def test_newcomers_leave_places_to_those_who_were_told_to_come_back() -> None:
+    """A few, for a short while, and the reason says so."""
+    now = [0.0]
+    newcomers = [Requester(None, ("new", port)) for port in range(3)]
+    with running_engine(clock=lambda: now[0]) as engine:
+
+        async def end(number: int) -> None:
+            engine.commit([], [(rings.pop(), FinishReason.STOP) for _ in range(number)])
+            await until(lambda: engine.client.rings_in_use == RINGS - number)
+
+        _, rings = submit(engine, newcomers[0], n=RINGS)
+        now[0] = 10.0
+        told = [refusal(engine, who).retry_after for who in (ALICE, BOB)]
+        await end(3)
+        now[0] = 10.0 + max(told)
+        submit(engine, newcomers[0])
+        assert "kept for clients that were told to come back by now: 2." in refusal(engine, newcomers[1]).message
+        submit(engine, ALICE)
+        assert "by now: 1." in refusal(engine, newcomers[1]).message
+        now[0] += 2.5
+        submit(engine, newcomers[2])
+        assert "kept" not in refusal(engine, BOB).message
