@@ -201,7 +201,7 @@ async def test_newcomers_leave_places_to_those_who_were_told_to_come_back() -> N
 
         _, rings = submit(engine, newcomers[0], n=RINGS)
         now[0] = 10.0
-        told = [refusal(engine, who).retry_after for who in (ALICE, BOB)]
+        told = [refusal(engine, who).retry_after or 0 for who in (ALICE, BOB)]
         await end(3)
         now[0] = 10.0 + max(told)
         submit(engine, newcomers[0])
