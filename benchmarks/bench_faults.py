@@ -22,7 +22,8 @@ As many times, with servers of their own:
   as above. It has nothing that notices a hang.
 * aborts: --aborts requests whose clients leave in four states, and what the server holds before and after; `aborts.py`.
 
-/ready is asked again as soon as it has answered.
+/ready is asked every two milliseconds: asked without a pause, two processes would be busy with that beside the engine
+that starts.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rbee.transport.observer import Sample
 
 PATIENCE = 60.0  # seconds after which a program gives up
+_BETWEEN_ASKS = 0.002  # seconds
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: the kernel sends RST at once
 
 
@@ -116,6 +117,7 @@ class FaultyServer:
         while time.monotonic() < deadline:
             if (self.ready() is not None) == wanted:
                 return time.monotonic_ns()
+            time.sleep(_BETWEEN_ASKS)
         raise SystemExit("The server did not get ready again; its error is above.")
 
     def rings(self) -> int:

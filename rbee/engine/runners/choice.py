@@ -1,7 +1,7 @@
 """The choice of a runner for a config.
 
-Owns the choice and its messages. The runners are imported only when chosen, so that an engine loads torch only if it
-computes with it.
+Owns the choice and its messages. The runners and what reads models are imported only when chosen: an engine loads torch
+only if it computes with it, and one without a model is there sooner.
 """
 
 from __future__ import annotations
@@ -13,11 +13,7 @@ from typing import TYPE_CHECKING
 from rbee.config import SYNTHETIC
 from rbee.engine.runners.context_length import CacheSize
 from rbee.engine.runners.interface import Unsupported
-from rbee.engine.runners.native.spec import read_spec
 from rbee.errors import ConfigError, ModelError
-from rbee.models import gguf_of
-from rbee.models.folder import read_config
-from rbee.models.gguf import open_gguf
 from rbee.transport import Progress
 
 if TYPE_CHECKING:
@@ -98,6 +94,9 @@ def _load_native(config: EngineConfig, cache: CacheSize, on_loading: OnLoading, 
     for option, value, expected in (("device", config.device, "cpu"), ("dtype", config.dtype, "auto")):
         if value != expected:
             raise Unsupported(f"--{option} is {value}")
+    from rbee.engine.runners.native.spec import read_spec  # noqa: PLC0415 - only what is chosen is imported
+    from rbee.models.folder import read_config  # noqa: PLC0415
+
     path = Path(config.model)
     spec = read_spec(read_config(path), max_model_len=config.max_model_len)
     from rbee.engine.runners.native.runner import NativeRunner  # noqa: PLC0415 - only the chosen one is imported
@@ -117,6 +116,8 @@ def _load_native(config: EngineConfig, cache: CacheSize, on_loading: OnLoading, 
 def _load_torch(config: EngineConfig, cache: CacheSize, on_loading: OnLoading, progress: Progress) -> ModelRunner:
     on_loading("importing torch and transformers", 0, 4)
     from rbee.engine.runners.torch.runner import TorchRunner  # noqa: PLC0415 - takes seconds
+    from rbee.models import gguf_of  # noqa: PLC0415
+    from rbee.models.gguf import open_gguf  # noqa: PLC0415
 
     path = Path(config.model)
     gguf = gguf_of(path)
