@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import logging
 import os
 import signal
 import sys
@@ -180,6 +181,10 @@ def _serve(argument: str | None, **values: Any) -> None:
         engine=engine, server=_take(ServerConfig, values), log_format=values["log_format"], debug=values["debug"]
     )
     logs.configure("server", log_format=config.log_format, debug=config.debug)
+    if click.get_current_context().get_parameter_source("api_key") is ParameterSource.COMMANDLINE:
+        logging.getLogger(__name__).warning(
+            "other users can read --api-key in the list of processes: use --api-key-file or RBEE_API_KEY"
+        )
     model = None
     if engine.model != SYNTHETIC:
         from rbee.models import ConsoleProgress, prepare  # noqa: PLC0415 - `--help` and --version stay instant

@@ -109,7 +109,7 @@ class EngineConfig:
 class ServerConfig:
     """What the server process needs to listen, admit and write."""
 
-    host: str = option("127.0.0.1", "Address to listen on. Anything but loopback needs --api-key or --insecure.")
+    host: str = option("127.0.0.1", "Address to listen on. Anything but loopback needs API keys or --insecure.")
     port: int = option(8000, "Port to listen on; 0 takes a free one and prints it.", minimum=0, maximum=65535)
     served_model_name: str = option(
         "", "The name clients use for the model; by default the model's own.", metavar="NAME"
@@ -120,7 +120,29 @@ class ServerConfig:
         "recommends, none neutral values.",
     )
     api_key: tuple[str, ...] = option(
-        (), "A key that clients must send as 'Authorization: Bearer KEY'; may be given several times.", metavar="KEY"
+        (),
+        "A key that clients must send, as 'Authorization: Bearer KEY' or 'x-api-key: KEY'; may be given several times. "
+        "Other users of the machine see options: better are --api-key-file and the variable RBEE_API_KEY.",
+        metavar="KEY",
+    )
+    api_key_file: str = option("", "A file with one such key per line, which is read again at SIGHUP.", metavar="FILE")
+    share_prefix_cache: bool = option(
+        False,
+        "Let the holder of one API key find prompts in the prefix cache that another one's requests have computed; "
+        "times, and cached_tokens, then tell which prompts others have sent.",
+    )
+    allowed_host: tuple[str, ...] = option(
+        (),
+        "A name that clients may use for the server, behind a proxy for example; may be given several times, and * "
+        "stands for all. On a loopback address the others are refused but localhost, 127.0.0.1 and [::1], so that no "
+        "web site can pass itself off as the server (DNS rebinding).",
+        metavar="NAME",
+    )
+    cors_origin: tuple[str, ...] = option(
+        (),
+        "Let web pages of this origin, such as https://example.com, use the server from a browser; may be given "
+        "several times, and * stands for all.",
+        metavar="ORIGIN",
     )
     insecure: bool = option(False, "Allow listening on a public address without an API key.")
     lenient: bool = option(False, "Ignore unknown request fields (named in a Warning header) instead of answering 400.")
@@ -245,5 +267,5 @@ class Config:
     def __post_init__(self) -> None:
         check_bounds(self.engine)
         check_bounds(self.server)
-        if self.server.max_requests_per_key and not self.server.api_key:
-            raise ConfigError("--max-requests-per-key needs keys that it can count by; give --api-key too.")
+        if self.server.max_requests_per_key and not (self.server.api_key or self.server.api_key_file):
+            raise ConfigError("--max-requests-per-key needs keys that it can count by; give --api-key-file too.")

@@ -25,7 +25,12 @@ SMALLEST_SEGMENT = 536  # bytes; every TCP takes such segments
 def request_bytes(path: str, body: dict[str, Any], *headers: str) -> bytes:
     """A POST request with a JSON body."""
     content = json.dumps(body).encode()
-    lines = [f"POST {path} HTTP/1.1", "Host: test", "Content-Type: application/json", f"Content-Length: {len(content)}"]
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/json",
+        f"Content-Length: {len(content)}",
+    ]
     return "\r\n".join([*lines, *headers, "", ""]).encode() + content
 
 

@@ -13,6 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from rbee.server.http.app import build_app
+from rbee.server.http.door import Door, allowed_hosts, allowed_origins
+from rbee.server.http.keys import KeyRing
 from rbee.server.link.admission import Admission
 from rbee.server.link.engine_process import EngineSettings
 from rbee.server.link.restarts import RestartBudget
@@ -48,7 +50,8 @@ class Assembly(NamedTuple):
 def build(config: Config, model: ServedModel) -> Assembly:
     """The application that serves `model`, and the supervisor that runs its engine. Needs no event loop."""
     supervisor = make_supervisor(config)
-    return Assembly(assemble(config.server, model, supervisor, make_traces(config.server)), supervisor)
+    server = config.server
+    return Assembly(assemble(server, model, supervisor, make_door(server), make_traces(server)), supervisor)
 
 
 def make_supervisor(config: Config) -> Supervisor:
@@ -88,8 +91,19 @@ def make_traces(config: ServerConfig) -> Traces | None:
     return Traces(config.otlp_traces_endpoint)
 
 
-def assemble(config: ServerConfig, model: ServedModel, supervisor: Supervisor, traces: Traces | None = None) -> App:
-    """The application whose requests go to the engine of `supervisor`, and their spans to `traces`."""
+def make_door(config: ServerConfig) -> Door:
+    """Who may come in. ConfigError: the options do not say that."""
+    return Door(
+        keys=KeyRing(config.api_key, config.api_key_file),
+        hosts=allowed_hosts(config.host, config.allowed_host),
+        origins=allowed_origins(config.cors_origin),
+    )
+
+
+def assemble(
+    config: ServerConfig, model: ServedModel, supervisor: Supervisor, door: Door, traces: Traces | None = None
+) -> App:
+    """The application whose requests go through `door` to the engine of `supervisor`, and their spans to `traces`."""
     watch = ReplyWatch(
         _check_period(min(config.slow_reader_timeout, config.resume_timeout)), config.slow_reader_timeout
     )
@@ -99,7 +113,7 @@ def assemble(config: ServerConfig, model: ServedModel, supervisor: Supervisor, t
         replay_window=config.replay_window,
     )
     openai = OpenAiApi(
-        Backend(supervisor, model.codec, watch),
+        Backend(supervisor, model.codec, watch, share_prefix_cache=config.share_prefix_cache),
         model,
         resuming,
         max_body_bytes=config.max_body_mib * 2**20,
@@ -128,7 +142,7 @@ def assemble(config: ServerConfig, model: ServedModel, supervisor: Supervisor, t
     reports = [request_log.write_line] if config.log_requests else []
     return build_app(
         routes,
-        config.api_key,
+        door,
         lifespan=lifespan,
         answered=answered,
         reports=reports,

@@ -16,6 +16,7 @@ class RefusalKind(Enum):
 
     INVALID = auto()  # the request is wrong
     UNAUTHENTICATED = auto()
+    FORBIDDEN = auto()  # no key would help
     NOT_FOUND = auto()
     METHOD_NOT_ALLOWED = auto()
     BODY_TIMED_OUT = auto()  # the request did not arrive in time

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import uvloop
 
-from rbee.errors import EngineUnavailableError
+from rbee.errors import ConfigError, EngineUnavailableError
 from rbee.server import assembly
 from rbee.server.http.descriptors import allow_descriptors
 from rbee.server.http.listener import HttpServer, check_access, listen, url_of
@@ -26,10 +26,12 @@ from rbee.transport import ServerState
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from rbee.config import Config, ServerConfig
     from rbee.models import ModelFolder
+    from rbee.server.http.door import Door
+    from rbee.server.http.keys import KeyRing
     from rbee.server.link.supervisor import Supervisor
     from rbee.server.reports.traces import Traces
     from rbee.server.text.served_model import ServedModel
@@ -50,7 +52,10 @@ def run(config: Config, model: ModelFolder | None) -> int:
     """
     started = time.monotonic()
     options = config.server
-    check_access(options.host, options.api_key, insecure=options.insecure)
+    door = assembly.make_door(options)
+    check_access(options.host, door.keys, insecure=options.insecure)
+    if door.keys.others_can_read:
+        _log.warning("other users can read --api-key-file %s", options.api_key_file)
     allow_descriptors(options.max_requests)
     with contextlib.ExitStack() as resources:
         traces = assembly.make_traces(options)
@@ -60,20 +65,20 @@ def run(config: Config, model: ModelFolder | None) -> int:
         say(f"rbee: listening on {url_of(sock)}")
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(_serve(config, model, sock, traces, started))
+                return runner.run(_serve(config, model, sock, door, traces, started=started))
         finally:
             gc.unfreeze()  # the interpreter's last collection frees what was frozen when the engine was ready
 
 
 async def _serve(
-    config: Config, model: ModelFolder | None, sock: socket.socket, traces: Traces | None, started: float
+    config: Config, model: ModelFolder | None, sock: socket.socket, door: Door, traces: Traces | None, *, started: float
 ) -> int:
     supervisor = assembly.make_supervisor(config)
-    with _StopSignals() as stop, contextlib.closing(ServiceManager()) as manager:
+    with _StopSignals() as stop, _reload_signal(door.keys), contextlib.closing(ServiceManager()) as manager:
         await supervisor.start()
         try:
             served = _load(config.server, model)  # while the engine loads the weights on another core
-            app = assembly.assemble(config.server, served, supervisor, traces)
+            app = assembly.assemble(config.server, served, supervisor, door, traces)
             http = HttpServer(
                 app,
                 slow_reader_timeout=config.server.slow_reader_timeout,
@@ -150,6 +155,30 @@ async def _drain(supervisor: Supervisor, stop: _StopSignals, options: ServerConf
     await asyncio.wait({idle, second}, timeout=options.drain_timeout, return_when=asyncio.FIRST_COMPLETED)
     idle.cancel()
     second.cancel()
+
+
+@contextlib.contextmanager
+def _reload_signal(keys: KeyRing) -> Iterator[None]:
+    """SIGHUP reads the keys' file again; without one it is ignored, as before and after."""
+
+    def reload() -> None:
+        try:
+            keys.reload()
+        except ConfigError as error:
+            _log.error("%s The API keys stay as they were.", error)
+        else:
+            _log.warning("%d API keys are in force", len(keys))
+
+    if not keys.can_change:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 class _StopSignals:

@@ -27,7 +27,7 @@ def families() -> list[Metric]:
     engine = EngineConfig(model="synthetic", synthetic_step_ms=1, kv_cache_mib=1)
     config = Config(engine=engine, server=ServerConfig(max_requests=64))
     app, supervisor = assembly.build(config, served_model.load_synthetic("synthetic"))
-    with TestClient(app) as client:
+    with TestClient(app, base_url="http://localhost") as client:
         assert client.portal is not None
         client.portal.call(supervisor.wait_ready)
         client.post("/v1/completions", json={"prompt": "hi", "max_tokens": 2})

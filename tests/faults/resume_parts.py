@@ -125,7 +125,7 @@ async def read_rest(client: Client, request: bytes) -> list[Event]:
 
 def get(path: str, *headers: str) -> bytes:
     """What EventSource sends."""
-    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: test", EVENTS, CLOSE, *headers, "", ""]).encode()
+    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: localhost", EVENTS, CLOSE, *headers, "", ""]).encode()
 
 
 def post(path: str, body: dict[str, Any], *headers: str) -> bytes:

@@ -22,7 +22,7 @@ CLOSE = "Connection: close\r\n"
 
 def post(path, content, length=None):
     """The bytes of a request whose Content-Length may be wrong."""
-    head = f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n{CLOSE}"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{CLOSE}"
     return f"{head}Content-Length: {len(content) if length is None else length}\r\n\r\n".encode() + content
 
 

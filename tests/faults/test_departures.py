@@ -14,7 +14,7 @@ from tests.server.server_parts import counters, until_rings
 
 pytestmark = pytest.mark.anyio
 
-BEHIND = b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n"
+BEHIND = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @pytest.fixture(scope="module")

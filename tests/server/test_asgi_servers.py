@@ -59,7 +59,7 @@ async def test_the_same_application_under_three_servers(assembly):
     app, supervisor = assembly
 
     def answers_of_the_test_client() -> dict[str, tuple[int, str, bytes]]:
-        with TestClient(app) as client:
+        with TestClient(app, base_url="http://localhost") as client:
             client.portal.call(supervisor.wait_ready)
             return {name: comparable(client.post("/v1/chat/completions", json=body)) for name, body in BODIES.items()}
 

@@ -31,9 +31,9 @@ def test_lifespan_runs_the_engine(times: int) -> None:
     """Within the client's block the engine is started, gets ready and is shown; afterwards it is gone."""
     app, supervisor = build()
     for _ in range(times - 1):
-        with TestClient(app):
+        with TestClient(app, base_url="http://localhost"):
             pass
-    with TestClient(app) as client:
+    with TestClient(app, base_url="http://localhost") as client:
         assert client.get("/health").json() == {"status": "ok"}
         client.portal.call(supervisor.wait_ready)
         ready = client.get("/ready")
@@ -47,7 +47,7 @@ def test_lifespan_runs_the_engine(times: int) -> None:
 def test_engine_that_cannot_start_leaves_the_application_up() -> None:
     """/health answers, /ready says why not, and the reason is where a start waits for the engine."""
     app, supervisor = build(max_model_len=10_000)
-    with TestClient(app) as client:
+    with TestClient(app, base_url="http://localhost") as client:
         with pytest.raises(EngineUnavailableError, match="--max-model-len"):
             client.portal.call(supervisor.wait_ready)
         assert client.get("/health").status_code == 200

@@ -6,7 +6,6 @@ Does not know what a route does.
 
 from __future__ import annotations
 
-import hmac
 import re
 import time
 import uuid
@@ -19,11 +18,13 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import refusals
+from rbee.server.http.door import Door
 from rbee.server.http.writer import KEEP_ALIVE
 from rbee.server.reports.finished import FinishedRequest
 
@@ -43,15 +44,17 @@ AnswerCounts: TypeAlias = Counter[tuple[int, str]]  # requests by status, and co
 Report: TypeAlias = Callable[[FinishedRequest], None]
 BeginTrace: TypeAlias = "Callable[[str, str, Headers], RequestTrace | None]"  # of method, path and headers
 
-_OPEN_PATHS = frozenset({"/health", "/ready"})  # no key needed
 _DEFECT = "internal_error"
 _NO_ANSWER = 499  # the client has gone before its answer began
+_PREFLIGHT_SECONDS = 600  # that a browser may remember what it was told of another origin
+# What a page may read of an answer, beside what every page may.
+_SHOWN_HEADERS = ("Retry-After", "Warning", "X-Request-Id", "X-Stream-Id", "traceparent")
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 def build_app(
     routes: Sequence[BaseRoute],
-    api_keys: Sequence[str],
+    door: Door | None = None,
     formats: Mapping[str, RefusalFormat] | None = None,
     *,
     lifespan: Callable[[], AbstractAsyncContextManager[None]] | None = None,
@@ -63,7 +66,7 @@ def build_app(
 
     Args:
         routes: of all protocols.
-        api_keys: a request must carry one of them as a Bearer token; with none, no key is needed.
+        door: which requests may come in; None: all.
         formats: how the protocols with paths of their own answer refusals, by path prefix; the longest one counts.
             All other paths have `rbee.server.http.refusals.answer`.
         lifespan: is entered when the ASGI server starts, and left when it stops.
@@ -73,18 +76,20 @@ def build_app(
         begin_trace: is told of each request when it comes; what it returns is told when the request is over.
     """
     answers = _Refusals(formats or {})
+    door = door or Door()
+    pages = [_cors(door.origins)] if door.origins else []
     app = Starlette(
         routes=routes,
         lifespan=None if lifespan is None else lambda _: lifespan(),
         middleware=[
             Middleware(
                 _Entrance,
-                api_keys=api_keys,
-                answers=answers,
                 answered=Counter() if answered is None else answered,
                 reports=reports,
                 begin_trace=begin_trace,
-            )
+            ),
+            *pages,
+            Middleware(_Gate, door=door, answers=answers),
         ],
         exception_handlers={
             Refusal: answers.on_refusal,
@@ -138,25 +143,52 @@ class _Refusals:
         return self.answer(request.scope, Refusal(RefusalKind.FAILED, message, code=_DEFECT))
 
 
-class _Entrance:
-    """Gives every request an id, checks its key unless its path is open to all, counts and reports it in the end.
+def _cors(origins: frozenset[str]) -> Middleware:
+    """Lets pages of these origins read the answers, refusals too, and answers their preflights, which have no key."""
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=sorted(origins),
+        allow_methods=["DELETE", "GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=_SHOWN_HEADERS,
+        max_age=_PREFLIGHT_SECONDS,
+    )
 
-    A server may have refused it already: `rbee.server.http.refusals.STATE`.
+
+class _Gate:
+    """Lets in whom the door lets in, and answers the others, and those whom the server has refused already."""
+
+    def __init__(self, app: ASGIApp, *, door: Door, answers: _Refusals) -> None:
+        self._app = app
+        self._door = door
+        self._answers = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            refused: Refusal | None = scope["state"].get(refusals.STATE)
+            if refused is None:
+                refused = self._door.refusal(scope, Headers(scope=scope))
+            if refused is not None:
+                await self._answers.answer(scope, refused)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class _Entrance:
+    """Gives every request an id, counts and reports it in the end.
 
     Says in each answer how long its connection is kept, if the server knows.
 
     The id is the client's X-Request-Id if that is sane, else ours. It stands in `scope["state"]["request_id"]` and in
-    the X-Request-Id header of every response. `scope["state"]["caller"]` is the index of the key, or None. Who answers
-    leaves in the state: "refusal", the code of a refusal; "generation", the `Generating` that the request began;
-    "stream_id", of the stream whose rest is the answer.
+    the X-Request-Id header of every response. Who answers leaves in the state: "caller", the number of the key, or
+    None; "refusal", the code of a refusal; "generation", the `Generating` that the request began; "stream_id", of the
+    stream whose rest is the answer.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        api_keys: Sequence[str],
-        answers: _Refusals,
         answered: AnswerCounts,
         reports: Sequence[Report],
         begin_trace: BeginTrace | None,
@@ -165,8 +197,6 @@ class _Entrance:
         self._begin_trace = begin_trace
         self._reports = reports
         self._answered = answered
-        self._api_keys = [key.encode() for key in api_keys]
-        self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -177,10 +207,9 @@ class _Entrance:
         given = headers.get("x-request-id", "")
         request_id = given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
-        state["request_id"] = request_id
-        refused: Refusal | None = state.get(refusals.STATE)
+        state["request_id"], state["caller"] = request_id, None
         trace = None
-        if self._begin_trace is not None and refused is None:
+        if self._begin_trace is not None and refusals.STATE not in state:
             trace = self._begin_trace(scope["method"], scope["path"], headers)
         status = _NO_ANSWER
         keep_alive = scope.get("extensions", {}).get(KEEP_ALIVE)
@@ -198,14 +227,8 @@ class _Entrance:
                     answer["traceparent"] = trace.traceparent
             await send(message)
 
-        caller = state["caller"] = self._caller(headers)
         try:
-            if refused is None and self._api_keys and scope["path"] not in _OPEN_PATHS and caller is None:
-                refused = _unauthenticated()
-            if refused is not None:
-                await self._answers.answer(scope, refused)(scope, receive, send_with_id)
-            else:
-                await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive, send_with_id)
         except Exception:
             if status == _NO_ANSWER:  # the layer above answers
                 status, state["refusal"] = 500, _DEFECT
@@ -220,12 +243,6 @@ class _Entrance:
                     report()
                 else:  # it may go on, for a client that comes back
                     generation.when_ended(report)
-
-    def _caller(self, headers: Headers) -> int | None:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = token.strip().encode()
-        matches = [hmac.compare_digest(given, key) for key in self._api_keys]  # all, each in constant time
-        return matches.index(True) if scheme.lower() == "bearer" and any(matches) else None
 
 
 def _report(scope: Scope, status: int, began_ns: int, reports: Sequence[Report]) -> None:
@@ -258,11 +275,6 @@ def _route_of(scope: Scope) -> str:
         before, _, after = route.rpartition(str(value))
         route = f"{before}{{{name}}}{after}"
     return route
-
-
-def _unauthenticated() -> Refusal:
-    message = "The API key is missing or wrong; send it as 'Authorization: Bearer KEY'."
-    return Refusal(RefusalKind.UNAUTHENTICATED, message, code="invalid_api_key")
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:  # noqa: ARG001 - starlette's signature

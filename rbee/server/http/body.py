@@ -1,4 +1,4 @@
-"""Reads a request's body, within bounds of size, time and kind, and has it worked on in a thread.
+"""Reads a request's body, within bounds of size, time, kind and number, and has it worked on in a thread.
 
 Owns those bounds, and that nothing is done for a client that has left. Does not look inside the body.
 """
@@ -6,6 +6,7 @@ Owns those bounds, and that nothing is done for a client that has left. Does not
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from starlette.requests import ClientDisconnect
@@ -14,53 +15,95 @@ from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http.writer import HAS_LEFT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from starlette.requests import Request
 
 _READ_TIMEOUT = 60.0  # seconds for the whole body
+_SMALL = 64 * 1024  # bytes of a body that need no room: the connection's buffers hold as much
+_LARGE_AT_ONCE = 2  # bodies of the largest size for which there is room
+_ROOM_PATIENCE = 10.0  # seconds that a large body waits for room
+_SHOWN = 64  # characters of a media type that a refusal repeats
 
 _P = ParamSpec("_P")
 _Result = TypeVar("_Result")
 
 
-async def read_json_body(request: Request, limit: int) -> bytes:
-    """The body of a JSON request, at most `limit` bytes.
+class Bodies:
+    """Reads bodies of at most `limit` bytes, and of `_LARGE_AT_ONCE` times that in sum.
 
-    Raises:
-        Refusal: another media type, a larger body, or one that does not arrive within 60 s.
-        ClientDisconnect: the client is gone.
+    Whoever sends a large body gets room for all of it when more than a small part has come, or waits, in order, with
+    the rest unread: unfinished bodies cannot take the server's memory.
     """
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise Refusal(
-            RefusalKind.UNSUPPORTED_MEDIA_TYPE,
-            f"The request's Content-Type is {media_type!r}; send application/json.",
-            code="unsupported_media_type",
-        )
-    declared = request.headers.get("content-length", "0")
-    if declared.isascii() and declared.isdigit() and int(declared) > limit:
-        raise _too_large(limit)
-    body = bytearray()
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._room = _LARGE_AT_ONCE * limit
+        self._turn = asyncio.Lock()
+        self._freed = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def reading(self, request: Request) -> AsyncIterator[bytes]:
+        """The body of a JSON request. Its room is free when the block is left.
+
+        Raises:
+            Refusal: another media type, a larger body, one that does not arrive within 60 s, or no room for it.
+            ClientDisconnect: the client is gone.
+        """
+        _check_media_type(request)
+        declared = _declared(request)
+        if declared is not None and declared > self._limit:
+            raise _too_large(self._limit)
+        taken = 0
+        try:
+            body = bytearray()
+            async with _too_slow(), asyncio.timeout(_READ_TIMEOUT):
+                while True:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    body += message.get("body", b"")
+                    if len(body) > self._limit:
+                        raise _too_large(self._limit)
+                    if not message.get("more_body", False):
+                        break
+                    if len(body) > _SMALL and not taken:
+                        taken = await self._take(self._limit if declared is None else declared, request)
+            check_client(request)
+            yield bytes(body)
+        finally:
+            self._room += taken
+            self._freed.set()
+
+    async def _take(self, size: int, request: Request) -> int:
+        """Wait for room for so many bytes, and take it."""
+        try:
+            async with asyncio.timeout(_ROOM_PATIENCE), self._turn:
+                while self._room < size:
+                    self._freed.clear()
+                    await self._freed.wait()
+                    check_client(request)
+                self._room -= size
+        except TimeoutError:
+            raise Refusal(
+                RefusalKind.OVERLOADED,
+                "The server is receiving as many large requests as it has room for; try again later.",
+                code="bodies_full",
+                retry_after=int(_ROOM_PATIENCE),
+            ) from None
+        return size
+
+
+@contextlib.asynccontextmanager
+async def _too_slow() -> AsyncIterator[None]:
     try:
-        async with asyncio.timeout(_READ_TIMEOUT):
-            while True:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                body += message.get("body", b"")
-                if len(body) > limit:
-                    raise _too_large(limit)
-                if not message.get("more_body", False):
-                    break
+        yield
     except TimeoutError:
         raise Refusal(
             RefusalKind.BODY_TIMED_OUT,
             f"The request body did not arrive within {_READ_TIMEOUT:.0f} s.",
             code="request_timeout",
         ) from None
-    check_client(request)
-    return bytes(body)
 
 
 async def in_thread(request: Request, function: Callable[_P, _Result], *values: _P.args, **named: _P.kwargs) -> _Result:
@@ -85,6 +128,22 @@ def check_client(request: Request) -> None:
     has_left: Callable[[], bool] | None = request.scope.get("extensions", {}).get(HAS_LEFT)
     if has_left is not None and has_left():
         raise ClientDisconnect
+
+
+def _check_media_type(request: Request) -> None:
+    """A browser asks a server first before it sends that type for a page of another site."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        found = f"The Content-Type is {media_type[:_SHOWN]!r}" if media_type else "There is no Content-Type"
+        raise Refusal(
+            RefusalKind.UNSUPPORTED_MEDIA_TYPE, f"{found}; send application/json.", code="unsupported_media_type"
+        )
+
+
+def _declared(request: Request) -> int | None:
+    """The Content-Length, if there is one."""
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isascii() and length.isdigit() else None
 
 
 def _too_large(limit: int) -> Refusal:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import socket
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,12 +15,15 @@ import uvicorn
 
 from rbee.errors import ConfigError
 from rbee.server.http.departures import Departures
+from rbee.server.http.door import is_loopback
 from rbee.server.http.last_places import LastPlaces, LastPlacesProtocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from starlette.types import ASGIApp
+
+    from rbee.server.http.keys import KeyRing
 
 _BACKLOG = 2048
 _SEND_BUFFER = 128 * 1024  # bytes the kernel holds for one slow client (it books twice that); a token's frame has 250
@@ -39,7 +41,13 @@ class HttpServer(uvicorn.Server):
     """uvicorn's server without its signal handlers, which would end the process by the signal they caught."""
 
     def __init__(
-        self, app: ASGIApp, *, slow_reader_timeout: float = 60.0, keep_alive_timeout: int = 75, debug: bool = False
+        self,
+        app: ASGIApp,
+        *,
+        slow_reader_timeout: float = 60.0,
+        keep_alive_timeout: int = 75,
+        head_timeout: float = 30.0,
+        debug: bool = False,
     ) -> None:
         """Its times are in seconds.
 
@@ -47,10 +55,15 @@ class HttpServer(uvicorn.Server):
             app: the application.
             slow_reader_timeout: how long a client may leave an answer unread that is not being streamed any more.
             keep_alive_timeout: how long a connection may be idle after an answer.
+            head_timeout: how long a connection may take to its first request, and a request to the end of its head.
             debug: uvicorn logs what it does.
         """
         protocol = partial(
-            LastPlacesProtocol, places=LastPlaces(), departures=Departures(), unread_timeout=slow_reader_timeout
+            LastPlacesProtocol,
+            places=LastPlaces(),
+            departures=Departures(),
+            unread_timeout=slow_reader_timeout,
+            head_timeout=head_timeout,
         )
         super().__init__(
             uvicorn.Config(
@@ -113,26 +126,14 @@ def url_of(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def check_access(host: str, api_keys: Sequence[str], *, insecure: bool) -> None:
-    """Raise ConfigError for keys that cannot be sent, or for a public address without a key."""
-    if not all(key.isascii() and key.strip() for key in api_keys):
-        raise ConfigError("--api-key must be a word of ASCII characters, not an empty one.")
-    if not (api_keys or insecure or _is_loopback(host)):
+def check_access(host: str, keys: KeyRing, *, insecure: bool) -> None:
+    """Raise ConfigError for a public address without a key."""
+    if not (len(keys) or insecure or is_loopback(host)):
         raise ConfigError(
-            f"--host {host} can be reached from other machines; give an --api-key, or --insecure to do without."
+            f"--host {host} can be reached from other machines; give an --api-key-file, or --insecure to do without."
         )
 
 
 def _without_brackets(host: str) -> str:
     """The address, of one that is written as in a URL: [::1]."""
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
-
-
-def _is_loopback(host: str) -> bool:
-    host = _without_brackets(host)
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

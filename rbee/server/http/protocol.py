@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from rbee.server.http.writer import WriterListener
 
-MAX_HEAD_BYTES = 64 * 1024  # of a request's line and headers together; uvicorn bounds them only with h11
+MAX_HEAD_BYTES = 64 * 1024  # of all that a request has beside its body; uvicorn bounds it only with h11
+_FRAMING_OF_A_BYTE = 8  # bytes of chunk sizes that each byte of a body may bring: a chunk of one byte has five
 
 
 class StreamProtocol(HttpToolsProtocol):
@@ -37,23 +38,30 @@ class StreamProtocol(HttpToolsProtocol):
     Args:
         departures: watches the connections of a server that are not read.
         unread_timeout: seconds that the bytes of an answer may wait for a client that takes none of them.
+        head_timeout: seconds that a new connection, or a request that has begun, may take to the end of its head.
     """
 
     flow: WatchedFlow
     _unread: UnreadBytes
 
     def __init__(
-        self, *args: Any, departures: Departures | None = None, unread_timeout: float = 60.0, **kwargs: Any
+        self,
+        *args: Any,
+        departures: Departures | None = None,
+        unread_timeout: float = 60.0,
+        head_timeout: float = 30.0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.parser: DecliningParser = DecliningParser(self)
         self._departures = departures or Departures()
         self._unread_timeout = unread_timeout
+        self._head_timeout = head_timeout
+        self._late_head: asyncio.TimerHandle | None = None  # while a head is waited for
         self._answering: RequestResponseCycle | None = None  # `cycle` is the newest, perhaps of a request that waits
         self.listener: WriterListener | None = None  # of the one response that is being streamed
         self._in_head = True  # the parser is before the end of a request's head
-        self._only_head = True  # the data just received is, as far as it has been parsed, a part of a head
-        self._head_bytes = 0  # of the present head so far, in such pieces
+        self._framing_bytes = 0  # of the present request: line, headers, sizes and extensions of chunks, trailers
         self._unreadable = False  # nothing that comes is looked at any more
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the base class
@@ -67,23 +75,27 @@ class StreamProtocol(HttpToolsProtocol):
             clock=self.loop.time,
             call_later=self.loop.call_later,
         )
+        self._await_head()
 
     def data_received(self, data: bytes) -> None:
         if self._unreadable:
             return
-        self._only_head = self._in_head
+        self._framing_bytes += len(data)
         self._parse(data)
-        self._head_bytes = self._head_bytes + len(data) if self._only_head else 0
-        if self._head_bytes > MAX_HEAD_BYTES and not (self._unreadable or self.transport.is_closing()):
+        if self._framing_bytes > MAX_HEAD_BYTES and not (self._unreadable or self.transport.is_closing()):
             message = (
-                f"The request's line and headers are larger than {MAX_HEAD_BYTES} bytes; send fewer or shorter ones."
+                f"The request's line and headers, or what else it has beside its body, are larger than "
+                f"{MAX_HEAD_BYTES} bytes; send fewer or shorter ones."
             )
             self._refuse(Refusal(RefusalKind.HEAD_TOO_LARGE, message, code="headers_too_large"))
+        elif self._in_head and self._late_head is None:
+            self._await_head()
 
     def on_headers_complete(self) -> None:
         if self.parser.offered:  # the head comes again without the offer
             return
-        self._in_head = self._only_head = False
+        self._in_head = False
+        self._stop_awaiting_head()
         super().on_headers_complete()
         if self.cycle.keep_alive:
             self.scope["extensions"][KEEP_ALIVE] = {"timeout": self.timeout_keep_alive}
@@ -91,8 +103,31 @@ class StreamProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self.parser.offered:
             return
-        self._in_head = True
         super().on_message_complete()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # else it is a trailer: the request has been looked at, and must not get other headers
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._framing_bytes = max(0, self._framing_bytes - _FRAMING_OF_A_BYTE * len(body))
+        super().on_body(body)
+
+    def _await_head(self) -> None:
+        self._late_head = self.loop.call_later(self._head_timeout, self._on_late_head)
+
+    def _stop_awaiting_head(self) -> None:
+        if self._late_head is not None:
+            self._late_head.cancel()
+            self._late_head = None
+
+    def _on_late_head(self) -> None:
+        self._late_head = None
+        if not self._framing_bytes:  # nobody has asked for anything
+            self.transport.close()
+        elif not self._unreadable:
+            message = f"The request's line and headers did not arrive within {self._head_timeout:g} s."
+            self._refuse(Refusal(RefusalKind.BODY_TIMED_OUT, message, code="request_timeout"))
 
     def _parse(self, data: bytes) -> None:
         """As uvicorn does, which has another answer where the parser gives up."""
@@ -114,6 +149,7 @@ class StreamProtocol(HttpToolsProtocol):
         is that request's body that cannot be read.
         """
         self._unreadable = True
+        self._stop_awaiting_head()
         before = self.cycle
         is_next = before is None or before.response_complete
         if not is_next and before.more_body:
@@ -149,6 +185,7 @@ class StreamProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._in_head, self._framing_bytes = True, 1  # the others of this piece may belong to an earlier request
         self.scope["extensions"] = {EXTENSION: partial(SocketWriter, self), HAS_LEFT: self.has_left}  # type: ignore[dict-item] # uvicorn types plain data
 
     def on_response_complete(self) -> None:
@@ -186,6 +223,7 @@ class StreamProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.flow.end()
         self._unread.end()
+        self._stop_awaiting_head()
         super().connection_lost(exc)
         if self._answering is not None and not self._answering.response_complete:
             self._answering.disconnected = True

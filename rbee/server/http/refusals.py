@@ -20,6 +20,7 @@ STATE = "refused"  # in a scope's state: the Refusal with which a server has thi
 _STATUS = {
     RefusalKind.INVALID: 400,
     RefusalKind.UNAUTHENTICATED: 401,
+    RefusalKind.FORBIDDEN: 403,
     RefusalKind.NOT_FOUND: 404,
     RefusalKind.METHOD_NOT_ALLOWED: 405,
     RefusalKind.BODY_TIMED_OUT: 408,
@@ -71,8 +72,10 @@ def answer(refusal: Refusal) -> Response:
 def _type(status: int) -> str:
     """OpenAI's word for the kind of error."""
     match status:
-        case 401 | 403:
+        case 401:
             return "authentication_error"
+        case 403:
+            return "permission_error"
         case 429:
             return "rate_limit_error"
         case status if status >= 500:

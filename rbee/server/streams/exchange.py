@@ -55,6 +55,7 @@ class Backend:
     supervisor: Supervisor  # of the engine that runs it
     codec: TextCodec  # of the served model
     watch: ReplyWatch  # checks the replies that are being written
+    share_prefix_cache: bool = False  # between the holders of several API keys
 
 
 class GenerationResponse(Response):
@@ -312,10 +313,17 @@ def _submit(
         received_ns=generation.received_ns,
         priority=generation.priority,
         deadline_ns=generation.deadline_ns,
-        cache_salt=generation.cache_salt,
+        cache_salt=_salt(backend, generation, requester),
         requester=requester,
         account=account,
     )
+
+
+def _salt(backend: Backend, generation: Generation, requester: Requester) -> str:
+    """With which a prompt is kept in the prefix cache: no other key finds it, whatever salt its holder chooses."""
+    if requester.caller is None or backend.share_prefix_cache:
+        return generation.cache_salt
+    return f"{requester.caller}:{generation.cache_salt}"
 
 
 def requester_of(scope: Scope) -> Requester:

@@ -85,9 +85,10 @@ async def no_app(scope, receive, send):
     """An application that never answers."""
 
 
-def connect(app, sock=None):
+def connect(app, sock=None, **options):
     """A connected protocol in front of `app`, and its transport."""
-    protocol, transport = StreamProtocol(uvicorn.Config(app, log_config=None), ServerState(), {}), RecordingTransport()
+    protocol = StreamProtocol(uvicorn.Config(app, log_config=None), ServerState(), {}, **options)
+    transport = RecordingTransport()
     transport.socket = sock
     protocol.connection_made(transport)
     return protocol, transport
@@ -286,6 +287,46 @@ UNREADABLE = {
 }
 
 
+CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+TOO_MUCH_BESIDE_A_BODY = {
+    "trailers": [CHUNKED, b"1\r\na\r\n0\r\n", *[b"a: b\r\n" * 100] * 200],
+    "one trailer": [CHUNKED, b"1\r\na\r\n0\r\nX: ", *[b"x" * 1000] * 200],
+    "trailers behind a large body": [CHUNKED, b"fffff\r\n" + b"a" * 0xFFFFF + b"\r\n0\r\n", *[b"a: b\r\n" * 100] * 200],
+    "an extension": [CHUNKED, b"1;", *[b"x" * 1000] * 200],
+    "extensions": [CHUNKED, *[b"1;" + b"x" * 1000 + b"\r\na\r\n"] * 200],
+    "empty lines": [b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n", *[b"\r\n" * 500] * 200],
+}
+
+
+@pytest.mark.parametrize("name", TOO_MUCH_BESIDE_A_BODY)
+async def test_what_is_no_body_is_bounded(name):
+    """Wherever a request has it; nothing of it is kept."""
+    protocol, transport = connect(app := RefusingApp())
+    app.may_answer.set()
+    first, *rest = TOO_MUCH_BESIDE_A_BODY[name]
+    taken = await feed(protocol, transport, [first])
+    taken = await feed(protocol, transport, rest)
+    assert b"".join(transport.written).endswith(b"headers_too_large")
+    assert transport.closing
+    assert len(protocol.headers) <= 1
+    assert taken <= 0xFFFFF + MAX_HEAD_BYTES + 2000
+    await end(protocol)
+
+
+@pytest.mark.parametrize("size", [1, 1000, 100_000])
+async def test_a_body_may_come_in_chunks_of_a_byte(size):
+    """The sizes of its chunks are more than itself. Its trailers are read, and change no header."""
+    chunks = b"1\r\nx\r\n" * 50_000 + b"0\r\nX-Request-Id: trailer\r\n\r\n"
+    protocol, transport = connect(app := RefusingApp())
+    protocol.data_received(CHUNKED)
+    for start in range(0, len(chunks), size):
+        protocol.data_received(chunks[start : start + size])
+    await settle()
+    assert (app.received, transport.closing) == (["http.request"], False)
+    assert protocol.headers == [(b"transfer-encoding", b"chunked")]
+    await end(protocol)
+
+
 @pytest.mark.parametrize("name", UNREADABLE)
 async def test_what_cannot_be_read_is_refused_and_read_no_more(name):
     """The application answers as it answers all else, and the connection is closed."""
@@ -324,4 +365,36 @@ async def test_a_body_that_cannot_be_read_ends_its_request():
     answers = b"".join(transport.written).split(b"HTTP/1.1 ")[1:]
     assert [answer[:3] for answer in answers] == [b"400"]
     assert (app.received, transport.closing) == (["http.disconnect"], True)
+    await end(protocol)
+
+
+async def test_heads_that_come_too_late():
+    """A connection without a request is closed without a word; a head that has begun is refused, also a second one."""
+
+    async def outcome(*pieces):
+        protocol, transport = connect(app := RefusingApp(), head_timeout=0.05)
+        app.may_answer.set()
+        await feed(protocol, transport, pieces)
+        while not transport.closing:  # noqa: ASYNC110 - the protocol's timer
+            await asyncio.sleep(0.01)
+        await settle()
+        answers = b"".join(transport.written).split(b"HTTP/1.1 ")[1:]
+        await end(protocol)
+        return [answer[:3] for answer in answers], b"request_timeout" in b"".join(transport.written)
+
+    assert await outcome() == ([], False)
+    assert await outcome(b"GET / HT", b"TP/1.1\r\n") == ([b"400"], True)
+    assert await outcome(b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n") == ([b"200", b"400"], True)
+
+
+async def test_a_head_that_has_come_is_not_late():
+    """However long its answer, or the next request, takes."""
+    protocol, transport = connect(app := RefusingApp(), head_timeout=0.01)
+    await feed(protocol, transport, [b"GET / HTTP/1.1\r\n", b"\r\n"])
+    await asyncio.sleep(0.05)
+    assert not transport.closing
+    app.may_answer.set()
+    await settle()
+    await asyncio.sleep(0.05)
+    assert not transport.closing
     await end(protocol)

@@ -34,9 +34,12 @@ def test_idle_connection_is_announced_and_closed(hasty_server, stream):
 @pytest.mark.parametrize(
     "request_",
     [
-        b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
         b"GET /health HTTP/1.0\r\n\r\n",
-        b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99999999\r\n\r\n",
+        (
+            b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 99999999\r\n\r\n"
+        ),
     ],
     ids=["asked to close", "HTTP/1.0", "refused without its body"],
 )

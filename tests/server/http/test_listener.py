@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from rbee.errors import ConfigError
+from rbee.server.http.keys import KeyRing
 from rbee.server.http.listener import check_access, listen, url_of
 
 
@@ -14,22 +15,22 @@ from rbee.server.http.listener import check_access, listen, url_of
 def test_public_address_needs_a_key(host: str) -> None:
     """Unless --insecure is given."""
     with pytest.raises(ConfigError, match="--api-key"):
-        check_access(host, (), insecure=False)
-    check_access(host, ("k",), insecure=False)
-    check_access(host, (), insecure=True)
+        check_access(host, KeyRing(), insecure=False)
+    check_access(host, KeyRing(("k",)), insecure=False)
+    check_access(host, KeyRing(), insecure=True)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost"])
 def test_loopback_needs_no_key(host: str) -> None:
     """Other machines cannot reach it."""
-    check_access(host, (), insecure=False)
+    check_access(host, KeyRing(), insecure=False)
 
 
 @pytest.mark.parametrize("key", ["", " ", "schlüssel"])
 def test_key_that_cannot_be_sent(key: str) -> None:
     """The message names the option."""
     with pytest.raises(ConfigError, match="--api-key"):
-        check_access("127.0.0.1", ("k", key), insecure=False)
+        KeyRing(("k", key))
 
 
 def test_connections_inherit_the_sockets_settings() -> None:

@@ -71,7 +71,7 @@ class LoadingSupervisor:
 async def test_ready_tells_how_far_loading_has_come():
     """As 503, with the stage and two numbers."""
     supervisor: Any = LoadingSupervisor()
-    app = build_app(OperationsApi(supervisor, "m", lambda: Metrics(supervisor, "m", Counter())).routes(), [])
+    app = build_app(OperationsApi(supervisor, "m", lambda: Metrics(supervisor, "m", Counter())).routes())
     async with serving_app(app) as url, httpx.AsyncClient(base_url=url) as client:
         ready = await client.get("/ready")
     assert (ready.status_code, ready.headers["retry-after"]) == (503, "2")
@@ -314,7 +314,7 @@ def test_endless_head_is_cut_off(synthetic_server, endless, first):
             answer = http.client.HTTPResponse(client)
             answer.begin()
             assert (answer.status, bool(answer.read())) == (200, True)
-        client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
         with contextlib.suppress(ConnectionError):
             for number in range(20_000):
                 client.sendall(endless % number if b"%d" in endless else endless)

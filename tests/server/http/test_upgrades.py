@@ -49,8 +49,8 @@ def test_request_that_offers_an_upgrade_is_answered(synthetic_server, offer, pat
     """With Content-Length and chunks, streamed and not; the next requests on the connection are answered too."""
     whole = framing(request_bytes(path, BODIES[path], *offer))
     streamed = framing(request_bytes(COMPLETIONS, BODIES[COMPLETIONS] | {"stream": True}, *offer))
-    last = b"GET /health HTTP/1.1\r\nHost: x\r\n" + "\r\n".join(offer).encode() + b"\r\n\r\n"
-    closing = b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    last = b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + "\r\n".join(offer).encode() + b"\r\n\r\n"
+    closing = b"GET /version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     received = answers(synthetic_server, whole + streamed + last + closing, step)
     assert received.count(b"HTTP/1.1 200 OK\r\n") == 4
     text = expected("hi" if path != CHAT else "user: hi\nassistant: ", 4)

@@ -89,7 +89,7 @@ def client_of(*, max_model_len: int = 0, **options: Any) -> TestClient:
     engine = EngineConfig(model="synthetic", synthetic_step_ms=1, kv_cache_mib=1, max_model_len=max_model_len)
     config = Config(engine=engine, server=ServerConfig(max_requests=64, **options))
     app, _ = assembly.build(config, served_model.load_synthetic("s"))
-    return TestClient(app)
+    return TestClient(app, base_url="http://localhost")
 
 
 async def test_every_request_and_token_counts_once(server: Server) -> None:

@@ -38,7 +38,7 @@ async def running_toy() -> AsyncIterator[tuple[Any, Supervisor, ToyApi]]:
     await supervisor.start()
     try:
         await supervisor.wait_ready()
-        yield build_app(toy.routes(), [], {"/toy": toy_refusal}), supervisor, toy
+        yield build_app(toy.routes(), formats={"/toy": toy_refusal}), supervisor, toy
     finally:
         await supervisor.stop(5)
 

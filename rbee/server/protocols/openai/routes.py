@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Route
 
-from rbee.server.http.body import in_thread, read_json_body
+from rbee.server.http.body import Bodies, in_thread
 from rbee.server.http.responses import json_response
 from rbee.server.protocols.openai.reader import RequestReader
 from rbee.server.protocols.parameters import DEADLINE_HEADER, defaults_in_force
@@ -44,7 +44,7 @@ class OpenAiApi:
         self._backend = backend
         self._model = model
         self._resuming = resuming
-        self._max_body_bytes = max_body_bytes
+        self._bodies = Bodies(max_body_bytes)
         supervisor = backend.supervisor
         self._reader = RequestReader(
             model, num_rings=supervisor.num_rings, ring_capacity=supervisor.ring_capacity, lenient=lenient
@@ -75,29 +75,29 @@ class OpenAiApi:
         return json_response(self._card())
 
     async def tokenize(self, request: Request) -> Response:
-        body = await read_json_body(request, self._max_body_bytes)
-        token_ids = await in_thread(request, self._reader.tokenize, body)
+        async with self._bodies.reading(request) as body:
+            token_ids = await in_thread(request, self._reader.tokenize, body)
         engine = self._backend.supervisor.ready
         answer = {"count": len(token_ids), "max_model_len": engine and engine.max_model_len, "tokens": token_ids}
         return json_response(answer)
 
     async def detokenize(self, request: Request) -> Response:
-        body = await read_json_body(request, self._max_body_bytes)
-        return json_response({"prompt": self._reader.detokenize(body)})
+        async with self._bodies.reading(request) as body:
+            return json_response({"prompt": await in_thread(request, self._reader.detokenize, body)})
 
     async def _generate(
         self, request: Request, read: Callable[[bytes, list[str], Ready, int], Asked], kind: str
     ) -> Response:
-        body = await read_json_body(request, self._max_body_bytes)
-        received_ns = time.monotonic_ns()
-        if request.headers.get("last-event-id"):  # empty is none, as for EventSource
-            return self._resuming.by_post(request, kind)
-        engine = self._backend.supervisor.check_ready()
-        deadlines = request.headers.getlist(DEADLINE_HEADER)
-        if len(body) <= _INLINE_BODY_BYTES:
-            asked = read(body, deadlines, engine, received_ns)
-        else:
-            asked = await in_thread(request, read, body, deadlines, engine, received_ns)
+        async with self._bodies.reading(request) as body:
+            received_ns = time.monotonic_ns()
+            if request.headers.get("last-event-id"):  # empty is none, as for EventSource
+                return self._resuming.by_post(request, kind)
+            engine = self._backend.supervisor.check_ready()
+            deadlines = request.headers.getlist(DEADLINE_HEADER)
+            if len(body) <= _INLINE_BODY_BYTES:
+                asked = read(body, deadlines, engine, received_ns)
+            else:
+                asked = await in_thread(request, read, body, deadlines, engine, received_ns)
         generation, dialect, stream, resumable = asked
         ticket = None
         if resumable:
