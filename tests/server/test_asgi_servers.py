@@ -88,7 +88,7 @@ async def until_ready(address: Address) -> None:
 
 async def open_stream(address: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A client that has asked for an endless stream and read the first bytes of it."""
-    body = httpx.Request("POST", "http://x/v1/chat/completions", json=ENDLESS)
+    body = httpx.Request("POST", "http://localhost/v1/chat/completions", json=ENDLESS)
     sock = socket.socket()
     limit_receive_buffer(sock, 16 * 1024)
     sock.connect(address)

@@ -214,7 +214,7 @@ def test_origins_are_origins() -> None:
 def test_a_key_in_either_header(open_server: Server) -> None:
     """OpenAI's and Anthropic's; a wrong one is not mended by the other."""
     assert ask(open_server, Authorization="Bearer secret").status_code == 200
-    assert ask(open_server, Authorization="bearer  secret ").status_code == 200
+    assert ask(open_server, Authorization="bearer  secret").status_code == 200
     assert ask(open_server, x_api_key="secret").status_code == 200
     for headers in ({}, {"x_api_key": "other"}, {"Authorization": "Bearer other", "x_api_key": "secret"}):
         assert outcome(ask(open_server, **headers)) == (401, "invalid_api_key")
