@@ -390,7 +390,7 @@ async def test_heads_that_come_too_late():
 async def test_a_head_that_has_come_is_not_late():
     """However long its answer, or the next request, takes."""
     protocol, transport = connect(app := RefusingApp(), head_timeout=0.01)
-    await feed(protocol, transport, [b"GET / HTTP/1.1\r\n", b"\r\n"])
+    await feed(protocol, transport, [b"GET / HTTP/1.1\r\n\r\n"])
     await asyncio.sleep(0.05)
     assert not transport.closing
     app.may_answer.set()
