@@ -78,9 +78,7 @@ T one_of(Random& random, std::initializer_list<T> values) {
 /// the rings as well.
 class TestArena {
 public:
-    /// The rings start at `first_index`, and have had `generation` requests.
-    TestArena(std::uint32_t num_rings, std::uint32_t ring_capacity, std::uint32_t first_index = 0,
-              std::uint32_t generation = 0)
+    TestArena(std::uint32_t num_rings, std::uint32_t ring_capacity, std::uint32_t first_index = 0)
         : geometry_(rbee::plan(num_rings, ring_capacity)), doorbell_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
         const std::size_t inside = (geometry_.total_bytes + kPage - 1) / kPage * kPage;
         mapped_ = inside + 2 * kPage;
@@ -90,7 +88,6 @@ public:
         CHECK(mprotect(map_ + kPage, inside, PROT_READ | PROT_WRITE) == 0);
         rbee::format(base(), geometry_.total_bytes, geometry_, 7, first_index);
         for (std::uint32_t ring = 0; ring < num_rings; ++ring) {
-            attach().generations[ring].store(generation, std::memory_order_relaxed);
             ASAN_POISON_MEMORY_REGION(attach().ring(ring) + ring_capacity, rbee::kLine);
         }
     }

@@ -16,9 +16,9 @@ using Tokens = std::vector<std::uint32_t>;
 /// An arena with both of its sides, and short ways to use them.
 struct Pair {
     explicit Pair(std::uint32_t capacity = 8, std::uint32_t first_index = 0, std::uint32_t generation = 0)
-        : memory(64, capacity, first_index, generation),
+        : memory(64, capacity, first_index),
           producer(memory.attach(), memory.doorbell()),
-          consumer(memory.attach(), memory.doorbell()) {}
+          consumer(memory.attach(), memory.doorbell(), generation) {}
 
     rbee::Consumer::Assigned start() {
         rbee::Consumer::Assigned assigned{};

@@ -34,7 +34,11 @@ from rbee.server.protocols.metrics import Metrics
 from rbee.top.interval import Interval
 from rbee.transport import Arena, Consumer, Observer, ServerState, create_doorbell
 
+class Client:
+    queued_tokens = 0
+
 class Supervisor:
+    client = Client()
     state, leaving, ends, restarts = ServerState.READY, False, SequenceEnds(), {}
     sample = lambda self: now
 

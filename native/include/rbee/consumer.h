@@ -74,7 +74,8 @@ public:
         std::uint32_t generation;
     };
 
-    Consumer(const Arena& arena, int doorbell_fd)
+    /// The rings have had `generation` requests, which is 0 except in tests of the wrap-around.
+    Consumer(const Arena& arena, int doorbell_fd, std::uint32_t generation = 0)
         : arena_(arena),
           doorbell_fd_(doorbell_fd),
           rings_(arena.geometry.num_rings),
@@ -88,9 +89,9 @@ public:
         free_.reserve(arena_.geometry.num_rings);
         for (std::uint32_t ring = arena_.geometry.num_rings; ring-- > 0;) {
             free_.push_back(ring);
-            // Relaxed, no pair: no engine has mapped this arena yet. Only tests of the wrap-around begin beyond 0.
+            // Relaxed, no pair: only this side writes heads, and no engine has mapped this arena yet.
             rings_[ring].head = arena_.heads[ring].load(std::memory_order_relaxed);
-            rings_[ring].generation = arena_.generations[ring].load(std::memory_order_relaxed);
+            rings_[ring].generation = generation;
         }
     }
 
