@@ -70,7 +70,9 @@ class Bodies:
                     if len(body) > _SMALL and not taken:
                         taken = await self._take(self._limit if declared is None else declared, request)
             check_client(request)
-            yield bytes(body)
+            whole = bytes(body)
+            body.clear()  # else both are held as long as the block
+            yield whole
         finally:
             self._room += taken
             self._freed.set()

@@ -123,7 +123,9 @@ class StreamProtocol(HttpToolsProtocol):
 
     def _on_late_head(self) -> None:
         self._late_head = None
-        if not self._framing_bytes:  # nobody has asked for anything
+        if self.flow.read_paused:  # the rest may have come: earlier requests are answered first
+            self._await_head()
+        elif not self._framing_bytes:  # nobody has asked for anything
             self.transport.close()
         elif not self._unreadable:
             message = f"The request's line and headers did not arrive within {self._head_timeout:g} s."

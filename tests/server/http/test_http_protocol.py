@@ -398,3 +398,18 @@ async def test_a_head_that_has_come_is_not_late():
     await asyncio.sleep(0.05)
     assert not transport.closing
     await end(protocol)
+
+
+async def test_a_head_that_nobody_reads_is_not_late():
+    """Behind a request that waits for its turn nothing is read, so that its sender cannot be blamed."""
+    protocol, transport = connect(app := RefusingApp(), head_timeout=0.01)
+    await feed(protocol, transport, [BEFORE, BEFORE + b"GET / HTTP/1.1\r\n"])
+    assert not transport.reading
+    await asyncio.sleep(0.05)
+    app.may_answer.set()
+    await settle()
+    protocol.data_received(b"\r\n")
+    await settle()
+    answers = b"".join(transport.written).split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"200"] * 3
+    await end(protocol)
