@@ -223,6 +223,7 @@ class RefusingApp:
     def __init__(self) -> None:
         self.may_answer = asyncio.Event()
         self.received: list[str] = []
+        self.refused: list[str] = []
 
     async def __call__(self, scope, receive, send):
         refusal = scope["state"].get(STATE)
@@ -232,6 +233,8 @@ class RefusingApp:
                 message = await receive()
             self.received.append(message["type"])
             await self.may_answer.wait()
+        else:
+            self.refused.append(refusal.code)
         body = b"ok" if refusal is None else refusal.code.encode()
         headers = [(b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 400 if refusal else 200, "headers": headers})
@@ -330,14 +333,17 @@ async def test_a_body_may_come_in_chunks_of_a_byte(size):
 @pytest.mark.parametrize("name", UNREADABLE)
 async def test_what_cannot_be_read_is_refused_and_read_no_more(name):
     """The application answers as it answers all else, and the connection is closed."""
-    protocol, transport = connect(RefusingApp())
+    protocol, transport = connect(app := RefusingApp())
     taken = await feed(protocol, transport, UNREADABLE[name])
     head = name.startswith("a head")
     assert b"".join(transport.written).endswith(b"headers_too_large" if head else b"invalid_http")
     assert b"connection: close" in b"".join(transport.written)
     assert transport.closing
     assert not head or MAX_HEAD_BYTES < taken <= MAX_HEAD_BYTES + 1000
-    protocol.data_received(b"more")  # had been read already
+    for _ in range(2):
+        protocol.data_received(b"more\r\n" * MAX_HEAD_BYTES)  # had been read already
+        await settle()
+    assert app.refused == ["headers_too_large" if head else "invalid_http"]
     await end(protocol)
 
 
