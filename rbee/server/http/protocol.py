@@ -123,9 +123,9 @@ class StreamProtocol(HttpToolsProtocol):
 
     def _on_late_head(self) -> None:
         self._late_head = None
-        if self.flow.read_paused:  # the rest may have come: earlier requests are answered first
-            self._await_head()
-        elif not self._framing_bytes:  # nobody has asked for anything
+        if self.flow.read_paused:  # the rest may have come: its time begins anew when earlier requests are answered
+            return
+        if not self._framing_bytes:  # nobody has asked for anything
             self.transport.close()
         elif not self._unreadable:
             message = f"The request's line and headers did not arrive within {self._head_timeout:g} s."
@@ -193,6 +193,8 @@ class StreamProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._unread.wrote()
+        if self._in_head and self._late_head is None and not self._unreadable:
+            self._await_head()
 
     def has_left(self) -> bool:
         """Whether the client has left, though that may not have been read yet; from any thread."""

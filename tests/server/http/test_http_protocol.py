@@ -406,16 +406,25 @@ async def test_a_head_that_has_come_is_not_late():
     await end(protocol)
 
 
-async def test_a_head_that_nobody_reads_is_not_late():
-    """Behind a request that waits for its turn nothing is read, so that its sender cannot be blamed."""
+@pytest.mark.parametrize("comes", [True, False])
+async def test_the_time_of_a_head_that_nobody_reads_begins_anew(comes):
+    """Behind a request that waits for its turn nothing is read, so that its sender cannot be blamed until then."""
     protocol, transport = connect(app := RefusingApp(), head_timeout=0.01)
     await feed(protocol, transport, [BEFORE, BEFORE + b"GET / HTTP/1.1\r\n"])
     assert not transport.reading
     await asyncio.sleep(0.05)
+    assert app.refused == []
+    if comes:
+        protocol._head_timeout = 60.0  # noqa: SLF001 - however slow this machine is
     app.may_answer.set()
     await settle()
-    protocol.data_received(b"\r\n")
-    await settle()
+    if comes:
+        protocol.data_received(b"\r\n")
+        await settle()
+    async with asyncio.timeout(60):
+        while not (comes or transport.closing):  # noqa: ASYNC110 - the protocol's timer
+            await asyncio.sleep(0.01)
     answers = b"".join(transport.written).split(b"HTTP/1.1 ")[1:]
-    assert [answer[:3] for answer in answers] == [b"200"] * 3
+    assert [answer[:3] for answer in answers] == [b"200", b"200", b"200" if comes else b"400"]
+    assert app.refused == ([] if comes else ["request_timeout"])
     await end(protocol)
