@@ -7,8 +7,8 @@ One server per model, which gets `--faults` of each kind, in turn; all times are
 * kill: SIGKILL of the engine while `--streams` clients read. `told_ms`: until the last of them has read its error
   event. `serves_ms`: until /ready is 200 again.
 * stop: SIGSTOP. `noticed_ms`: until /ready is 503, less --hang-timeout. `serves_ms` as above, less the same.
-* leave: one client resets its connection in decode. `free_ms`: until its ring and its KV blocks are free, in the
-  arena's counters. Beside it `step_ms`, the engine's step time, from the same run.
+* leave: one client resets its connection in decode, eight times per fault of the other kinds. `free_ms`: until its
+  ring and its KV blocks are free, in the arena's counters. Beside it `step_ms`, the median step of the same stream.
 * floor: SIGKILL of a process that loads nothing, until it has been started again and has said so.
 
 As many times, with servers of their own:
@@ -55,6 +55,7 @@ HANG_TIMEOUT = 1.0  # seconds
 _WINDOW = 1.0  # of restarts, in seconds: with a fault in each, every one is the first, which is not delayed
 _BETWEEN_LOOKS = 0.0002  # seconds: without a pause the engine and its watcher would share a core
 _DRAINED_TOKENS = 100
+_LEAVES = 8  # per fault of the other kinds: one takes milliseconds, and its 99th percentile is asked for
 
 Figures = dict[str, float]
 
@@ -198,7 +199,8 @@ def measure(model: str, streams: int, faults: int, peer: Path | None) -> list[di
             if number % 10 == 0:
                 progress(f"{model}: {number} of {faults} faults of each kind")
             for name, action in actions.items():
-                _add(seen, name, action())
+                for _ in range(_LEAVES if name == "leave" else 1):
+                    _add(seen, name, action())
                 if name in {"kill", "stop"}:
                     time.sleep(_WINDOW + 0.1)  # the restart is forgotten
             for name, figures in drain(model, streams).items():

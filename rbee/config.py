@@ -111,6 +111,16 @@ class ServerConfig:
 
     host: str = option("127.0.0.1", "Address to listen on. Anything but loopback needs API keys or --insecure.")
     port: int = option(8000, "Port to listen on; 0 takes a free one and prints it.", minimum=0, maximum=65535)
+    uds: str = option(
+        "",
+        "Listen on a Unix socket of this name instead, which its user and group may open; a proxy on the same machine "
+        "can use it.",
+        metavar="PATH",
+    )
+    tls_cert: str = option(
+        "", "Serve https with this certificate, a PEM file that may hold a chain. Needs --tls-key.", metavar="FILE"
+    )
+    tls_key: str = option("", "The private key of --tls-cert, a PEM file without a passphrase.", metavar="FILE")
     served_model_name: str = option(
         "", "The name clients use for the model; by default the model's own.", metavar="NAME"
     )
@@ -175,6 +185,18 @@ class ServerConfig:
         "Run requests again, once, whose engine died before their first token, when the next engine is ready; without "
         "it they end with an error.",
     )
+    max_connections: int = option(
+        0,
+        "Connections held at once; further ones close those that have sent nothing for longest, or get 503 if all are "
+        "being answered. 0: as many as the process may open files for (ulimit -n).",
+        minimum=0,
+    )
+    max_connections_per_address: int = option(
+        0,
+        "The same, of one client address. 0: no limit, because all clients behind a proxy or a gateway have one "
+        "address.",
+        minimum=0,
+    )
     ring_capacity: int = option(
         1024,
         "Tokens that wait for a slow reader before its request pauses; a power of two.",
@@ -209,7 +231,13 @@ class ServerConfig:
         metavar="S",
         minimum=0.001,
     )
-    max_body_mib: int = option(16, "Largest request body, in MiB; a larger one gets 413.", metavar="MIB", minimum=1)
+    max_body_mib: int = option(
+        4,
+        "Largest request body, in MiB; a larger one gets 413. While one is decoded, which takes up to 1.5 ms for each "
+        "MiB, no token is sent.",
+        metavar="MIB",
+        minimum=1,
+    )
     busy_poll: bool = option(
         False,
         "Poll for tokens while a request is open, instead of sleeping: saves the time of a wakeup for every token, and "
@@ -267,5 +295,7 @@ class Config:
     def __post_init__(self) -> None:
         check_bounds(self.engine)
         check_bounds(self.server)
+        if bool(self.server.tls_cert) != bool(self.server.tls_key):
+            raise ConfigError("--tls-cert and --tls-key need each other; give both, or none.")
         if self.server.max_requests_per_key and not (self.server.api_key or self.server.api_key_file):
             raise ConfigError("--max-requests-per-key needs keys that it can count by; give --api-key-file too.")

@@ -10,6 +10,10 @@ from enum import Enum, auto
 
 from rbee.errors import RbeeError
 
+_LONGEST = 1000  # characters of a message or a parameter's name: what a client sent stands in them
+_KEPT_END = 200  # of these, at the end, where the remedy is
+_CUT = " [...] "
+
 
 class RefusalKind(Enum):
     """What kind of failure a refusal is; its status follows from this."""
@@ -31,7 +35,10 @@ class RefusalKind(Enum):
 
 
 class Refusal(RbeeError):  # noqa: N818 - the word of the architecture: it is an answer, not a mistake
-    """Ends one request; `message` is a sentence for the client that names the input and the remedy."""
+    """Ends one request; `message` is a sentence for the client that names the input and the remedy.
+
+    A long one, which repeats much of what the client sent, is cut in its middle.
+    """
 
     def __init__(
         self,
@@ -42,12 +49,20 @@ class Refusal(RbeeError):  # noqa: N818 - the word of the architecture: it is an
         code: str | None = None,
         retry_after: int | None = None,
     ) -> None:
-        super().__init__(message)
+        self.message = _shortened(message)
+        super().__init__(self.message)
         self.kind = kind  # decides the status
-        self.message = message
-        self.param = param  # the field that is to blame, as a path such as `messages[0].role`
+        self.param = (
+            None if param is None else _shortened(param)
+        )  # the field that is to blame, as a path such as `messages[0].role`
         self.code = code  # a word for programs; OpenAI's where OpenAI has one
         self.retry_after = retry_after  # seconds after which the same request may succeed; None if it never will
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    return text[: _LONGEST - _KEPT_END - len(_CUT)] + _CUT + text[-_KEPT_END:]
 
 
 def invalid(param: str | None, message: str, *, code: str = "invalid_value") -> Refusal:

@@ -10,15 +10,18 @@ import contextlib
 import gc
 import logging
 import signal
+import sys
 import time
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import uvloop
 
 from rbee.errors import ConfigError, EngineUnavailableError
 from rbee.server import assembly
+from rbee.server.http.connections import Connections
 from rbee.server.http.descriptors import allow_descriptors
-from rbee.server.http.listener import HttpServer, check_access, listen, url_of
+from rbee.server.http.listener import HttpServer, check_access, listen, listen_on_path, tls_context, url_of
 from rbee.server.service_manager import ServiceManager
 from rbee.server.text import served_model
 from rbee.standard_streams import say
@@ -26,6 +29,7 @@ from rbee.transport import ServerState
 
 if TYPE_CHECKING:
     import socket
+    import ssl
     from collections.abc import Callable, Iterator
 
     from rbee.config import Config, ServerConfig
@@ -37,6 +41,8 @@ if TYPE_CHECKING:
     from rbee.server.text.served_model import ServedModel
 
 _log = logging.getLogger(__name__)
+
+_SWITCH_INTERVAL = 0.0005  # seconds after which a thread gives Python's lock to one that waits for it
 
 
 def run(config: Config, model: ModelFolder | None) -> int:
@@ -53,39 +59,60 @@ def run(config: Config, model: ModelFolder | None) -> int:
     started = time.monotonic()
     options = config.server
     door = assembly.make_door(options)
-    check_access(options.host, door.keys, insecure=options.insecure)
+    tls = tls_context(options.tls_cert, options.tls_key)
+    if not options.uds:
+        check_access(options.host, door.keys, insecure=options.insecure)
     if door.keys.others_can_read:
         _log.warning("other users can read --api-key-file %s", options.api_key_file)
-    allow_descriptors(options.max_requests)
+    allow_descriptors(options.max_requests, "--max-requests")
+    allow_descriptors(options.max_connections, "--max-connections")
+    # Work in a thread must not keep the event loop from a token: Python's usual 5 ms are a step of the engine.
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     with contextlib.ExitStack() as resources:
         traces = assembly.make_traces(options)
         if traces is not None:
             resources.callback(traces.close)
-        sock = resources.enter_context(listen(options.host, options.port))
-        say(f"rbee: listening on {url_of(sock)}")
+        sock = resources.enter_context(_listen(options))
+        if options.uds:
+            resources.callback(Path(options.uds).unlink, missing_ok=True)
+        say(f"rbee: listening on {url_of(sock, tls=tls is not None)}")
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(_serve(config, model, sock, door, traces, started=started))
+                return runner.run(_serve(config, model, _Entry(sock, tls, door), traces, started=started))
         finally:
             gc.unfreeze()  # the interpreter's last collection frees what was frozen when the engine was ready
 
 
+class _Entry(NamedTuple):
+    """Where requests come in."""
+
+    sock: socket.socket
+    tls: ssl.SSLContext | None
+    door: Door
+
+
+def _listen(options: ServerConfig) -> socket.socket:
+    return listen_on_path(options.uds) if options.uds else listen(options.host, options.port)
+
+
 async def _serve(
-    config: Config, model: ModelFolder | None, sock: socket.socket, door: Door, traces: Traces | None, *, started: float
+    config: Config, model: ModelFolder | None, entry: _Entry, traces: Traces | None, *, started: float
 ) -> int:
     supervisor = assembly.make_supervisor(config)
-    with _StopSignals() as stop, _reload_signal(door.keys), contextlib.closing(ServiceManager()) as manager:
+    with _StopSignals() as stop, _reload_signal(entry.door.keys), contextlib.closing(ServiceManager()) as manager:
         await supervisor.start()
         try:
             served = _load(config.server, model)  # while the engine loads the weights on another core
-            app = assembly.assemble(config.server, served, supervisor, door, traces)
+            app = assembly.assemble(config.server, served, supervisor, entry.door, traces)
             http = HttpServer(
                 app,
                 slow_reader_timeout=config.server.slow_reader_timeout,
                 keep_alive_timeout=config.server.keep_alive_timeout,
+                connections=Connections(config.server.max_connections, config.server.max_connections_per_address),
+                tls=entry.tls,
                 debug=config.debug,
             )
-            serving = asyncio.create_task(http.serve(sockets=[sock]))
+            serving = asyncio.create_task(http.serve(sockets=[entry.sock]))
             try:
                 code = await _until_stopped(supervisor, manager, stop, served.name, started)
                 manager.stopping()

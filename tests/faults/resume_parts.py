@@ -83,12 +83,12 @@ def check_whole(events: Sequence[Event], text: str, finish: str) -> None:
 
 
 def hang_up(writer: asyncio.StreamWriter, *, reset: int) -> None:
-    """Drop a connection: with a reset, or half of it with a polite end, while the other half stays open."""
+    """Drop a connection: with a reset, or with a polite end, which a client that still waits sends as well."""
     if reset:
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         writer.transport.abort()
     else:
-        writer.write_eof()
+        writer.close()
 
 
 async def read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:

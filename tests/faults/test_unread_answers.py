@@ -9,7 +9,7 @@ from tests.raw_client import CHAT, Client, request_bytes
 
 pytestmark = pytest.mark.anyio
 
-LARGE = {"prompt": "x" * 2**21}  # its answer has more bytes than all buffers between the server and a client
+LARGE = {"prompt": "\x7f" * 131_072}  # its answer has more bytes than all buffers between the server and a client
 LOGPROBS = {
     "messages": [{"role": "user", "content": "hi"}],
     "n": 32,

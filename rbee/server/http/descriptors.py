@@ -9,21 +9,21 @@ import resource
 
 from rbee.errors import ConfigError
 
-_SPARE_DESCRIPTORS = 64  # beside one for each request: files, pipes, the engine's channels, refused connections
+SPARE_DESCRIPTORS = 64  # beside one for each connection: files, pipes, the engine's channels, refused connections
 
 
-def descriptors_for(max_requests: int) -> int:
-    """How many a server with `max_requests` needs."""
-    return max_requests + _SPARE_DESCRIPTORS
+def descriptors_for(connections: int) -> int:
+    """How many a server with so many connections needs."""
+    return connections + SPARE_DESCRIPTORS
 
 
-def allow_descriptors(max_requests: int) -> None:
-    """Let this process open a connection for each of `max_requests`; ConfigError if its hard limit is lower."""
-    needed = descriptors_for(max_requests)
+def allow_descriptors(connections: int, option: str) -> None:
+    """Let this process open so many connections, as `option` has it; ConfigError if its hard limit is lower."""
+    needed = descriptors_for(connections)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise ConfigError(
-            f"--max-requests {max_requests} needs {needed} file descriptors, but this process may open only {hard}: "
+            f"{option} {connections} needs {needed} file descriptors, but this process may open only {hard}: "
             "raise the limit (ulimit -Hn) or lower the option."
         )
     if soft != resource.RLIM_INFINITY and soft < needed:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
+import ssl
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
 
 from rbee.errors import ConfigError
+from rbee.server.http.connections import BoundedProtocol, Connections
 from rbee.server.http.departures import Departures
 from rbee.server.http.door import is_loopback
-from rbee.server.http.last_places import LastPlaces, LastPlacesProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +50,8 @@ class HttpServer(uvicorn.Server):
         slow_reader_timeout: float = 60.0,
         keep_alive_timeout: int = 75,
         head_timeout: float = 30.0,
+        connections: Connections | None = None,
+        tls: ssl.SSLContext | None = None,
         debug: bool = False,
     ) -> None:
         """Its times are in seconds.
@@ -56,11 +61,13 @@ class HttpServer(uvicorn.Server):
             slow_reader_timeout: how long a client may leave an answer unread that is not being streamed any more.
             keep_alive_timeout: how long a connection may be idle after an answer.
             head_timeout: how long a connection may take to its first request, and a request to the end of its head.
+            connections: bounds how many there are.
+            tls: makes it serve https.
             debug: uvicorn logs what it does.
         """
         protocol = partial(
-            LastPlacesProtocol,
-            places=LastPlaces(),
+            BoundedProtocol,
+            places=connections or Connections(),
             departures=Departures(),
             unread_timeout=slow_reader_timeout,
             head_timeout=head_timeout,
@@ -78,6 +85,7 @@ class HttpServer(uvicorn.Server):
                 backlog=_BACKLOG,
                 timeout_keep_alive=keep_alive_timeout,
                 timeout_graceful_shutdown=_RESPONSE_PATIENCE,
+                ssl_context_factory=None if tls is None else lambda *_: tls,
             )
         )
 
@@ -120,10 +128,69 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def url_of(sock: socket.socket) -> str:
-    """The http URL of a listening socket."""
+def listen_on_path(path: str) -> socket.socket:
+    """A listening Unix socket of this name, for its user and group. One that nobody listens on any more is replaced.
+
+    Raises:
+        ConfigError: the name cannot be used.
+    """
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        _remove_left(path)
+        before = os.umask(0o117)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(before)
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        reason = error.strerror or str(error)  # a name that is too long has no strerror
+        raise ConfigError(f"Cannot listen on --uds {path}: {reason}; choose another name.") from error
+    return sock
+
+
+def _remove_left(path: str) -> None:
+    """Remove the socket that a server has left at its end, if there is one."""
+    if Path(path).is_socket():
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                Path(path).unlink()
+
+
+def tls_context(cert: str, key: str) -> ssl.SSLContext | None:
+    """What serves https with this certificate and key, PEM files; None for "".
+
+    Raises:
+        ConfigError: they cannot be used.
+    """
+    if not cert:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(cert, key, password=_no_passphrase)
+    except (OSError, ValueError) as error:  # SSLError is an OSError
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(f"--tls-cert {cert} and --tls-key {key} cannot be used: {reason}.") from error
+    return context
+
+
+def _no_passphrase() -> str:
+    raise ValueError("the key has a passphrase; give one without (openssl pkey)")
+
+
+def url_of(sock: socket.socket, *, tls: bool = False) -> str:
+    """The URL of a listening socket; unix:PATH for one that has no host."""
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def check_access(host: str, keys: KeyRing, *, insecure: bool) -> None:

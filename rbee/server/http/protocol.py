@@ -10,6 +10,8 @@ bounds uvicorn.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
 
     from rbee.server.http.writer import WriterListener
 
+_REST_TIME = 30.0  # seconds that a client may go on with a body whose answer it has got
+_REST_BYTES = 8 * 2**20  # of it that are thrown away
 MAX_HEAD_BYTES = 64 * 1024  # of all that a request has beside its body; uvicorn bounds it only with h11
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _FRAMING_OF_A_BYTE = 8  # bytes of chunk sizes that each byte of a body may bring: a chunk of one byte has five
 
 
@@ -43,6 +48,7 @@ class StreamProtocol(HttpToolsProtocol):
 
     flow: WatchedFlow
     _unread: UnreadBytes
+    _outgoing: _Outgoing
 
     def __init__(
         self,
@@ -63,11 +69,15 @@ class StreamProtocol(HttpToolsProtocol):
         self._in_head = True  # the parser is before the end of a request's head
         self._framing_bytes = 0  # of the present request: line, headers, sizes and extensions of chunks, trailers
         self._unreadable = False  # nothing that comes is looked at any more
+        self._in_body = False  # the newest request has not come to its end
+        self._has_asked = False  # whether the client is there, before the present answer
+        self._rest: asyncio.TimerHandle | None = None  # while the rest of an answered request is thrown away
+        self._rest_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the base class
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH, low=WRITE_BUFFER_LOW)
-        self.flow = WatchedFlow(transport, self._departures, transport.close)
+        self.flow = WatchedFlow(transport, self._departures, self._on_end, self._ask)
         self._unread = UnreadBytes(
             transport,
             self._unread_timeout,
@@ -75,10 +85,15 @@ class StreamProtocol(HttpToolsProtocol):
             clock=self.loop.time,
             call_later=self.loop.call_later,
         )
+        self._outgoing = _Outgoing(self)
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        if self._unreadable:
+        if self._rest is not None:
+            self._rest_bytes += len(data)
+            if self._rest_bytes > _REST_BYTES:
+                self.transport.close()
+        if self._unreadable or self.transport.is_closing():
             return
         self._framing_bytes += len(data)
         self._parse(data)
@@ -95,15 +110,25 @@ class StreamProtocol(HttpToolsProtocol):
         if self.parser.offered:  # the head comes again without the offer
             return
         self._in_head = False
+        self._in_body = True
         self._stop_awaiting_head()
         super().on_headers_complete()
+        self.cycle.transport = self._outgoing  # type: ignore[assignment] # all of it that a cycle uses
         if self.cycle.keep_alive:
             self.scope["extensions"][KEEP_ALIVE] = {"timeout": self.timeout_keep_alive}
 
     def on_message_complete(self) -> None:
         if self.parser.offered:
             return
+        self._in_body = False
         super().on_message_complete()
+        if self._rest is None:
+            self.on_answering()
+        else:
+            self._stop_awaiting_rest()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # else it is a trailer: the request has been looked at, and must not get other headers
@@ -112,6 +137,68 @@ class StreamProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._framing_bytes = max(0, self._framing_bytes - _FRAMING_OF_A_BYTE * len(body))
         super().on_body(body)
+
+    def eof_received(self) -> bool:  # type: ignore[override] # uvicorn's has no answer
+        """The client has ended its side; whether the connection stays open, for the answer."""
+        self._on_end()
+        if self.transport.is_closing():
+            return False
+        self.cycle.keep_alive = False
+        self.cycle.scope["extensions"].pop(KEEP_ALIVE, None)
+        return True
+
+    def _on_end(self) -> None:
+        """The client has ended its side, though it may have sent more that is not read yet."""
+        if self._may_wait() and not self.has_left():
+            self.flow.await_reset()
+        else:
+            self.transport.close()
+
+    def _may_wait(self) -> bool:
+        """Whether a client that has ended its side can still be waiting for an answer, and can be asked."""
+        cycle = self._answering
+        awaited = cycle is not None and not cycle.response_complete and not self._in_body
+        return awaited and self.takes_chunks and self.transport.can_write_eof()  # TLS ends with both sides
+
+    def _ask(self) -> bool:
+        """Send something to a client that has ended its side; False if it has left for sure.
+
+        Who has closed both sides answers with a reset. To the others an interim response means nothing (RFC 9110,
+        15.2), nor does a comment in a stream.
+        """
+        if not self._may_wait():
+            return False
+        if self._answering is not None and not self._answering.response_started:
+            if not self._has_asked:
+                self._has_asked = True
+                with contextlib.suppress(OSError):
+                    os.write(self.transport.get_extra_info("socket").fileno(), _CONTINUE)
+        elif self.listener is not None:
+            self.listener.on_half_closed()
+        return True
+
+    def on_waiting(self) -> None:
+        """From now on this connection waits for its client."""
+
+    def on_answering(self) -> None:
+        """From now on the client waits for an answer."""
+
+    def close_behind_answer(self) -> None:
+        """Close the connection, whose last answer has been written.
+
+        What a client sends to a closed connection takes the answer from it (TCP's reset). So the one that is still
+        sending is told the end, and what comes until it closes its own end is thrown away, up to a bound.
+        """
+        if self._in_body and not self.transport.is_closing() and self.transport.can_write_eof():
+            self._unreadable = True
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def _stop_awaiting_rest(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
 
     def _await_head(self) -> None:
         self._late_head = self.loop.call_later(self._head_timeout, self._on_late_head)
@@ -152,6 +239,9 @@ class StreamProtocol(HttpToolsProtocol):
         """
         self._unreadable = True
         self._stop_awaiting_head()
+        if self._rest is not None:  # of a request that is answered
+            self.transport.close()
+            return
         before = self.cycle
         is_next = before is None or before.response_complete
         if not is_next and before.more_body:
@@ -165,9 +255,10 @@ class StreamProtocol(HttpToolsProtocol):
         self.scope["method"] = self.scope["path"] = ""
         self.scope["raw_path"] = self.scope["query_string"] = b""
         self.scope["state"][refusals.STATE] = refusal
+        self._in_body = True  # there may be more of it
         self.cycle = RequestResponseCycle(
             scope=self.scope,
-            transport=self.transport,
+            transport=self._outgoing,  # type: ignore[arg-type] # the same
             flow=self.flow,
             logger=self.logger,
             access_logger=self.access_logger,
@@ -191,9 +282,15 @@ class StreamProtocol(HttpToolsProtocol):
         self.scope["extensions"] = {EXTENSION: partial(SocketWriter, self), HAS_LEFT: self.has_left}  # type: ignore[dict-item] # uvicorn types plain data
 
     def on_response_complete(self) -> None:
+        is_last = not self.pipeline
         super().on_response_complete()
         self._unread.wrote()
-        if self._in_head and self._late_head is None and not self._unreadable:
+        if not is_last or self.transport.is_closing():
+            return
+        self.on_waiting()
+        if self._in_body:
+            self._rest = self.loop.call_later(_REST_TIME, self.transport.close)
+        elif self._in_head and self._late_head is None:
             self._await_head()
 
     def has_left(self) -> bool:
@@ -222,12 +319,14 @@ class StreamProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
+        self._has_asked = False
         super()._start_asgi_task(cycle, app)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.flow.end()
         self._unread.end()
         self._stop_awaiting_head()
+        self._stop_awaiting_rest()
         super().connection_lost(exc)
         if self._answering is not None and not self._answering.response_complete:
             self._answering.disconnected = True
@@ -236,5 +335,17 @@ class StreamProtocol(HttpToolsProtocol):
         if listener is not None:
             listener.on_closed()
         # These refer to this protocol. Without the cycles it is freed when it ends, not by the garbage collector.
-        self.cycle = self.scope = self._answering = self._unread = None  # type: ignore[assignment]
+        self.cycle = self.scope = self._answering = self._unread = self._outgoing = None  # type: ignore[assignment]
         self.pipeline.clear()
+
+
+class _Outgoing:
+    """A connection's transport as its answers use it."""
+
+    def __init__(self, connection: StreamProtocol) -> None:
+        self._connection = connection
+        self.write = connection.transport.write
+        self.is_closing = connection.transport.is_closing
+
+    def close(self) -> None:
+        self._connection.close_behind_answer()

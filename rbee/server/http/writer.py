@@ -32,6 +32,9 @@ class WriterListener(Protocol):
 
     def on_resume(self) -> None: ...
 
+    def on_half_closed(self) -> None:
+        """The client has ended its side: write something that means nothing, and it shows whether it is there."""
+
     def on_closed(self) -> None:
         """The client is gone; called once at most."""
 

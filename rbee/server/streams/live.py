@@ -101,6 +101,10 @@ class LiveReply(Reply):
         self._paused_at = None
         self.sequences.resume()
 
+    def on_half_closed(self) -> None:
+        if self._paused_at is None:  # else it has something to read
+            self._keep_alive()
+
     def on_closed(self) -> None:
         self.leave(self._writer)
 
@@ -123,9 +127,8 @@ class LiveReply(Reply):
         dropped. `now` is time.monotonic().
         """
         if self._paused_at is None:
-            silent = now - self._last_written() >= KEEP_ALIVE_SILENCE
-            if silent and self._dialect.keep_alive and not self.done.done():
-                self._write(self._dialect.keep_alive)
+            if now - self._last_written() >= KEEP_ALIVE_SILENCE:
+                self._keep_alive()
         elif now - self._paused_at >= slow_reader_timeout:
             if self.done.done():
                 self._writer.abort()
@@ -137,6 +140,10 @@ class LiveReply(Reply):
                         f"{slow_reader_timeout:g} s (--slow-reader-timeout)."
                     )
                 )
+
+    def _keep_alive(self) -> None:
+        if self._dialect.keep_alive and not self.done.done():
+            self._write(self._dialect.keep_alive)
 
     def _error_frames(self, refusal: Refusal) -> bytes:
         if self.account is not None:

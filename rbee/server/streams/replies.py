@@ -51,6 +51,8 @@ class CollectedReply(Reply):
 
     def on_resume(self) -> None: ...
 
+    def on_half_closed(self) -> None: ...
+
 
 class StreamedReply(LiveReply):
     """Writes a frame for each piece of each choice, all that one drain has of a choice in one write.

@@ -1,7 +1,8 @@
 """Messages to one prompt text, by the model's own chat template.
 
 Owns the jinja environment, which offers templates what transformers offers them; a template is foreign code, and runs
-in jinja's immutable sandbox. Does not know where a template comes from or what becomes of the text.
+in jinja's immutable sandbox. Owns that a message's text stays text. Does not know where a template comes from or what
+becomes of the text.
 """
 
 from __future__ import annotations
@@ -17,14 +18,22 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rbee.errors import ModelError
 from rbee.server.errors import invalid
+from rbee.server.text.special_tokens import SpecialTokens
 
+_NONE = SpecialTokens()
 _RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
 class ChatTemplate:
-    """A compiled chat template with the model's special tokens (bos_token, eos_token ...) as variables."""
+    """A compiled chat template.
 
-    def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
+    Args:
+        source: in jinja's language.
+        special_tokens: of the model, by the names that templates have for them (bos_token, eos_token ...).
+        in_messages: the special tokens that messages cannot write.
+    """
+
+    def __init__(self, source: str, special_tokens: dict[str, str], in_messages: SpecialTokens = _NONE) -> None:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
@@ -36,6 +45,7 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise ModelError(f"The model's chat template does not compile: {error}. Correct the template.") from error
         self._special_tokens = special_tokens
+        self._in_messages = in_messages
         self._knows_developer = "developer" in source
 
     def render(
@@ -45,8 +55,10 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         variables: dict[str, Any] | None = None,
-    ) -> str:
-        """The prompt of a conversation.
+    ) -> list[str]:
+        """The prompt of a conversation: a text, in pieces that must be tokenized one by one.
+
+        It is cut inside of each special token that a message holds. Those that the template writes are whole.
 
         Args:
             messages: each with "role" and "content" (a string).
@@ -63,18 +75,22 @@ class ChatTemplate:
             raise invalid(
                 "chat_template_kwargs", f"chat_template_kwargs may not set {reserved[0]!r}: it is the server's."
             )
-        messages = [self._known_role(message) for message in messages]
-        if not continue_final_message:
-            return self._render(messages, add_generation_prompt, variables)
-        # A mark shows where the content ends, whatever the template puts after it.
-        mark = f"<{secrets.token_hex(16)}>"
-        last = messages[-1] | {"content": messages[-1]["content"] + mark}
-        text, found, _ = self._render([*messages[:-1], last], False, variables).partition(mark)
-        if not found:
+        # Marks show where the text is cut, and where the last content ends, whatever the template puts after it.
+        cut, end = secrets.token_hex(16), secrets.token_hex(16)
+        messages = [self._marked(self._known_role(message), cut) for message in messages]
+        if continue_final_message:
+            messages[-1] = messages[-1] | {"content": messages[-1]["content"] + end}
+        text = self._render(messages, add_generation_prompt and not continue_final_message, variables)
+        text, found, _ = text.partition(end)
+        if continue_final_message and not found:
             raise invalid(
                 "continue_final_message", "The model's chat template does not show the last message's content."
             )
-        return text
+        return text.split(cut)
+
+    def _marked(self, message: dict[str, Any], mark: str) -> dict[str, Any]:
+        texts = {name: self._in_messages.cut(message[name], mark) for name in ("content", "name") if name in message}
+        return message | texts
 
     def _known_role(self, message: dict[str, Any]) -> dict[str, Any]:
         if message["role"] == "developer" and not self._knows_developer:

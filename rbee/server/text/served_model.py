@@ -15,6 +15,7 @@ from rbee.models.chat_templates import DEFAULT, read_templates
 from rbee.models.json_files import read_object
 from rbee.models.sampling_defaults import sampling_defaults
 from rbee.server.text.chat_template import ChatTemplate
+from rbee.server.text.special_tokens import SpecialTokens
 from rbee.server.text.tokenizer import TextCodec
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def load(name: str, folder: Path, *, use_generation_config: bool = True) -> Serv
     settings = read_object(folder / "tokenizer_config.json")
     generation = read_object(folder / "generation_config.json")
     special_tokens = {key: token for key in _SPECIAL_TOKENS if (token := _content(settings.get(key))) is not None}
-    chat_template, problem = _chat_template(folder, special_tokens)
+    chat_template, problem = _chat_template(folder, special_tokens, SpecialTokens(codec.special_tokens))
     defaults = sampling_defaults(generation) if use_generation_config else {}
     if defaults:
         shown = ", ".join(f"{key} {value:g}" for key, value in defaults.items())
@@ -74,7 +75,9 @@ def load_synthetic(name: str) -> ServedModel:
     )
 
 
-def _chat_template(folder: Path, special_tokens: dict[str, str]) -> tuple[ChatTemplate | None, str | None]:
+def _chat_template(
+    folder: Path, special_tokens: dict[str, str], in_messages: SpecialTokens
+) -> tuple[ChatTemplate | None, str | None]:
     """The default chat template, and what is wrong with it; a model with a broken one still completes texts."""
     templates = read_templates(folder)
     source = templates.pop(DEFAULT, None)
@@ -83,7 +86,7 @@ def _chat_template(folder: Path, special_tokens: dict[str, str]) -> tuple[ChatTe
     if source is None:
         return None, None
     try:
-        return ChatTemplate(source, special_tokens), None
+        return ChatTemplate(source, special_tokens, in_messages), None
     except ModelError as error:
         _log.warning("%s Until then chat requests are refused.", error)
         return None, "has a chat template that does not compile"

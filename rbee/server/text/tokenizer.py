@@ -5,6 +5,7 @@ Owns the tokenizer and where it runs. Does not know what a chat or a model is.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
@@ -18,6 +19,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rbee.models.token_pieces import Piece
+
+
+# Of a text so many times as long as the tokens that there may be, in characters, a beginning is tokenized first.
+_LIKELY_CHARACTERS = 8
+# Characters: so many tokens more, at most, has the beginning of a text than the whole up to there, for what is cut may
+# be one token in the whole.
+_LONGEST_TOKEN = 128
+
+
+class TooManyTokensError(Exception):
+    """A text has more tokens than there may be, at least `found`."""
+
+    def __init__(self, found: int) -> None:
+        super().__init__(found)
+        self.found = found
 
 
 class TextCodec:
@@ -40,17 +56,53 @@ class TextCodec:
         except Exception as error:  # tokenizers raises bare Exception for everything
             raise ModelError(f"{path} cannot be read as a tokenizer: {error}. Fetch the model again.") from error
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """The token ids of `text`. The batch call alone gives up Python's lock, so that other threads run meanwhile."""
+    def encode(self, text: str, *, add_special_tokens: bool, limit: int = sys.maxsize) -> list[int]:
+        """The token ids of `text`.
+
+        Raises:
+            TooManyTokensError: there are more than `limit`. Of a long text only so much is tokenized as shows that.
+        """
+        length = limit * _LIKELY_CHARACTERS
+        while length < len(text):
+            _check_number(len(self._ids(text[:length], add_special_tokens)) - _LONGEST_TOKEN, limit)
+            length *= 2
+        ids = self._ids(text, add_special_tokens)
+        _check_number(len(ids), limit)
+        return ids
+
+    def encode_pieces(
+        self, pieces: list[str], *, add_special_tokens: bool = False, limit: int = sys.maxsize
+    ) -> list[int]:
+        """The token ids of a text that is cut where no token may be; see `encode`. What is added comes first."""
+        ids: list[int] = []
+        for number, piece in enumerate(pieces):
+            ids += self.encode(piece, add_special_tokens=add_special_tokens and number == 0, limit=limit)
+            _check_number(len(ids), limit)
+        return ids
+
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:  # noqa: FBT001 - private
+        # The batch call alone gives up Python's lock, so that other threads run meanwhile.
         [encoding] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return encoding.ids
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of `token_ids`, special tokens left out."""
-        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        [text] = self._tokenizer.decode_batch([token_ids], skip_special_tokens=True)
+        return text
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """The texts that become tokens with a meaning of their own."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return [token.content for token in added if token.special]
 
     def token_id(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
 
     def detokenizer(self) -> Detokenizer:
         return self._detokenizers()
+
+
+def _check_number(found: int, limit: int) -> None:
+    if found > limit:
+        raise TooManyTokensError(found)

@@ -60,7 +60,7 @@ def test_they_say_what_transformers_reads_from_the_file(tiny_gguf, tmp_path):
     assert ours == theirs
     model = served_model.load("m", tokenizer)
     assert model.end_token_ids == {0, 2}
-    assert model.chat_template.render([{"role": "user", "content": "hi"}]) == "<|im_start|>user\nhi<|im_end|>\n"
+    assert model.chat_template.render([{"role": "user", "content": "hi"}]) == ["<|im_start|>user\nhi<|im_end|>\n"]
     settings = json.loads((tokenizer / "tokenizer_config.json").read_bytes())
     assert (settings["add_bos_token"], settings["model_max_length"]) == (False, 128)
     generation = json.loads((tokenizer / "generation_config.json").read_bytes())

@@ -23,6 +23,7 @@ class RecordingTransport(asyncio.Transport):
         self.high: int | None = None
         self.reading = True
         self.closing = False
+        self.ended = False  # the client has been told that nothing more comes
         self.socket: socket.socket | None = None
 
     def get_extra_info(self, name: str, default: object = None) -> object:
@@ -52,6 +53,15 @@ class RecordingTransport(asyncio.Transport):
         """Nothing waits."""
         return 0
 
+    def can_write_eof(self) -> bool:
+        """Like TCP's."""
+        return True
+
+    def write_eof(self) -> None:
+        """Keep it."""
+        assert not self.closing
+        self.ended = True
+
     def close(self) -> None:
         """As asked."""
         self.closing = True
@@ -75,6 +85,10 @@ class RecordingListener:
     def on_resume(self) -> None:
         """Keep it."""
         self.heard.append("resume")
+
+    def on_half_closed(self) -> None:
+        """Keep it."""
+        self.heard.append("half closed")
 
     def on_closed(self) -> None:
         """Keep it."""
@@ -245,7 +259,7 @@ async def feed(protocol, transport, pieces):
     """Send pieces until nothing is read any more; bytes taken."""
     taken = 0
     for piece in pieces:
-        if transport.closing or not transport.reading:
+        if transport.closing or transport.ended or not transport.reading:
             break
         protocol.data_received(piece)
         taken += len(piece)
@@ -310,7 +324,7 @@ async def test_what_is_no_body_is_bounded(name):
     taken = await feed(protocol, transport, [first])
     taken = await feed(protocol, transport, rest)
     assert b"".join(transport.written).endswith(b"headers_too_large")
-    assert transport.closing
+    assert transport.ended
     assert len(protocol.headers) <= 1
     assert taken <= 0xFFFFF + MAX_HEAD_BYTES + 2000
     await end(protocol)
@@ -338,7 +352,7 @@ async def test_what_cannot_be_read_is_refused_and_read_no_more(name):
     head = name.startswith("a head")
     assert b"".join(transport.written).endswith(b"headers_too_large" if head else b"invalid_http")
     assert b"connection: close" in b"".join(transport.written)
-    assert transport.closing
+    assert transport.ended
     assert not head or MAX_HEAD_BYTES < taken <= MAX_HEAD_BYTES + 1000
     for _ in range(2):
         protocol.data_received(b"more\r\n" * MAX_HEAD_BYTES)  # had been read already
@@ -357,7 +371,7 @@ async def test_an_answer_that_is_due_goes_before_a_refusal(name):
     await settle()
     answers = b"".join(transport.written).split(b"HTTP/1.1 ")[1:]
     assert [answer[:3] for answer in answers] == [b"200", b"400"]
-    assert (app.received, transport.closing) == (["http.request"], True)
+    assert (app.received, transport.ended) == (["http.request"], True)
     await end(protocol)
 
 
@@ -370,7 +384,7 @@ async def test_a_body_that_cannot_be_read_ends_its_request():
     )
     answers = b"".join(transport.written).split(b"HTTP/1.1 ")[1:]
     assert [answer[:3] for answer in answers] == [b"400"]
-    assert (app.received, transport.closing) == (["http.disconnect"], True)
+    assert (app.received, transport.ended) == (["http.disconnect"], True)
     await end(protocol)
 
 
@@ -381,7 +395,7 @@ async def test_heads_that_come_too_late():
         protocol, transport = connect(app := RefusingApp(), head_timeout=0.05)
         app.may_answer.set()
         await feed(protocol, transport, pieces)
-        while not transport.closing:  # noqa: ASYNC110 - the protocol's timer
+        while not (transport.closing or transport.ended):  # noqa: ASYNC110 - the protocol's timer
             await asyncio.sleep(0.01)
         await settle()
         answers = b"".join(transport.written).split(b"HTTP/1.1 ")[1:]

@@ -62,6 +62,10 @@ class Listener:
         self.events.append("resume")
         self.resumed.set()
 
+    def on_half_closed(self) -> None:
+        """Keep it."""
+        self.events.append("half closed")
+
     def on_closed(self) -> None:
         """Keep it."""
         self.events.append("closed")

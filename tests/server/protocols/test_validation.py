@@ -151,7 +151,7 @@ def test_a_string_is_one_stop_string():
     assert chat(stop=["a", "b", "c", "x" * 1000])[2] == ["a", "b", "c", "x" * 1000]
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b'{"a": 1,}', b"\xff", b"[1]", b"3", b'{"a": "\xff"}', b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"", b"{", b'{"a": 1,}', b"\xff", b"[1]", b"3", b'{"a": "\xff"}', b"[" * 10_000])
 def test_malformed_json(body):
     """Whatever is not a JSON object is a 400."""
     assert refusal(lambda: decode_object(body)).code == "invalid_json"

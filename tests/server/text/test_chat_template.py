@@ -49,8 +49,9 @@ print(json.dumps([
 
 
 def render(source, messages=MESSAGES, **options):
-    """The text of `messages`."""
-    return ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}).render(messages, **options)
+    """The text of `messages`, none of which has a special token."""
+    [text] = ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}).render(messages, **options)
+    return text
 
 
 def test_equals_transformers(default_model):

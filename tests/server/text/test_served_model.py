@@ -36,7 +36,7 @@ def test_templates_besides_the_default_one_are_named_once(folder, caplog):
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     with caplog.at_level(logging.INFO):
         model = served_model.load("m", folder)
-    assert model.chat_template.render([]) == "default"
+    assert model.chat_template.render([]) == ["default"]
     assert "The chat templates rag, tool_use of the model are not used, only its default one" in caplog.text
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from rbee.server.streams.outcome import Outcome
     from rbee.transport import FrameTemplate
 
+_WARNING_BYTES = 900  # for the names of ignored fields: aiohttp refuses headers of 8 KiB, nginx of 4
+_SANE_NAME = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
+_INDEX = re.compile(r"\[\d+\]")
 _JSON = (b"content-type", b"application/json")
 
 
@@ -170,8 +173,21 @@ class CompletionDialect(OpenAiDialect):
 
 
 def _warning(ignored: Sequence[str]) -> list[tuple[bytes, bytes]]:
-    """The header that names the ignored fields (RFC 9111 still lists 299: a miscellaneous warning)."""
+    """The header that names the ignored fields (RFC 9111 still lists 299: a miscellaneous warning).
+
+    Each kind is named once, as in messages[].id, and no more of them than clients take in a header.
+    """
     if not ignored:
         return []
-    names = ", ".join(name if re.fullmatch(r"[\w.\[\]-]{1,64}", name, re.ASCII) else "?" for name in ignored)
-    return [(b"warning", f'299 - "ignored: {names}"'.encode())]
+    kinds = dict.fromkeys(
+        _INDEX.sub("[]", name) if _SANE_NAME.fullmatch(name) else "?" for name in dict.fromkeys(ignored)
+    )
+    named: list[str] = []
+    room = _WARNING_BYTES
+    for kind in kinds:
+        room -= len(kind) + len(", ")
+        if room < 0:
+            named.append(f"and {len(kinds) - len(named)} more")
+            break
+        named.append(kind)
+    return [(b"warning", f'299 - "ignored: {", ".join(named)}"'.encode())]

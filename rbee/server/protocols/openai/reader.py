@@ -6,6 +6,7 @@ a refused request costs the engine nothing.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,14 +30,18 @@ from rbee.server.protocols.openai.schemas import (
 from rbee.server.protocols.parameters import Limits, check_parameters, check_token_ids, read_parameters
 from rbee.server.streams.generation import Generation
 from rbee.server.text.token_text import Echo
+from rbee.server.text.tokenizer import TooManyTokensError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rbee.messages import Ready
     from rbee.server.protocols.openai.dialect import OpenAiDialect
     from rbee.server.protocols.parameters import GenerationRequest, Parameters
     from rbee.server.streams.dialect import Dialect
     from rbee.server.text.served_model import ServedModel
 
+MAX_TOKENIZED = 131_072  # tokens of a text, for a model that takes no longer ones: Python lists each of them
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for plain completions
 
 
@@ -63,13 +68,14 @@ class RequestReader:
         reader = FieldReader(lenient=self._lenient)
         request, messages = read_chat(self._with_defaults(decode_object(body)), reader)
         self.check_model(request.model)
-        text = self._chat_prompt(
+        pieces = self._chat_prompt(
             messages,
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
             variables=request.chat_template_kwargs,
         )
-        prompt = self._model.codec.encode(text, add_special_tokens=False)  # the template writes them
+        with _fitting(engine.max_model_len, "messages"):
+            prompt = self._model.codec.encode_pieces(pieces, limit=engine.max_model_len)
         asked = self._parameters(request, output_limit(request), len(prompt), deadlines, engine)
         return self._asked(request, reader, ChatDialect, _generation(request, received_ns, prompt, asked))
 
@@ -78,7 +84,8 @@ class RequestReader:
         request, given = read_completion(self._with_defaults(decode_object(body)), reader)
         self.check_model(request.model)
         if isinstance(given, str):
-            prompt = self._model.codec.encode(given, add_special_tokens=True)
+            with _fitting(engine.max_model_len, "prompt"):
+                prompt = self._model.codec.encode(given, add_special_tokens=True, limit=engine.max_model_len)
         else:
             prompt = given
             check_token_ids(prompt, "prompt", engine.vocab_size)
@@ -90,19 +97,28 @@ class RequestReader:
         generation = _generation(request, received_ns, prompt, asked, echo, show_output=max_tokens != 0)
         return self._asked(request, reader, CompletionDialect, generation)
 
-    def tokenize(self, body: bytes) -> list[int]:
+    def tokenize(self, body: bytes, max_model_len: int) -> list[int]:
+        """The token ids of a prompt or of messages, which may be longer than the model takes (0: not known yet)."""
+        limit = max(MAX_TOKENIZED, max_model_len)
         reader = FieldReader(lenient=self._lenient)
         asked = reader.read(decode_object(body), TokenizeRequest, {})
         self.check_model(asked.model)
         if (asked.prompt is None) == (asked.messages is None):
             raise invalid("prompt", "Send either prompt or messages.")
         if asked.messages is None:
-            text, special = asked.prompt or "", True
+            pieces, special = [asked.prompt or ""], True
         else:
             messages = read_messages(asked.messages, reader)
-            text, special = self._chat_prompt(messages, add_generation_prompt=asked.add_generation_prompt), False
+            pieces, special = self._chat_prompt(messages, add_generation_prompt=asked.add_generation_prompt), False
         add_special_tokens = special if asked.add_special_tokens is None else asked.add_special_tokens
-        return self._model.codec.encode(text, add_special_tokens=add_special_tokens)
+        try:
+            return self._model.codec.encode_pieces(pieces, add_special_tokens=add_special_tokens, limit=limit)
+        except TooManyTokensError as error:
+            raise invalid(
+                "prompt" if asked.messages is None else "messages",
+                f"The text has at least {error.found} tokens, and this route counts {limit} at most; send it in parts.",
+                code="too_many_tokens",
+            ) from None
 
     def detokenize(self, body: bytes) -> str:
         asked = FieldReader(lenient=self._lenient).read(decode_object(body), DetokenizeRequest, {})
@@ -151,7 +167,7 @@ class RequestReader:
         answer = dialect(model.name, generation, options, model.codec.token_bytes, reader.ignored)
         return Asked(generation, answer, request.stream, options.resumable)
 
-    def _chat_prompt(self, messages: list[dict[str, Any]], **options: Any) -> str:
+    def _chat_prompt(self, messages: list[dict[str, Any]], **options: Any) -> list[str]:
         if self._model.chat_template is None:
             raise invalid(
                 None,
@@ -159,6 +175,20 @@ class RequestReader:
                 code="no_chat_template",
             )
         return self._model.chat_template.render(messages, **options)
+
+
+@contextlib.contextmanager
+def _fitting(max_model_len: int, param: str) -> Iterator[None]:
+    """Refuse a text that the model has no room for."""
+    try:
+        yield
+    except TooManyTokensError as error:
+        raise invalid(
+            param,
+            f"This model's maximum context length is {max_model_len} tokens, but the prompt has at least "
+            f"{error.found}. Shorten it.",
+            code="context_length_exceeded",
+        ) from None
 
 
 def read_chat(given: dict[str, Any], reader: FieldReader) -> tuple[ChatRequest, list[dict[str, Any]]]:
@@ -169,7 +199,7 @@ def read_chat(given: dict[str, Any], reader: FieldReader) -> tuple[ChatRequest, 
         raise invalid("top_logprobs", "top_logprobs may only be set when logprobs is true.")
     if not request.messages:
         raise invalid("messages", "messages must hold at least one message.")
-    messages = [_read_message(message, reader, f"messages[{n}]") for n, message in enumerate(request.messages)]
+    messages = read_messages(request.messages, reader)
     if request.continue_final_message and request.add_generation_prompt and "add_generation_prompt" in given:
         raise invalid(
             "continue_final_message",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Route
 
-from rbee.server.http.body import Bodies, in_thread
+from rbee.server.http.body import Bodies
 from rbee.server.http.responses import json_response
 from rbee.server.protocols.openai.reader import RequestReader
 from rbee.server.protocols.parameters import DEADLINE_HEADER, defaults_in_force
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from rbee.server.streams.exchange import Backend
     from rbee.server.text.served_model import ServedModel
 
-# A smaller body is read on the event loop (under 2 ms, mostly the tokenizer), a larger one in a thread, where the
-# tokenizer runs without Python's lock.
-_INLINE_BODY_BYTES = 4096
 _CHAT, _COMPLETION = "chat", "completion"
 
 
@@ -75,15 +72,22 @@ class OpenAiApi:
         return json_response(self._card())
 
     async def tokenize(self, request: Request) -> Response:
-        async with self._bodies.reading(request) as body:
-            token_ids = await in_thread(request, self._reader.tokenize, body)
         engine = self._backend.supervisor.ready
-        answer = {"count": len(token_ids), "max_model_len": engine and engine.max_model_len, "tokens": token_ids}
-        return json_response(answer)
+        max_model_len = engine and engine.max_model_len
+
+        def answer(body: bytes) -> Response:
+            token_ids = self._reader.tokenize(body, max_model_len or 0)
+            return json_response({"count": len(token_ids), "max_model_len": max_model_len, "tokens": token_ids})
+
+        async with self._bodies.reading(request) as body:
+            return await self._bodies.work(request, body, answer)
 
     async def detokenize(self, request: Request) -> Response:
+        def answer(body: bytes) -> Response:
+            return json_response({"prompt": self._reader.detokenize(body)})
+
         async with self._bodies.reading(request) as body:
-            return json_response({"prompt": await in_thread(request, self._reader.detokenize, body)})
+            return await self._bodies.work(request, body, answer)
 
     async def _generate(
         self, request: Request, read: Callable[[bytes, list[str], Ready, int], Asked], kind: str
@@ -94,10 +98,7 @@ class OpenAiApi:
                 return self._resuming.by_post(request, kind)
             engine = self._backend.supervisor.check_ready()
             deadlines = request.headers.getlist(DEADLINE_HEADER)
-            if len(body) <= _INLINE_BODY_BYTES:
-                asked = read(body, deadlines, engine, received_ns)
-            else:
-                asked = await in_thread(request, read, body, deadlines, engine, received_ns)
+            asked = await self._bodies.work(request, body, read, deadlines, engine, received_ns)
         generation, dialect, stream, resumable = asked
         ticket = None
         if resumable:

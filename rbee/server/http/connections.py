@@ -1,0 +1,168 @@
+"""How many connections a server holds, in all and from one address, and which of them give way.
+
+Owns both bounds. A connection that waits for its client (between two requests, before the end of a head or of a body)
+gives way to a new one, the one that has waited longest first: who opens many and sends nothing keeps nobody out. If all
+of them are being answered, a new one is answered 503, or /health, and the log says why. Does not know what is asked.
+
+Without the bound, whoever connects when there is no descriptor left is closed without a word (by libuv, which has one
+in reserve for that), and an engine that dies then cannot be started again.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from starlette.datastructures import MutableHeaders
+
+from rbee.server.errors import Refusal, RefusalKind
+from rbee.server.http import refusals
+from rbee.server.http.descriptors import SPARE_DESCRIPTORS
+from rbee.server.http.protocol import StreamProtocol
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterable
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_log = logging.getLogger(__name__)
+
+_LAST_PLACES = 16  # connections past the bounds that are held to be told so
+_RETRY_AFTER = 5  # seconds
+
+
+class Connections:
+    """The connections of one server.
+
+    Args:
+        limit: of all; 0: as many as the process may open files for.
+        per_address: of one client address; 0: no limit of its own.
+    """
+
+    def __init__(self, limit: int = 0, per_address: int = 0) -> None:
+        self._limit = limit
+        self._per_address = per_address
+        self._held: set[BoundedProtocol] = set()
+        self._waiting: dict[BoundedProtocol, None] = {}  # for their clients; the longest first
+        self._last: dict[BoundedProtocol, None] = {}  # past a bound; the oldest first
+        self._by_address: Counter[str] = Counter()
+        self._full = False  # and the log says so
+
+    def add(self, connection: BoundedProtocol) -> bool:
+        """Whether there is a place for this new connection; if not, it is to be told so."""
+        address = connection.address
+        of_address = self._by_address[address] if address and self._per_address else 0
+        if of_address and of_address >= self._per_address:
+            has_place = self._make_way(other for other in self._waiting if other.address == address)
+            why = f"{of_address} connections of {address} are open (--max-connections-per-address)"
+        else:
+            limit, remedy = self._limit_now()
+            has_place = len(self._held) < limit or self._make_way(self._waiting)
+            why = f"{len(self._held)} connections are open ({remedy})"
+        if has_place:
+            self._held.add(connection)
+            self._waiting[connection] = None
+            self._by_address[address] += 1
+            return True
+        if not self._full:
+            self._full = True
+            _log.warning("%s, and all are being answered: new ones get 503 until some are closed.", why)
+        if len(self._last) >= _LAST_PLACES:
+            next(iter(self._last)).drop()
+        self._last[connection] = None
+        return False
+
+    def remove(self, connection: BoundedProtocol) -> None:
+        """A connection has ended."""
+        self._last.pop(connection, None)
+        if connection not in self._held:
+            return
+        self._held.remove(connection)
+        self._waiting.pop(connection, None)
+        self._by_address[connection.address] -= 1
+        if not self._by_address[connection.address]:
+            del self._by_address[connection.address]
+        if self._full and len(self._held) < self._limit_now()[0] * 7 // 8:
+            self._full = False
+
+    def waits(self, connection: BoundedProtocol) -> None:
+        """From now on it waits for its client."""
+        if connection in self._held:
+            self._waiting[connection] = None
+
+    def answers(self, connection: BoundedProtocol) -> None:
+        """From now on its client waits for an answer."""
+        self._waiting.pop(connection, None)
+
+    def _limit_now(self) -> tuple[int, str]:
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if files == resource.RLIM_INFINITY or 0 < self._limit <= files - SPARE_DESCRIPTORS:
+            return self._limit or files, "--max-connections"
+        return files - SPARE_DESCRIPTORS, (
+            f"this process may open only {files} files: raise the limit with ulimit -n or systemd's LimitNOFILE="
+        )
+
+    def _make_way(self, candidates: Iterable[BoundedProtocol]) -> bool:
+        """Close one of these, if there is one."""
+        for connection in candidates:
+            connection.drop()
+            self.remove(connection)
+            return True
+        return False
+
+
+class BoundedProtocol(StreamProtocol):
+    """A StreamProtocol whose connections are counted among `places`."""
+
+    def __init__(self, *args: Any, places: Connections, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._places = places
+
+    @property
+    def address(self) -> str:
+        """The client's; "" on a Unix socket."""
+        return self.client[0] if self.client else ""
+
+    def drop(self) -> None:
+        """Close the connection, which has no place any more."""
+        self.transport.abort()
+
+    def on_waiting(self) -> None:
+        self._places.waits(self)
+
+    def on_answering(self) -> None:
+        self._places.answers(self)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the base class
+        super().connection_made(transport)
+        if not self._places.add(self):
+            self.app = _only_health(self.app)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._places.remove(self)
+
+
+def _only_health(app: ASGIApp) -> ASGIApp:
+    """Answers /health as `app` does and all else with a refusal, and closes the connection then."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_and_close(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["connection"] = "close"
+            await send(message)
+
+        if scope["path"] != "/health":
+            refusal = Refusal(
+                RefusalKind.UNAVAILABLE,
+                "The server has no room for another connection; close some, or try again later.",
+                code="too_many_connections",
+                retry_after=_RETRY_AFTER,
+            )
+            scope.setdefault("state", {})[refusals.STATE] = refusal
+        await app(scope, receive, send_and_close)
+
+    return answer

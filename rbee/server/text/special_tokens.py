@@ -1,0 +1,45 @@
+"""Finds a model's special tokens in what people write, so that there they are only text.
+
+Owns how they are found, and where such a text is cut so that a tokenizer takes no part of it for one of them. Does not
+know templates or tokenizers. A prompt's own special tokens come from its chat template; who writes one into a message
+must not end a turn with it, or begin one.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_PIECE = 16 * 1024  # characters that are searched at a stretch: a search keeps Python's lock, for less than 1 ms
+
+
+class SpecialTokens:
+    """The special tokens of one model. One of a single character cannot be cut, and is not looked for."""
+
+    def __init__(self, tokens: Iterable[str] = ()) -> None:
+        found = sorted(token for token in tokens if len(token) > 1)
+        # A text without these holds no token; to look for them takes no time.
+        self._beginnings = {token[:2] for token in found}
+        self._longest = max(map(len, found), default=0)
+        self._any = re.compile("(?=" + "|".join(map(re.escape, found)) + ")")
+
+    def cut(self, text: str, mark: str) -> str:
+        """`text` with `mark` behind the first character of each special token, however they overlap."""
+        if not any(beginning in text for beginning in self._beginnings):
+            return text
+        pieces, start = [], 0
+        for token in self._begins(text):
+            pieces.append(text[start : token + 1])
+            start = token + 1
+        return mark.join([*pieces, text[start:]])
+
+    def _begins(self, text: str) -> Iterator[int]:
+        for start in range(0, len(text), _PIECE):
+            end = start + _PIECE
+            for match in self._any.finditer(text, start, end + self._longest):
+                if match.start() >= end:
+                    break
+                yield match.start()
