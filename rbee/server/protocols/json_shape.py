@@ -26,18 +26,18 @@ def check_shape(text: bytes) -> None:
     """Raise Refusal for a text that holds more than one of these bounds."""
     if len(text) <= UNCOUNTED_BYTES:
         return
-    items, values, in_string, start = 0, 0, 0, 0
+    quotes, brackets, values, start = 0, 0, 0, 0
     while start < len(text):
         piece = text[start : start + _PIECE]
         if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # an escape is not cut in two
             piece = text[start : start + _PIECE + 1]
         start += len(piece)
         parts = piece.replace(b"\\\\", b"").replace(b'\\"', b"").translate(_AS_ONE_DIGIT, _OTHERS).split(b'"')
-        outside = b"".join(parts[in_string::2])
-        in_string ^= (len(parts) - 1) % 2
-        items += len(parts) // 2 + outside.count(b"[") + outside.count(b"{")
+        outside = b"".join(parts[quotes % 2 :: 2])
+        quotes += len(parts) - 1
+        brackets += outside.count(b"[") + outside.count(b"{")
         values += outside.count(b",")
-        if items > MAX_ITEMS:
+        if (quotes + 1) // 2 + brackets > MAX_ITEMS:
             raise _too_much(f"{MAX_ITEMS} objects, lists and strings")
         if values > MAX_VALUES:
             raise _too_much(f"{MAX_VALUES} values")
