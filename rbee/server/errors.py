@@ -10,7 +10,7 @@ from enum import Enum, auto
 
 from rbee.errors import RbeeError
 
-_LONGEST = 1000  # characters of a message or a parameter's name: what a client sent stands in them
+LONGEST_MESSAGE = 1000  # characters of a message or a parameter's name: what a client sent stands in them
 _KEPT_END = 200  # of these, at the end, where the remedy is
 _CUT = " [...] "
 
@@ -60,9 +60,9 @@ class Refusal(RbeeError):  # noqa: N818 - the word of the architecture: it is an
 
 
 def _shortened(text: str) -> str:
-    if len(text) <= _LONGEST:
+    if len(text) <= LONGEST_MESSAGE:
         return text
-    return text[: _LONGEST - _KEPT_END - len(_CUT)] + _CUT + text[-_KEPT_END:]
+    return text[: LONGEST_MESSAGE - _KEPT_END - len(_CUT)] + _CUT + text[-_KEPT_END:]
 
 
 def invalid(param: str | None, message: str, *, code: str = "invalid_value") -> Refusal:

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-_READ_TIMEOUT = 60.0  # seconds for the whole body
-_SMALL = 64 * 1024  # bytes of a body that need no room: the connection's buffers hold as much
-_LARGE_AT_ONCE = 2  # bodies of the largest size for which there is room
-_ROOM_PATIENCE = 10.0  # seconds that a large body waits for room
+READ_TIMEOUT = 60.0  # seconds for the whole body
+SMALL = 64 * 1024  # bytes of a body that need no room: the connection's buffers hold as much
+LARGE_AT_ONCE = 2  # bodies of the largest size for which there is room
+ROOM_PATIENCE = 10.0  # seconds that a large body waits for room
 _INLINE = 4096  # bytes of a body that is worked on in the event loop: under 2 ms, mostly the tokenizer
 _SHOWN = 64  # characters of a media type that a refusal repeats
 
@@ -32,7 +32,7 @@ _Result = TypeVar("_Result")
 
 
 class Bodies:
-    """Reads bodies of at most `limit` bytes, and of `_LARGE_AT_ONCE` times that in sum.
+    """Reads bodies of at most `limit` bytes, and of `LARGE_AT_ONCE` times that in sum.
 
     Whoever sends a large body gets room for all of it when more than a small part has come, or waits, in order, with
     the rest unread: unfinished bodies cannot take the server's memory.
@@ -40,7 +40,7 @@ class Bodies:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._room = _LARGE_AT_ONCE * limit
+        self._room = LARGE_AT_ONCE * limit
         self._turn = asyncio.Lock()
         self._freed = asyncio.Event()
         self._large_work = asyncio.Lock()
@@ -60,7 +60,7 @@ class Bodies:
         taken = 0
         try:
             body = bytearray()
-            async with _too_slow(), asyncio.timeout(_READ_TIMEOUT):
+            async with _too_slow(), asyncio.timeout(READ_TIMEOUT):
                 while True:
                     message = await request.receive()
                     if message["type"] == "http.disconnect":
@@ -70,7 +70,7 @@ class Bodies:
                         raise _too_large(self._limit)
                     if not message.get("more_body", False):
                         break
-                    if len(body) > _SMALL and not taken:
+                    if len(body) > SMALL and not taken:
                         taken = await self._take(self._limit if declared is None else declared, request)
             check_client(request)
             whole = bytes(body)
@@ -98,7 +98,7 @@ class Bodies:
             check_client(request)
             return function(body, *values)
 
-        if len(body) <= _SMALL:
+        if len(body) <= SMALL:
             return await asyncio.to_thread(in_thread)
         async with self._large_work:
             try:
@@ -109,7 +109,7 @@ class Bodies:
     async def _take(self, size: int, request: Request) -> int:
         """Wait for room for so many bytes, and take it."""
         try:
-            async with asyncio.timeout(_ROOM_PATIENCE), self._turn:
+            async with asyncio.timeout(ROOM_PATIENCE), self._turn:
                 while self._room < size:
                     self._freed.clear()
                     await self._freed.wait()
@@ -120,7 +120,7 @@ class Bodies:
                 RefusalKind.OVERLOADED,
                 "The server is receiving as many large requests as it has room for; try again later.",
                 code="bodies_full",
-                retry_after=int(_ROOM_PATIENCE),
+                retry_after=int(ROOM_PATIENCE),
             ) from None
         return size
 
@@ -132,7 +132,7 @@ async def _too_slow() -> AsyncIterator[None]:
     except TimeoutError:
         raise Refusal(
             RefusalKind.BODY_TIMED_OUT,
-            f"The request body did not arrive within {_READ_TIMEOUT:.0f} s.",
+            f"The request body did not arrive within {READ_TIMEOUT:.0f} s.",
             code="request_timeout",
         ) from None
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from rbee.server.http.writer import WriterListener
 
-_REST_TIME = 30.0  # seconds that a client may go on with a body whose answer it has got
-_REST_BYTES = 8 * 2**20  # of it that are thrown away
+REST_TIME = 30.0  # seconds that a client may go on with a body whose answer it has got
+REST_BYTES = 8 * 2**20  # of it that are thrown away
 MAX_HEAD_BYTES = 64 * 1024  # of all that a request has beside its body; uvicorn bounds it only with h11
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _FRAMING_OF_A_BYTE = 8  # bytes of chunk sizes that each byte of a body may bring: a chunk of one byte has five
@@ -91,7 +91,7 @@ class StreamProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._rest is not None:
             self._rest_bytes += len(data)
-            if self._rest_bytes > _REST_BYTES:
+            if self._rest_bytes > REST_BYTES:
                 self.transport.close()
         if self._unreadable or self.transport.is_closing():
             return
@@ -289,7 +289,7 @@ class StreamProtocol(HttpToolsProtocol):
             return
         self.on_waiting()
         if self._in_body:
-            self._rest = self.loop.call_later(_REST_TIME, self.transport.close)
+            self._rest = self.loop.call_later(REST_TIME, self.transport.close)
         elif self._in_head and self._late_head is None:
             self._await_head()
 

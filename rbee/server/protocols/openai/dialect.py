@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from rbee.server.streams.dialect import CollectedChoice, Piece
     from rbee.server.streams.generation import Generation
     from rbee.server.streams.outcome import Outcome
+    from rbee.server.streams.records import TokenLogprob
     from rbee.transport import FrameTemplate
 
-_WARNING_BYTES = 900  # for the names of ignored fields: aiohttp refuses headers of 8 KiB, nginx of 4
+WARNING_BYTES = 900  # for the names of ignored fields: aiohttp refuses headers of 8 KiB, nginx of 4
 _SANE_NAME = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
 _INDEX = re.compile(r"\[\d+\]")
+_ENTRIES_AT_ONCE = 32  # tokens with their logprobs that are encoded without a break: some 0.5 ms
 _JSON = (b"content-type", b"application/json")
 
 
@@ -122,10 +124,20 @@ class OpenAiDialect:
         return {
             "index": index,
             "finish_reason": FINISH_NAMES[choice.reason],
-            "logprobs": self._listed(choice) if self._has_logprobs else None,
+            "logprobs": self._encoded(choice.entries) if self._has_logprobs else None,
         } | self._text_member(choice.text)
 
-    def _listed(self, piece: Piece | CollectedChoice) -> dict[str, Any]:
+    def _encoded(self, entries: Sequence[TokenLogprob]) -> msgspec.Raw:
+        """A few at a time, between which other threads can run: there may be hundreds of thousands."""
+        members: dict[str, list[bytes]] = {}
+        for start in range(0, max(len(entries), 1), _ENTRIES_AT_ONCE):
+            listed = self._format_logprobs(entries[start : start + _ENTRIES_AT_ONCE], token_bytes=self._token_bytes)
+            for name, values in listed.items():
+                members.setdefault(name, []).append(msgspec.json.encode(values)[1:-1])
+        lists = [b'"%b":[%b]' % (name.encode(), b",".join(parts)) for name, parts in members.items()]
+        return msgspec.Raw(b"{%b}" % b",".join(lists))
+
+    def _listed(self, piece: Piece) -> dict[str, Any]:
         return self._format_logprobs(piece.entries, token_bytes=self._token_bytes)
 
     def _entries(self, piece: Piece) -> bytes:
@@ -183,7 +195,7 @@ def _warning(ignored: Sequence[str]) -> list[tuple[bytes, bytes]]:
         _INDEX.sub("[]", name) if _SANE_NAME.fullmatch(name) else "?" for name in dict.fromkeys(ignored)
     )
     named: list[str] = []
-    room = _WARNING_BYTES
+    room = WARNING_BYTES
     for kind in kinds:
         room -= len(kind) + len(", ")
         if room < 0:

@@ -4,14 +4,21 @@ import itertools
 import math
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat.chat_completion import ChoiceLogprobs
 from openai.types.completion_choice import Logprobs
 from tokenizers import Tokenizer
 
+from rbee.messages import FinishReason
 from rbee.sampling_params import SamplingParams
+from rbee.server.protocols.openai.dialect import ChatDialect, CompletionDialect
 from rbee.server.protocols.openai.logprobs import LEAST, chat_logprobs, completion_logprobs
+from rbee.server.protocols.openai.schemas import StreamOptions
+from rbee.server.streams.dialect import CollectedChoice, Piece
+from rbee.server.streams.generation import Generation
+from rbee.server.streams.outcome import Outcome
 from rbee.server.streams.records import TokenLogprob, TokenRecords
 from rbee.server.text.detokenizer import detokenizers
 from tests.batches import record_batch, scored, scored_prompt
@@ -133,3 +140,22 @@ def test_bytes_of_a_token(default_model):
     assert of_sentencepiece(id_of(sentencepiece, "é")) == "é".encode()
     assert of_sentencepiece(id_of(sentencepiece, "<s>")) == b"<s>"
     assert (of_words(1), of_words(4)) == (b"hello", b",")
+
+
+@pytest.mark.parametrize("number", [0, 1, 31, 32, 33, 100])
+@pytest.mark.parametrize(
+    ("dialect", "listed"), [(ChatDialect, chat_logprobs), (CompletionDialect, completion_logprobs)]
+)
+def test_an_answer_lists_all_of_them(dialect, listed, number):
+    """In order, although it is made in parts."""
+    sampling = SamplingParams(max_tokens=100, seed=1, num_logprobs=1)
+    generation = Generation(received_ns=0, prompt=[1], sampling=sampling, stops=[])
+    entries = [TokenLogprob(65 + n % 20, -n / 8, [(66, -0.5)], n) for n in range(number)]
+    pieces = [Piece("x", n, None, entries[n : n + 7]) for n in range(0, number, 7)]
+    outcome = Outcome(1)
+    answer = msgspec.json.decode(
+        dialect("m", generation, StreamOptions(), BYTES).answer([CollectedChoice(pieces, FinishReason.LENGTH)], outcome)
+    )
+    assert answer["choices"][0]["logprobs"] == msgspec.json.decode(
+        msgspec.json.encode(listed(entries, token_bytes=BYTES))
+    )

@@ -1,0 +1,154 @@
+"""Writes the table of bounds in docs/security.md: `python -m tests.docs.door_table`.
+
+Owns which bounds a stranger meets, with the values that the code has, the tests that show each, and the cost that
+`make bench-door` measured for it. Does not know how a bound is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import NamedTuple
+
+from rbee.config import ServerConfig
+from rbee.server.errors import LONGEST_MESSAGE
+from rbee.server.http import body, protocol
+from rbee.server.protocols import json_shape
+from rbee.server.protocols.openai import dialect, reader
+from tests.docs.generated_part import ROOT, GeneratedPart
+
+PART = GeneratedPart(ROOT / "docs" / "security.md", "bounds")
+_RESULTS = ROOT / "benchmarks" / "results" / "door.json"
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(ServerConfig)}
+
+
+class Bound(NamedTuple):
+    """One of them."""
+
+    what: str
+    bound: str
+    answered: str
+    shown_by: str  # a file below tests/, and perhaps a test in it
+    cost: str = ""  # the case of `make bench-door`
+
+
+def _option(name: str) -> str:
+    return f"`--{name.replace('_', '-')}` ({_DEFAULTS[name]})"
+
+
+BOUNDS = [
+    Bound(
+        "request line, headers, sizes and extensions of chunks, trailers, empty lines",
+        f"{protocol.MAX_HEAD_BYTES // 1024} KiB together (a head that comes in one piece: up to 256 KiB more); "
+        "trailers are not kept",
+        "431 `headers_too_large`",
+        "faults/test_door_framing.py",
+    ),
+    Bound("what is no request of HTTP/1.1", "", "400 `invalid_http`", "server/http/test_http_protocol.py"),
+    Bound(
+        "the time of a head, of a new connection or of a request that has begun",
+        "30 s",
+        "408 `request_timeout`; a connection without a byte is closed",
+        "server/http/test_http_protocol.py::test_heads_that_come_too_late",
+    ),
+    Bound("the time between two requests", _option("keep_alive_timeout"), "closed", "server/http/test_keep_alive.py"),
+    Bound(
+        "connections, in all and of an address",
+        "`--max-connections` and `--max-connections-per-address` (what the process may open files for; none)",
+        "the one that has waited longest for its client is closed; if all are being answered, 503 "
+        "`too_many_connections`, and /health",
+        "faults/test_door_connections.py",
+    ),
+    Bound(
+        "the name of the server in Host",
+        "on loopback localhost, 127.0.0.1, [::1], `--allowed-host`",
+        "400 `invalid_host`, 403 `host_not_allowed`",
+        "server/http/test_door.py",
+    ),
+    Bound("pages of other sites", "none but `--cors-origin`", "403 `origin_not_allowed`", "server/http/test_door.py"),
+    Bound("who has no key", "/health, /ready", "401 `invalid_api_key`", "server/http/test_door.py"),
+    Bound(
+        "a body of another type", "application/json", "415 `unsupported_media_type`", "server/http/test_server_http.py"
+    ),
+    Bound(
+        "a body",
+        f"{_option('max_body_mib')} MiB, {body.READ_TIMEOUT:.0f} s",
+        f"413 `request_too_large`, 408 `request_timeout`; up to {protocol.REST_BYTES // 2**20} MiB more, for "
+        f"{protocol.REST_TIME:.0f} s, are thrown away, so that the answer can be read",
+        "faults/test_bodies.py",
+    ),
+    Bound(
+        f"bodies of more than {body.SMALL // 1024} KiB that are being received or worked on, in sum",
+        f"{body.LARGE_AT_ONCE} times `--max-body-mib`; the next one waits unread for {body.ROOM_PATIENCE:.0f} s",
+        "429 `bodies_full`",
+        "faults/test_door_bodies.py",
+    ),
+    Bound(
+        f"what a body of more than {json_shape.UNCOUNTED_BYTES // 1024} KiB holds",
+        f"{json_shape.MAX_ITEMS:,} objects, lists and strings, {json_shape.MAX_VALUES:,} values, "
+        f"{json_shape.MAX_DIGITS} digits in a number; counted before it is decoded",
+        "400 `too_many_values`",
+        "faults/test_door_work.py",
+    ),
+    Bound(
+        "a text for the model",
+        "its context; a long text is tokenized as far as shows that it does not fit",
+        "400 `context_length_exceeded`",
+        "faults/test_door_work.py",
+    ),
+    Bound(
+        "a text for /tokenize",
+        f"{reader.MAX_TOKENIZED:,} tokens, or the model's context if that is longer",
+        "400 `too_many_tokens`",
+        "faults/test_door_work.py",
+    ),
+    Bound(
+        "special tokens in messages",
+        "none: they are text",
+        "as any text",
+        "server/text/test_special_tokens.py",
+    ),
+    Bound(
+        "what an answer repeats of a request",
+        f"{LONGEST_MESSAGE:,} characters of a message, {dialect.WARNING_BYTES} bytes of names in a Warning header; an "
+        "X-Request-Id of 128 safe characters",
+        "cut in its middle; another id",
+        "faults/test_door_work.py",
+    ),
+    Bound(
+        "work for a client that has left",
+        "none is begun; a generation ends within a step",
+        "",
+        "faults/test_departures.py",
+    ),
+    Bound(
+        "an answer that nobody reads",
+        f"{_option('slow_reader_timeout')} s; a ring and two buffers of each stream",
+        "an error event, then closed",
+        "faults/test_unread_answers.py",
+    ),
+    Bound(
+        "requests held at once",
+        f"{_option('max_requests')}, `--max-queued-requests`, `--max-queued-tokens`, `--max-requests-per-key`",
+        "429 `queue_full`, `key_limit`",
+        "server/streams/test_server_admission.py",
+    ),
+]
+
+
+def costs() -> dict[str, dict[str, float]]:
+    """By case, what `make bench-door` saved."""
+    return {row["case"]: row for row in json.loads(_RESULTS.read_text())["costs"]}
+
+
+def table() -> str:
+    """A line per bound."""
+    lines = ["| what | bound | what is answered | shown by |", "|---|---|---|---|"]
+    for bound in BOUNDS:
+        name = bound.shown_by.partition("::")[0]
+        lines.append(f"| {bound.what} | {bound.bound} | {bound.answered} | `tests/{name}` |")
+    return "\n".join([*lines, "", ""])
+
+
+if __name__ == "__main__":
+    PART.page.write_text(PART.filled(table()))
