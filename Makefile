@@ -7,7 +7,7 @@ PROMETHEUS := build/prometheus
 NATIVE := $(shell find native -name '*.h' -o -name '*.cpp' -o -name CMakeLists.txt)
 CXX_FILES := $(filter %.h %.cpp,$(NATIVE))
 
-.PHONY: setup serve test test-fast test-properties test-native-long soak coverage lint bench bench-transport bench-peers bench-llama-cpp bench-quality bench-faults clean
+.PHONY: setup serve test test-fast test-properties test-native-long soak coverage lint audit bench bench-transport bench-peers bench-llama-cpp bench-quality bench-faults clean
 
 setup: $(STAMP)
 
@@ -72,6 +72,13 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/python tests/lint/import_circles.py
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+# What linters for security see, and the known holes of what is installed. The second needs a network with the index of
+# packages.
+audit: setup
+	$(BIN)/pip install -q -c .ci/constraints.txt bandit pip-audit
+	$(BIN)/bandit -q -c pyproject.toml -r rbee
+	$(BIN)/pip-audit --skip-editable
 
 bench: setup
 	$(BIN)/python benchmarks/bench_delivery.py $(ARGS)
