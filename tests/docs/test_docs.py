@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.docs import metrics_table, module_map
+from tests.docs import door_table, metrics_table, module_map
 from tests.docs.generated_part import ROOT
 
 if TYPE_CHECKING:
@@ -62,6 +62,18 @@ def test_every_page_is_listed():
 def test_module_map_is_fresh():
     """If this fails: `python -m tests.docs.module_map` writes it anew."""
     assert module_map.PART.page.read_text() == module_map.PART.filled(module_map.section())
+
+
+def test_table_of_bounds_is_fresh():
+    """It has the code's values. If this fails: `python -m tests.docs.door_table` writes it anew."""
+    assert door_table.PART.page.read_text() == door_table.PART.filled(door_table.table())
+
+
+def test_bounds_are_shown_by_tests_that_exist():
+    """A file, or a test in it."""
+    for bound in door_table.BOUNDS:
+        name, _, test = bound.shown_by.partition("::")
+        assert f"def {test}" in (ROOT / "tests" / name).read_text()
 
 
 @pytest.mark.slow
