@@ -7,7 +7,7 @@ PROMETHEUS := build/prometheus
 NATIVE := $(shell find native -name '*.h' -o -name '*.cpp' -o -name CMakeLists.txt)
 CXX_FILES := $(filter %.h %.cpp,$(NATIVE))
 
-.PHONY: setup serve test test-fast test-properties test-native-long soak coverage lint audit bench bench-transport bench-peers bench-llama-cpp bench-quality bench-faults clean
+.PHONY: setup serve test test-fast test-properties test-native-long soak coverage lint audit bench bench-transport bench-peers bench-llama-cpp bench-quality bench-faults bench-door clean
 
 setup: $(STAMP)
 
@@ -129,6 +129,11 @@ $(LLAMA_CPP)-%/.server: $(LLAMA_CPP)-%/.installed
 
 bench-faults: setup $(addsuffix /.server,$(LLAMA_CPP_PEERS))
 	$(BIN)/python benchmarks/bench_faults.py --vs-llama-cpp $(LLAMA_CPP_PYTHONS) $(ARGS)
+
+# Both of uvicorn's parsers come with it.
+bench-door: setup
+	$(BIN)/rbee pull
+	$(BIN)/python benchmarks/bench_door.py $(ARGS)
 
 clean:
 	rm -rf build $(VENV)

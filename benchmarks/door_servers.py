@@ -1,0 +1,179 @@
+"""The servers that bench_door.py compares, each a process of its own, and what one of them holds.
+
+Owns how they are started and looked at from outside. Does not know what is done to them.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import psutil
+from delivery_floor import read_until_closed
+from faulty_server import memory_kb
+from own_server import OwnServer, cpu_seconds
+from sse_client import http_request
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+STEP_MS = 20.0  # of every stream in the attack
+RBEE, RBEE_16 = "rbee", "rbee, --max-body-mib 16"
+PARSERS = {"uvicorn + httptools": "httptools", "uvicorn + h11": "h11"}
+CONTENDERS = (RBEE, RBEE_16, *PARSERS)
+_PATIENCE = 30.0  # seconds
+_SETTLE = 0.2  # seconds
+_QUIET = ("--no-log-requests",)
+
+
+class PeerServer:
+    """`door_peer.py`, ready when the constructor returns.
+
+    Attributes:
+        url: where it listens.
+        pid: of its process.
+    """
+
+    def __init__(self, parser: str, step_ms: float) -> None:
+        command = [sys.executable, str(Path(__file__).parent / "door_peer.py"), parser, f"{step_ms:g}"]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.pid = self._process.pid
+        assert self._process.stdout is not None
+        match = re.search(r"listening on (\S+)", self._process.stdout.readline())
+        if match is None:
+            raise SystemExit("The peer ended before it listened; its error is above.")
+        self.url = match[1]
+
+    def stop(self) -> None:
+        """End it: with a signal, and if that does not end it in time, by force."""
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def start(name: str) -> OwnServer | PeerServer:
+    """One of CONTENDERS, with room for every stream of the attack."""
+    if name in PARSERS:
+        return PeerServer(PARSERS[name], STEP_MS)
+    options = [
+        "--max-num-seqs",
+        "1024",
+        "--max-num-batched-tokens",
+        "2048",
+        *(["--max-body-mib", "16"] if name == RBEE_16 else []),
+    ]
+    return OwnServer("--model", "synthetic", "--synthetic-step-ms", f"{STEP_MS:g}", *_QUIET, *options)
+
+
+def descriptors(pid: int) -> int:
+    """Open files of a process; the fewest of some looks, because /health is asked on connections that come and go."""
+    looks = []
+    for _ in range(20):
+        looks.append(psutil.Process(pid).num_fds())
+        time.sleep(0.01)
+    return min(looks)
+
+
+class Peak:
+    """The most memory that a process holds within a `with` block, in kB, looked at every `period` seconds."""
+
+    def __init__(self, pid: int, period: float) -> None:
+        self._pid, self._period = pid, period
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self.kb = 0
+
+    def __enter__(self) -> Self:
+        self.kb = memory_kb(self._pid)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(self._period):
+            self.kb = max(self.kb, memory_kb(self._pid))
+
+
+def cpu_us(server: OwnServer | PeerServer, gets: int, posts: int, streams: int, frames: int) -> dict[str, float]:
+    """CPU time of the server process in us: per GET /health, per POST of 4 KB with one token, per streamed frame.
+
+    Requests come one after the other on one connection. What the process uses in the same time without a request is
+    taken off. The 4 KB are a label: the peer does not tokenize a prompt.
+    """
+    time.sleep(_SETTLE)
+    idle_from, cpu_from = time.monotonic(), cpu_seconds(server.pid)
+    time.sleep(1.0)
+    idle = (cpu_seconds(server.pid) - cpu_from) / (time.monotonic() - idle_from)
+    payload = {"prompt": "x", "user": "x" * 4000, "max_tokens": 1}
+    host, port, post = http_request(server.url, "/v1/completions", payload)
+    get = f"GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    with socket.create_connection((host, port), timeout=_PATIENCE) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        per_get = _per_request(server.pid, sock, get, gets, idle)
+        per_post = _per_request(server.pid, sock, post, posts, idle)
+    return {
+        "get": round(per_get, 1),
+        "post": round(per_post, 1),
+        "frame": round(_per_frame(server, streams, frames, idle), 2),
+    }
+
+
+def _per_request(pid: int, sock: socket.socket, request: bytes, number: int, idle: float) -> float:
+    """The median of ten parts, each with its first request beside it: a pause of the machine hits one of them."""
+    _answer(sock, request)
+    parts = []
+    for _ in range(10):
+        began, before = time.monotonic(), cpu_seconds(pid)
+        for _ in range(max(1, number // 10)):
+            _answer(sock, request)
+        used = cpu_seconds(pid) - before - idle * (time.monotonic() - began)
+        parts.append(used / max(1, number // 10) * 1e6)
+    return statistics.median(parts)
+
+
+def _answer(sock: socket.socket, request: bytes) -> None:
+    """Send a request, and read its answer to the end."""
+    sock.sendall(request)
+    seen = b""
+    while True:
+        piece = sock.recv(65536)
+        if not piece:
+            raise SystemExit(f"The server has closed a connection: {seen[:200]!r}")
+        seen += piece
+        head, end, body = seen.partition(b"\r\n\r\n")
+        if end and (match := re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)) and len(body) >= int(match[1]):
+            if not head.startswith(b"HTTP/1.1 200"):
+                raise SystemExit(f"The server does not take a request: {seen[:300]!r}")
+            return
+
+
+def _per_frame(server: OwnServer | PeerServer, streams: int, frames: int, idle: float) -> float:
+    payload = {"prompt": "x", "max_tokens": frames, "stream": True}
+    host, port, request = http_request(server.url, "/v1/completions", payload)
+    sockets = [socket.create_connection((host, port), timeout=_PATIENCE) for _ in range(streams)]
+    began, before = time.monotonic(), cpu_seconds(server.pid)
+    for sock in sockets:
+        sock.sendall(request)
+    pieces = read_until_closed(sockets, lambda data: data.endswith(b"0\r\n\r\n"))
+    used = cpu_seconds(server.pid) - before - idle * (time.monotonic() - began)
+    for sock in sockets:
+        sock.close()
+    seen = sum(piece.count(b"data: {") for reads in pieces for _, piece in reads)
+    if seen < streams * frames:
+        raise SystemExit(f"{seen} frames came of {streams * frames}.")
+    return used / (streams * frames) * 1e6
