@@ -53,7 +53,7 @@ def measure(model: str, repeats: int, only: str) -> list[dict[str, Any]]:
     works = [_Work(QUIET, lambda _: _nothing())]
     works += [_Work(case.name, _Request(case.path, case.body)) for case in shapes()]
     works += [_Work("8 x 4 MiB of words at once, given up after 0.3 s", _give_up), _Work(_burst_name(), _burst)]
-    rows = []
+    rows: list[dict[str, Any]] = []
     try:
         for work in works:
             if work.name == QUIET or only in work.name:

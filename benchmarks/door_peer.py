@@ -72,7 +72,7 @@ def main() -> None:
     parser, step_ms = sys.argv[1:]
     config = uvicorn.Config(
         make_app(float(step_ms) / 1e3),
-        http=parser,  # type: ignore[arg-type] # one of uvicorn's two
+        http=parser,
         loop="uvloop",
         log_level="critical",
         access_log=False,

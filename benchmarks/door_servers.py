@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 STEP_MS = 20.0  # of every stream in the attack
+_SHORT_STEP_MS = 1.0  # where requests are counted: what has slept for long finds its caches cold
 RBEE, RBEE_16 = "rbee", "rbee, --max-body-mib 16"
 PARSERS = {"uvicorn + httptools": "httptools", "uvicorn + h11": "h11"}
 CONTENDERS = (RBEE, RBEE_16, *PARSERS)
@@ -61,10 +62,10 @@ class PeerServer:
             self._process.wait()
 
 
-def start(name: str) -> OwnServer | PeerServer:
+def start(name: str, step_ms: float = STEP_MS) -> OwnServer | PeerServer:
     """One of CONTENDERS, with room for every stream of the attack."""
     if name in PARSERS:
-        return PeerServer(PARSERS[name], STEP_MS)
+        return PeerServer(PARSERS[name], step_ms)
     options = [
         "--max-num-seqs",
         "1024",
@@ -72,12 +73,12 @@ def start(name: str) -> OwnServer | PeerServer:
         "2048",
         *(["--max-body-mib", "16"] if name == RBEE_16 else []),
     ]
-    return OwnServer("--model", "synthetic", "--synthetic-step-ms", f"{STEP_MS:g}", *_QUIET, *options)
+    return OwnServer("--model", "synthetic", "--synthetic-step-ms", f"{step_ms:g}", *_QUIET, *options)
 
 
 def descriptors(pid: int) -> int:
     """Open files of a process; the fewest of some looks, because /health is asked on connections that come and go."""
-    looks = []
+    looks: list[int] = []
     for _ in range(20):
         looks.append(psutil.Process(pid).num_fds())
         time.sleep(0.01)
@@ -109,28 +110,51 @@ class Peak:
             self.kb = max(self.kb, memory_kb(self._pid))
 
 
-def cpu_us(server: OwnServer | PeerServer, gets: int, posts: int, streams: int, frames: int) -> dict[str, float]:
-    """CPU time of the server process in us: per GET /health, per POST of 4 KB with one token, per streamed frame.
+def cpu_us(name: str, gets: int, posts: int) -> dict[str, float]:
+    """CPU time of a server process of its own in us: per GET /health, and per POST of 4 KB with one token.
 
-    Requests come one after the other on one connection. What the process uses in the same time without a request is
-    taken off. The 4 KB are a label: the peer does not tokenize a prompt.
+    Requests come one after the other on one connection. The 4 KB are a label: the peer does not tokenize a prompt.
     """
+    server = start(name, _SHORT_STEP_MS)
+    try:
+        idle = _idle(server)
+        payload = {"prompt": "x", "user": "x" * 4000, "max_tokens": 1}
+        host, port, post = http_request(server.url, "/v1/completions", payload)
+        get = f"GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+        with socket.create_connection((host, port), timeout=_PATIENCE) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            per_get = _per_request(server.pid, sock, get, gets, idle)
+            per_post = _per_request(server.pid, sock, post, posts, idle)
+    finally:
+        server.stop()
+    return {"get": round(per_get, 1), "post": round(per_post, 1)}
+
+
+def cpu_us_per_frame(server: OwnServer | PeerServer, streams: int, frames: int) -> float:
+    """CPU time of the server process in us for each frame of so many streams, from their requests on."""
+    idle = _idle(server)
+    payload = {"prompt": "x", "max_tokens": frames, "stream": True}
+    host, port, request = http_request(server.url, "/v1/completions", payload)
+    sockets = [socket.create_connection((host, port), timeout=_PATIENCE) for _ in range(streams)]
+    began, before = time.monotonic(), cpu_seconds(server.pid)
+    for sock in sockets:
+        sock.sendall(request)
+    pieces = read_until_closed(sockets, lambda data: data.endswith(b"0\r\n\r\n"))
+    used = cpu_seconds(server.pid) - before - idle * (time.monotonic() - began)
+    for sock in sockets:
+        sock.close()
+    seen = sum(piece.count(b"data: {") for reads in pieces for _, piece in reads)
+    if seen < streams * frames:
+        raise SystemExit(f"{seen} frames came of {streams * frames}.")
+    return round(used / (streams * frames) * 1e6, 2)
+
+
+def _idle(server: OwnServer | PeerServer) -> float:
+    """CPU time per second without a request, which is taken off."""
     time.sleep(_SETTLE)
-    idle_from, cpu_from = time.monotonic(), cpu_seconds(server.pid)
+    began, before = time.monotonic(), cpu_seconds(server.pid)
     time.sleep(1.0)
-    idle = (cpu_seconds(server.pid) - cpu_from) / (time.monotonic() - idle_from)
-    payload = {"prompt": "x", "user": "x" * 4000, "max_tokens": 1}
-    host, port, post = http_request(server.url, "/v1/completions", payload)
-    get = f"GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
-    with socket.create_connection((host, port), timeout=_PATIENCE) as sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        per_get = _per_request(server.pid, sock, get, gets, idle)
-        per_post = _per_request(server.pid, sock, post, posts, idle)
-    return {
-        "get": round(per_get, 1),
-        "post": round(per_post, 1),
-        "frame": round(_per_frame(server, streams, frames, idle), 2),
-    }
+    return (cpu_seconds(server.pid) - before) / (time.monotonic() - began)
 
 
 def _per_request(pid: int, sock: socket.socket, request: bytes, number: int, idle: float) -> float:
@@ -160,20 +184,3 @@ def _answer(sock: socket.socket, request: bytes) -> None:
             if not head.startswith(b"HTTP/1.1 200"):
                 raise SystemExit(f"The server does not take a request: {seen[:300]!r}")
             return
-
-
-def _per_frame(server: OwnServer | PeerServer, streams: int, frames: int, idle: float) -> float:
-    payload = {"prompt": "x", "max_tokens": frames, "stream": True}
-    host, port, request = http_request(server.url, "/v1/completions", payload)
-    sockets = [socket.create_connection((host, port), timeout=_PATIENCE) for _ in range(streams)]
-    began, before = time.monotonic(), cpu_seconds(server.pid)
-    for sock in sockets:
-        sock.sendall(request)
-    pieces = read_until_closed(sockets, lambda data: data.endswith(b"0\r\n\r\n"))
-    used = cpu_seconds(server.pid) - before - idle * (time.monotonic() - began)
-    for sock in sockets:
-        sock.close()
-    seen = sum(piece.count(b"data: {") for reads in pieces for _, piece in reads)
-    if seen < streams * frames:
-        raise SystemExit(f"{seen} frames came of {streams * frames}.")
-    return used / (streams * frames) * 1e6
