@@ -232,9 +232,9 @@ class ServerConfig:
         minimum=0.001,
     )
     max_body_mib: int = option(
-        4,
-        "Largest request body, in MiB; a larger one gets 413. While one is decoded, which takes up to 1.5 ms for each "
-        "MiB, no token is sent.",
+        2,
+        "Largest request body, in MiB; a larger one gets 413. Two hold 131,072 tokens of text in any script. While "
+        "one is decoded, which takes up to 2 ms for each MiB, no token is sent.",
         metavar="MIB",
         minimum=1,
     )

@@ -9,7 +9,7 @@ from tests.raw_client import CHAT, Client, request_bytes
 
 pytestmark = pytest.mark.anyio
 
-LARGE = {"prompt": "\x7f" * 131_072}  # its answer has more bytes than all buffers between the server and a client
+LARGE = {"tokens": [1] * 131_000}  # its answer has more bytes than all buffers between the server and a client
 LOGPROBS = {
     "messages": [{"role": "user", "content": "hi"}],
     "n": 32,
@@ -19,11 +19,11 @@ LOGPROBS = {
 }
 CLOSE = "Connection: close"
 REQUESTS = {
-    "tokenize": request_bytes("/tokenize", LARGE),
-    "tokenize, then close": request_bytes("/tokenize", LARGE, CLOSE),
+    "detokenize": request_bytes("/detokenize", LARGE),
+    "detokenize, then close": request_bytes("/detokenize", LARGE, CLOSE),
     "logprobs": request_bytes(CHAT, LOGPROBS),
-    "pipelined": request_bytes("/tokenize", LARGE) + request_bytes("/tokenize", LARGE),
-    "before a generation": request_bytes("/tokenize", LARGE) + request_bytes(CHAT, LOGPROBS),
+    "pipelined": request_bytes("/detokenize", LARGE) + request_bytes("/detokenize", LARGE),
+    "before a generation": request_bytes("/detokenize", LARGE) + request_bytes(CHAT, LOGPROBS),
 }
 
 

@@ -77,8 +77,10 @@ class Bodies:
             body.clear()  # else both are held as long as the block
             yield whole
         finally:
-            self._room += taken
-            self._freed.set()
+            if taken:
+                self._room += taken
+                self._freed.set()
+                asyncio.get_running_loop().run_in_executor(None, _give_back_memory)
 
     async def work(
         self, request: Request, body: bytes, function: Callable[[bytes, *_More], _Result], *values: *_More
@@ -101,10 +103,7 @@ class Bodies:
         if len(body) <= SMALL:
             return await asyncio.to_thread(in_thread)
         async with self._large_work:
-            try:
-                return await asyncio.to_thread(in_thread)
-            finally:
-                await asyncio.to_thread(_give_back_memory)
+            return await asyncio.to_thread(in_thread)
 
     async def _take(self, size: int, request: Request) -> int:
         """Wait for room for so many bytes, and take it."""

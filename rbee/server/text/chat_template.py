@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -55,6 +56,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         variables: dict[str, Any] | None = None,
+        limit: int = sys.maxsize,
     ) -> list[str]:
         """The prompt of a conversation: a text, in pieces that must be tokenized one by one.
 
@@ -65,8 +67,10 @@ class ChatTemplate:
             add_generation_prompt: end with what opens the assistant's answer.
             continue_final_message: end right after the last message's content, so that the model continues it.
             variables: further template variables (`chat_template_kwargs`).
+            limit: tokens that the prompt may have.
 
         Raises:
+            TooManyTokensError: a message holds more special tokens than that.
             Refusal: the template refuses these messages (for example two in a row of one role), fails on them, or
                 the variables would hide its own.
         """
@@ -76,21 +80,28 @@ class ChatTemplate:
                 "chat_template_kwargs", f"chat_template_kwargs may not set {reserved[0]!r}: it is the server's."
             )
         # Marks show where the text is cut, and where the last content ends, whatever the template puts after it.
-        cut, end = secrets.token_hex(16), secrets.token_hex(16)
-        messages = [self._marked(self._known_role(message), cut) for message in messages]
+        cut, end = secrets.token_hex(8), secrets.token_hex(8)
+        given = [self._known_role(message) for message in messages]
+        marked = [self._marked(message, cut, limit) for message in given]
+        is_cut = marked != given
         if continue_final_message:
-            messages[-1] = messages[-1] | {"content": messages[-1]["content"] + end}
-        text = self._render(messages, add_generation_prompt and not continue_final_message, variables)
-        text, found, _ = text.partition(end)
-        if continue_final_message and not found:
-            raise invalid(
-                "continue_final_message", "The model's chat template does not show the last message's content."
-            )
-        return text.split(cut)
+            marked[-1] = marked[-1] | {"content": marked[-1]["content"] + end}
+        text = self._render(marked, add_generation_prompt and not continue_final_message, variables)
+        if continue_final_message:
+            text, found, _ = text.rpartition(end)
+            if not found:
+                raise invalid(
+                    "continue_final_message", "The model's chat template does not show the last message's content."
+                )
+        return text.split(cut) if is_cut else [text]
 
-    def _marked(self, message: dict[str, Any], mark: str) -> dict[str, Any]:
-        texts = {name: self._in_messages.cut(message[name], mark) for name in ("content", "name") if name in message}
-        return message | texts
+    def _marked(self, message: dict[str, Any], mark: str, limit: int) -> dict[str, Any]:
+        """The message with `mark` wherever a piece of it ends; itself if it is in one."""
+        for name in ("content", "name"):
+            pieces = self._in_messages.cut(message.get(name, ""), most=limit)
+            if len(pieces) > 1:
+                message = message | {name: mark.join(pieces)}
+        return message
 
     def _known_role(self, message: dict[str, Any]) -> dict[str, Any]:
         if message["role"] == "developer" and not self._knows_developer:

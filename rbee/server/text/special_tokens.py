@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from rbee.server.text.tokenizer import TooManyTokensError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -21,20 +23,27 @@ class SpecialTokens:
 
     def __init__(self, tokens: Iterable[str] = ()) -> None:
         found = sorted(token for token in tokens if len(token) > 1)
-        # A text without these holds no token; to look for them takes no time.
+        # A text without these holds no token. To look for a single character takes hardly any time.
+        self._first = {token[0] for token in found}
         self._beginnings = {token[:2] for token in found}
         self._longest = max(map(len, found), default=0)
         self._any = re.compile("(?=" + "|".join(map(re.escape, found)) + ")")
 
-    def cut(self, text: str, mark: str) -> str:
-        """`text` with `mark` behind the first character of each special token, however they overlap."""
-        if not any(beginning in text for beginning in self._beginnings):
-            return text
+    def cut(self, text: str, *, most: int) -> list[str]:
+        """`text`, cut behind the first character of each special token, however they overlap.
+
+        Raises:
+            TooManyTokensError: it would be cut more than `most` times.
+        """
+        if not any(first in text for first in self._first) or not any(pair in text for pair in self._beginnings):
+            return [text]
         pieces, start = [], 0
         for token in self._begins(text):
             pieces.append(text[start : token + 1])
             start = token + 1
-        return mark.join([*pieces, text[start:]])
+            if len(pieces) > most:
+                raise TooManyTokensError(len(pieces))
+        return [*pieces, text[start:]]
 
     def _begins(self, text: str) -> Iterator[int]:
         for start in range(0, len(text), _PIECE):

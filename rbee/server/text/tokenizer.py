@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from tokenizers import Encoding
+
     from rbee.models.token_pieces import Piece
 
 
 # Of a text so many times as long as the tokens that there may be, in characters, a beginning is tokenized first.
-_LIKELY_CHARACTERS = 8
+_LIKELY_CHARACTERS = 4
 # Characters: so many tokens more, at most, has the beginning of a text than the whole up to there, for what is cut may
 # be one token in the whole.
 _LONGEST_TOKEN = 128
@@ -62,13 +64,17 @@ class TextCodec:
         Raises:
             TooManyTokensError: there are more than `limit`. Of a long text only so much is tokenized as shows that.
         """
+        self.check_beginning(text, limit)
+        encoding = self._encoding(text, add_special_tokens)
+        _check_number(len(encoding), limit)
+        return encoding.ids
+
+    def check_beginning(self, text: str, limit: int) -> None:
+        """Raise TooManyTokensError for a long text whose beginning already has more than `limit` tokens."""
         length = limit * _LIKELY_CHARACTERS
         while length < len(text):
-            _check_number(len(self._ids(text[:length], add_special_tokens)) - _LONGEST_TOKEN, limit)
+            _check_number(len(self._encoding(text[:length], add_special_tokens=False)) - _LONGEST_TOKEN, limit)
             length *= 2
-        ids = self._ids(text, add_special_tokens)
-        _check_number(len(ids), limit)
-        return ids
 
     def encode_pieces(
         self, pieces: list[str], *, add_special_tokens: bool = False, limit: int = sys.maxsize
@@ -80,10 +86,10 @@ class TextCodec:
             _check_number(len(ids), limit)
         return ids
 
-    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:  # noqa: FBT001 - private
+    def _encoding(self, text: str, add_special_tokens: bool) -> Encoding:  # noqa: FBT001 - private
         # The batch call alone gives up Python's lock, so that other threads run meanwhile.
         [encoding] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        return encoding.ids
+        return encoding
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of `token_ids`, special tokens left out."""

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from rbee.server.errors import Refusal
 from rbee.server.protocols import json_shape
 from rbee.server.protocols.fields import decode_object
-from rbee.server.protocols.json_shape import MAX_DIGITS, MAX_ITEMS, MAX_VALUES, UNCOUNTED_BYTES, check_shape
+from rbee.server.protocols.json_shape import (
+    MAX_DIGITS,
+    MAX_ESCAPES,
+    MAX_ITEMS,
+    MAX_VALUES,
+    UNCOUNTED_BYTES,
+    check_shape,
+)
 
 
 def padded(text: bytes) -> bytes:
@@ -55,7 +62,7 @@ def test_bounds(item, most):
     assert is_refused(padded(b"[" + b",".join([item] * (most + 2)) + b"]"))
 
 
-@pytest.mark.parametrize("text", ["a" * 10**6, 'a,[{:"\\' * 50_000, "\\" * 10**6, "\u00e9\n" * 10**5, "0" * 10**6])
+@pytest.mark.parametrize("text", ["a" * 10**6, 'a,[{:"\\' * 50_000, "\\" * 10**5, "\u00e9\n" * 10**5, "0" * 10**6])
 @pytest.mark.parametrize("before", range(4))
 def test_the_text_of_a_string_is_not_counted(text, before):
     """Whatever is in it, and wherever the pieces end that are looked at."""
@@ -67,6 +74,12 @@ def test_long_numbers_are_refused():
     assert not is_refused(padded(b'[1.%b, "%b"]' % (b"5" * (MAX_DIGITS - 1), b"5" * 1000)))
     assert is_refused(padded(b"[1.%b]" % (b"5" * MAX_DIGITS)))
     assert is_refused(b" " * UNCOUNTED_BYTES + b"1234567890" * 20)
+
+
+def test_many_escapes_are_refused():
+    """A string of nothing else takes a decoder as long as many values."""
+    assert not is_refused(json.dumps("\n" * MAX_ESCAPES).encode())
+    assert is_refused(json.dumps("\n" * (MAX_ESCAPES + 1)).encode())
 
 
 def test_small_texts_are_not_counted():

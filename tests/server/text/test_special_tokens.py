@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from rbee.server.text import special_tokens
 from rbee.server.text.chat_template import ChatTemplate
 from rbee.server.text.special_tokens import SpecialTokens
+from rbee.server.text.tokenizer import TooManyTokensError
 
 TOKENS = ["<|im_start|>", "<|im_end|>", "<s>", "<<s>>", "[/INST]", "x"]
 
@@ -26,12 +27,12 @@ TOKENS = ["<|im_start|>", "<|im_end|>", "<s>", "<<s>>", "[/INST]", "x"]
 )
 def test_cuts(text, cut):
     """Behind the first character of each, however they overlap; one of a single character cannot be cut."""
-    assert SpecialTokens(TOKENS).cut(text, "#") == cut
+    assert "#".join(SpecialTokens(TOKENS).cut(text, most=100)) == cut
 
 
 def test_a_model_without_special_tokens():
     """It has nothing to cut."""
-    assert SpecialTokens().cut("<s> a", "#") == "<s> a"
+    assert SpecialTokens().cut("<s> a", most=100) == ["<s> a"]
 
 
 @given(st.lists(st.sampled_from([*TOKENS, "<", "|", "im_", "end|>", ">", " "])).map("".join), st.integers(1, 12))
@@ -39,9 +40,18 @@ def test_no_piece_holds_a_token(text, piece):
     """Wherever a long text is looked at in parts; and no character is lost."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(special_tokens, "_PIECE", piece)
-        cut = SpecialTokens(TOKENS).cut(text, "#")
-    assert cut.replace("#", "") == text
-    assert not any(token in part for part in cut.split("#") for token in TOKENS if len(token) > 1)
+        parts = SpecialTokens(TOKENS).cut(text, most=10**6)
+    assert "".join(parts) == text
+    assert not any(token in part for part in parts for token in TOKENS if len(token) > 1)
+
+
+def test_a_text_of_nothing_else():
+    """It is not cut to its end."""
+    tokens = SpecialTokens(TOKENS)
+    assert len(tokens.cut("<s>" * 1000, most=1000)) == 1001
+    with pytest.raises(TooManyTokensError) as caught:
+        tokens.cut("<s>" * 1_000_000, most=1000)
+    assert caught.value.found == 1001
 
 
 TEMPLATE = "{% for m in messages %}<s>{{ m.role }}{{ m.name }}:{{ m.content | trim }}</s>{% endfor %}<s>"

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from rbee.server.streams.dialect import Dialect
     from rbee.server.text.served_model import ServedModel
 
-MAX_TOKENIZED = 131_072  # tokens of a text, for a model that takes no longer ones: Python lists each of them
+MAX_TOKENIZED = 65_536  # tokens of a text, for a model that takes no longer ones: Python lists each of them
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for plain completions
 
 
@@ -68,14 +68,16 @@ class RequestReader:
         reader = FieldReader(lenient=self._lenient)
         request, messages = read_chat(self._with_defaults(decode_object(body)), reader)
         self.check_model(request.model)
-        pieces = self._chat_prompt(
-            messages,
-            add_generation_prompt=request.add_generation_prompt,
-            continue_final_message=request.continue_final_message,
-            variables=request.chat_template_kwargs,
-        )
-        with _fitting(engine.max_model_len, "messages"):
-            prompt = self._model.codec.encode_pieces(pieces, limit=engine.max_model_len)
+        limit = engine.max_model_len
+        with _fitting(limit, "messages"):
+            pieces = self._chat_prompt(
+                messages,
+                limit,
+                add_generation_prompt=request.add_generation_prompt,
+                continue_final_message=request.continue_final_message,
+                variables=request.chat_template_kwargs,
+            )
+            prompt = self._model.codec.encode_pieces(pieces, limit=limit)
         asked = self._parameters(request, output_limit(request), len(prompt), deadlines, engine)
         return self._asked(request, reader, ChatDialect, _generation(request, received_ns, prompt, asked))
 
@@ -105,13 +107,13 @@ class RequestReader:
         self.check_model(asked.model)
         if (asked.prompt is None) == (asked.messages is None):
             raise invalid("prompt", "Send either prompt or messages.")
-        if asked.messages is None:
-            pieces, special = [asked.prompt or ""], True
-        else:
-            messages = read_messages(asked.messages, reader)
-            pieces, special = self._chat_prompt(messages, add_generation_prompt=asked.add_generation_prompt), False
-        add_special_tokens = special if asked.add_special_tokens is None else asked.add_special_tokens
+        add_special_tokens = asked.messages is None if asked.add_special_tokens is None else asked.add_special_tokens
         try:
+            if asked.messages is None:
+                pieces = [asked.prompt or ""]
+            else:
+                messages = read_messages(asked.messages, reader)
+                pieces = self._chat_prompt(messages, limit, add_generation_prompt=asked.add_generation_prompt)
             return self._model.codec.encode_pieces(pieces, add_special_tokens=add_special_tokens, limit=limit)
         except TooManyTokensError as error:
             raise invalid(
@@ -167,14 +169,17 @@ class RequestReader:
         answer = dialect(model.name, generation, options, model.codec.token_bytes, reader.ignored)
         return Asked(generation, answer, request.stream, options.resumable)
 
-    def _chat_prompt(self, messages: list[dict[str, Any]], **options: Any) -> list[str]:
+    def _chat_prompt(self, messages: list[dict[str, Any]], limit: int, **options: Any) -> list[str]:
+        """The pieces of a prompt, which may have more than `limit` tokens; no message has many times as many."""
         if self._model.chat_template is None:
             raise invalid(
                 None,
                 f"The model {self._model.name!r} {self._model.no_chat_reason}; use /v1/completions.",
                 code="no_chat_template",
             )
-        return self._model.chat_template.render(messages, **options)
+        for message in messages:
+            self._model.codec.check_beginning(message["content"], limit)
+        return self._model.chat_template.render(messages, limit=limit, **options)
 
 
 @contextlib.contextmanager
