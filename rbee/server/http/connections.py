@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 _LAST_PLACES = 16  # connections past the bounds that are held to be told so
 _RETRY_AFTER = 5  # seconds
+_MANY = 2**31  # connections, where the system sets no limit
 
 
 class Connections:
@@ -57,11 +58,8 @@ class Connections:
         of_address = self._by_address[address] if address and self._per_address else 0
         if of_address and of_address >= self._per_address:
             has_place = self._make_way(other for other in self._waiting if other.address == address)
-            why = f"{of_address} connections of {address} are open (--max-connections-per-address)"
         else:
-            limit, remedy = self._limit_now()
-            has_place = len(self._held) < limit or self._make_way(self._waiting)
-            why = f"{len(self._held)} connections are open ({remedy})"
+            has_place = len(self._held) < self._limit_now() or self._make_way(self._waiting)
         if has_place:
             self._held.add(connection)
             self._waiting[connection] = None
@@ -69,7 +67,10 @@ class Connections:
             return True
         if not self._full:
             self._full = True
-            _log.warning("%s, and all are being answered: new ones get 503 until some are closed.", why)
+            _log.warning(
+                "%s, and all are being answered: new ones get 503 until some are closed.",
+                self._state(address, of_address),
+            )
         if len(self._last) >= _LAST_PLACES:
             next(iter(self._last)).drop()
         self._last[connection] = None
@@ -85,7 +86,7 @@ class Connections:
         self._by_address[connection.address] -= 1
         if not self._by_address[connection.address]:
             del self._by_address[connection.address]
-        if self._full and len(self._held) < self._limit_now()[0] * 7 // 8:
+        if self._full and len(self._held) < self._limit_now() * 7 // 8:
             self._full = False
 
     def waits(self, connection: BoundedProtocol) -> None:
@@ -97,13 +98,21 @@ class Connections:
         """From now on its client waits for an answer."""
         self._waiting.pop(connection, None)
 
-    def _limit_now(self) -> tuple[int, str]:
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if files == resource.RLIM_INFINITY or 0 < self._limit <= files - SPARE_DESCRIPTORS:
-            return self._limit or files, "--max-connections"
-        return files - SPARE_DESCRIPTORS, (
-            f"this process may open only {files} files: raise the limit with ulimit -n or systemd's LimitNOFILE="
-        )
+    def _limit_now(self) -> int:
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        allowed = _MANY if files == resource.RLIM_INFINITY else files - SPARE_DESCRIPTORS
+        return min(self._limit or allowed, allowed)
+
+    def _state(self, address: str, of_address: int) -> str:
+        """How many there are, and what bounds them."""
+        if of_address and of_address >= self._per_address:
+            return f"{of_address} connections of {address} are open (--max-connections-per-address)"
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if self._limit_now() == self._limit:
+            remedy = "--max-connections"
+        else:
+            remedy = f"this process may open only {files} files: raise the limit with ulimit -n or LimitNOFILE="
+        return f"{len(self._held)} connections are open ({remedy})"
 
     def _make_way(self, candidates: Iterable[BoundedProtocol]) -> bool:
         """Close one of these, if there is one."""
