@@ -95,7 +95,7 @@ def make_door(config: ServerConfig) -> Door:
     """Who may come in. ConfigError: the options do not say that."""
     return Door(
         keys=KeyRing(config.api_key, config.api_key_file),
-        hosts=None if config.uds else allowed_hosts(config.host, config.allowed_host),
+        hosts=allowed_hosts("" if config.uds else config.host, config.allowed_host),
         origins=allowed_origins(config.cors_origin),
     )
 

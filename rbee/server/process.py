@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -21,7 +23,8 @@ from rbee.errors import ConfigError, EngineUnavailableError
 from rbee.server import assembly
 from rbee.server.http.connections import Connections
 from rbee.server.http.descriptors import allow_descriptors
-from rbee.server.http.listener import HttpServer, check_access, listen, listen_on_path, tls_context, url_of
+from rbee.server.http.listener import HttpServer, check_access, listen, listen_on_path, remove_name, url_of
+from rbee.server.http.tls import tls_context
 from rbee.server.service_manager import ServiceManager
 from rbee.server.text import served_model
 from rbee.standard_streams import say
@@ -74,7 +77,9 @@ def run(config: Config, model: ModelFolder | None) -> int:
             resources.callback(traces.close)
         sock = resources.enter_context(_listen(options))
         if options.uds:
-            resources.callback(Path(options.uds).unlink, missing_ok=True)
+            remove = partial(remove_name, options.uds, Path(options.uds).stat().st_ino)
+            resources.callback(remove)
+            _remove_at_signal(remove)
         say(f"rbee: listening on {url_of(sock, tls=tls is not None)}")
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -93,6 +98,17 @@ class _Entry(NamedTuple):
 
 def _listen(options: ServerConfig) -> socket.socket:
     return listen_on_path(options.uds) if options.uds else listen(options.host, options.port)
+
+
+def _remove_at_signal(remove: Callable[[], None]) -> None:
+    """Until the event loop handles the signals they end the process at once, as before, but for this."""
+
+    def leave(_number: int, _frame: object) -> None:
+        remove()
+        os._exit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
 
 
 async def _serve(

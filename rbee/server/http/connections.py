@@ -16,6 +16,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import MutableHeaders
+from uvicorn.protocols.utils import get_remote_addr
 
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import refusals
@@ -129,6 +130,7 @@ class BoundedProtocol(StreamProtocol):
     def __init__(self, *args: Any, places: Connections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._places = places
+        self._has_place: bool | None = None  # None: it has not asked yet
 
     @property
     def address(self) -> str:
@@ -145,9 +147,23 @@ class BoundedProtocol(StreamProtocol):
     def on_answering(self) -> None:
         self._places.answers(self)
 
+    def before_tls(self, carrier: asyncio.Transport) -> None:
+        """The connection is there, and its handshake begins; `connection_made` comes when it is over."""
+        self.transport, self.client = carrier, get_remote_addr(carrier)
+        self.carrier = carrier
+        self._has_place = self._places.add(self)
+
+    def after_tls(self) -> None:
+        """The descriptor is about to be closed; `connection_lost` comes later, or not at all without a handshake."""
+        if self.flow is not None:
+            self.flow.end()
+        self._places.remove(self)
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the base class
         super().connection_made(transport)
-        if not self._places.add(self):
+        if self._has_place is None:
+            self._has_place = self._places.add(self)
+        if not self._has_place:
             self.app = _only_health(self.app)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -9,10 +9,9 @@ import contextlib
 import errno
 import os
 import socket
-import ssl
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -20,9 +19,12 @@ from rbee.errors import ConfigError
 from rbee.server.http.connections import BoundedProtocol, Connections
 from rbee.server.http.departures import Departures
 from rbee.server.http.door import is_loopback
+from rbee.server.http.tls import TlsProtocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import asyncio
+    import ssl
+    from collections.abc import Callable, Iterator
 
     from starlette.types import ASGIApp
 
@@ -60,22 +62,28 @@ class HttpServer(uvicorn.Server):
             app: the application.
             slow_reader_timeout: how long a client may leave an answer unread that is not being streamed any more.
             keep_alive_timeout: how long a connection may be idle after an answer.
-            head_timeout: how long a connection may take to its first request, and a request to the end of its head.
+            head_timeout: how long a connection may take to its first request, a request to the end of its head, and a
+                TLS handshake.
             connections: bounds how many there are.
-            tls: makes it serve https.
+            tls: makes it serve https. Needs uvloop.
             debug: uvicorn logs what it does.
         """
-        protocol = partial(
+        make: Callable[..., BoundedProtocol] = partial(
             BoundedProtocol,
             places=connections or Connections(),
             departures=Departures(),
             unread_timeout=slow_reader_timeout,
             head_timeout=head_timeout,
         )
+
+        def make_with_tls(*args: Any, **kwargs: Any) -> asyncio.BaseProtocol:
+            assert tls is not None
+            return TlsProtocol(make(*args, **kwargs), tls, head_timeout)
+
         super().__init__(
             uvicorn.Config(
                 app,
-                http=protocol,  # type: ignore[arg-type] # it makes protocols, as a class does
+                http=make if tls is None else make_with_tls,  # type: ignore[arg-type] # makes protocols, as a class does
                 ws="none",
                 lifespan="off",  # the process starts and stops the engine itself, in its own order
                 log_config=None,  # rbee.logs has configured logging
@@ -85,7 +93,6 @@ class HttpServer(uvicorn.Server):
                 backlog=_BACKLOG,
                 timeout_keep_alive=keep_alive_timeout,
                 timeout_graceful_shutdown=_RESPONSE_PATIENCE,
-                ssl_context_factory=None if tls is None else lambda *_: tls,
             )
         )
 
@@ -131,12 +138,13 @@ def listen(host: str, port: int) -> socket.socket:
 def listen_on_path(path: str) -> socket.socket:
     """A listening Unix socket of this name, for its user and group. One that nobody listens on any more is replaced.
 
+    Its connections have the system's send buffer (net.core.wmem_default): they inherit none.
+
     Raises:
         ConfigError: the name cannot be used.
     """
     sock = socket.socket(socket.AF_UNIX)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         _remove_left(path)
         before = os.umask(0o117)
         try:
@@ -152,36 +160,24 @@ def listen_on_path(path: str) -> socket.socket:
     return sock
 
 
+def remove_name(path: str, inode: int) -> None:
+    """Remove the name of our own Unix socket; another server may have taken it meanwhile."""
+    with contextlib.suppress(OSError):
+        if Path(path).stat().st_ino == inode:
+            Path(path).unlink()
+
+
 def _remove_left(path: str) -> None:
     """Remove the socket that a server has left at its end, if there is one."""
     if Path(path).is_socket():
         with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
             try:
                 probe.connect(path)
+            except BlockingIOError:  # a server whose backlog is full
+                pass
             except ConnectionRefusedError:
-                Path(path).unlink()
-
-
-def tls_context(cert: str, key: str) -> ssl.SSLContext | None:
-    """What serves https with this certificate and key, PEM files; None for "".
-
-    Raises:
-        ConfigError: they cannot be used.
-    """
-    if not cert:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(cert, key, password=_no_passphrase)
-    except (OSError, ValueError) as error:  # SSLError is an OSError
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ConfigError(f"--tls-cert {cert} and --tls-key {key} cannot be used: {reason}.") from error
-    return context
-
-
-def _no_passphrase() -> str:
-    raise ValueError("the key has a passphrase; give one without (openssl pkey)")
+                Path(path).unlink(missing_ok=True)
 
 
 def url_of(sock: socket.socket, *, tls: bool = False) -> str:

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import refusals
 from rbee.server.http.departures import Departures, WatchedFlow
-from rbee.server.http.unread import UnreadBytes
+from rbee.server.http.unread import Layers, UnreadBytes
 from rbee.server.http.upgrades import DecliningParser
 from rbee.server.http.writer import EXTENSION, HAS_LEFT, KEEP_ALIVE, WRITE_BUFFER_HIGH, WRITE_BUFFER_LOW, SocketWriter
 
@@ -64,6 +64,7 @@ class StreamProtocol(HttpToolsProtocol):
         self._departures = departures or Departures()
         self._unread_timeout = unread_timeout
         self._head_timeout = head_timeout
+        self.carrier: asyncio.Transport | None = None  # of the TLS that `transport` is
         self._late_head: asyncio.TimerHandle | None = None  # while a head is waited for
         self._answering: RequestResponseCycle | None = None  # `cycle` is the newest, perhaps of a request that waits
         self.listener: WriterListener | None = None  # of the one response that is being streamed
@@ -80,7 +81,7 @@ class StreamProtocol(HttpToolsProtocol):
         transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH, low=WRITE_BUFFER_LOW)
         self.flow = WatchedFlow(transport, self._departures, self._on_end, self._ask)
         self._unread = UnreadBytes(
-            transport,
+            transport if self.carrier is None else Layers(transport, self.carrier),
             self._unread_timeout,
             lambda: self.listener is not None,
             clock=self.loop.time,
@@ -297,9 +298,11 @@ class StreamProtocol(HttpToolsProtocol):
         is_last = not self.pipeline
         super().on_response_complete()
         self._unread.wrote()
-        if not is_last or self.transport.is_closing():
+        if not is_last:
             return
         self.on_waiting()
+        if self.transport.is_closing():  # TLS waits for the client's own end
+            return
         if self._in_body:
             self._rest = self.loop.call_later(REST_TIME, self.transport.close)
         elif self._in_head and self._late_head is None:

@@ -29,6 +29,22 @@ class Timer(Protocol):
     def cancel(self) -> None: ...
 
 
+class Layers:
+    """TLS and the transport that carries it, as one: TLS alone does not know what waits below it."""
+
+    def __init__(self, upper: Outgoing, lower: Outgoing) -> None:
+        self._upper = upper
+        self._lower = lower
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that wait in either."""
+        return self._upper.get_write_buffer_size() + self._lower.get_write_buffer_size()
+
+    def abort(self) -> None:
+        """Drop both."""
+        self._upper.abort()
+
+
 class UnreadBytes:
     """Watches the bytes that wait for one connection, from `wrote` on until none do.
 
