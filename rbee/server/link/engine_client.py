@@ -84,6 +84,7 @@ class EngineClient:
         self._polling = self._stopped = False
         # By ring. An open sequence has a generation other than 0, and a sink in one of the two lists.
         self._generations = [0] * num_rings
+        self._delivering: Drained | None = None  # by `_deliver`, whose callbacks come back here
         self._received_ns = [0] * num_rings
         self._token_sinks: list[TokenSink | None] = [None] * num_rings
         self._direct_sinks: list[DirectSink | None] = [None] * num_rings
@@ -207,17 +208,19 @@ class EngineClient:
         if self._generations[ring] != generation:
             return
         self._end(ring, reason)
+        if self._has_ended(ring):
+            return
         if self._consumer.cancel(ring):
             self._send(Wake())
         if self._consumer.resume(ring):  # a paused ring would never show its finish
             self._loop.call_soon(self.on_wake)
 
     def pause(self, ring: int, generation: int) -> None:
-        if self._generations[ring] == generation:
+        if self._generations[ring] == generation and not self._has_ended(ring):
             self._consumer.pause(ring)
 
     def resume(self, ring: int, generation: int) -> None:
-        if self._generations[ring] == generation and self._consumer.resume(ring):
+        if self._generations[ring] == generation and not self._has_ended(ring) and self._consumer.resume(ring):
             self._loop.call_soon(self.on_wake)
 
     def orphan(self, ring: int, generation: int) -> None:
@@ -339,6 +342,7 @@ class EngineClient:
 
     def _deliver(self, drained: Drained) -> None:
         # A callback may end other sequences: each sink is looked up when its turn comes.
+        self._delivering = drained
         start = 0
         for ring, end, code in zip(drained.rings, drained.ends, drained.finishes, strict=True):
             sink, received_ns, entry = self._token_sinks[ring], self._received_ns[ring], None
@@ -370,6 +374,15 @@ class EngineClient:
             if (direct := self._direct_sinks[ring]) is not None:
                 self._end(ring, _split(code)[0], code)
                 self._call(ring, direct, direct.on_finish, *_split(code))
+        self._delivering = None
+
+    def _has_ended(self, ring: int) -> bool:
+        """Whether the ring has been given back, and its sequence is only to be told so."""
+        drained = self._delivering
+        return drained is not None and (
+            any(code and other == ring for other, code in zip(drained.rings, drained.finishes, strict=True))
+            or any(other == ring for other, _ in drained.ended)
+        )
 
     def _call(
         self, ring: int, sink: Sink, method: Callable[_P, _Result], *values: _P.args, **named: _P.kwargs

@@ -20,6 +20,8 @@ from tests.server.link.link_parts import CAPACITY, DIED, RINGS, direct_target, r
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rbee.server.link.sequences import SequenceHandle
+    from rbee.server.link.sinks import TokenBatch
     from tests.server.link.link_parts import Engine
 
 pytestmark = pytest.mark.anyio
@@ -213,6 +215,29 @@ async def test_broken_sink_ends_alone(engine: Engine, caplog: pytest.LogCaptureF
     assert [error.code for error in broken.ends] == ["internal_error"]
     assert engine.producer.take_cancelled() == [ring]
     assert "this sink is broken" in caplog.text
+
+
+class Ending(RecordingSink):
+    """One that ends another sequence, for which it has been held up, with its own end."""
+
+    other: SequenceHandle
+
+    def deliver(self, batch: TokenBatch) -> int:
+        """As does a choice with an error, whose connection takes no more."""
+        self.other.pause()
+        self.other.resume()
+        self.other.cancel()
+        return super().deliver(batch)
+
+
+async def test_sequences_that_end_together_may_end_each_other(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """What has ended with the same step is not touched any more, and not shown."""
+    _, ring, first = engine.submit(Ending())
+    first.other, other, second = engine.submit()
+    engine.commit([], [(ring, FinishReason.ERROR), (other, FinishReason.ERROR)])
+    await until(lambda: engine.client.rings_in_use == 0)
+    assert (first.ends, second.ends, caplog.text) == ([FinishReason.ERROR], [], "")
+    assert engine.producer.take_cancelled() == []
 
 
 async def test_dead_engines_last_tokens_come_before_the_error(engine: Engine) -> None:
