@@ -46,6 +46,7 @@ BeginTrace: TypeAlias = "Callable[[str, str, Headers], RequestTrace | None]"  # 
 
 _DEFECT = "internal_error"
 _NO_ANSWER = 499  # the client has gone before its answer began
+_PREFLIGHT_NAMES = 1000  # characters of the headers that a page asks to send
 _PREFLIGHT_SECONDS = 600  # that a browser may remember what it was told of another origin
 # What a page may read of an answer, beside what every page may.
 _SHOWN_HEADERS = ("Retry-After", "Warning", "X-Request-Id", "X-Stream-Id", "traceparent")
@@ -146,13 +147,32 @@ class _Refusals:
 def _cors(origins: frozenset[str]) -> Middleware:
     """Lets pages of these origins read the answers, refusals too, and answers their preflights, which have no key."""
     return Middleware(
-        CORSMiddleware,
+        _Preflights,
         allow_origins=sorted(origins),
         allow_methods=["DELETE", "GET", "POST"],
         allow_headers=["*"],
         expose_headers=_SHOWN_HEADERS,
         max_age=_PREFLIGHT_SECONDS,
     )
+
+
+class _Preflights(CORSMiddleware):
+    """Refuses in the usual envelope. What is allowed repeats the names of headers that are asked for, so few may be."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        answer = super().preflight_response(request_headers)
+        if len(request_headers.get("access-control-request-headers", "")) > _PREFLIGHT_NAMES:
+            message = f"Access-Control-Request-Headers has more than {_PREFLIGHT_NAMES} characters; ask for fewer."
+        elif answer.status_code == 200:
+            return answer
+        else:
+            message = (
+                f"{bytes(answer.body).decode()}; the server's --cors-origin, and its routes, say what pages may do."
+            )
+        refused = refusals.answer(Refusal(RefusalKind.INVALID, message, code="preflight_refused"))
+        kept = {"vary", "access-control-allow-origin", "access-control-allow-methods"}
+        refused.headers.update({name: value for name, value in answer.headers.items() if name in kept})
+        return refused
 
 
 class _Gate:
@@ -212,7 +232,6 @@ class _Entrance:
         if self._begin_trace is not None and refusals.STATE not in state:
             trace = self._begin_trace(scope["method"], scope["path"], headers)
         status = _NO_ANSWER
-        keep_alive = scope.get("extensions", {}).get(KEEP_ALIVE)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -220,6 +239,7 @@ class _Entrance:
                 status = message["status"]
                 answer = MutableHeaders(scope=message)
                 answer["x-request-id"] = request_id
+                keep_alive = scope.get("extensions", {}).get(KEEP_ALIVE)  # now: the client may have ended its side
                 if keep_alive is not None and "connection" not in answer:
                     answer["connection"] = "keep-alive"
                     answer["keep-alive"] = f"timeout={keep_alive['timeout']}"

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import refusals
 from rbee.server.http.departures import Departures, WatchedFlow
+from rbee.server.http.heads import UnreadableHeadError, checked_target
 from rbee.server.http.unread import Layers, UnreadBytes
 from rbee.server.http.upgrades import DecliningParser
 from rbee.server.http.writer import EXTENSION, HAS_LEFT, KEEP_ALIVE, WRITE_BUFFER_HIGH, WRITE_BUFFER_LOW, SocketWriter
@@ -109,6 +110,9 @@ class StreamProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.parser.offered:  # the head comes again without the offer
             return
+        version = self.parser.get_http_version()
+        self.url = checked_target(self.url, self.headers, version)
+        self.expect_100_continue &= version != "1.0"  # which has no interim answers
         self._in_head = False
         self._in_body = True
         self._stop_awaiting_head()
@@ -143,9 +147,13 @@ class StreamProtocol(HttpToolsProtocol):
         self._on_end()
         if self.transport.is_closing():
             return False
+        self._keep_no_longer()
+        return True
+
+    def _keep_no_longer(self) -> None:
+        """The newest request is the connection's last one."""
         self.cycle.keep_alive = False
         self.cycle.scope["extensions"].pop(KEEP_ALIVE, None)
-        return True
 
     def _on_end(self) -> None:
         """The client has ended its side, though it may have sent more that is not read yet."""
@@ -189,6 +197,7 @@ class StreamProtocol(HttpToolsProtocol):
         What a client sends to a closed connection takes the answer from it (TCP's reset). So the one that is still
         sending is told the end, and what comes until it closes its own end is thrown away, up to a bound.
         """
+        self.pipeline.clear()  # what came behind it is not looked at
         if self._in_body and not self.transport.is_closing() and self.transport.can_write_eof():
             self._unreadable = True
             self.transport.write_eof()
@@ -238,11 +247,13 @@ class StreamProtocol(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserError as error:
             is_url = isinstance(error.__context__, httptools.HttpParserInvalidURLError)
-            reason = "Invalid URL" if is_url else str(error)
+            is_head = isinstance(error.__context__, UnreadableHeadError)
+            reason = "Invalid URL" if is_url else str(error.__context__ if is_head else error)
             message = f"This cannot be read as a request of HTTP/1.1: {reason}. The connection is closed."
             self._refuse(Refusal(RefusalKind.INVALID, message, code="invalid_http"))
-        except httptools.HttpParserUpgrade:  # CONNECT
+        except httptools.HttpParserUpgrade:  # CONNECT: what follows belongs to no request
             self._unreadable = True
+            self._keep_no_longer()
 
     def _refuse(self, refusal: Refusal) -> None:
         """Have the application answer with `refusal`, as it does with others, and the connection closed then.
@@ -263,7 +274,9 @@ class StreamProtocol(HttpToolsProtocol):
                 return
             before.disconnected = True
             before.message_event.set()
-            is_next = True
+            is_next = before is self._answering
+            if not is_next:  # it has not begun: the refusal takes its turn
+                self.pipeline.popleft()
         self.on_message_begin()
         self.scope["method"] = self.scope["path"] = ""
         self.scope["raw_path"] = self.scope["query_string"] = b""
@@ -310,7 +323,12 @@ class StreamProtocol(HttpToolsProtocol):
 
     def has_left(self) -> bool:
         """Whether the client has left, though that may not have been read yet; from any thread."""
-        return self.transport.is_closing() or self.flow.has_left()
+        left = self.transport.is_closing() or self.flow.has_left()
+        answering = self._answering
+        if left and answering is not None and not answering.disconnected:
+            answering.disconnected = True  # nothing is sent any more, whether its end has been read or not
+            self.loop.call_soon_threadsafe(self.transport.close)
+        return left
 
     @property
     def takes_chunks(self) -> bool:

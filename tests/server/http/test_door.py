@@ -183,9 +183,17 @@ def test_pages_of_a_site_that_is_allowed(open_server: Server) -> None:
         assert answer.headers["access-control-allow-origin"] == site
         assert "x-request-id" in answer.headers["access-control-expose-headers"].lower()
     foreign = ask(open_server, "OPTIONS", CHAT, Origin=EVIL, **asked)
-    assert foreign.status_code == 400
+    assert outcome(foreign) == (400, "preflight_refused")
     assert "access-control-allow-origin" not in foreign.headers
     assert outcome(ask(open_server, Origin=EVIL, Authorization="Bearer secret")) == (403, "origin_not_allowed")
+
+
+def test_a_preflight_is_repeated_only_so_far(open_server: Server) -> None:
+    """The names of headers that it asks for come back, so a long list is refused."""
+    asked = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": ",".join(["x-a"] * 10_000)}
+    answer = ask(open_server, "OPTIONS", CHAT, Origin="https://site.example", **asked)
+    assert outcome(answer) == (400, "preflight_refused")
+    assert len(str(answer.headers)) + len(answer.content) < 2000
 
 
 def test_a_stream_for_a_page(open_server: Server) -> None:

@@ -9,7 +9,7 @@ from uvicorn.server import ServerState
 
 from rbee.server.http.protocol import MAX_HEAD_BYTES, StreamProtocol
 from rbee.server.http.refusals import STATE
-from rbee.server.http.writer import WRITE_BUFFER_HIGH, writer_of
+from rbee.server.http.writer import HAS_LEFT, WRITE_BUFFER_HIGH, writer_of
 
 pytestmark = pytest.mark.anyio
 
@@ -300,7 +300,7 @@ UNREADABLE = {
     "a head without end": [b"GET / HTTP/1.1\r\nX: ", *[b"x" * 1000] * (2 * MAX_HEAD_BYTES // 1000)],
     "a head without end, in small pieces": [b"GET / HTTP/1.1\r\nX: ", *[b"x" * 10] * (MAX_HEAD_BYTES // 10 + 100)],
     "no HTTP": [b"\x16\x03\x01\x02", b"more"],
-    "no URL": [b"GET http:///// HTTP/1.1\r\n\r\n", b"more"],
+    "no URL": [b"CONNECT a:80 HTTP/1.1\r\n\r\n", b"more"],
 }
 
 
@@ -372,6 +372,51 @@ async def test_an_answer_that_is_due_goes_before_a_refusal(name):
     answers = b"".join(transport.written).split(b"HTTP/1.1 ")[1:]
     assert [answer[:3] for answer in answers] == [b"200", b"400"]
     assert (app.received, transport.ended) == (["http.request"], True)
+    await end(protocol)
+
+
+async def test_a_body_that_cannot_be_read_does_not_overtake():
+    """Its refusal takes the place of its request, behind the answer that is due; the application does not see it."""
+    protocol, transport = connect(app := RefusingApp())
+    await feed(protocol, transport, [BEFORE + b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n"])
+    assert (transport.written, app.refused) == ([], [])
+    app.may_answer.set()
+    await settle()
+    answers = b"".join(transport.written).split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"200", b"400"]
+    assert (app.received, app.refused, transport.ended) == (["http.request"], ["invalid_http"], True)
+    await end(protocol)
+
+
+async def test_nothing_is_said_to_a_client_that_has_left():
+    """One of HTTP/1.0 cannot be asked whether it waits; its connection is closed, whether its end was read or not."""
+    ours, theirs = socket.socketpair()
+
+    async def app(scope, _, send):
+        theirs.shutdown(socket.SHUT_WR)
+        assert scope["extensions"][HAS_LEFT]()
+        await send({"type": "http.response.start", "status": 499, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    with ours, theirs:
+        protocol, transport = connect(app, ours)
+        protocol.data_received(b"GET / HTTP/1.0\r\n\r\n")
+        await settle()
+        assert (transport.written, transport.closing) == ([], True)
+        await end(protocol)
+
+
+async def test_what_comes_behind_a_last_request_is_not_looked_at():
+    """Also if it has begun: nothing is written behind the connection's end. We keep none of HTTP/1.0."""
+    protocol, transport = connect(app := RefusingApp())
+    app.may_answer.set()
+    last = BEFORE.replace(b"1.1\r\n", b"1.0\r\nConnection: keep-alive\r\n")
+    await feed(protocol, transport, [last + b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n1"])
+    protocol.data_received(b"2345")
+    await settle()
+    assert b"".join(transport.written).count(b"HTTP/1.1 ") == 1
+    assert (app.received, transport.ended) == (["http.request"], True)
+    assert not protocol.server_state.tasks
     await end(protocol)
 
 
