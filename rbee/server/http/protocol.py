@@ -147,6 +147,10 @@ class StreamProtocol(HttpToolsProtocol):
         self._on_end()
         if self.transport.is_closing():
             return False
+        if self._in_body and self.cycle is not self._answering and self.cycle.more_body:
+            self.pipeline.popleft()  # the request that has not come to its end
+            self.cycle = self.pipeline[0][0] if self.pipeline else self._answering  # type: ignore[assignment] # awaited
+        self._in_body = False
         self._keep_no_longer()
         return True
 
@@ -165,7 +169,7 @@ class StreamProtocol(HttpToolsProtocol):
     def _may_wait(self) -> bool:
         """Whether a client that has ended its side can still be waiting for an answer, and can be asked."""
         cycle = self._answering
-        awaited = cycle is not None and not cycle.response_complete and not self._in_body
+        awaited = cycle is not None and not cycle.response_complete and not cycle.more_body
         return awaited and self.takes_chunks and self.transport.can_write_eof()  # TLS ends with both sides
 
     def _ask(self) -> bool:

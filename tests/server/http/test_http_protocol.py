@@ -388,6 +388,25 @@ async def test_a_body_that_cannot_be_read_does_not_overtake():
     await end(protocol)
 
 
+@pytest.mark.parametrize("rest", [b"345", b"3"], ids=["whole", "cut"])
+async def test_client_that_ends_its_side_behind_a_part_that_is_not_read_yet(rest):
+    """It is not taken for one that has left: what it has sent as a whole is answered, and only that."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        protocol, transport = connect(app := RefusingApp(), ours)
+        protocol.data_received(BEFORE + b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n12")
+        theirs.shutdown(socket.SHUT_WR)
+        assert not protocol.has_left()
+        await settle()
+        app.may_answer.set()
+        protocol.data_received(rest)
+        assert protocol.eof_received()
+        await settle()
+        assert b"".join(transport.written).count(b"HTTP/1.1 200") == len(rest) // 3 + 1
+        assert transport.closing
+        await end(protocol)
+
+
 async def test_nothing_is_said_to_a_client_that_has_left():
     """One of HTTP/1.0 cannot be asked whether it waits; its connection is closed, whether its end was read or not."""
     ours, theirs = socket.socketpair()
