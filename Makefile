@@ -7,7 +7,7 @@ PROMETHEUS := build/prometheus
 NATIVE := $(shell find native -name '*.h' -o -name '*.cpp' -o -name CMakeLists.txt)
 CXX_FILES := $(filter %.h %.cpp,$(NATIVE))
 
-.PHONY: setup serve test test-fast test-properties test-native-long soak coverage lint audit bench bench-transport bench-peers bench-llama-cpp bench-quality bench-faults bench-door clean
+.PHONY: setup serve test test-fast test-properties test-native-long fuzz soak coverage lint audit bench bench-transport bench-peers bench-llama-cpp bench-quality bench-faults bench-door clean
 
 setup: $(STAMP)
 
@@ -52,6 +52,13 @@ test-native-long: setup
 	$(BIN)/cmake --build build/native-address --parallel 2 --target rbee_transport_tests
 	RBEE_FUZZ_ROUNDS=100000 build/native-address/rbee_transport_tests scribbled
 	$(BIN)/python tests/transport/mutations.py $(ARGS)
+
+# What anybody may send to the port: more of it than `make test` sends, of another seed, which is printed.
+N    ?= 1000000
+SEED ?= $(shell date +%s)
+
+fuzz: setup
+	RBEE_FUZZ_INPUTS=$(N) RBEE_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -s tests/faults/test_door_fuzz.py $(ARGS)
 
 # Streams, faults and hours: ARGS="--hours 2". By hand, on a machine that has nothing else to do.
 soak: setup
