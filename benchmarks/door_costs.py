@@ -52,7 +52,7 @@ def measure(model: str, repeats: int, only: str) -> list[dict[str, Any]]:
     server = FaultyServer(model, "--no-log-requests")
     works = [_Work(QUIET, lambda _: _nothing())]
     works += [_Work(case.name, _Request(case.path, case.body)) for case in shapes()]
-    works += [_Work("8 x 4 MiB of words at once, given up after 0.3 s", _give_up), _Work(_burst_name(), _burst)]
+    works += [_Work("8 x 2 MiB of words at once, given up after 0.3 s", _give_up), _Work(_burst_name(), _burst)]
     rows: list[dict[str, Any]] = []
     try:
         for work in works:
@@ -175,7 +175,7 @@ def _answer_of(seen: bytes) -> Answer:
 
 def _give_up(address: Address) -> Answer:
     """Eight large texts at once, whose clients leave; returns when the server has had time for what it does then."""
-    [body] = [case.body() for case in shapes() if case.name == "4 MiB of words, /tokenize"]
+    [body] = [case.body() for case in shapes() if case.name == "2 MiB of words, /tokenize"]
     request = _post("/tokenize", body)
     sockets = []
     for _ in range(_GIVEN_UP):
