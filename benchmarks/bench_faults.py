@@ -15,7 +15,7 @@ One server per model, which gets `--faults` of each kind, in turn; all times are
 As many times, with servers of their own:
 
 * start: `cold_ms`, from the start of `rbee serve` to its "ready".
-* drain: SIGTERM while `--streams` clients read 100 tokens each. `exit_ms`: from the last client's end to the exit.
+* drain: SIGTERM while `--streams` clients read 40 tokens each. `exit_ms`: from the last client's end to the exit.
   A client whose stream is not whole ends the program.
 
 * peer: with --vs-llama-cpp, llama-cpp-python's server in a restart loop, killed while one client reads (it serves one
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 HANG_TIMEOUT = 1.0  # seconds
 _WINDOW = 1.0  # of restarts, in seconds: with a fault in each, every one is the first, which is not delayed
 _BETWEEN_LOOKS = 0.0002  # seconds: without a pause the engine and its watcher would share a core
-_DRAINED_TOKENS = 100
+_DRAINED_TOKENS = 40
 _LEAVES = 8  # per fault of the other kinds: one takes milliseconds, and its 99th percentile is asked for
 
 Figures = dict[str, float]

@@ -34,7 +34,7 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CLOSE = "Connection: close"
 LONG: dict[str, Any] = {"prompt": "long", "max_tokens": 5000, "stream": True}
 MANY = 3000  # tokens whose frames are more than sockets, buffers and a ring take
-LARGE = {"prompt": "\x7f" * 131_072}  # its answer has more bytes than all buffers between the server and a client
+LARGE = {"tokens": [1] * 131_000}  # its answer has more bytes than all buffers between the server and a client
 SMALL = 16384  # bytes of a socket's buffer that is full soon
 BOUND = 32 * MIB  # more than a connection takes before it is closed, with what lies in the kernel's buffers
 LIMIT = 4 * MIB  # --max-body-mib
@@ -207,9 +207,9 @@ def test_slow_reader_is_given_up_alone(open_door: Callable[..., Door], door: Doo
 def test_answers_that_nobody_reads_are_dropped(open_door: Callable[..., Door], way: str) -> None:
     """Their clients are still there, and the server has neither their descriptors nor rings any more."""
     requests = {
-        "whole": request_bytes("/tokenize", LARGE),
-        "whole, then close": request_bytes("/tokenize", LARGE, CLOSE),
-        "pipelined": 2 * request_bytes("/tokenize", LARGE),
+        "whole": request_bytes("/detokenize", LARGE),
+        "whole, then close": request_bytes("/detokenize", LARGE, CLOSE),
+        "pipelined": 2 * request_bytes("/detokenize", LARGE),
         "streamed": request_bytes(COMPLETIONS, LONG),
     }
     options = ("--model", "synthetic", "--synthetic-step-ms", "0.1", "--slow-reader-timeout", "0.3")
