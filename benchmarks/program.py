@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import sys
 from typing import Any
@@ -26,6 +27,7 @@ def argument_parser(doc: str | None, results: str, *, rounds: int | None = None)
         results: what --save writes, such as "calls.{json,md}".
         rounds: the default number of rounds.
     """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every start of a server compiles all of its modules
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--save", action="store_true", help=f"write benchmarks/results/{results}")
     if rounds is not None:
