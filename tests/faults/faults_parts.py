@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
@@ -19,6 +20,12 @@ class Held(NamedTuple):
 
     rings: int
     fds: int
+
+
+def memory_kb(server: Server) -> int:
+    """Of the server process, what no file backs."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{server.pid}/status").read_text().splitlines())
+    return sum(int(fields[name].split()[0]) for name in ("RssAnon", "VmSwap"))
 
 
 async def held(server: Server) -> Held:

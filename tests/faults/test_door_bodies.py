@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.faults_parts import held, until_held
+from tests.faults.faults_parts import held, memory_kb, until_held
 from tests.faults.resume_parts import hang_up, read_head
 from tests.faults.test_bodies import post
 from tests.raw_client import COMPLETIONS, Client
@@ -25,12 +24,6 @@ pytestmark = pytest.mark.anyio
 MIB = 2**20
 LIMIT = 4 * MIB
 AT_ONCE = 2  # for which there is room
-
-
-def memory_kb(server: Server) -> int:
-    """Of the server process, what no file backs."""
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{server.pid}/status").read_text().splitlines())
-    return sum(int(fields[name].split()[0]) for name in ("RssAnon", "VmSwap"))
 
 
 async def status_of(client: Client, prompt: str) -> int:

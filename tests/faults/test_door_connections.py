@@ -190,4 +190,9 @@ def test_connections_of_one_address(start_server):
                 fifth.sendall(IDLE.replace(b"/health", b"/v1/models"))
                 assert fifth.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 503"
             assert health(server) == (200, "keep-alive")
-        server.wait_for_log("4 connections of 127.0.0.2 are open (--max-connections-per-address)")
+            with socket.create_connection(server.address, timeout=60, source_address=("127.0.0.2", 0)) as sixth:
+                sixth.sendall(IDLE.replace(b"/health", b"/v1/models"))
+                assert sixth.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 503"
+        told = "4 connections of 127.0.0.2 are open (--max-connections-per-address)"
+        server.wait_for_log(told)
+        assert server.log.read_text().count(told) == 1, "others that come and go are no end of it"

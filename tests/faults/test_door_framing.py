@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from tests.faults.faults_parts import memory_kb
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -34,12 +36,6 @@ REQUESTS = {
 def server(start_server: Callable[..., Server]) -> Server:
     """One that needs a key."""
     return start_server("--model", "synthetic", "--api-key", "secret")
-
-
-def memory_kb(server: Server) -> int:
-    """Of the server process, what no file backs."""
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{server.pid}/status").read_text().splitlines())
-    return sum(int(fields[name].split()[0]) for name in ("RssAnon", "VmSwap"))
 
 
 def cpu_seconds(server: Server) -> float:

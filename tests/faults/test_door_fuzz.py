@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.faults_parts import Held, held, until_held
-from tests.faults.fuzz_parts import KEY, Client, Conversation, conversation, shrink, smallest
-from tests.faults.test_door_bodies import memory_kb
+from tests.faults.faults_parts import Held, held, memory_kb, until_held
+from tests.faults.fuzz_client import Client, shrink, smallest
+from tests.faults.fuzz_requests import KEY, Conversation, conversation
 from tests.server.server_parts import PATIENCE
 
 if TYPE_CHECKING:

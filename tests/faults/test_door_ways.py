@@ -21,7 +21,8 @@ from tests.faults.door_parts import (
     send_until_closed,
     wait_until,
 )
-from tests.faults.test_door_framing import CHUNKED, FLOODS, MIB, memory_kb
+from tests.faults.faults_parts import memory_kb
+from tests.faults.test_door_framing import CHUNKED, FLOODS, MIB
 from tests.raw_client import CHAT, COMPLETIONS, request_bytes, text_of
 from tests.server.server_parts import counters, expected
 

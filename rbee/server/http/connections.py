@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 _LAST_PLACES = 16  # connections past the bounds that are held to be told so
 _RETRY_AFTER = 5  # seconds
+_ALL = ""  # addresses together; no address is empty
 _MANY = 2**31  # connections, where the system sets no limit
 
 
@@ -51,27 +52,25 @@ class Connections:
         self._waiting: dict[BoundedProtocol, None] = {}  # for their clients; the longest first
         self._last: dict[BoundedProtocol, None] = {}  # past a bound; the oldest first
         self._by_address: Counter[str] = Counter()
-        self._full = False  # and the log says so
+        self._full: set[str] = set()  # addresses without a place, or _ALL, of which the log has told
 
     def add(self, connection: BoundedProtocol) -> bool:
         """Whether there is a place for this new connection; if not, it is to be told so."""
         address = connection.address
-        of_address = self._by_address[address] if address and self._per_address else 0
-        if of_address and of_address >= self._per_address:
+        if 0 < self._per_address <= self._by_address[address] and address:
+            full = address
             has_place = self._make_way(other for other in self._waiting if other.address == address)
         else:
+            full = _ALL
             has_place = len(self._held) < self._limit_now() or self._make_way(self._waiting)
         if has_place:
             self._held.add(connection)
             self._waiting[connection] = None
             self._by_address[address] += 1
             return True
-        if not self._full:
-            self._full = True
-            _log.warning(
-                "%s, and all are being answered: new ones get 503 until some are closed.",
-                self._state(address, of_address),
-            )
+        if full not in self._full:
+            self._full.add(full)
+            _log.warning("%s, and all are being answered: new ones get 503 until some are closed.", self._state(full))
         if len(self._last) >= _LAST_PLACES:
             next(iter(self._last)).drop()
         self._last[connection] = None
@@ -82,13 +81,17 @@ class Connections:
         self._last.pop(connection, None)
         if connection not in self._held:
             return
+        address = connection.address
         self._held.remove(connection)
         self._waiting.pop(connection, None)
-        self._by_address[connection.address] -= 1
-        if not self._by_address[connection.address]:
-            del self._by_address[connection.address]
-        if self._full and len(self._held) < self._limit_now() * 7 // 8:
-            self._full = False
+        self._by_address[address] -= 1
+        if self._full:
+            if len(self._held) < self._limit_now() * 7 // 8:
+                self._full.discard(_ALL)
+            if self._by_address[address] < self._per_address * 7 / 8:
+                self._full.discard(address)
+        if not self._by_address[address]:
+            del self._by_address[address]
 
     def waits(self, connection: BoundedProtocol) -> None:
         """From now on it waits for its client."""
@@ -104,14 +107,14 @@ class Connections:
         allowed = _MANY if files == resource.RLIM_INFINITY else files - SPARE_DESCRIPTORS
         return min(self._limit or allowed, allowed)
 
-    def _state(self, address: str, of_address: int) -> str:
-        """How many there are, and what bounds them."""
-        if of_address and of_address >= self._per_address:
-            return f"{of_address} connections of {address} are open (--max-connections-per-address)"
-        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    def _state(self, full: str) -> str:
+        """How many connections an address has, or _ALL, and what bounds them."""
+        if full != _ALL:
+            return f"{self._by_address[full]} connections of {full} are open (--max-connections-per-address)"
         if self._limit_now() == self._limit:
             remedy = "--max-connections"
         else:
+            files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             remedy = f"this process may open only {files} files: raise the limit with ulimit -n or LimitNOFILE="
         return f"{len(self._held)} connections are open ({remedy})"
 
