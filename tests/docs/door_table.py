@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import NamedTuple
 
 from rbee.config import ServerConfig
@@ -29,7 +30,7 @@ class Bound(NamedTuple):
     bound: str
     answered: str
     shown_by: str  # a file below tests/, and perhaps a test in it
-    cost: str = ""  # the case of `make bench-door`
+    costs: str = ""  # the cases of `make bench-door` whose names hold this, a regular expression
 
 
 def _option(name: str) -> str:
@@ -89,24 +90,28 @@ BOUNDS = [
         f"{json_shape.MAX_DIGITS} digits in a number; counted before it is decoded",
         "400 `too_many_values`",
         "faults/test_door_work.py",
+        r"null fields|logit_bias|1,000,000 ids|objects|floats|digits|messages|parts|\\n$|600,000",
     ),
     Bound(
         "a text for the model",
         "its context; a long text is tokenized as far as shows that it does not fit",
         "400 `context_length_exceeded`",
         "faults/test_door_work.py",
+        r"130,000 ids|completion|chat|u00e9|6,400",
     ),
     Bound(
         "a text for /tokenize",
         f"{reader.MAX_TOKENIZED:,} tokens, or the model's context if that is longer",
         "400 `too_many_tokens`",
         "faults/test_door_work.py",
+        r"(words|'a'), /tokenize",
     ),
     Bound(
         "special tokens in messages",
         "none: they are text",
         "as any text",
         "server/text/test_special_tokens.py",
+        r"im_end",
     ),
     Bound(
         "what an answer repeats of a request",
@@ -114,6 +119,7 @@ BOUNDS = [
         "X-Request-Id of 128 safe characters",
         "cut in its middle; another id",
         "faults/test_door_work.py",
+        r"field's name",
     ),
     Bound(
         "work for a client that has left",
@@ -136,17 +142,22 @@ BOUNDS = [
 ]
 
 
-def costs() -> dict[str, dict[str, float]]:
-    """By case, what `make bench-door` saved."""
-    return {row["case"]: row for row in json.loads(_RESULTS.read_text())["costs"]}
+def _cost(pattern: str) -> str:
+    """The dearest of these cases on the synthetic model; "" for none."""
+    rows = json.loads(_RESULTS.read_text())["costs"]
+    found = [row for row in rows if pattern and row["model"] == "synthetic" and re.search(pattern, row["case"])]
+    if not found:
+        return ""
+    cpu, late = (max(row[name] for row in found) for name in ("cpu_ms", "excess_p99_ms"))
+    return f"{cpu:.0f} ms of CPU; a token comes {late:.1f} ms late"
 
 
 def table() -> str:
     """A line per bound."""
-    lines = ["| what | bound | what is answered | shown by |", "|---|---|---|---|"]
+    lines = ["| what | bound | what is answered | cost | shown by |", "|---|---|---|---|---|"]
     for bound in BOUNDS:
         name = bound.shown_by.partition("::")[0]
-        lines.append(f"| {bound.what} | {bound.bound} | {bound.answered} | `tests/{name}` |")
+        lines.append(f"| {bound.what} | {bound.bound} | {bound.answered} | {_cost(bound.costs)} | `tests/{name}` |")
     return "\n".join([*lines, "", ""])
 
 
