@@ -6,14 +6,14 @@ a refused request costs the engine nothing.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from rbee.server.errors import Refusal, RefusalKind, invalid
+from rbee.server.errors import invalid
 from rbee.server.protocols.fields import FieldReader, decode_object
+from rbee.server.protocols.generation_reader import GenerationReader
 from rbee.server.protocols.openai.dialect import ChatDialect, CompletionDialect
 from rbee.server.protocols.openai.schemas import (
     NEUTRAL_CHAT,
@@ -27,18 +27,16 @@ from rbee.server.protocols.openai.schemas import (
     StreamOptions,
     TokenizeRequest,
 )
-from rbee.server.protocols.parameters import Limits, check_parameters, check_token_ids, read_parameters
-from rbee.server.streams.generation import Generation
+from rbee.server.protocols.parameters import check_parameters, check_token_ids
 from rbee.server.text.token_text import Echo
 from rbee.server.text.tokenizer import TooManyTokensError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from rbee.messages import Ready
     from rbee.server.protocols.openai.dialect import OpenAiDialect
-    from rbee.server.protocols.parameters import GenerationRequest, Parameters
+    from rbee.server.protocols.parameters import GenerationRequest
     from rbee.server.streams.dialect import Dialect
+    from rbee.server.streams.generation import Generation
     from rbee.server.text.served_model import ServedModel
 
 MAX_TOKENIZED = 65_536  # tokens of a text, for a model that takes no longer ones: Python lists each of them
@@ -58,45 +56,54 @@ class RequestReader:
     """Reads the requests for one model. All methods raise Refusal for what cannot be done, naming the field."""
 
     def __init__(self, model: ServedModel, *, num_rings: int, ring_capacity: int, lenient: bool) -> None:
-        self._model = model
-        self._num_rings = num_rings
-        self._ring_capacity = ring_capacity
+        self._reader = GenerationReader(model, num_rings=num_rings, ring_capacity=ring_capacity)
+        self._codec = model.codec
         self._lenient = lenient
+        self.check_model = self._reader.check_model
 
     def read_chat(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         """`deadlines` are the values of the X-Request-Deadline headers; for `received_ns` see `Generation`."""
         reader = FieldReader(lenient=self._lenient)
-        request, messages = read_chat(self._with_defaults(decode_object(body)), reader)
+        request, messages = read_chat(self._reader.with_defaults(decode_object(body)), reader)
         self.check_model(request.model)
-        limit = engine.max_model_len
-        with _fitting(limit, "messages"):
-            pieces = self._chat_prompt(
-                messages,
-                limit,
-                add_generation_prompt=request.add_generation_prompt,
-                continue_final_message=request.continue_final_message,
-                variables=request.chat_template_kwargs,
-            )
-            prompt = self._model.codec.encode_pieces(pieces, limit=limit)
-        asked = self._parameters(request, output_limit(request), len(prompt), deadlines, engine)
-        return self._asked(request, reader, ChatDialect, _generation(request, received_ns, prompt, asked))
+        prompt = self._reader.chat_prompt(
+            messages,
+            engine,
+            add_generation_prompt=request.add_generation_prompt,
+            continue_final_message=request.continue_final_message,
+            variables=request.chat_template_kwargs,
+        )
+        generation = self._reader.generation(
+            request,
+            prompt,
+            max_tokens=output_limit(request),
+            deadlines=deadlines,
+            engine=engine,
+            received_ns=received_ns,
+        )
+        return self._asked(request, reader, ChatDialect, generation)
 
     def read_completion(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         reader = FieldReader(lenient=self._lenient)
-        request, given = read_completion(self._with_defaults(decode_object(body)), reader)
+        request, given = read_completion(self._reader.with_defaults(decode_object(body)), reader)
         self.check_model(request.model)
         if isinstance(given, str):
-            with _fitting(engine.max_model_len, "prompt"):
-                prompt = self._model.codec.encode(given, add_special_tokens=True, limit=engine.max_model_len)
+            prompt = self._reader.text_prompt(given, engine)
         else:
             prompt = given
             check_token_ids(prompt, "prompt", engine.vocab_size)
         max_tokens = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
-        asked = self._parameters(request, max_tokens, len(prompt), deadlines, engine)
-        echo = None
-        if request.echo:
-            echo = Echo.of(prompt, given if isinstance(given, str) else None, self._model.codec)
-        generation = _generation(request, received_ns, prompt, asked, echo, show_output=max_tokens != 0)
+        echo = Echo.of(prompt, given if isinstance(given, str) else None, self._codec) if request.echo else None
+        generation = self._reader.generation(
+            request,
+            prompt,
+            max_tokens=max_tokens,
+            deadlines=deadlines,
+            engine=engine,
+            received_ns=received_ns,
+            echo=echo,
+            show_output=max_tokens != 0,
+        )
         return self._asked(request, reader, CompletionDialect, generation)
 
     def tokenize(self, body: bytes, max_model_len: int) -> list[int]:
@@ -113,8 +120,8 @@ class RequestReader:
                 pieces = [asked.prompt or ""]
             else:
                 messages = read_messages(asked.messages, reader)
-                pieces = self._chat_prompt(messages, limit, add_generation_prompt=asked.add_generation_prompt)
-            return self._model.codec.encode_pieces(pieces, add_special_tokens=add_special_tokens, limit=limit)
+                pieces = self._reader.chat_pieces(messages, limit, add_generation_prompt=asked.add_generation_prompt)
+            return self._codec.encode_pieces(pieces, add_special_tokens=add_special_tokens, limit=limit)
         except TooManyTokensError as error:
             raise invalid(
                 "prompt" if asked.messages is None else "messages",
@@ -125,39 +132,8 @@ class RequestReader:
     def detokenize(self, body: bytes) -> str:
         asked = FieldReader(lenient=self._lenient).read(decode_object(body), DetokenizeRequest, {})
         self.check_model(asked.model)
-        check_token_ids(asked.tokens, "tokens", self._model.codec.size)
-        return self._model.codec.decode(asked.tokens)
-
-    def check_model(self, name: str | None) -> None:
-        """A request may leave the model out: there is only one."""
-        if name is not None and name != self._model.name:
-            raise Refusal(
-                RefusalKind.NOT_FOUND,
-                f"The model {name!r} is not served here; this is {self._model.name!r}.",
-                param="model",
-                code="model_not_found",
-            )
-
-    def _with_defaults(self, given: dict[str, Any]) -> dict[str, Any]:
-        """`given` with the model's own sampling parameters where the request is silent; null is silent."""
-        return {**self._model.sampling_defaults, **{name: value for name, value in given.items() if value is not None}}
-
-    def _parameters(
-        self,
-        request: GenerationRequest,
-        max_tokens: int | None,
-        prompt_tokens: int,
-        deadlines: list[str],
-        engine: Ready,
-    ) -> Parameters:
-        return read_parameters(
-            request,
-            max_tokens=max_tokens,
-            prompt_tokens=prompt_tokens,
-            limits=Limits(engine.max_model_len, engine.vocab_size, self._num_rings, self._ring_capacity),
-            end_token_ids=self._model.end_token_ids,
-            deadlines=deadlines,
-        )
+        check_token_ids(asked.tokens, "tokens", self._codec.size)
+        return self._codec.decode(asked.tokens)
 
     def _asked(
         self, request: GenerationRequest, reader: FieldReader, dialect: type[OpenAiDialect], generation: Generation
@@ -165,35 +141,8 @@ class RequestReader:
         options = read_stream_options(request, reader)
         if request.timings or options.include_timing:
             generation = dataclasses.replace(generation, timings=True)
-        model = self._model
-        answer = dialect(model.name, generation, options, model.codec.token_bytes, reader.ignored)
+        answer = dialect(self._reader.model.name, generation, options, self._codec.token_bytes, reader.ignored)
         return Asked(generation, answer, request.stream, options.resumable)
-
-    def _chat_prompt(self, messages: list[dict[str, Any]], limit: int, **options: Any) -> list[str]:
-        """The pieces of a prompt, which may have more than `limit` tokens; no message has many times as many."""
-        if self._model.chat_template is None:
-            raise invalid(
-                None,
-                f"The model {self._model.name!r} {self._model.no_chat_reason}; use /v1/completions.",
-                code="no_chat_template",
-            )
-        for message in messages:
-            self._model.codec.check_beginning(message["content"], limit)
-        return self._model.chat_template.render(messages, limit=limit, **options)
-
-
-@contextlib.contextmanager
-def _fitting(max_model_len: int, param: str) -> Iterator[None]:
-    """Refuse a text that the model has no room for."""
-    try:
-        yield
-    except TooManyTokensError as error:
-        raise invalid(
-            param,
-            f"This model's maximum context length is {max_model_len} tokens, but the prompt has at least "
-            f"{error.found}. Shorten it.",
-            code="context_length_exceeded",
-        ) from None
 
 
 def read_chat(given: dict[str, Any], reader: FieldReader) -> tuple[ChatRequest, list[dict[str, Any]]]:
@@ -255,29 +204,6 @@ def output_limit(request: ChatRequest) -> int | None:
     if len(asked) > 1:
         raise invalid("max_tokens", "max_tokens and max_completion_tokens differ; send max_completion_tokens only.")
     return next(iter(asked), None)
-
-
-def _generation(
-    request: GenerationRequest,
-    received_ns: int,
-    prompt: list[int],
-    parameters: Parameters,
-    echo: Echo | None = None,
-    *,
-    show_output: bool = True,
-) -> Generation:
-    return Generation(
-        received_ns=received_ns,
-        prompt=prompt,
-        sampling=parameters.sampling,
-        stops=parameters.stops,
-        n=request.n,
-        echo=echo,
-        show_output=show_output,
-        priority=request.priority,
-        deadline_ns=parameters.deadline_ns,
-        cache_salt=request.cache_salt,
-    )
 
 
 def _read_message(given: dict[str, Any], reader: FieldReader, path: str) -> dict[str, Any]:

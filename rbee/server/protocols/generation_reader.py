@@ -1,0 +1,138 @@
+"""From what a request says to a generation of the served model: what every protocol needs beside its own words.
+
+Owns the model's name, its defaults, its prompts as token ids, and the refusals that depend on it. Runs in the event
+loop or in a thread. Changes nothing: a refused request costs the engine nothing. Does not know a protocol's fields,
+beyond those of a `GenerationRequest`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from rbee.server.errors import Refusal, RefusalKind, invalid
+from rbee.server.protocols.parameters import Limits, read_parameters
+from rbee.server.streams.generation import Generation
+from rbee.server.text.tokenizer import TooManyTokensError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rbee.messages import Ready
+    from rbee.server.protocols.parameters import GenerationRequest
+    from rbee.server.text.served_model import ServedModel
+    from rbee.server.text.token_text import Echo
+
+
+class GenerationReader:
+    """Reads generations of one model. All methods raise Refusal for what cannot be done, naming the field."""
+
+    def __init__(self, model: ServedModel, *, num_rings: int, ring_capacity: int) -> None:
+        self.model = model
+        self._num_rings = num_rings
+        self._ring_capacity = ring_capacity
+
+    def with_defaults(self, given: dict[str, Any]) -> dict[str, Any]:
+        """`given` with the model's own sampling parameters where the request is silent; null is silent."""
+        return {**self.model.sampling_defaults, **{name: value for name, value in given.items() if value is not None}}
+
+    def check_model(self, name: str | None) -> None:
+        """A request may leave the model out: there is only one."""
+        if name is not None and name != self.model.name:
+            raise Refusal(
+                RefusalKind.NOT_FOUND,
+                f"The model {name!r} is not served here; this is {self.model.name!r}.",
+                param="model",
+                code="model_not_found",
+            )
+
+    def text_prompt(self, text: str, engine: Ready, param: str = "prompt") -> list[int]:
+        """The token ids of a plain text; `param` is where it stands in the request."""
+        with _fitting(engine.max_model_len, param):
+            return self.model.codec.encode(text, add_special_tokens=True, limit=engine.max_model_len)
+
+    def chat_prompt(
+        self, messages: list[dict[str, Any]], engine: Ready, param: str = "messages", **options: Any
+    ) -> list[int]:
+        """The token ids of messages, each with a role and its content as a string; `options` of `ChatTemplate.render`.
+
+        `param` is where they stand in the request.
+        """
+        limit = engine.max_model_len
+        with _fitting(limit, param):
+            return self.model.codec.encode_pieces(self.chat_pieces(messages, limit, **options), limit=limit)
+
+    def chat_pieces(self, messages: list[dict[str, Any]], limit: int, **options: Any) -> list[str]:
+        """The pieces of such a prompt, which may have more than `limit` tokens; no message has many times as many.
+
+        Raises:
+            TooManyTokensError: one has.
+        """
+        if self.model.chat_template is None:
+            raise invalid(
+                None,
+                f"The model {self.model.name!r} {self.model.no_chat_reason}; use /v1/completions.",
+                code="no_chat_template",
+            )
+        for message in messages:
+            self.model.codec.check_beginning(message["content"], limit)
+        return self.model.chat_template.render(messages, limit=limit, **options)
+
+    def generation(
+        self,
+        request: GenerationRequest,
+        prompt: list[int],
+        *,
+        max_tokens: int | None,
+        deadlines: list[str],
+        engine: Ready,
+        received_ns: int,
+        echo: Echo | None = None,
+        show_output: bool = True,
+    ) -> Generation:
+        """What the engine is asked for.
+
+        Args:
+            request: has passed `check_parameters`.
+            prompt: its token ids.
+            max_tokens: as asked for; None takes what the model's length leaves.
+            deadlines: the values of its X-Request-Deadline headers.
+            engine: the one that runs.
+            received_ns: see `Generation`.
+            echo: see there too.
+            show_output: also.
+        """
+        parameters = read_parameters(
+            request,
+            max_tokens=max_tokens,
+            prompt_tokens=len(prompt),
+            limits=Limits(engine.max_model_len, engine.vocab_size, self._num_rings, self._ring_capacity),
+            end_token_ids=self.model.end_token_ids,
+            deadlines=deadlines,
+        )
+        return Generation(
+            received_ns=received_ns,
+            prompt=prompt,
+            sampling=parameters.sampling,
+            stops=parameters.stops,
+            n=request.n,
+            echo=echo,
+            show_output=show_output,
+            priority=request.priority,
+            deadline_ns=parameters.deadline_ns,
+            cache_salt=request.cache_salt,
+        )
+
+
+@contextlib.contextmanager
+def _fitting(max_model_len: int, param: str) -> Iterator[None]:
+    """Refuse a text that the model has no room for."""
+    try:
+        yield
+    except TooManyTokensError as error:
+        raise invalid(
+            param,
+            f"This model's maximum context length is {max_model_len} tokens, but the prompt has at least "
+            f"{error.found}. Shorten it.",
+            code="context_length_exceeded",
+        ) from None
