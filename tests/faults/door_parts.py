@@ -16,7 +16,7 @@ import psutil
 
 from tests.faults.faults_parts import Held
 from tests.faults.resume_parts import RESET
-from tests.raw_client import limit_receive_buffer
+from tests.raw_client import COMPLETIONS, limit_receive_buffer, request_bytes
 from tests.server.server_parts import PATIENCE, counters
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 WAYS = ("tcp", "tls", "uds")
 SYNTHETIC = ("--model", "synthetic", "--synthetic-step-ms", "1")
+LONG: dict[str, Any] = {"prompt": "long", "max_tokens": 5000, "stream": True}
 
 
 class Answer(NamedTuple):
@@ -113,6 +114,26 @@ class Door(NamedTuple):
     @property
     def _url(self) -> str:
         return "http://localhost" if self.path else self.server.url
+
+
+def occupy(stack: contextlib.ExitStack, door: Door) -> socket.socket:
+    """A stream whose first token has come; it leaves no place to others where one sequence runs at a time."""
+    occupant = stack.enter_context(door.connect())
+    occupant.sendall(request_bytes(COMPLETIONS, LONG))
+    read_until(occupant, b'"text"')
+    return occupant
+
+
+def refusal_of(start_server: Callable[..., Server], *options: str) -> str:
+    """The one sentence of a server that does not start."""
+    with start_server(*SYNTHETIC, *options, until=None) as server:
+        assert server.wait() == 2
+        assert server.process.stdout is not None
+        assert server.process.stdout.read() == ""
+        log = server.log.read_text()
+    assert "Traceback" not in log
+    assert len(log.splitlines()) == 1
+    return log
 
 
 def wait_until(holds: Callable[[], bool]) -> None:

@@ -19,15 +19,18 @@ from rbee.server.http.connections import Connections
 from rbee.server.http.listener import HttpServer, listen
 from rbee.server.http.tls import tls_context
 from tests.faults.door_parts import (
+    LONG,
     SYNTHETIC,
     leave,
+    occupy,
     read_answer,
     read_until,
+    refusal_of,
     send_until_closed,
     wait_until,
 )
 from tests.faults.test_door_framing import MIB
-from tests.faults.test_door_ways import HEALTH, LONG, NARROW
+from tests.faults.test_door_ways import HEALTH, NARROW
 from tests.raw_client import COMPLETIONS, request_bytes
 from tests.server.server_parts import PATIENCE
 
@@ -172,9 +175,7 @@ def test_end_of_a_connection_frees_the_ring(narrow_door: Door, stage: str, kind:
     with contextlib.ExitStack() as stack:
         before = door.held()
         if stage == "queue":
-            occupant = stack.enter_context(door.connect())
-            occupant.sendall(request_bytes(COMPLETIONS, LONG))
-            read_until(occupant, b'"text"')
+            occupy(stack, door)
         sock = stack.enter_context(door.connect())
         sock.sendall(request_bytes(COMPLETIONS, body if stage == "prefill" else body | {"max_tokens": 8000}))
         door.until_rings(2 if stage == "queue" else 1)
@@ -261,17 +262,6 @@ async def test_handshake_without_end_is_given_up(certificate: Certificate, stage
 
 
 # Files.
-
-
-def refusal_of(start_server: Callable[..., Server], *options: str) -> str:
-    """The one sentence of a server that does not start."""
-    with start_server("--model", "synthetic", *options, until=None) as server:
-        assert server.wait() == 2
-        assert server.process.stdout.read() == ""
-        log = server.log.read_text()
-    assert "Traceback" not in log
-    assert len(log.splitlines()) == 1
-    return log
 
 
 def test_certificate_and_key_need_each_other(start_server: Callable[..., Server], certificate: Certificate) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.door_parts import SYNTHETIC, Door, read_answer
+from tests.faults.door_parts import SYNTHETIC, Door, read_answer, refusal_of
 from tests.raw_client import COMPLETIONS, request_bytes
 
 if TYPE_CHECKING:
@@ -36,17 +36,6 @@ def is_served(path: str) -> bool:
         request = request_bytes(COMPLETIONS, {"prompt": "hi", "max_tokens": 2})
         sock.sendall(request.replace(b"Host: localhost", b"Host: any.example", 1))
         return read_answer(file).status == 200
-
-
-def refusal_of(start_server: Callable[..., Server], path: str, *options: str) -> str:
-    """The one sentence of a server that does not start."""
-    with start_server(*SYNTHETIC, "--uds", path, *options, until=None) as server:
-        assert server.wait() == 2
-        assert server.process.stdout.read() == ""
-        log = server.log.read_text()
-    assert "Traceback" not in log
-    assert len(log.splitlines()) == 1
-    return log
 
 
 @pytest.mark.parametrize("umask", ["000", "077"])
@@ -88,7 +77,7 @@ def test_name_that_a_killed_server_has_left_is_replaced(start_server: Callable[.
 def test_name_of_a_live_server_is_refused(start_server: Callable[..., Server], path: str) -> None:
     """By a sentence; that server goes on as before."""
     with start_server(*SYNTHETIC, "--uds", path) as server:
-        assert f"Cannot listen on --uds {path}: Address already in use" in refusal_of(start_server, path)
+        assert f"Cannot listen on --uds {path}: Address already in use" in refusal_of(start_server, "--uds", path)
         assert is_served(path)
         assert server.stop() == 0
 
@@ -99,7 +88,7 @@ def test_name_of_a_server_that_does_not_answer_is_refused(start_server: Callable
         listening.bind(path)
         listening.listen(0)
         waiting.connect(path)
-        assert "Address already in use" in refusal_of(start_server, path)
+        assert "Address already in use" in refusal_of(start_server, "--uds", path)
     assert Path(path).is_socket()
 
 
@@ -132,7 +121,7 @@ def test_names_that_cannot_be_used(start_server: Callable[..., Server], path: st
         other.bind(path)
     before = list(Path().iterdir())
     with other:
-        sentence = refusal_of(start_server, name)
+        sentence = refusal_of(start_server, "--uds", name)
     assert f"Cannot listen on --uds {name}: " in sentence
     assert words in sentence
     assert "choose another name" in sentence
@@ -150,7 +139,7 @@ def test_names_for_the_server_are_bounded_only_if_some_are_given(
     with start_server(*SYNTHETIC, "--uds", path, "--allowed-host", "rbee.example") as server:
         assert not is_served(path)
         server.stop()
-    assert "--allowed-host" in refusal_of(start_server, path, "--allowed-host", "https://rbee.example/")
+    assert "--allowed-host" in refusal_of(start_server, "--uds", path, "--allowed-host", "https://rbee.example/")
 
 
 def test_no_key_is_needed_whatever_the_host(start_server: Callable[..., Server], path: str) -> None:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.faults.door_parts import (
+    LONG,
     SYNTHETIC,
     WAYS,
     leave,
+    occupy,
     read_answer,
     read_to_end,
     read_until,
@@ -31,9 +33,9 @@ if TYPE_CHECKING:
 
     from tests.faults.door_parts import Door
 
+WITH_HALF_CLOSE = tuple(way for way in WAYS if way != "tls")  # whose end is that of both sides: test_door_tls.py
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CLOSE = "Connection: close"
-LONG: dict[str, Any] = {"prompt": "long", "max_tokens": 5000, "stream": True}
 MANY = 3000  # tokens whose frames are more than sockets, buffers and a ring take
 LARGE = {"tokens": [1] * 131_000}  # its answer has more bytes than all buffers between the server and a client
 SMALL = 16384  # bytes of a socket's buffer that is full soon
@@ -150,9 +152,7 @@ def test_client_that_leaves_frees_its_ring(narrow_door: Door, stage: str, kind: 
     with no_traceback(door), contextlib.ExitStack() as stack:
         before = door.held()
         if stage == "queue":
-            occupant = stack.enter_context(door.connect())
-            occupant.sendall(request_bytes(COMPLETIONS, long | {"stream": True}))
-            read_until(occupant, b'"text"')
+            occupy(stack, door)
         sock = stack.enter_context(door.connect())
         sock.sendall(request_bytes(COMPLETIONS, long))
         door.until_rings(2 if stage == "queue" else 1)
@@ -287,19 +287,16 @@ def test_refusal_of_a_large_body_is_readable_behind_all_of_it(door: Door, framin
         door.until_held(before)
 
 
+@pytest.mark.parametrize("narrow_door", WITH_HALF_CLOSE, indirect=True)
 @pytest.mark.parametrize("kind", ["streamed", "whole"])
 @pytest.mark.parametrize("stage", ["alone", "queue"])
 def test_half_close_still_gets_the_answer(narrow_door: Door, stage: str, kind: str) -> None:
-    """A client that has said that it sends nothing more waits for its answer. TLS has no such end."""
-    if narrow_door.trust is not None:
-        pytest.skip("TLS ends with both sides: test_door_tls.py")
+    """A client that has said that it sends nothing more waits for its answer."""
     body = {"prompt": "half", "max_tokens": 5, "stream": kind == "streamed"}
     with contextlib.ExitStack() as stack:
         before = narrow_door.held()
         if stage == "queue":
-            occupant = stack.enter_context(narrow_door.connect())
-            occupant.sendall(request_bytes(COMPLETIONS, LONG))
-            read_until(occupant, b'"text"')
+            occupant = occupy(stack, narrow_door)
         sock = stack.enter_context(narrow_door.connect())
         file = stack.enter_context(sock.makefile("rb"))
         sock.sendall(request_bytes(COMPLETIONS, body))
@@ -315,10 +312,9 @@ def test_half_close_still_gets_the_answer(narrow_door: Door, stage: str, kind: s
         narrow_door.until_held(before)
 
 
+@pytest.mark.parametrize("narrow_door", WITH_HALF_CLOSE, indirect=True)
 def test_half_close_that_becomes_a_whole_one_frees_the_ring(narrow_door: Door) -> None:
     """A client that first ends its own side, and then leaves."""
-    if narrow_door.trust is not None:
-        pytest.skip("TLS ends with both sides: test_door_tls.py")
     before = narrow_door.held()
     for streamed in (True, False):
         with narrow_door.connect() as sock:

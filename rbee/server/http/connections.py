@@ -4,16 +4,16 @@ Owns both bounds. A connection that waits for its client (between two requests, 
 gives way to a new one, the one that has waited longest first: who opens many and sends nothing keeps nobody out. If all
 of them are being answered, a new one is answered 503, or /health, and the log says why. Does not know what is asked.
 
-Without the bound, whoever connects when there is no descriptor left is closed without a word (by libuv, which has one
-in reserve for that), and an engine that dies then cannot be started again.
+Without the bound no descriptor would be left to say so, nor for an engine that has died and is to be started again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import resource
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.datastructures import MutableHeaders
 from uvicorn.protocols.utils import get_remote_addr
@@ -24,10 +24,11 @@ from rbee.server.http.descriptors import SPARE_DESCRIPTORS
 from rbee.server.http.protocol import StreamProtocol
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Iterable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from rbee.server.http.acceptor import Newcomer
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,17 @@ _LAST_PLACES = 16  # connections past the bounds that are held to be told so
 _RETRY_AFTER = 5  # seconds
 _ALL = ""  # addresses together; no address is empty
 _MANY = 2**31  # connections, where the system sets no limit
+
+
+class Connection(Protocol):
+    """What may have a place: a Newcomer, or the protocol that it gets."""
+
+    @property
+    def address(self) -> str:
+        """Of its client; "" on a Unix socket."""
+
+    def drop(self) -> None:
+        """It has no place any more."""
 
 
 class Connections:
@@ -48,15 +60,15 @@ class Connections:
     def __init__(self, limit: int = 0, per_address: int = 0) -> None:
         self._limit = limit
         self._per_address = per_address
-        self._held: set[BoundedProtocol] = set()
-        self._waiting: dict[BoundedProtocol, None] = {}  # for their clients; the longest first
-        self._last: dict[BoundedProtocol, None] = {}  # past a bound; the oldest first
+        self._held: set[Connection] = set()
+        self._waiting: dict[Connection, None] = {}  # for their clients; the longest first
+        self._last: dict[Connection, None] = {}  # past a bound; the oldest first
         self._by_address: Counter[str] = Counter()
         self._full: set[str] = set()  # addresses without a place, or _ALL, of which the log has told
 
-    def add(self, connection: BoundedProtocol) -> bool:
-        """Whether there is a place for this new connection; if not, it is to be told so."""
-        address = connection.address
+    def add(self, newcomer: Connection) -> None:
+        """A new connection, which gets a place if there is one, and is to be told if there is none."""
+        address = newcomer.address
         if 0 < self._per_address <= self._by_address[address] and address:
             full = address
             has_place = self._make_way(other for other in self._waiting if other.address == address)
@@ -64,19 +76,37 @@ class Connections:
             full = _ALL
             has_place = len(self._held) < self._limit_now() or self._make_way(self._waiting)
         if has_place:
-            self._held.add(connection)
-            self._waiting[connection] = None
+            self._held.add(newcomer)
+            self._waiting[newcomer] = None
             self._by_address[address] += 1
-            return True
+            return
         if full not in self._full:
             self._full.add(full)
             _log.warning("%s, and all are being answered: new ones get 503 until some are closed.", self._state(full))
         if len(self._last) >= _LAST_PLACES:
-            next(iter(self._last)).drop()
-        self._last[connection] = None
-        return False
+            oldest = next(iter(self._last))
+            oldest.drop()
+            self.remove(oldest)
+        self._last[newcomer] = None
 
-    def remove(self, connection: BoundedProtocol) -> None:
+    def hand_over(self, newcomer: Connection, connection: Connection) -> bool:
+        """The newcomer has got its protocol: whether it has a place."""
+        if newcomer in self._last:
+            del self._last[newcomer]
+            self._last[connection] = None
+            return False
+        if newcomer in self._held:
+            self._held.remove(newcomer)
+            self._held.add(connection)
+            del self._waiting[newcomer]
+            self._waiting[connection] = None
+        return True
+
+    def give_way(self) -> bool:
+        """Close the connection that has waited longest for its client; False if none waits."""
+        return self._make_way(self._waiting)
+
+    def remove(self, connection: Connection) -> None:
         """A connection has ended."""
         self._last.pop(connection, None)
         if connection not in self._held:
@@ -93,12 +123,12 @@ class Connections:
         if not self._by_address[address]:
             del self._by_address[address]
 
-    def waits(self, connection: BoundedProtocol) -> None:
+    def waits(self, connection: Connection) -> None:
         """From now on it waits for its client."""
         if connection in self._held:
             self._waiting[connection] = None
 
-    def answers(self, connection: BoundedProtocol) -> None:
+    def answers(self, connection: Connection) -> None:
         """From now on its client waits for an answer."""
         self._waiting.pop(connection, None)
 
@@ -118,7 +148,7 @@ class Connections:
             remedy = f"this process may open only {files} files: raise the limit with ulimit -n or LimitNOFILE="
         return f"{len(self._held)} connections are open ({remedy})"
 
-    def _make_way(self, candidates: Iterable[BoundedProtocol]) -> bool:
+    def _make_way(self, candidates: Iterable[Connection]) -> bool:
         """Close one of these, if there is one."""
         for connection in candidates:
             connection.drop()
@@ -128,17 +158,19 @@ class Connections:
 
 
 class BoundedProtocol(StreamProtocol):
-    """A StreamProtocol whose connections are counted among `places`."""
+    """A StreamProtocol whose connections are counted among `places`.
 
-    def __init__(self, *args: Any, places: Connections, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    Args:
+        newcomer: what the connection was before.
+        places: has counted it from its accept on.
+    """
+
+    def __init__(self, *args: Any, newcomer: Newcomer, places: Connections, **kwargs: Any) -> None:
+        super().__init__(*args, waited=asyncio.get_running_loop().time() - newcomer.since, **kwargs)
+        self._newcomer = newcomer
         self._places = places
-        self._has_place: bool | None = None  # None: it has not asked yet
-
-    @property
-    def address(self) -> str:
-        """The client's; "" on a Unix socket."""
-        return self.client[0] if self.client else ""
+        self._has_place: bool | None = None  # None: the newcomer has it
+        self.address = newcomer.address
 
     def drop(self) -> None:
         """Close the connection, which has no place any more."""
@@ -154,7 +186,7 @@ class BoundedProtocol(StreamProtocol):
         """The connection is there, and its handshake begins; `connection_made` comes when it is over."""
         self.transport, self.client = carrier, get_remote_addr(carrier)
         self.carrier = carrier
-        self._has_place = self._places.add(self)
+        self._take_place()
 
     def after_tls(self) -> None:
         """The descriptor is about to be closed; `connection_lost` comes later, or not at all without a handshake."""
@@ -165,13 +197,21 @@ class BoundedProtocol(StreamProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the base class
         super().connection_made(transport)
         if self._has_place is None:
-            self._has_place = self._places.add(self)
+            self._take_place()
         if not self._has_place:
             self.app = _only_health(self.app)
+        came, self._newcomer.data = self._newcomer.data, b""
+        if came:
+            self.data_received(came)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._places.remove(self)
+
+    def _take_place(self) -> None:
+        self._has_place = self._places.hand_over(self._newcomer, self)
+        if self._newcomer.dropped:
+            self.transport.abort()
 
 
 def _only_health(app: ASGIApp) -> ASGIApp:

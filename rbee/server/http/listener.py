@@ -11,11 +11,12 @@ import os
 import socket
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from rbee.errors import ConfigError
+from rbee.server.http.acceptor import Acceptor
 from rbee.server.http.connections import BoundedProtocol, Connections
 from rbee.server.http.departures import Departures
 from rbee.server.http.door import is_loopback
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
+    from rbee.server.http.acceptor import Newcomer
     from rbee.server.http.keys import KeyRing
 
 _BACKLOG = 2048
@@ -68,22 +70,20 @@ class HttpServer(uvicorn.Server):
             tls: makes it serve https. Needs uvloop.
             debug: uvicorn logs what it does.
         """
-        make: Callable[..., BoundedProtocol] = partial(
+        self._places = connections or Connections()
+        self._head_timeout = head_timeout
+        self._tls = tls
+        self._make: Callable[..., BoundedProtocol] = partial(
             BoundedProtocol,
-            places=connections or Connections(),
+            places=self._places,
             departures=Departures(),
             unread_timeout=slow_reader_timeout,
             head_timeout=head_timeout,
         )
-
-        def make_with_tls(*args: Any, **kwargs: Any) -> asyncio.BaseProtocol:
-            assert tls is not None
-            return TlsProtocol(make(*args, **kwargs), tls, head_timeout)
-
         super().__init__(
             uvicorn.Config(
                 app,
-                http=make if tls is None else make_with_tls,  # type: ignore[arg-type] # makes protocols, as a class does
+                http=BoundedProtocol,
                 ws="none",
                 lifespan="off",  # the process starts and stops the engine itself, in its own order
                 log_config=None,  # rbee.logs has configured logging
@@ -95,6 +95,26 @@ class HttpServer(uvicorn.Server):
                 timeout_graceful_shutdown=_RESPONSE_PATIENCE,
             )
         )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Have an `Acceptor` where uvicorn has asyncio's server, which gives each connection all it needs at once."""
+        await super().startup(sockets=[])
+        self.servers = [
+            Acceptor(  # type: ignore[misc] # all of a server that uvicorn uses
+                sock,
+                self._places,
+                self._make_protocol,
+                head_timeout=self._head_timeout,
+                reads=self._tls is None,
+            )
+            for sock in sockets or []
+        ]
+
+    def _make_protocol(self, newcomer: Newcomer) -> asyncio.BaseProtocol:
+        connection = self._make(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state, newcomer=newcomer
+        )
+        return connection if self._tls is None else TlsProtocol(connection, self._tls, self._head_timeout)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

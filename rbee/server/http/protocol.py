@@ -46,6 +46,7 @@ class StreamProtocol(HttpToolsProtocol):
         departures: watches the connections of a server that are not read.
         unread_timeout: seconds that the bytes of an answer may wait for a client that takes none of them.
         head_timeout: seconds that a new connection, or a request that has begun, may take to the end of its head.
+        waited: how many of them the first one has taken already.
     """
 
     flow: WatchedFlow
@@ -58,6 +59,7 @@ class StreamProtocol(HttpToolsProtocol):
         departures: Departures | None = None,
         unread_timeout: float = 60.0,
         head_timeout: float = 30.0,
+        waited: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -65,6 +67,7 @@ class StreamProtocol(HttpToolsProtocol):
         self._departures = departures or Departures()
         self._unread_timeout = unread_timeout
         self._head_timeout = head_timeout
+        self._waited = waited
         self.carrier: asyncio.Transport | None = None  # of the TLS that `transport` is
         self._late_head: asyncio.TimerHandle | None = None  # while a head is waited for
         self._answering: RequestResponseCycle | None = None  # `cycle` is the newest, perhaps of a request that waits
@@ -89,7 +92,7 @@ class StreamProtocol(HttpToolsProtocol):
             call_later=self.loop.call_later,
         )
         self._outgoing = _Outgoing(self)
-        self._await_head()
+        self._await_head(self._waited)
 
     def data_received(self, data: bytes) -> None:
         if self._rest is not None:
@@ -226,8 +229,8 @@ class StreamProtocol(HttpToolsProtocol):
             self._rest.cancel()
             self._rest = None
 
-    def _await_head(self) -> None:
-        self._late_head = self.loop.call_later(self._head_timeout, self._on_late_head)
+    def _await_head(self, waited: float = 0.0) -> None:
+        self._late_head = self.loop.call_later(max(0.0, self._head_timeout - waited), self._on_late_head)
 
     def _stop_awaiting_head(self) -> None:
         if self._late_head is not None:

@@ -439,6 +439,20 @@ async def test_what_comes_behind_a_last_request_is_not_looked_at():
     await end(protocol)
 
 
+async def test_the_rest_of_a_refused_body_is_read_in_turns():
+    """A socket that always has more of it does not keep the event loop from the others."""
+    protocol, transport = connect(app := RefusingApp())
+    await feed(protocol, transport, [b"POST / HTTP/2.0\r\nContent-Length: 1000000\r\n\r\n" + bytes(1000)])
+    assert (app.refused, transport.ended) == (["invalid_http"], True)
+    for _ in range(3):
+        assert transport.reading
+        protocol.data_received(bytes(1000))
+        assert not transport.reading
+        while not transport.reading:  # noqa: ASYNC110 - the protocol's timer
+            await asyncio.sleep(0.01)
+    await end(protocol)
+
+
 async def test_a_body_that_cannot_be_read_ends_its_request():
     """It counts as one whose client left; the answer is the reason."""
     protocol, transport = connect(app := RefusingApp())

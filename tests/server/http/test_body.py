@@ -1,0 +1,42 @@
+"""Where the work on a request's body is done."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from starlette.requests import Request
+
+from rbee.server.http.body import SMALL, Bodies
+
+pytestmark = pytest.mark.anyio
+
+SCOPE = {"type": "http", "headers": []}
+
+
+async def test_large_bodies_are_worked_on_one_after_the_other():
+    """A small one does not wait for them; what is smaller still is not handed to a thread at all."""
+    bodies = Bodies(2**20)
+    began: list[str] = []
+    may_end = threading.Event()
+
+    def work(body: bytes, name: str) -> tuple[int, bool]:
+        began.append(name)
+        if name == "first":
+            may_end.wait()
+        return len(body), threading.current_thread() is threading.main_thread()
+
+    def start(name: str, size: int) -> asyncio.Task[tuple[int, bool]]:
+        return asyncio.ensure_future(bodies.work(Request(SCOPE), bytes(size), work, name))
+
+    large = [start(name, SMALL + 1) for name in ("first", "second")]
+    try:
+        for _ in range(2):  # threads take what there is in turn: the second large one would be first
+            assert await start("small", SMALL) == (SMALL, False)
+        assert await start("tiny", 100) == (100, True)
+        assert began == ["first", "small", "small", "tiny"]
+    finally:
+        may_end.set()
+    assert await asyncio.gather(*large) == [(SMALL + 1, False)] * 2
+    assert began[-1] == "second"
