@@ -20,8 +20,8 @@ are those without a /health that is just being answered. A peer that cannot keep
 in the quiet phase already: `frames/s` shows it. So one round has the attack with --few-streams too.
 
 CPU: of the server process alone, less what it uses without requests; the median of the rounds. Requests come one after
-the other on one connection: GET /health, and POST of 4 KB for one token, at 1 ms steps. rbee's has its engine's part to
-do, which the peers lack. Frames: of 64 streams of 200 frames at 20 ms.
+the other: GET /health and POST of 4 KB for one token on one connection, GET /health on one for each, at 1 ms steps.
+rbee's has its engine's part to do, which the peers lack. Frames: of 64 streams of 200 frames at 20 ms.
 
 Single requests, on rbee with its defaults, beside 8 streams of each of --models (synthetic: 10 ms steps); each request
 --repeats times, with pauses:
@@ -73,12 +73,8 @@ _CPU_STREAMS, _CPU_FRAMES = 64, 200
 
 def attack_one(name: str, streams: int, options: argparse.Namespace) -> dict[str, Any]:
     """A server of its own through all phases: what was felt in each, what it held, and its CPU costs."""
-    counts_cpu = name != RBEE_16 and streams == options.streams  # else it is known
-    cpu = door_servers.cpu_us(name, options.gets, options.posts) if counts_cpu else {}
     server = door_servers.start(name)
     try:
-        if counts_cpu:
-            cpu["frame"] = door_servers.cpu_us_per_frame(server, _CPU_STREAMS, _CPU_FRAMES)
         parts = urlsplit(server.url)
         address = (str(parts.hostname), int(parts.port or 80))
         payload = {"prompt": "a stream", "max_tokens": _STREAM_TOKENS, "stream": True}
@@ -120,7 +116,6 @@ def attack_one(name: str, streams: int, options: argparse.Namespace) -> dict[str
         "memory_kb": memory,
         "fds": fds,
         "attackers": counts,
-        "cpu": cpu,
     }
 
 
@@ -155,17 +150,31 @@ def _row(name: str, streams: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "fds": max((run["fds"] for run in runs), key=lambda fds: fds["after"] - fds["before"]),
         "lost": sum(run["lost"] for run in runs),
         "attackers": runs[-1]["attackers"],
-        "rounds": [{key: run[key] for key in ("memory_kb", "fds", "attackers", "lost", "cpu")} for run in runs],
+        "rounds": [{key: run[key] for key in ("memory_kb", "fds", "attackers", "lost")} for run in runs],
     }
 
 
-def measure_attacks(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
-    """Every server in turn in each round: a row for each, and the CPU costs of those that differ.
+def measure_cpu(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """The CPU costs of each server, measured in turn in each round."""
+    servers = [name for name in options.servers if name != RBEE_16]
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
+    for number in range(options.rounds):
+        for name in servers if number % 2 == 0 else servers[::-1]:
+            progress(f"CPU, round {number + 1}/{options.rounds}: {name}")
+            runs[name].append(door_servers.cpu_us(name, options.gets, options.posts, _CPU_STREAMS, _CPU_FRAMES))
+    return {
+        name: {key: round(statistics.median(run[key] for run in of_one), 2) for key in of_one[0]}
+        for name, of_one in runs.items()
+    }
+
+
+def measure_attacks(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every server in turn in each round: a row for each.
 
     The first round has another part, with as few streams as the peers can carry.
     """
-    runs: dict[tuple[str, int], list[dict[str, Any]]] = {(name, options.streams): [] for name in CONTENDERS}
-    few = [(name, options.few_streams) for name in CONTENDERS if name != RBEE_16 and options.few_streams]
+    runs: dict[tuple[str, int], list[dict[str, Any]]] = {(name, options.streams): [] for name in options.servers}
+    few = [(name, options.few_streams) for name in options.servers if name != RBEE_16 and options.few_streams]
     runs |= {turn: [] for turn in few}
     for number in range(options.rounds):
         turns = list(runs) if number == 0 else [turn for turn in runs if turn not in few][::-1]
@@ -173,19 +182,17 @@ def measure_attacks(options: argparse.Namespace) -> tuple[list[dict[str, Any]], 
             name, streams = turn
             progress(f"round {number + 1}/{options.rounds}: {name}, {streams} streams")
             runs[turn].append(attack_one(name, streams, options))
-    costs = {
-        name: {key: round(statistics.median(run["cpu"][key] for run in of_one), 2) for key in ("get", "post", "frame")}
-        for (name, _), of_one in runs.items()
-        if of_one and of_one[0]["cpu"]
-    }
-    return [_row(*turn, of_one) for turn, of_one in runs.items() if of_one], costs
+    return [_row(*turn, of_one) for turn, of_one in runs.items() if of_one]
 
 
 def main() -> None:
-    """The attacks round by round, then the costs of single requests and the burst, model by model."""
+    """The attacks and the CPU costs round by round, then single requests and the burst, model by model."""
     parser = argument_parser(__doc__, "door.{json,md}", rounds=2)
-    parser.add_argument("--parts", default="attack,costs,burst", help="what is measured (default %(default)s)")
+    parser.add_argument("--parts", default="attack,cpu,costs,burst", help="what is measured (default %(default)s)")
     parser.add_argument("--models", default=f"{SYNTHETIC},default", help="of single requests (default %(default)s)")
+    parser.add_argument(
+        "--servers", type=lambda names: names.split(";"), default=list(CONTENDERS), help="in ;-separated names (all)"
+    )
     parser.add_argument("--streams", type=int, default=512, help="in the attack (default %(default)s)")
     parser.add_argument("--few-streams", type=int, default=64, help="in one more attack; 0: none (default %(default)s)")
     parser.add_argument("--half-sent", type=int, default=2000, help="connections (default %(default)s)")
@@ -203,7 +210,8 @@ def main() -> None:
     models = [DEFAULT_MODEL if name == "default" else name for name in options.models.split(",")]
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(_OPEN_FILES, hard), hard))
-    attacks, cpu = measure_attacks(options) if "attack" in parts else ([], {})
+    attacks = measure_attacks(options) if "attack" in parts else []
+    cpu = measure_cpu(options) if "cpu" in parts else {}
     costs = []
     for name in models if "costs" in parts else []:
         costs += door_costs.measure(name, options.repeats, options.case)

@@ -184,8 +184,10 @@ class _Peer:
             server.stop()
 
 
-def measure(model: str, streams: int, faults: int, peer: Path | None) -> list[dict[str, Any]]:
-    """Each fault so often, in turn; a row of medians and worst values for each figure."""
+def measure(
+    model: str, streams: int, faults: int, peer: Path | None, only: list[str] | None = None
+) -> list[dict[str, Any]]:
+    """Each fault, or those of `only`, so often, in turn; a row of medians and worst values for each figure."""
     options = ["--max-restarts", "1000", "--restart-window", str(_WINDOW), "--hang-timeout", str(HANG_TIMEOUT)]
     server = FaultyServer(model, *options)
     actions: dict[str, Callable[[], Figures]] = {
@@ -196,6 +198,7 @@ def measure(model: str, streams: int, faults: int, peer: Path | None) -> list[di
     }
     if peer and model != "synthetic":
         actions["peer"] = _Peer(peer, model).fault
+    actions = {name: action for name, action in actions.items() if not only or name in only}
     seen: dict[str, list[float]] = {}
     try:
         for number in range(faults):
@@ -206,6 +209,8 @@ def measure(model: str, streams: int, faults: int, peer: Path | None) -> list[di
                     _add(seen, name, action())
                 if name in {"kill", "stop"}:
                     time.sleep(_WINDOW + 0.1)  # the restart is forgotten
+            if only and "drain" not in only:
+                continue
             for name, figures in drain(model, streams).items():
                 _add(seen, name, figures)
     finally:
@@ -235,21 +240,25 @@ def main() -> None:
     parser.add_argument("--models", default=f"synthetic,{DEFAULT_MODEL}", help="in turn (default %(default)s)")
     parser.add_argument("--streams", type=int, default=64, help="that are open at a fault (default %(default)s)")
     parser.add_argument("--faults", type=int, default=50, help="of each kind (default %(default)s)")
+    parser.add_argument(
+        "--only", type=lambda names: names.split(","), help="of floor, leave, kill, stop, peer, drain (default all)"
+    )
     aborts.add_option(parser)
     add_peer_option(parser)
     options = parser.parse_args()
     peer = next((python for python in options.vs_llama_cpp if can_serve(python)), None)
     models = options.models.split(",")
-    rows = [row for model in models for row in measure(model, options.streams, options.faults, peer)]
-    left = [aborts.measure(model, options.aborts) for model in models]
+    rows = [row for model in models for row in measure(model, options.streams, options.faults, peer, options.only)]
+    left = [] if options.only else [aborts.measure(model, options.aborts) for model in models]
     columns = ["model", "figure", "count", "p50", "p99", "max"]
     report = f"{options.streams} streams at each kill and drain; a hang counts after {HANG_TIMEOUT:g} s."
     if peer is None:
         report += " No peer: llama-cpp-python's server is not installed (`make bench-faults` does that)."
     report += "\n\n" + table(columns, [[str(row[column]) for column in columns] for row in rows])
-    report += "\n\nWhat requests leave whose clients went away, a quarter of them each in the queue, in prefill, in "
-    report += "decode, and parked for a client that does not come back. Memory is RssAnon and swap.\n\n"
-    report += aborts.report_of(left)
+    if left:
+        report += "\n\nWhat requests leave whose clients went away, a quarter of them each in the queue, in prefill, in "
+        report += "decode, and parked for a client that does not come back. Memory is RssAnon and swap.\n\n"
+        report += aborts.report_of(left)
     result = {"benchmark": "faults", "rows": rows, "aborts": left, "peer": peer.parent.parent.name if peer else None}
     finish(options, "faults", "When the engine dies or hangs", report, result)
 

@@ -118,8 +118,8 @@ def _attackers(attacks: list[dict[str, Any]]) -> str:
 
 
 def _cpu(costs: dict[str, dict[str, float]]) -> str:
-    rows = [[name, *(_number(cost[key]) for key in ("get", "post", "frame"))] for name, cost in costs.items()]
-    return table(["server", "GET /health", "POST of 4 KB, one token", "streamed frame"], rows)
+    rows = [[name, *(_number(cost[key]) for key in ("get", "fresh", "post", "frame"))] for name, cost in costs.items()]
+    return table(["server", "GET /health", "on a new connection", "POST of 4 KB, one token", "streamed frame"], rows)
 
 
 def _costs(costs: list[dict[str, Any]]) -> str:

@@ -22,6 +22,7 @@ from own_server import OwnServer, cpu_seconds
 from sse_client import http_request
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 STEP_MS = 20.0  # of every stream in the attack
@@ -110,10 +111,12 @@ class Peak:
             self.kb = max(self.kb, memory_kb(self._pid))
 
 
-def cpu_us(name: str, gets: int, posts: int) -> dict[str, float]:
-    """CPU time of a server process of its own in us: per GET /health, and per POST of 4 KB with one token.
+def cpu_us(name: str, gets: int, posts: int, streams: int, frames: int) -> dict[str, float]:
+    """CPU time of server processes of its own in us.
 
-    Requests come one after the other on one connection. The 4 KB are a label: the peer does not tokenize a prompt.
+    "get": per GET /health, and "post": per POST of 4 KB with one token, one after the other on one connection. "fresh":
+    per GET /health on a connection of its own. "frame": per streamed frame. The 4 KB are a label: the peer does not
+    tokenize a prompt.
     """
     server = start(name, _SHORT_STEP_MS)
     try:
@@ -123,11 +126,19 @@ def cpu_us(name: str, gets: int, posts: int) -> dict[str, float]:
         get = f"GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
         with socket.create_connection((host, port), timeout=_PATIENCE) as sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            per_get = _per_request(server.pid, sock, get, gets, idle)
-            per_post = _per_request(server.pid, sock, post, posts, idle)
+            costs = {
+                "get": _per_request(server.pid, lambda: _answer(sock, get), gets, idle),
+                "post": _per_request(server.pid, lambda: _answer(sock, post), posts, idle),
+            }
+        costs["fresh"] = _per_request(server.pid, lambda: _answer_to_new((host, port), get), gets, idle)
     finally:
         server.stop()
-    return {"get": round(per_get, 1), "post": round(per_post, 1)}
+    server = start(name)
+    try:
+        costs["frame"] = cpu_us_per_frame(server, streams, frames)
+    finally:
+        server.stop()
+    return costs
 
 
 def cpu_us_per_frame(server: OwnServer | PeerServer, streams: int, frames: int) -> float:
@@ -157,17 +168,22 @@ def _idle(server: OwnServer | PeerServer) -> float:
     return (cpu_seconds(server.pid) - before) / (time.monotonic() - began)
 
 
-def _per_request(pid: int, sock: socket.socket, request: bytes, number: int, idle: float) -> float:
+def _per_request(pid: int, ask: Callable[[], None], number: int, idle: float) -> float:
     """The median of ten parts, each with its first request beside it: a pause of the machine hits one of them."""
-    _answer(sock, request)
+    ask()
     parts = []
     for _ in range(10):
         began, before = time.monotonic(), cpu_seconds(pid)
         for _ in range(max(1, number // 10)):
-            _answer(sock, request)
+            ask()
         used = cpu_seconds(pid) - before - idle * (time.monotonic() - began)
         parts.append(used / max(1, number // 10) * 1e6)
-    return statistics.median(parts)
+    return round(statistics.median(parts), 1)
+
+
+def _answer_to_new(address: tuple[str, int], request: bytes) -> None:
+    with socket.create_connection(address, timeout=_PATIENCE) as sock:
+        _answer(sock, request)
 
 
 def _answer(sock: socket.socket, request: bytes) -> None:

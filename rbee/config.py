@@ -120,7 +120,11 @@ class ServerConfig:
     tls_cert: str = option(
         "", "Serve https with this certificate, a PEM file that may hold a chain. Needs --tls-key.", metavar="FILE"
     )
-    tls_key: str = option("", "The private key of --tls-cert, a PEM file without a passphrase.", metavar="FILE")
+    tls_key: str = option(
+        "",
+        "The private key of --tls-cert, a PEM file without a passphrase. Both are read again at SIGHUP.",
+        metavar="FILE",
+    )
     served_model_name: str = option(
         "", "The name clients use for the model; by default the model's own.", metavar="NAME"
     )

@@ -24,7 +24,7 @@ from rbee.server import assembly
 from rbee.server.http.connections import Connections
 from rbee.server.http.descriptors import allow_descriptors
 from rbee.server.http.listener import HttpServer, check_access, listen, listen_on_path, remove_name, url_of
-from rbee.server.http.tls import tls_context
+from rbee.server.http.tls import ServerTls
 from rbee.server.service_manager import ServiceManager
 from rbee.server.text import served_model
 from rbee.standard_streams import say
@@ -32,7 +32,6 @@ from rbee.transport import ServerState
 
 if TYPE_CHECKING:
     import socket
-    import ssl
     from collections.abc import Callable, Iterator
 
     from rbee.config import Config, ServerConfig
@@ -62,7 +61,7 @@ def run(config: Config, model: ModelFolder | None) -> int:
     started = time.monotonic()
     options = config.server
     door = assembly.make_door(options)
-    tls = tls_context(options.tls_cert, options.tls_key)
+    tls = ServerTls(options.tls_cert, options.tls_key) if options.tls_cert else None
     if not options.uds:
         check_access(options.host, door.keys, insecure=options.insecure)
     if door.keys.others_can_read:
@@ -92,7 +91,7 @@ class _Entry(NamedTuple):
     """Where requests come in."""
 
     sock: socket.socket
-    tls: ssl.SSLContext | None
+    tls: ServerTls | None
     door: Door
 
 
@@ -115,7 +114,11 @@ async def _serve(
     config: Config, model: ModelFolder | None, entry: _Entry, traces: Traces | None, *, started: float
 ) -> int:
     supervisor = assembly.make_supervisor(config)
-    with _StopSignals() as stop, _reload_signal(entry.door.keys), contextlib.closing(ServiceManager()) as manager:
+    with (
+        _StopSignals() as stop,
+        _reload_signal(entry.door.keys, entry.tls),
+        contextlib.closing(ServiceManager()) as manager,
+    ):
         await supervisor.start()
         try:
             served = _load(config.server, model)  # while the engine loads the weights on another core
@@ -201,18 +204,26 @@ async def _drain(supervisor: Supervisor, stop: _StopSignals, options: ServerConf
 
 
 @contextlib.contextmanager
-def _reload_signal(keys: KeyRing) -> Iterator[None]:
-    """SIGHUP reads the keys' file again; without one it is ignored, as before and after."""
+def _reload_signal(keys: KeyRing, tls: ServerTls | None) -> Iterator[None]:
+    """SIGHUP reads the keys' file and the certificate again; without either it is ignored, as before and after."""
 
     def reload() -> None:
-        try:
-            keys.reload()
-        except ConfigError as error:
-            _log.error("%s The API keys stay as they were.", error)
-        else:
-            _log.warning("%d API keys are in force", len(keys))
+        if keys.can_change:
+            try:
+                keys.reload()
+            except ConfigError as error:
+                _log.error("%s The API keys stay as they were.", error)
+            else:
+                _log.warning("%d API keys are in force", len(keys))
+        if tls is not None:
+            try:
+                tls.reload()
+            except ConfigError as error:
+                _log.error("%s The certificate stays as it was.", error)
+            else:
+                _log.warning("the certificate was read again, for new connections")
 
-    if not keys.can_change:
+    if not keys.can_change and tls is None:
         yield
         return
     loop = asyncio.get_running_loop()

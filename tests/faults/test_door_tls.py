@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import socket
 import ssl
 from typing import TYPE_CHECKING
@@ -17,10 +19,11 @@ from cryptography.hazmat.primitives import serialization
 
 from rbee.server.http.connections import Connections
 from rbee.server.http.listener import HttpServer, listen
-from rbee.server.http.tls import tls_context
+from rbee.server.http.tls import ServerTls
 from tests.faults.door_parts import (
     LONG,
     SYNTHETIC,
+    Door,
     leave,
     occupy,
     read_answer,
@@ -42,7 +45,6 @@ if TYPE_CHECKING:
 
     from tests.conftest import Server
     from tests.faults.conftest import Certificate
-    from tests.faults.door_parts import Door
 
 CLOSE = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
@@ -228,7 +230,7 @@ async def serving_tls(certificate: Certificate, places: Connections) -> AsyncIte
 
     with listen("127.0.0.1", 0) as sock:
         address: tuple[str, int] = sock.getsockname()
-        tls = tls_context(str(certificate.cert), str(certificate.key))
+        tls = ServerTls(str(certificate.cert), str(certificate.key))
         http = HttpServer(app, tls=tls, head_timeout=0.2, connections=places)
         served = asyncio.ensure_future(http.serve(sockets=[sock]))
         try:
@@ -262,6 +264,50 @@ async def test_handshake_without_end_is_given_up(certificate: Certificate, stage
 
 
 # Files.
+
+
+def serial_number(server: Server, trust: ssl.SSLContext) -> str:
+    """Of the certificate that a new connection is shown."""
+    with (
+        socket.create_connection(server.address, timeout=PATIENCE) as carrier,
+        trust.wrap_socket(carrier, server_hostname="localhost") as sock,
+    ):
+        shown = sock.getpeercert()
+        assert shown is not None
+        return str(shown["serialNumber"])
+
+
+def test_a_renewed_certificate_is_read_again(start_server: Callable[..., Server], tmp_path: Path) -> None:
+    """At SIGHUP, for new connections; streams go on. What cannot be used leaves the one before."""
+    authority = trustme.CA()
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+
+    def renew() -> None:
+        issued = authority.issue_cert("localhost", "127.0.0.1")
+        issued.cert_chain_pems[0].write_to_path(cert)
+        issued.private_key_pem.write_to_path(key)
+
+    renew()
+    with start_server(*SYNTHETIC, "--tls-cert", str(cert), "--tls-key", str(key)) as server:
+        first = serial_number(server, trust)
+        door = Door(server, trust=trust)
+        with door.connect() as sock:
+            sock.sendall(request_bytes(COMPLETIONS, LONG | {"max_tokens": 1000}))
+            read_until(sock, b'"text"')
+            renew()
+            assert serial_number(server, trust) == first
+            os.kill(server.pid, signal.SIGHUP)
+            server.wait_for_log("the certificate was read again")
+            second = serial_number(server, trust)
+            assert second != first
+            read_until(sock, b"data: [DONE]")
+        key.write_text("no key")
+        os.kill(server.pid, signal.SIGHUP)
+        server.wait_for_log("The certificate stays as it was.")
+        assert serial_number(server, trust) == second
+        assert server.stop() == 0
 
 
 def test_certificate_and_key_need_each_other(start_server: Callable[..., Server], certificate: Certificate) -> None:

@@ -138,14 +138,15 @@ class Acceptor:
             newcomer.sock.close()
 
     def _on_listen(self) -> None:
-        for _ in range(_AT_ONCE):
+        for number in range(_AT_ONCE):
             try:
                 sock, peer = self._sock.accept()
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno in _NO_ROOM:
-                    self._make_room(error)
+                    if number == 0:  # else there may be no other: accept(2) takes a descriptor before it looks
+                        self._make_room(error)
                     return
                 continue  # it has gone already, or what its network reports (accept(2))
             address = peer[0] if isinstance(peer, tuple) else ""

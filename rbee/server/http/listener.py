@@ -24,13 +24,13 @@ from rbee.server.http.tls import TlsProtocol
 
 if TYPE_CHECKING:
     import asyncio
-    import ssl
     from collections.abc import Callable, Iterator
 
     from starlette.types import ASGIApp
 
     from rbee.server.http.acceptor import Newcomer
     from rbee.server.http.keys import KeyRing
+    from rbee.server.http.tls import ServerTls
 
 _BACKLOG = 2048
 _SEND_BUFFER = 128 * 1024  # bytes the kernel holds for one slow client (it books twice that); a token's frame has 250
@@ -55,7 +55,7 @@ class HttpServer(uvicorn.Server):
         keep_alive_timeout: int = 75,
         head_timeout: float = 30.0,
         connections: Connections | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: ServerTls | None = None,
         debug: bool = False,
     ) -> None:
         """Its times are in seconds.
@@ -114,7 +114,7 @@ class HttpServer(uvicorn.Server):
         connection = self._make(
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state, newcomer=newcomer
         )
-        return connection if self._tls is None else TlsProtocol(connection, self._tls, self._head_timeout)
+        return connection if self._tls is None else TlsProtocol(connection, self._tls.context, self._head_timeout)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

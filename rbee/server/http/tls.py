@@ -24,14 +24,27 @@ _END_TIME = 60.0  # seconds in which the rest of the last answer must leave, and
 _REST_BYTES = 8 * 2**20  # that a client may send meanwhile; they are thrown away
 
 
-def tls_context(cert: str, key: str) -> ssl.SSLContext | None:
-    """What serves https with this certificate and key, PEM files; None for "".
+class ServerTls:
+    """The certificate that new connections are served https with.
+
+    Args:
+        cert: a PEM file, with the chain.
+        key: a PEM file with its private key.
 
     Raises:
         ConfigError: they cannot be used.
     """
-    if not cert:
-        return None
+
+    def __init__(self, cert: str, key: str) -> None:
+        self._cert, self._key = cert, key
+        self.context = _context(cert, key)
+
+    def reload(self) -> None:
+        """Read both files again. ConfigError: they cannot be used, and what was in force stays."""
+        self.context = _context(self._cert, self._key)
+
+
+def _context(cert: str, key: str) -> ssl.SSLContext:
     for option, path in (("--tls-cert", cert), ("--tls-key", key)):
         try:
             Path(path).read_bytes()
