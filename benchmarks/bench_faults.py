@@ -256,8 +256,8 @@ def main() -> None:
         report += " No peer: llama-cpp-python's server is not installed (`make bench-faults` does that)."
     report += "\n\n" + table(columns, [[str(row[column]) for column in columns] for row in rows])
     if left:
-        report += "\n\nWhat requests leave whose clients went away, a quarter of them each in the queue, in prefill, in "
-        report += "decode, and parked for a client that does not come back. Memory is RssAnon and swap.\n\n"
+        report += "\n\nWhat requests leave whose clients went away, a quarter of them each in the queue, in prefill, "
+        report += "in decode, and parked for a client that does not come back. Memory is RssAnon and swap.\n\n"
         report += aborts.report_of(left)
     result = {"benchmark": "faults", "rows": rows, "aborts": left, "peer": peer.parent.parent.name if peer else None}
     finish(options, "faults", "When the engine dies or hangs", report, result)

@@ -7,16 +7,19 @@ import contextlib
 import os
 import resource
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
+from uvicorn.server import ServerState
 
 from rbee.server.http import refusals
-from rbee.server.http.acceptor import is_beginning
-from rbee.server.http.connections import Connections
+from rbee.server.http.acceptor import Newcomer, is_beginning
+from rbee.server.http.connections import BoundedProtocol, Connections
 from rbee.server.http.listener import HttpServer, listen
+from tests.server.http.test_http_protocol import RecordingTransport
 from tests.server.server_parts import PATIENCE
 
 if TYPE_CHECKING:
@@ -291,3 +294,25 @@ def test_each_beginning_of_a_head_is_held_and_the_whole_goes_on(method, target, 
     end = data.draw(st.integers(1, len(head) - 1))
     assert is_beginning(head[:end])
     assert not is_beginning(head)
+
+
+async def test_the_time_of_a_head_counts_from_the_accept():
+    """A newcomer that goes on with half a head has no more of it."""
+    with socket.socket() as sock:
+        acceptor: Any = None  # it is not held any more
+        newcomer = Newcomer(acceptor, sock, "", asyncio.get_running_loop().time() - PATIENCE)
+        newcomer.data = HALF
+        protocol = BoundedProtocol(
+            uvicorn.Config(echo, log_config=None),
+            ServerState(),
+            {},
+            newcomer=newcomer,
+            places=Connections(),
+            head_timeout=PATIENCE,
+        )
+        transport = RecordingTransport()
+        protocol.connection_made(transport)
+        while not transport.ended:  # noqa: ASYNC110 - the protocol's timer
+            await asyncio.sleep(0)
+        assert b"request_timeout" in b"".join(transport.written)
+        protocol.connection_lost(None)
