@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -21,6 +20,7 @@ import uvloop
 
 from rbee.errors import ConfigError, EngineUnavailableError
 from rbee.server import assembly
+from rbee.server.garbage import collected_when_idle
 from rbee.server.http.connections import Connections
 from rbee.server.http.descriptors import allow_descriptors
 from rbee.server.http.listener import HttpServer, check_access, listen, listen_on_path, remove_name, url_of
@@ -80,11 +80,8 @@ def run(config: Config, model: ModelFolder | None) -> int:
             resources.callback(remove)
             _remove_at_signal(remove)
         say(f"rbee: listening on {url_of(sock, tls=tls is not None)}")
-        try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(_serve(config, model, _Entry(sock, tls, door), traces, started=started))
-        finally:
-            gc.unfreeze()  # the interpreter's last collection frees what was frozen when the engine was ready
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(config, model, _Entry(sock, tls, door), traces, started=started))
 
 
 class _Entry(NamedTuple):
@@ -118,6 +115,7 @@ async def _serve(
         _StopSignals() as stop,
         _reload_signal(entry.door.keys, entry.tls),
         contextlib.closing(ServiceManager()) as manager,
+        contextlib.ExitStack() as until_end,
     ):
         await supervisor.start()
         try:
@@ -133,7 +131,7 @@ async def _serve(
             )
             serving = asyncio.create_task(http.serve(sockets=[entry.sock]))
             try:
-                code = await _until_stopped(supervisor, manager, stop, served.name, started)
+                code = await _until_stopped(supervisor, manager, stop, served.name, started, until_end=until_end)
                 manager.stopping()
                 if code == 0:
                     await _drain(supervisor, stop, config.server)
@@ -160,9 +158,18 @@ def _load(options: ServerConfig, model: ModelFolder | None) -> ServedModel:
 
 
 async def _until_stopped(
-    supervisor: Supervisor, manager: ServiceManager, stop: _StopSignals, model: str, started: float
+    supervisor: Supervisor,
+    manager: ServiceManager,
+    stop: _StopSignals,
+    model: str,
+    started: float,
+    *,
+    until_end: contextlib.ExitStack,
 ) -> int:
-    """Wait for the engine, then for a signal or the engine's last death; the exit code."""
+    """Wait for the engine, then for a signal or the engine's last death; the exit code.
+
+    What a server that is ready holds until its end is entered into `until_end`.
+    """
     first = asyncio.create_task(stop.first.wait())
     ready = asyncio.create_task(supervisor.wait_ready())
     waited_for: set[asyncio.Future[Any]] = {ready, first}
@@ -175,10 +182,7 @@ async def _until_stopped(
     except EngineUnavailableError:
         first.cancel()
         return 2
-    gc.collect()
-    # What is alive now stays alive: no collection in the token path scans it again. One then takes some 0.15 ms
-    # (bench_delivery's column `gc`); higher thresholds make for rarer and longer pauses.
-    gc.freeze()
+    until_end.enter_context(collected_when_idle(lambda: not supervisor.client.rings_in_use))
     manager.ready()
     say(f"rbee: ready (model {model}, runner {engine.runner}, {time.monotonic() - started:.1f} s)")
     given_up = asyncio.create_task(supervisor.wait_given_up())

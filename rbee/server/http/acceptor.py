@@ -151,10 +151,9 @@ class Acceptor:
                 continue  # it has gone already, or what its network reports (accept(2))
             address = peer[0] if isinstance(peer, tuple) else ""
             newcomer = Newcomer(self, sock, address, self._loop.time())
-            self._hold(newcomer)
             self._places.add(newcomer)
-            if self._reads and not newcomer.dropped:
-                self._read(newcomer)  # most send with the last packet of the handshake
+            if not (self._reads and self._read(newcomer)):
+                self._hold(newcomer)
 
     def _make_room(self, error: OSError) -> None:
         """There is neither descriptor nor memory for a connection: another gives way, or none is taken for a while."""
@@ -173,24 +172,28 @@ class Acceptor:
             newcomer = self._held.get(fd)
             if newcomer is None:  # dropped by one before it
                 continue
-            if self._reads:
-                self._read(newcomer)
-            else:
+            if not self._reads:
                 self._go_on(newcomer)
+            else:
+                self._read(newcomer)
 
-    def _read(self, newcomer: Newcomer) -> None:
+    def _read(self, newcomer: Newcomer) -> bool:
+        """Whether that was enough for it to go on, or to end."""
         try:
             piece = newcomer.sock.recv(_PIECE, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             self._end(newcomer)
-            return
+            return True
         newcomer.data += piece
         if not newcomer.data:
             self._end(newcomer)
         elif not piece or len(newcomer.data) > _MOST_HELD or not is_beginning(newcomer.data):
             self._go_on(newcomer)
+        else:
+            return False
+        return True
 
     def _hold(self, newcomer: Newcomer) -> None:
         self._held[newcomer.sock.fileno()] = newcomer
@@ -225,7 +228,8 @@ class Acceptor:
             self._late = self._loop.call_at(oldest.since + self._head_timeout, self._on_late)
 
     def _end(self, newcomer: Newcomer) -> None:
-        self.let_go(newcomer)
+        self._release(newcomer)
+        newcomer.sock.close()
         self._places.remove(newcomer)
 
     def _go_on(self, newcomer: Newcomer) -> None:
