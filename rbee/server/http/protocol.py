@@ -375,7 +375,7 @@ class StreamProtocol(HttpToolsProtocol):
         if listener is not None:
             listener.on_closed()
         # These refer to this protocol. Without the cycles it is freed when it ends, not by the garbage collector.
-        self.cycle = self.scope = self._answering = self._unread = self._outgoing = None  # type: ignore[assignment]
+        self.cycle = self.scope = self._answering = self._unread = self._outgoing = self.flow = None  # type: ignore[assignment]
         self.pipeline.clear()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import resource
 import socket
@@ -279,6 +280,42 @@ async def test_end_of_the_server_closes_newcomers(stack):
         async with serving.accepting():
             await Client(stack, serving, HEAD + BODY).read(BODY)
         assert [await client.read() for client in held] == [b"", b""]
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})], ids=["uvloop"])
+@pytest.mark.parametrize("kind", ["silent", "half a head", "answered", "kept", "refused", "no request"])
+async def test_a_connection_leaves_no_cycle(stack, kind):
+    """It is freed when it ends, and not when Python's collector next looks at all objects."""
+    refused = b"POST / HTTP/2.0\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100
+    last = HEAD.replace(b"X-Empty:", b"Connection: close") + BODY
+    kinds = {
+        "silent": (b"", False),
+        "half a head": (HALF, False),
+        "answered": (last, True),
+        "kept": (HEAD + BODY, True),
+        "refused": (refused, True),
+        "no request": (b"garbage\r\n\r\n", True),
+    }
+    sent, is_answered = kinds[kind]
+    with server() as serving:
+        async with serving.accepting():
+            await Client(stack, serving, last).read()
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(20):
+                    with contextlib.ExitStack() as ended:
+                        client = Client(ended, serving, sent)
+                        if is_answered:
+                            await client.read(BODY if kind == "kept" else b"")
+                # Each is accepted, and its end read, before this one is answered.
+                await Client(stack, serving, last).read()
+                while serving.protocols:  # noqa: ASYNC110 - it is about to be closed
+                    await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                assert gc.collect() == 0
+            finally:
+                gc.enable()
 
 
 TOKEN = st.text("!#$%&'*+-.^_`|~09azAZ", min_size=1).map(str.encode)
