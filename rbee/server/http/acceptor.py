@@ -30,6 +30,7 @@ _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 _LINE = rb"[A-Z]{1,16} [!-~]+ HTTP/1\.[01]\r\n"
 _FIELDS = rb"(?:[!-9;-~]+:[^\r\n\0]*\r\n)*(?:[!-9;-~]+(?::[^\r\n\0]*)?)?"
+_END = b"\r\n\r\n"
 _BEGINNING = re.compile(rb"[A-Z]{1,16}(?: [!-~]*(?: [HTP/.01]{0,8}\r?)?)?|" + _LINE + _FIELDS + rb"\r?")
 
 
@@ -38,7 +39,7 @@ def is_beginning(data: bytes) -> bool:
 
     It goes for nothing else that a parser may take, such as an empty line in front.
     """
-    return _BEGINNING.fullmatch(data) is not None
+    return _END not in data and _BEGINNING.fullmatch(data) is not None
 
 
 class Places(Protocol):
