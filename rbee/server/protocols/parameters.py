@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rbee.server.errors import Refusal
 
 DEADLINE_HEADER = "X-Request-Deadline"
-MAX_CHOICES = 128
+MAX_CHOICES = 128  # of all prompts together: they are submitted at once, and other streams wait that long
 MAX_LOGIT_BIASES = 1024  # OpenAI has 300
 MAX_STOP_TOKEN_IDS = 256
 MAX_STOP_STRINGS = 64  # OpenAI has 4; each costs time for each character of the output
@@ -169,15 +169,18 @@ def check_token_ids(token_ids: Collection[int], param: str, vocab_size: int) -> 
 
 
 def check_choices(request: GenerationRequest, num_prompts: int, num_rings: int) -> None:
-    """Raise Refusal unless the server can hold n choices of each prompt at once."""
+    """Raise Refusal unless a request may have n choices of each prompt, and the server can hold them at once."""
     if request.n > num_rings:
         raise invalid("n", f"n is {request.n}, but this server holds {num_rings} choices (--max-requests).")
-    if request.n * num_prompts > num_rings:
+    choices = request.n * num_prompts
+    if choices > min(MAX_CHOICES, num_rings):
+        bound = f"a request may have {MAX_CHOICES}"
+        if num_rings < MAX_CHOICES:
+            bound = f"this server holds {num_rings} (--max-requests)"
         raise invalid(
             request.prompt_field,
-            f"{request.prompt_field} holds {num_prompts} prompts, and with n {request.n} these are "
-            f"{request.n * num_prompts} choices, but this server holds {num_rings} (--max-requests). "
-            "Send them in several requests.",
+            f"{request.prompt_field} holds {num_prompts} prompts, and with n {request.n} these are {choices} choices, "
+            f"but {bound}. Send them in several requests.",
         )
 
 

@@ -12,7 +12,7 @@ import pytest
 from rbee.messages import pack_token_ids
 from tests.fakes import RecordingEngine
 from tests.raw_client import COMPLETIONS, Client, read_stream
-from tests.server.protocols.parameters_parts import MODEL, ready, refusal
+from tests.server.protocols.parameters_parts import MODEL, read, ready, refusal
 from tests.server.server_parts import check_idle, expected, serving, until_rings
 
 pytestmark = pytest.mark.anyio
@@ -136,6 +136,9 @@ def test_more_choices_than_the_server_holds_are_refused_before_they_are_read():
     """Their number is enough to know it."""
     error = refusal(COMPLETIONS, {"prompt": [[300]] * 65})
     assert (error.param, "65 choices" in error.message, "--max-requests" in error.message) == ("prompt", True, True)
+    assert len(read(COMPLETIONS, {"prompt": ["x"] * 128}, num_rings=192).prompts) == 128
+    error = refusal(COMPLETIONS, {"prompt": [[300]] * 43, "n": 3}, num_rings=192)
+    assert (error.param, "129 choices" in error.message, "may have 128" in error.message) == ("prompt", True, True)
 
 
 @pytest.mark.parametrize("stream", [False, True])
