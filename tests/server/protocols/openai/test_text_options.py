@@ -167,12 +167,13 @@ def test_prompt_logprobs_as_vllm_lists_them(synthetic_server):
     assert post(synthetic_server, CHAT, max_tokens=1)["prompt_logprobs"] is None
 
 
-def test_prompt_logprobs_beside_an_echo(synthetic_server):
+@pytest.mark.parametrize(("of_prompt", "of_all"), [(3, 1), (1, 3)])
+def test_prompt_logprobs_beside_an_echo(synthetic_server, of_prompt, of_all):
     """Each list has as many tokens as it was asked for; each prompt has its own."""
-    body = {"prompt": ["ab", "cde"], "max_tokens": 1, "echo": True, "logprobs": 1, "prompt_logprobs": 3}
+    body = {"prompt": ["ab", "cde"], "max_tokens": 1, "echo": True, "logprobs": of_all, "prompt_logprobs": of_prompt}
     for choice, prompt in zip(post(synthetic_server, COMPLETIONS, **body)["choices"], ("ab", "cde"), strict=True):
-        assert [len(listed or ()) for listed in choice["prompt_logprobs"]] == [0] + [3] * (len(prompt) - 1)
-        assert [len(top or ()) for top in choice["logprobs"]["top_logprobs"]] == [0] + [1] * len(prompt)
+        assert [len(listed or ()) for listed in choice["prompt_logprobs"]] == [0] + [of_prompt] * (len(prompt) - 1)
+        assert [len(top or ()) for top in choice["logprobs"]["top_logprobs"]] == [0] + [of_all] * len(prompt)
         assert choice["text"] == prompt + expected(prompt, 1)
 
 
