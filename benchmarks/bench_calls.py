@@ -102,7 +102,7 @@ def measure_sockets(calls: int, rings: int) -> dict[str, dict[str, float]]:
             model="m",
             chat=True,
             options=StreamOptions(),
-            prompt_tokens=1,
+            prompt_tokens=[1],
         )
         for ring, sender in zip(pair.rings, senders, strict=True):
             outlet = Outlet(

@@ -159,7 +159,16 @@ class ServerConfig:
         metavar="ORIGIN",
     )
     insecure: bool = option(False, "Allow listening on a public address without an API key.")
-    lenient: bool = option(False, "Ignore unknown request fields (named in a Warning header) instead of answering 400.")
+    lenient: bool = option(
+        False,
+        "Ignore unknown request fields, and unsupported ones that leave the kind of answer as it is, instead of "
+        "answering 400; a Warning header names them.",
+    )
+    trust_content: bool = option(
+        False,
+        "Take special tokens in messages for special tokens, as other servers do; without it they are text, so that no "
+        "message can end its turn or begin another role's.",
+    )
     max_requests: int = option(
         1024,
         "Requests held at once, running and waiting; further ones get 429. Rounded up to a multiple of 64.",

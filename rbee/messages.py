@@ -103,6 +103,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     num_blocks: int
     block_size: int
     load_seconds: float
+    kernels: str = ""  # which code computes; with the model and the dtype it decides the tokens
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -143,6 +143,7 @@ def _load(
         num_blocks=runner.num_blocks,
         block_size=config.block_size,
         load_seconds=time.monotonic() - started,
+        kernels=runner.kernels,
     )
     logger.debug("%s", ready)
     channel.send(messages.encode(ready))

@@ -154,6 +154,7 @@ def _load(options: ServerConfig, model: ModelFolder | None) -> ServedModel:
         options.served_model_name or model.name,
         model.path,
         use_generation_config=options.generation_config == "auto",
+        trust_content=options.trust_content,
     )
 
 

@@ -55,6 +55,7 @@ class ScriptedRunner:
     name = "scripted"
     device = "cpu"
     dtype = "float32"
+    kernels = "numpy"
     pool: ThreadPool | None = None
 
     def __init__(self, react: Callable[[InputBatch, np.ndarray], None] | None = None) -> None:

@@ -40,6 +40,7 @@ class ModelRunner(Protocol):
     name: str  # "native", "torch" or "synthetic", for log lines
     device: str  # where it computes, for log lines
     dtype: str  # precision of weights and KV cache, for log lines
+    kernels: str  # which code computes: with model and dtype it decides the tokens, bit for bit
     vocab_size: int  # width of the logits; prompt tokens must be smaller
     max_model_len: int  # tokens that one sequence may have, prompt plus output; they fit the KV cache
     num_blocks: int  # blocks in the KV cache

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 KV_BYTES_PER_TOKEN = 1024
 """What a token is taken to cost of `kv_cache_mib`, so that pools can be small or large. Nothing is stored."""
 _DEFAULT_MIB = 1024
+_NEVER = -1e30  # a logit: no temperature or penalty that a request may have makes such a token likely
 
 
 class SyntheticRunner:
@@ -39,6 +40,7 @@ class SyntheticRunner:
     name = "synthetic"
     device = "cpu"
     dtype = "float32"
+    kernels = "none"
     vocab_size = synthetic.VOCAB_SIZE
     pool = None
 
@@ -67,8 +69,11 @@ class SyntheticRunner:
         self._sleep = sleep
 
     def execute(self, batch: InputBatch) -> StepOutput:
-        """Wait for the step's end; each row is 0 at its one token (of a prompt: the next one) and -inf elsewhere."""
-        logits = np.full((len(batch.logits_rows), self.vocab_size), -np.inf, dtype=np.float32)
+        """Wait for the step's end; each row is 0 at its one token (of a prompt: the next one) and very low elsewhere.
+
+        The others come if a request excludes that token.
+        """
+        logits = np.full((len(batch.logits_rows), self.vocab_size), _NEVER, dtype=np.float32)
         for row, sequence in enumerate(batch.row_sequences[: batch.num_sampling]):
             prompt_hash = synthetic.prompt_hash(sequence.token_ids[: sequence.num_prompt_tokens])
             logits[row, synthetic.sequence_token(prompt_hash, sequence.num_output_tokens)] = 0

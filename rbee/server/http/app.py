@@ -21,6 +21,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match
 
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import refusals
@@ -76,7 +77,7 @@ def build_app(
             began.
         begin_trace: is told of each request when it comes; what it returns is told when the request is over.
     """
-    answers = _Refusals(formats or {})
+    answers = _Refusals(formats or {}, routes)
     door = door or Door()
     pages = [_cors(door.origins)] if door.origins else []
     app = Starlette(
@@ -106,7 +107,8 @@ def build_app(
 class _Refusals:
     """The answer to each refusal, in the format of the request's path."""
 
-    def __init__(self, formats: Mapping[str, RefusalFormat]) -> None:
+    def __init__(self, formats: Mapping[str, RefusalFormat], routes: Sequence[BaseRoute]) -> None:
+        self._routes = routes
         self._formats = sorted(formats.items(), key=lambda item: -len(item[0]))
 
     def answer(self, scope: Scope, refusal: Refusal) -> Response:
@@ -127,7 +129,8 @@ class _Refusals:
         path = request.scope["path"]
         match error.status_code:
             case 404:
-                refusal = Refusal(RefusalKind.NOT_FOUND, f"There is no route {path}.", code="not_found")
+                message = f"There is no route {path}.{self._meant(request.scope)}"
+                refusal = Refusal(RefusalKind.NOT_FOUND, message, code="not_found")
             case 405:
                 message = f"{path} does not take {request.method}."
                 refusal = Refusal(RefusalKind.METHOD_NOT_ALLOWED, message, code="method_not_allowed")
@@ -137,6 +140,18 @@ class _Refusals:
         response.status_code = error.status_code
         response.headers.update(error.headers or {})
         return response
+
+    def _meant(self, scope: Scope) -> str:
+        """A route that the client may have meant: its base URL is often a /v1 short or has one too many.
+
+        There are no routes for such paths: each would be a second address to protect and to count.
+        """
+        path: str = scope["path"]
+        for other in ("/v1" + path, path.removeprefix("/v1"), path.rstrip("/")):
+            meant = {**scope, "path": other, "root_path": ""}
+            if other != path and any(route.matches(meant)[0] is Match.FULL for route in self._routes):
+                return f" Did you mean {other}?"
+        return ""
 
     async def on_defect(self, request: Request, error: Exception) -> Response:  # noqa: ARG002 - starlette's signature
         """Starlette raises the error again after this answer, and uvicorn logs it with its traceback."""

@@ -50,10 +50,12 @@ class Bodies:
         """The body of a JSON request. Its room is free when the block is left.
 
         Raises:
-            Refusal: another media type, a larger body, one that does not arrive within 60 s, or no room for it.
+            Refusal: another media type or encoding, a larger body, one that does not arrive within 60 s, or no room
+                for it.
             ClientDisconnect: the client is gone.
         """
         _check_media_type(request)
+        _check_encoding(request)
         declared = _declared(request)
         if declared is not None and declared > self._limit:
             raise _too_large(self._limit)
@@ -164,6 +166,16 @@ def _check_media_type(request: Request) -> None:
         found = f"The Content-Type is {media_type[:_SHOWN]!r}" if media_type else "There is no Content-Type"
         raise Refusal(
             RefusalKind.UNSUPPORTED_MEDIA_TYPE, f"{found}; send application/json.", code="unsupported_media_type"
+        )
+
+
+def _check_encoding(request: Request) -> None:
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise Refusal(
+            RefusalKind.UNSUPPORTED_MEDIA_TYPE,
+            f"The Content-Encoding is {encoding[:_SHOWN]!r}; send the body as it is, without one.",
+            code="unsupported_content_encoding",
         )
 
 

@@ -110,7 +110,7 @@ class AdmissionControl:
         return None if shortage is None else shortage.helps
 
     def check(self, num_choices: int, num_tokens: int, requester: Requester = ANYONE) -> None:
-        """Let a request pass whose choices have so many prompt tokens each.
+        """Let a request pass whose choices have so many prompt tokens together.
 
         Raises:
             Refusal: there is no room now, or for so many choices never.
@@ -159,7 +159,7 @@ class AdmissionControl:
             self._of_key(num_choices, requester.caller)
             or self._of_rings(num_choices, kept)
             or self._of_queue(num_choices, kept)
-            or self._of_tokens(num_choices * num_tokens)
+            or self._of_tokens(num_tokens)
         )
 
     def _kept(self, requester: Requester) -> int:
@@ -181,7 +181,11 @@ class AdmissionControl:
         if caller is None or not limit:
             return None
         if num_choices > limit:
-            raise invalid("n", f"n is {num_choices}, but an API key may hold {limit} choices (--max-requests-per-key).")
+            raise invalid(
+                "n",
+                f"The request asks for {num_choices} choices (n for each prompt), but an API key may hold {limit} "
+                "(--max-requests-per-key).",
+            )
         key = self._keys[caller]
         needed = max(key.num_open + num_choices - limit, len(key.times) + num_choices - 2 * limit)
         if needed <= 0:

@@ -135,6 +135,7 @@ class EngineClient:
     async def make_room(self, num_choices: int, num_tokens: int, requester: Requester = ANYONE) -> None:
         """Give up orphans until a request can be submitted, or none is left that would help.
 
+        Its choices have `num_tokens` prompt tokens together.
         Waits for the engine's next step. What the caller submits next, without waiting in between, has the room.
         """
         await self._orphans.make_room(
@@ -158,14 +159,16 @@ class EngineClient:
         requester: Requester = ANYONE,
         account: Account | None = None,
     ) -> list[SequenceHandle]:
-        """Submit sequences with the same prompt, all of them or none, on one account. Does not wait.
+        """Submit the sequences of one request, all of them or none, on one account. Does not wait.
 
-        `requester` asks for them. For the other options see `rbee.messages.Submit`.
+        `prompt` is that of choices that have none of their own. `requester` asks for them. For the other options see
+        `rbee.messages.Submit`.
 
         Raises:
             Refusal: there is no room for it.
         """
-        self._admission.check(len(choices), len(prompt), requester)
+        num_tokens = sum(len(prompt if choice.prompt is None else choice.prompt) for choice in choices)
+        self._admission.check(len(choices), num_tokens, requester)
         packed = pack_token_ids(prompt)
         handles = []
         for index, choice in enumerate(choices):
@@ -173,7 +176,7 @@ class EngineClient:
                 request_id=request_id,
                 ring=0,
                 generation=0,
-                prompt=packed,
+                prompt=packed if choice.prompt is None else pack_token_ids(choice.prompt),
                 sampling=choice.sampling,
                 received_ns=received_ns,
                 priority=priority,

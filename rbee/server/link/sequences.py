@@ -33,6 +33,7 @@ class Choice(NamedTuple):
     sink: TokenSink | DirectTarget
     report_cached: bool = False
     timed: bool = False  # its first token and gaps are counted: it is streamed
+    prompt: list[int] | None = None  # token ids, where they are not those of the request's other choices
 
 
 class SequenceOwner(Protocol):

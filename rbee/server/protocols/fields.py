@@ -1,6 +1,7 @@
 """From a request's bytes to a struct, or a Refusal that names the field.
 
-Owns the rule that no field is silently ignored. Does not know which fields a protocol has, or what they mean.
+Owns the rule that no field is silently ignored: a field is read, listed in `FieldReader.ignored`, or refused. Does not
+know which fields a protocol has, or what they mean.
 """
 
 from __future__ import annotations
@@ -38,17 +39,33 @@ _DECODER = msgspec.json.Decoder(float_hook=_read_float)
 class FieldReader:
     """Turns JSON objects into structs, field by field.
 
-    With `lenient` unknown fields are collected in `ignored`, else they are refused.
+    `ignored` collects the paths of fields that are not followed. With `lenient` these are unknown fields too.
     """
 
     def __init__(self, *, lenient: bool) -> None:
         self._lenient = lenient
         self.ignored: list[str] = []
 
-    def read(self, given: dict[str, Any], shape: type[T], neutral: Mapping[str, tuple[Any, ...]], path: str = "") -> T:
-        """`given` as a `shape`. `path` is where it stands in the request, for messages: "" or "messages[0].".
+    def read(
+        self,
+        given: dict[str, Any],
+        shape: type[T],
+        neutral: Mapping[str, tuple[Any, ...]],
+        path: str = "",
+        *,
+        advisory: AbstractSet[str] = frozenset(),
+        dispensable: AbstractSet[str] = frozenset(),
+    ) -> T:
+        """`given` as a `shape`. Null means absent, and a whole float is an integer where one is expected.
 
-        Null means absent. A field among `neutral` must have one of the values listed there.
+        Args:
+            given: of the request.
+            shape: a struct.
+            neutral: fields that are known and not supported, each with the values that ask for nothing; others are
+                refused.
+            path: where `given` stands in the request, for messages: "" or "messages[0].".
+            advisory: fields that cannot change the answer. They are listed in `ignored`; those of `shape` are read too.
+            dispensable: those among `neutral` that `lenient` ignores.
 
         Raises:
             Refusal: an unknown field, an unsupported one, or a wrong type.
@@ -58,19 +75,67 @@ class FieldReader:
         for name, value in given.items():
             if value is None:
                 continue
+            if name in advisory:
+                self.ignored.append(path + name)
             if name in known:
                 fields[name] = value
             elif name in neutral:
-                if not any(value == other and _is_flag(value) == _is_flag(other) for other in neutral[name]):
+                if any(value == other and _is_flag(value) == _is_flag(other) for other in neutral[name]):
+                    continue
+                if not (self._lenient and name in dispensable):
                     raise _unsupported(path + name, neutral[name])
+                self.ignored.append(path + name)
+            elif name in advisory:
+                continue
             elif self._lenient:
                 self.ignored.append(path + name)
             else:
-                raise _unknown(name, path, known | neutral.keys())
+                raise _unknown(name, path, known | neutral.keys() | advisory)
         try:
-            return msgspec.convert(fields, shape)
+            return convert(fields, shape)
         except msgspec.ValidationError as error:
             raise _wrong_type(error, path) from None
+
+
+def respelled(given: dict[str, Any], synonyms: Mapping[str, str]) -> dict[str, Any]:
+    """`given` with the usual name of each field that came under another one of `synonyms`; null is absent.
+
+    Raises:
+        Refusal: both are there, with different values.
+    """
+    if synonyms.keys().isdisjoint(given):
+        return given
+    result = {name: value for name, value in given.items() if name not in synonyms}
+    for name, usual in synonyms.items():
+        value = given.get(name)
+        if value is None:
+            continue
+        if result.get(usual) not in (None, value):
+            raise invalid(name, f"{name} and {usual} are the same parameter and differ; send {usual} only.")
+        result[usual] = value
+    return result
+
+
+def convert(value: Any, shape: type[T]) -> T:
+    """As `msgspec.convert`, but a whole float (1.0) is an integer where one is expected, alone or in lists.
+
+    A member of an object within `value` stays what it is.
+    """
+    try:
+        return msgspec.convert(value, shape)
+    except msgspec.ValidationError:
+        if isinstance(value, dict):
+            whole: Any = {name: _whole(member) for name, member in value.items()}
+        else:
+            whole = _whole(value)
+        return msgspec.convert(whole, shape)
+
+
+def _whole(value: Any, depth: int = 2) -> Any:
+    """With its whole floats as integers, down to so many lists: those of prompts have two."""
+    if isinstance(value, list) and depth:
+        return [_whole(item, depth - 1) if isinstance(item, float | list) else item for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @functools.cache

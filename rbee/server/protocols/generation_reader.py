@@ -11,12 +11,12 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from rbee.server.errors import Refusal, RefusalKind, invalid
-from rbee.server.protocols.parameters import Limits, read_parameters
-from rbee.server.streams.generation import Generation
+from rbee.server.protocols.parameters import Limits, check_choices, read_parameters
+from rbee.server.streams.generation import Generation, Prompt
 from rbee.server.text.tokenizer import TooManyTokensError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from rbee.messages import Ready
     from rbee.server.protocols.parameters import GenerationRequest
@@ -46,13 +46,26 @@ class GenerationReader:
                 code="model_not_found",
             )
 
-    def text_prompt(self, text: str, engine: Ready, param: str = "prompt") -> list[int]:
+    def check_choices(self, request: GenerationRequest, num_prompts: int) -> None:
+        """See `check_choices` of the parameters; for protocols that take several prompts, before they read them."""
+        check_choices(request, num_prompts, self._num_rings)
+
+    def text_prompt(
+        self, text: str, engine: Ready, param: str = "prompt", *, add_special_tokens: bool = True
+    ) -> list[int]:
         """The token ids of a plain text; `param` is where it stands in the request."""
-        with _fitting(engine.max_model_len, param):
-            return self.model.codec.encode(text, add_special_tokens=True, limit=engine.max_model_len)
+        limit = engine.max_model_len
+        with _fitting(limit, param):
+            return self.model.codec.encode(text, add_special_tokens=add_special_tokens, limit=limit)
 
     def chat_prompt(
-        self, messages: list[dict[str, Any]], engine: Ready, param: str = "messages", **options: Any
+        self,
+        messages: list[dict[str, Any]],
+        engine: Ready,
+        param: str = "messages",
+        *,
+        add_special_tokens: bool = False,
+        **options: Any,
     ) -> list[int]:
         """The token ids of messages, each with a role and its content as a string; `options` of `ChatTemplate.render`.
 
@@ -60,7 +73,8 @@ class GenerationReader:
         """
         limit = engine.max_model_len
         with _fitting(limit, param):
-            return self.model.codec.encode_pieces(self.chat_pieces(messages, limit, **options), limit=limit)
+            pieces = self.chat_pieces(messages, limit, **options)
+            return self.model.codec.encode_pieces(pieces, add_special_tokens=add_special_tokens, limit=limit)
 
     def chat_pieces(self, messages: list[dict[str, Any]], limit: int, **options: Any) -> list[str]:
         """The pieces of such a prompt, which may have more than `limit` tokens; no message has many times as many.
@@ -88,6 +102,7 @@ class GenerationReader:
         engine: Ready,
         received_ns: int,
         echo: Echo | None = None,
+        more_prompts: Sequence[Prompt] = (),
         show_output: bool = True,
     ) -> Generation:
         """What the engine is asked for.
@@ -100,12 +115,15 @@ class GenerationReader:
             engine: the one that runs.
             received_ns: see `Generation`.
             echo: see there too.
+            more_prompts: also; all have the same parameters, so that with several `max_tokens` is not None.
             show_output: also.
         """
+        longest = max([len(prompt), *(len(more.token_ids) for more in more_prompts)])
         parameters = read_parameters(
             request,
             max_tokens=max_tokens,
-            prompt_tokens=len(prompt),
+            prompt_tokens=longest,
+            num_prompts=1 + len(more_prompts),
             limits=Limits(engine.max_model_len, engine.vocab_size, self._num_rings, self._ring_capacity),
             end_token_ids=self.model.end_token_ids,
             deadlines=deadlines,
@@ -117,6 +135,7 @@ class GenerationReader:
             stops=parameters.stops,
             n=request.n,
             echo=echo,
+            more_prompts=tuple(more_prompts),
             show_output=show_output,
             priority=request.priority,
             deadline_ns=parameters.deadline_ns,

@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from rbee.server.errors import Refusal
 
 DEADLINE_HEADER = "X-Request-Deadline"
-MAX_CHOICES = 128
+MAX_CHOICES = 128  # of all prompts together: they are submitted at once, and other streams wait that long
 MAX_LOGIT_BIASES = 1024  # OpenAI has 300
 MAX_STOP_TOKEN_IDS = 256
-MAX_STOP_STRINGS = 4
+MAX_STOP_STRINGS = 64  # OpenAI has 4; each costs time for each character of the output
 MAX_STOP_BYTES = 1000
 
 _MOST_TOKENS = 2**31 - 1
-_RANGES: dict[str, tuple[float, float]] = {
+RANGES: dict[str, tuple[float, float]] = {
     "max_tokens": (0, _MOST_TOKENS),
     "max_completion_tokens": (1, _MOST_TOKENS),
     "min_tokens": (0, _MOST_TOKENS),
-    "temperature": (0, 2),
+    "temperature": (0, 1000),  # OpenAI has 2; of much more than that any token is as likely as any other
     "top_p": (0, 1),
     "top_k": (-1, _MOST_TOKENS),
     "min_p": (0, 1),
@@ -43,10 +43,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "frequency_penalty": (-2, 2),
     "presence_penalty": (-2, 2),
     "repetition_penalty": (0.01, 10),  # logits are divided by it: 0 has no meaning, and a tiny one no finite result
-    "seed": (0, 2**63 - 1),
+    "seed": (-(2**63), 2**63 - 1),
     "n": (1, MAX_CHOICES),
     "logprobs": (0, 20),  # vLLM's limit; OpenAI has 5. A chat's are true or false, which Python takes for 1 and 0
     "top_logprobs": (0, 20),
+    "prompt_logprobs": (0, 20),
     "priority": (-100, 100),
 }
 _MAX_BIAS = 100
@@ -102,6 +103,11 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         """The field that asks for logprobs, and for how many of the most likely tokens; None for no logprobs."""
         return "logprobs", None
 
+    @property
+    def asked_prompt_logprobs(self) -> int | None:
+        """The same number for the tokens of the prompt, where the answer lists them apart; None: it does not."""
+        return None
+
 
 class Parameters(NamedTuple):
     """What the parameters of a request mean."""
@@ -134,12 +140,10 @@ def check_parameters(request: GenerationRequest) -> None:
 
 def parameter_refusals(request: GenerationRequest) -> Iterator[Refusal]:
     """A refusal for each value that no model and no server could take, for protocols that list all of them."""
-    for name, (low, high) in _RANGES.items():
+    for name, (low, high) in RANGES.items():
         value = getattr(request, name, None)  # None: absent, or not on this route
         if value is not None and not low <= value <= high:
             yield invalid(name, f"{name} must be from {low} to {high}, not {_shown(value)}.")
-    if request.top_p == 0:
-        yield invalid("top_p", "top_p must be above 0; for the most likely token set temperature to 0.")
     if request.typical_p == 0:
         yield invalid("typical_p", "typical_p must be above 0; 1 keeps all tokens.")
     if request.max_tokens == 0 and not request.echoes:
@@ -156,8 +160,28 @@ def parameter_refusals(request: GenerationRequest) -> Iterator[Refusal]:
 
 def check_token_ids(token_ids: Collection[int], param: str, vocab_size: int) -> None:
     """Raise Refusal unless every id exists."""
-    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
-        raise invalid(param, f"{param} holds a token id outside 0..{vocab_size - 1}.")
+    for extreme in (min(token_ids), max(token_ids)) if token_ids else ():
+        if not 0 <= extreme < vocab_size:
+            raise invalid(
+                param,
+                f"{param} holds the token id {_shown(extreme)}, and this model's ids are 0 to {vocab_size - 1}.",
+            )
+
+
+def check_choices(request: GenerationRequest, num_prompts: int, num_rings: int) -> None:
+    """Raise Refusal unless a request may have n choices of each prompt, and the server can hold them at once."""
+    if request.n > num_rings:
+        raise invalid("n", f"n is {request.n}, but this server holds {num_rings} choices (--max-requests).")
+    choices = request.n * num_prompts
+    if choices > min(MAX_CHOICES, num_rings):
+        bound = f"a request may have {MAX_CHOICES}"
+        if num_rings < MAX_CHOICES:
+            bound = f"this server holds {num_rings} (--max-requests)"
+        raise invalid(
+            request.prompt_field,
+            f"{request.prompt_field} holds {num_prompts} prompts, and with n {request.n} these are {choices} choices, "
+            f"but {bound}. Send them in several requests.",
+        )
 
 
 def read_parameters(
@@ -168,15 +192,18 @@ def read_parameters(
     limits: Limits,
     end_token_ids: Iterable[int],
     deadlines: Sequence[str],
+    num_prompts: int = 1,
 ) -> Parameters:
     """What the parameters of a request, which `check_parameters` has let pass, mean for the engine.
 
-    `max_tokens` is as asked for; None takes what the model's length leaves. `end_token_ids` stop the output, unless the
-    request ignores them. `deadlines` are the values of its X-Request-Deadline headers.
+    `max_tokens` is as asked for; None takes what the model's length leaves. `prompt_tokens` are those of the longest of
+    `num_prompts`. `end_token_ids` stop the output, unless the request ignores them. `deadlines` are the values of its
+    X-Request-Deadline headers.
 
     Raises:
         Refusal: a parameter that this model or this server cannot follow.
     """
+    check_choices(request, num_prompts, limits.num_rings)
     sampling = _sampling_params(
         request, max_tokens=max_tokens, prompt_tokens=prompt_tokens, limits=limits, end_token_ids=end_token_ids
     )
@@ -208,8 +235,6 @@ def _sampling_params(
     longest = room if max_tokens is None else max_tokens
     if request.min_tokens > longest:
         raise invalid("min_tokens", f"min_tokens is {request.min_tokens}, but there are at most {longest} tokens.")
-    if request.n > limits.num_rings:
-        raise invalid("n", f"n is {request.n}, but this server holds {limits.num_rings} choices (--max-requests).")
     num_logprobs = _num_logprobs(request, limits)
     stop_token_ids = _stop_token_ids(request, limits.vocab_size, () if request.ignore_eos else end_token_ids)
     allowed_token_ids = _allowed_token_ids(request, limits.vocab_size)
@@ -218,7 +243,7 @@ def _sampling_params(
     return SamplingParams(
         max_tokens=room if max_tokens is None else wanted,
         min_tokens=request.min_tokens,
-        temperature=request.temperature,
+        temperature=request.temperature if request.top_p else 0,  # the most likely token alone reaches a top_p of 0
         top_k=max(request.top_k, 0),
         top_p=request.top_p,
         min_p=request.min_p,
@@ -231,7 +256,7 @@ def _sampling_params(
         seed=random.getrandbits(63) if request.seed is None else request.seed,
         stop_token_ids=tuple(sorted(stop_token_ids)),
         num_logprobs=num_logprobs,
-        num_prompt_logprobs=num_logprobs if request.echoes else None,
+        num_prompt_logprobs=_num_prompt_logprobs(request, num_logprobs, limits),
     )
 
 
@@ -276,17 +301,35 @@ def _num_logprobs(request: GenerationRequest, limits: Limits) -> int | None:
     name, number = request.asked_logprobs
     if number is None:
         return None
-    # As the engine counts them: a token of the output, one of an echoed prompt, and the number of cached tokens.
+    # As the engine counts them: a token of the output, one of a scored prompt, and the number of cached tokens.
     lists = 2 if request.echoes else 1
     others = 1 + bool(request.stop)
     if others + lists * number > limits.ring_capacity:
-        raise invalid(
-            name,
-            f"{name} is {number}, and so many need {others + lists * number} entries of a ring, which has "
-            f"{limits.ring_capacity} (--ring-capacity). "
-            f"At most {(limits.ring_capacity - others) // lists} is possible.",
+        raise _too_many_logprobs(
+            name, number, others + lists * number, (limits.ring_capacity - others) // lists, limits
         )
     return min(number, limits.vocab_size)
+
+
+def _num_prompt_logprobs(request: GenerationRequest, num_logprobs: int | None, limits: Limits) -> int | None:
+    """The same for the prompt: of an echo with logprobs, and of those that the answer lists apart."""
+    asked = request.asked_prompt_logprobs
+    if asked is None:
+        return num_logprobs if request.echoes else None
+    others = 1 + bool(request.stop) + (num_logprobs or 0)
+    if others + asked > limits.ring_capacity:
+        most = limits.ring_capacity - others
+        raise _too_many_logprobs("prompt_logprobs", asked, others + asked, most, limits)
+    echoed = num_logprobs if request.echoes and num_logprobs is not None else 0
+    return max(min(asked, limits.vocab_size), echoed)
+
+
+def _too_many_logprobs(name: str, number: int, needed: int, most: int, limits: Limits) -> Refusal:
+    return invalid(
+        name,
+        f"{name} is {number}, and so many need {needed} entries of a ring, which has {limits.ring_capacity} "
+        f"(--ring-capacity). At most {most} is possible.",
+    )
 
 
 def stop_strings(request: GenerationRequest) -> list[str]:

@@ -40,8 +40,8 @@ class GenerationAccount:
         self.refusal = ""  # the code of the error that ended the stream
         self._generation = generation
         self._answer_id = answer_id
-        self._sequences = [_Sequence() for _ in range(generation.n)]
-        self._num_open = generation.n
+        self._sequences = [_Sequence() for _ in range(generation.num_sequences)]
+        self._num_open = generation.num_sequences
         self._on_ended: Callable[[], None] | None = None
 
     def take(self, index: int, times: tuple[int, int, int, int], cached_tokens: int | None) -> None:
@@ -78,15 +78,14 @@ class GenerationAccount:
         timed = [sequence for sequence in sequences if sequence.num_committed > 1]
         num_gaps = sum(sequence.num_committed - 1 for sequence in timed)
         gaps_ns = sum(sequence.last_ns - sequence.first_ns for sequence in timed)
-        cached = [sequence.cached_tokens for sequence in sequences if sequence.cached_tokens is not None]
         reasons = dict.fromkeys(FinishReason(sequence.reason).name.lower() for sequence in sequences if sequence.reason)
         return Figures(
             answer_id=self._answer_id,
-            prompt_tokens=len(generation.prompt),
+            prompt_tokens=generation.num_prompt_tokens,
             completion_tokens=sum(
                 sequence.num_committed if sequence.num_shown is None else sequence.num_shown for sequence in sequences
             ),
-            cached_tokens=cached[0] if cached else None,
+            cached_tokens=self._cached_tokens(),
             received_ns=generation.received_ns,
             started_ns=_first(sequence.started_ns for sequence in sequences),
             first_ns=_first(sequence.first_ns for sequence in sequences),
@@ -96,6 +95,15 @@ class GenerationAccount:
             refusal=self.refusal,
             sampling=generation.sampling,
         )
+
+    def _cached_tokens(self) -> int | None:
+        """Of the prompts, each as the first of its choices found it; None if no choice knows."""
+        n = self._generation.n
+        found: dict[int, int] = {}
+        for index, sequence in enumerate(self._sequences):
+            if sequence.cached_tokens is not None:
+                found.setdefault(index // n, sequence.cached_tokens)
+        return sum(found.values()) if found else None
 
     def timings(self) -> dict[str, float] | None:
         """The generation in ms, tokens and tokens per second, if its request asks for that.

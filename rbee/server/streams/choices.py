@@ -16,6 +16,8 @@ from rbee.server.streams.outcome import ORDINARY_ENDS
 from rbee.server.streams.records import TokenLogprob
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rbee.server.errors import Refusal
     from rbee.server.link.sequences import SequenceHandle
     from rbee.server.link.sinks import TokenBatch
@@ -44,6 +46,7 @@ class ChoiceSink:
 
     sequence: SequenceHandle  # set after submission
     account: GenerationAccount | None = None  # the same
+    prompt_entries: Sequence[TokenLogprob] = ()  # of the tokens of a prompt that is scored, as far as they have come
 
     def __init__(self, index: int, reply: PieceSink, text: TokenText, *, report_cached: bool = False) -> None:
         self.index = index
@@ -109,7 +112,16 @@ class ChoiceSink:
 
 
 class LogprobsChoice(ChoiceSink):
-    """A choice with logprobs, with its prompt in front, or both. `show_output` False: no output is shown or counted."""
+    """A choice that lists its tokens, scores its prompt, or has it in front.
+
+    Args:
+        index, reply, text, report_cached: as for every choice.
+        records: of its ring.
+        logprobs: list its tokens.
+        echo: the prompt in front; its tokens are listed too, if it is scored.
+        show_output: False: no output is shown or counted.
+        first_prompt_token: of the prompt, which has no logprob.
+    """
 
     def __init__(
         self,
@@ -122,6 +134,7 @@ class LogprobsChoice(ChoiceSink):
         logprobs: bool = False,
         echo: Echo | None = None,
         show_output: bool = True,
+        first_prompt_token: int = 0,
     ) -> None:
         super().__init__(index, reply, text, report_cached=report_cached)
         self._records = records
@@ -129,28 +142,29 @@ class LogprobsChoice(ChoiceSink):
         self._echo = echo
         self._show_output = show_output
         self._entries: list[TokenLogprob] = []  # of tokens whose text has not begun to show
-        if echo is not None and logprobs:
-            self._entries.append(TokenLogprob(echo.token_ids[0], None, [], 0))
+        self.prompt_entries: list[TokenLogprob] = []
+        if records.scores_prompt:
+            self._add_prompt_entry(first_prompt_token, None, [])
 
     def _take(self, batch: TokenBatch, pieces: list[Piece]) -> int | None:
         committed_ns: int | None = None
         for token in self._records.take(batch):
             committed_ns = token.committed_ns
             if token.of_prompt:
-                self._take_prompt(token)
+                self._add_prompt_entry(token.token_id, token.logprob, token.top)
             else:
                 self._take_output(token, pieces)
             if self._text.stopped:
                 break
         return committed_ns
 
-    def _take_prompt(self, token: ScoredToken) -> None:
-        assert self._echo is not None, "a prompt is scored to be echoed"
-        offset = self._echo.offsets[len(self._entries)]
-        self._entries.append(TokenLogprob(token.token_id, token.logprob, token.top, offset))
+    def _add_prompt_entry(self, token_id: int, logprob: float | None, top: list[tuple[int, float]]) -> None:
+        offset = 0 if self._echo is None else self._echo.offsets[len(self.prompt_entries)]
+        self.prompt_entries.append(TokenLogprob(token_id, logprob, top, offset))
 
     def _take_output(self, token: ScoredToken, pieces: list[Piece]) -> None:
         if self._echo is not None:
+            self._entries = self._records.echoed(self.prompt_entries)
             if self._echo.text:
                 pieces.append(Piece(self._echo.text, 0, token.committed_ns, self._entries))
                 self._entries = []

@@ -29,7 +29,7 @@ class Piece(NamedTuple):
     text: str  # never empty, but in the last piece
     num_tokens: int  # output tokens of the choice so far
     committed_ns: int | None  # when the engine published the last of them, CLOCK_MONOTONIC; None without a token
-    entries: list[TokenLogprob]  # the tokens that begin to show here, if logprobs were asked for
+    entries: list[TokenLogprob]  # the tokens that begin to show here, if they are to be listed
     kind: PieceKind = PieceKind.TEXT
 
 
@@ -38,6 +38,7 @@ class CollectedChoice(NamedTuple):
 
     pieces: list[Piece]  # all of it
     reason: int  # a FinishReason of `rbee.server.streams.outcome.ORDINARY_ENDS`
+    prompt_entries: Sequence[TokenLogprob] = ()  # of its prompt's tokens, if the prompt is scored
 
     @property
     def text(self) -> str:

@@ -54,12 +54,10 @@ class DirectReply(LiveReply):
 def make_outlet(writer: Writer, table: TokenTable | None, dialect: Dialect, generation: Generation) -> Outlet | None:
     """The outlet of a stream of one choice with nothing but its text.
 
-    Returns None if the request (stop strings, logprobs, an echo), its dialect, its vocabulary or its socket allows
-    none.
+    Returns None if the request (`Generation.is_plain`), its dialect, its vocabulary or its socket allows none.
     """
     descriptor = writer.descriptor
-    plain = generation.n == 1 and generation.echo is None and not generation.stops and not generation.has_logprobs
-    if table is None or descriptor is None or not plain:
+    if table is None or descriptor is None or not generation.is_plain:
         return None
     template = dialect.template()
     if template is None:

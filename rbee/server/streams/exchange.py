@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from rbee.server.link.supervisor import Supervisor
     from rbee.server.streams.choices import PieceSink
     from rbee.server.streams.dialect import Dialect
-    from rbee.server.streams.generation import Generation
+    from rbee.server.streams.generation import Generation, Prompt
     from rbee.server.streams.live import LiveReply, ReplyWatch
     from rbee.server.streams.resumption import Ticket
     from rbee.server.text.tokenizer import TextCodec
@@ -83,7 +83,8 @@ class GenerationResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writer, requester, generation = writer_of(scope, receive, send), requester_of(scope), self._generation
-        await self._backend.supervisor.client.make_room(generation.n, len(generation.prompt), requester)
+        client = self._backend.supervisor.client
+        await client.make_room(generation.num_sequences, generation.n * generation.num_prompt_tokens, requester)
         if writer.closed:
             raise ClientDisconnect
         account = GenerationAccount(generation, self._dialect.answer_id)
@@ -102,7 +103,7 @@ class GenerationResponse(Response):
             reply, sinks = _make_reply(backend, generation, dialect, writer)
             _bind(reply, sinks, _submit(backend, generation, dialect, sinks, account, requester=requester), account)
             return reply
-        assert generation.n == 1, "the ids of events count the tokens of one choice"
+        assert generation.num_sequences == 1, "the ids of events count the tokens of one choice"
         resumable = ResumableReply(writer, dialect, ticket.streams, ticket.window)
         sinks = _choices(backend.codec, generation, resumable)
         _bind(resumable, sinks, _submit(backend, generation, dialect, sinks, account, requester=requester), account)
@@ -112,7 +113,7 @@ class GenerationResponse(Response):
     async def _collect(self, scope: Scope, writer: Writer, requester: Requester, account: GenerationAccount) -> bytes:
         """Wait for the end. Returns the body of the whole answer."""
         backend, generation = self._backend, self._generation
-        reply = CollectedReply(generation.n)
+        reply = CollectedReply(generation.num_sequences, per_prompt=generation.n)
         sinks = _choices(backend.codec, generation, reply)
         sequences = _submit(backend, generation, self._dialect, sinks, account, requester=requester, streamed=False)
         _bind(reply, sinks, sequences, account)
@@ -129,7 +130,7 @@ class GenerationResponse(Response):
             raise reply.refusal
         reply.outcome.timings = account.timings()
         # Long lists of logprobs take their time: a thread leaves the event loop to the streams beside it.
-        if generation.has_logprobs:
+        if generation.has_logprobs or generation.scores_prompts:
             return await asyncio.to_thread(self._dialect.answer, reply.choices, reply.outcome)
         return self._dialect.answer(reply.choices, reply.outcome)
 
@@ -150,7 +151,7 @@ class ParkedGeneration:
         self._backend = backend
         self._generation = generation
         self._dialect = dialect
-        self._parked = [_ParkedSink() for _ in range(generation.n)]
+        self._parked = [_ParkedSink() for _ in range(generation.num_sequences)]
         self.account = GenerationAccount(generation, dialect.answer_id)
         self._sequences = _submit(backend, generation, dialect, self._parked, self.account, requester=requester)
         for sequence in self._sequences:
@@ -258,34 +259,44 @@ def _make_reply(
     if outlet is not None:
         direct = DirectReply(writer, dialect, outlet)
         return direct, [direct]
-    streamed = StreamedReply(writer, dialect, generation.n)
+    streamed = StreamedReply(writer, dialect, generation.num_sequences, per_prompt=generation.n)
     return streamed, _choices(backend.codec, generation, streamed)
 
 
 def _choices(codec: TextCodec, generation: Generation, reply: PieceSink) -> list[ChoiceSink]:
-    return [_choice(index, codec, generation, reply) for index in range(generation.n)]
+    prompts, n = generation.prompts, generation.n
+    return [_choice(index, codec, generation, prompts[index // n], reply) for index in range(generation.num_sequences)]
 
 
-def _choice(index: int, codec: TextCodec, generation: Generation, reply: PieceSink) -> ChoiceSink:
-    sampling, echo = generation.sampling, generation.echo
+def _choice(index: int, codec: TextCodec, generation: Generation, prompt: Prompt, reply: PieceSink) -> ChoiceSink:
+    sampling, echo = generation.sampling, prompt.echo
+    if echo is None:
+        detokenizer = codec.detokenizer(
+            skip_special_tokens=generation.skip_special_tokens,
+            spaces_between_special_tokens=generation.spaces_between_special_tokens,
+        )
+    else:
+        detokenizer = echo.detokenizer.fork()
     text = TokenText(
-        codec.detokenizer() if echo is None else echo.detokenizer.fork(),
-        StopStrings(generation.stops) if generation.stops else None,
-        sampling.stop_token_ids,
+        detokenizer,
+        StopStrings(generation.stops, include=generation.include_stop) if generation.stops else None,
+        () if generation.include_stop else sampling.stop_token_ids,
         min_tokens=sampling.min_tokens,
         num_echoed=0 if echo is None else len(echo.text),
     )
-    if echo is None and not generation.has_logprobs:
+    lists_tokens = generation.has_logprobs or generation.list_tokens
+    if echo is None and not (lists_tokens or generation.scores_prompts):
         return ChoiceSink(index, reply, text, report_cached=bool(generation.stops))
     return LogprobsChoice(
         index,
         reply,
         text,
-        TokenRecords(sampling, len(generation.prompt)),
+        TokenRecords(sampling, len(prompt.token_ids)),
         report_cached=bool(generation.stops),
-        logprobs=generation.has_logprobs,
+        logprobs=lists_tokens,
         echo=echo,
         show_output=generation.show_output,
+        first_prompt_token=prompt.token_ids[0],
     )
 
 
@@ -303,11 +314,18 @@ def _submit(
     backend.supervisor.check_ready()
     if 0 < generation.deadline_ns <= time.monotonic_ns():
         raise deadline_passed()
+    prompts, n = [None, *(prompt.token_ids for prompt in generation.more_prompts)], generation.n
     return backend.supervisor.client.submit_all(
         dialect.answer_id,
         generation.prompt,
         [
-            Choice(_seeded(generation.sampling, index), _target(sink), bool(generation.stops), timed=streamed)
+            Choice(
+                _seeded(generation.sampling, index % n),
+                _target(sink),
+                bool(generation.stops),
+                timed=streamed,
+                prompt=prompts[index // n],
+            )
             for index, sink in enumerate(sinks)
         ],
         received_ns=generation.received_ns,
@@ -357,4 +375,5 @@ def _note(scope: Scope, account: GenerationAccount) -> None:
 
 
 def _seeded(sampling: SamplingParams, index: int) -> SamplingParams:
-    return msgspec.structs.replace(sampling, seed=(sampling.seed + index) % 2**63)
+    """With the seed of a choice: as many more as its number, and an int64 still."""
+    return msgspec.structs.replace(sampling, seed=(sampling.seed + index + 2**63) % 2**64 - 2**63)

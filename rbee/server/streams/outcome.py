@@ -28,12 +28,14 @@ class Countable(Protocol):
 
 
 class Outcome:
-    """What has become of the choices of one reply so far."""
+    """What has become of the choices of one reply so far. Each prompt has `per_prompt` of them; None: there is one."""
 
-    def __init__(self, num_choices: int) -> None:
+    def __init__(self, num_choices: int, per_prompt: int | None = None) -> None:
+        self._per_prompt = per_prompt or num_choices
         self.num_open = num_choices  # choices that have not ended
         self.completion_tokens = 0  # output tokens of those that have, stop tokens included
-        self.cached_tokens: int | None = None  # of the prompt, as the first choice found it; None until known
+        # Of the prompts, as the first choice of each found it; None until one is known.
+        self.cached_tokens: int | None = None
         self.any_tokens = False  # of any choice
         self.timings: dict[str, float] | None = None  # if the request asks for them; see `GenerationAccount.timings`
 
@@ -46,8 +48,8 @@ class Outcome:
                 return refusal
         self.num_open -= 1
         self.completion_tokens += choice.num_tokens
-        if choice.index == 0:
-            self.cached_tokens = choice.cached_tokens
+        if choice.index % self._per_prompt == 0 and choice.cached_tokens is not None:
+            self.cached_tokens = (self.cached_tokens or 0) + choice.cached_tokens
         return None
 
 

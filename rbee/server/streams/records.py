@@ -43,6 +43,8 @@ class TokenRecords:
 
     def __init__(self, sampling: SamplingParams, num_prompt_tokens: int) -> None:
         prompt_records = sampling.num_prompt_logprobs
+        self.scores_prompt = prompt_records is not None
+        self._num_logprobs = sampling.num_logprobs
         self._prompt_left = 0 if prompt_records is None else num_prompt_tokens - 1  # the first one has no logprob
         self._prompt_size = 1 + (prompt_records or 0)
         self._size = 1 + (sampling.num_logprobs or 0)
@@ -58,3 +60,12 @@ class TokenRecords:
                 self._group = []
                 self._prompt_left -= of_prompt
                 yield ScoredToken(own_id, own_logprob, top, committed_ns, of_prompt)
+
+    def echoed(self, entries: list[TokenLogprob]) -> list[TokenLogprob]:
+        """Those of a prompt as its echo lists them: with as many others as the output's tokens have, if these have any.
+
+        A prompt may have been scored with more.
+        """
+        if self._num_logprobs is None:
+            return []
+        return [entry._replace(top=entry.top[: self._num_logprobs]) for entry in entries]

@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 
 
 class CollectedReply(Reply):
-    """Gathers the choices. It never pauses: its tokens are bounded by the model's length."""
+    """Gathers the choices. It never pauses: its tokens are bounded by the model's length.
 
-    def __init__(self, num_choices: int = 1) -> None:
+    For `per_prompt` see `Outcome`.
+    """
+
+    def __init__(self, num_choices: int = 1, *, per_prompt: int | None = None) -> None:
         super().__init__()
         self.choices = [CollectedChoice([], 0) for _ in range(num_choices)]
-        self.outcome = Outcome(num_choices)
+        self.outcome = Outcome(num_choices, per_prompt)
         self.refusal: Refusal | None = None  # set after any end that is not an ordinary one
 
     def show(self, choice: ChoiceSink, pieces: list[Piece], reason: int) -> None:
@@ -35,7 +38,7 @@ class CollectedReply(Reply):
             self.outcome.any_tokens = True
         if not reason:
             return
-        self.choices[choice.index] = collected._replace(reason=reason)
+        self.choices[choice.index] = collected._replace(reason=reason, prompt_entries=choice.prompt_entries)
         refusal = self.outcome.end(choice, reason)
         if refusal is not None:
             self.fail(refusal)
@@ -58,13 +61,15 @@ class StreamedReply(LiveReply):
     """Writes a frame for each piece of each choice, all that one drain has of a choice in one write.
 
     The frames of several choices alternate as their tokens come. The last choice ends the reply; an error of one ends
-    all.
+    all. For `per_prompt` see `Outcome`.
     """
 
-    def __init__(self, writer: Writer, dialect: Dialect, num_choices: int = 1) -> None:
+    def __init__(
+        self, writer: Writer, dialect: Dialect, num_choices: int = 1, *, per_prompt: int | None = None
+    ) -> None:
         super().__init__(writer, dialect)
         self._num_frames = [0] * num_choices
-        self._outcome = Outcome(num_choices)
+        self._outcome = Outcome(num_choices, per_prompt)
 
     def show(self, choice: ChoiceSink, pieces: list[Piece], reason: int) -> None:
         index = choice.index

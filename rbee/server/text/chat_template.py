@@ -47,7 +47,11 @@ class ChatTemplate:
             raise ModelError(f"The model's chat template does not compile: {error}. Correct the template.") from error
         self._special_tokens = special_tokens
         self._in_messages = in_messages
-        self._knows_developer = "developer" in source
+        self._source = source
+
+    def knows(self, word: str) -> bool:
+        """Whether the template mentions a role or a variable."""
+        return word in self._source
 
     def render(
         self,
@@ -104,7 +108,7 @@ class ChatTemplate:
         return message
 
     def _known_role(self, message: dict[str, Any]) -> dict[str, Any]:
-        if message["role"] == "developer" and not self._knows_developer:
+        if message["role"] == "developer" and not self.knows("developer"):
             return message | {"role": "system"}  # OpenAI's newer word for the same thing
         return message
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rbee.errors import ModelError
 from rbee.models import synthetic
 from rbee.models.chat_templates import DEFAULT, read_templates
+from rbee.models.digest import model_digest
 from rbee.models.json_files import read_object
 from rbee.models.sampling_defaults import sampling_defaults
 from rbee.server.text.chat_template import ChatTemplate
@@ -36,12 +37,14 @@ class ServedModel:
     end_token_ids: frozenset[int]  # end a sequence unless a request ignores them
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)  # of requests that leave them out
     no_chat_reason: str = "has no chat template"  # completes "The model X ..." if chat_template is None
+    digest: str = ""  # of what it computes with, see `rbee.models.digest`
 
 
-def load(name: str, folder: Path, *, use_generation_config: bool = True) -> ServedModel:
+def load(name: str, folder: Path, *, use_generation_config: bool = True, trust_content: bool = False) -> ServedModel:
     """Read a model folder (tokenizer.json, tokenizer_config.json, chat templates, generation_config.json).
 
-    `use_generation_config` says whether the model's recommended sampling parameters become defaults.
+    `use_generation_config` says whether the model's recommended sampling parameters become defaults. With
+    `trust_content` special tokens in messages are special tokens; without it they are text.
 
     Raises:
         ModelError: a file is missing or unreadable.
@@ -50,7 +53,9 @@ def load(name: str, folder: Path, *, use_generation_config: bool = True) -> Serv
     settings = read_object(folder / "tokenizer_config.json")
     generation = read_object(folder / "generation_config.json")
     special_tokens = {key: token for key in _SPECIAL_TOKENS if (token := _content(settings.get(key))) is not None}
-    chat_template, problem = _chat_template(folder, special_tokens, SpecialTokens(codec.special_tokens))
+    chat_template, problem = _chat_template(
+        folder, special_tokens, SpecialTokens(() if trust_content else codec.special_tokens)
+    )
     defaults = sampling_defaults(generation) if use_generation_config else {}
     if defaults:
         shown = ", ".join(f"{key} {value:g}" for key, value in defaults.items())
@@ -61,6 +66,7 @@ def load(name: str, folder: Path, *, use_generation_config: bool = True) -> Serv
         chat_template=chat_template,
         end_token_ids=_end_token_ids(folder, generation, codec, special_tokens.get("eos_token")),
         sampling_defaults=defaults,
+        digest=model_digest(folder),
         **({"no_chat_reason": problem} if problem else {}),
     )
 
@@ -72,6 +78,7 @@ def load_synthetic(name: str) -> ServedModel:
         codec=TextCodec(synthetic.tokenizer()),
         chat_template=ChatTemplate(synthetic.CHAT_TEMPLATE, {}),
         end_token_ids=frozenset(),
+        digest="synthetic",
     )
 
 

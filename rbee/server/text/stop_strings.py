@@ -18,9 +18,12 @@ class StopStrings:
     of the longest end of the text that begins that stop string. Exactly the longest of those ends is withheld: no part
     of a stop string is shown, and nothing else waits. If two are complete at the same character the longer one counts,
     which began first.
+
+    With `include` the text ends behind the stop string instead of before it, so that nothing has to be withheld.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
+        self._include = include
         self._patterns = [(stop, _borders(stop)) for stop in stops]
         self._matched = [0] * len(stops)
         self._held = ""
@@ -45,8 +48,8 @@ class StopStrings:
                         length = borders[-1]
                 self._matched[index] = length
             if complete:
-                return pending[: end - complete], True
-        shown = len(pending) - max(self._matched)
+                return pending[: end if self._include else end - complete], True
+        shown = len(pending) if self._include else len(pending) - max(self._matched)
         self._held = pending[shown:]
         return pending[:shown], False
 

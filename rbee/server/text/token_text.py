@@ -24,15 +24,28 @@ class Echo(NamedTuple):
     detokenizer: Detokenizer  # after the prompt; each choice forks it, as its first word may begin with a space
 
     @classmethod
-    def of(cls, token_ids: list[int], text: str | None, codec: TextCodec) -> Echo:
+    def of(
+        cls,
+        token_ids: list[int],
+        text: str | None,
+        codec: TextCodec,
+        *,
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+    ) -> Echo:
         """Find the tokens in `text`, or in what they decode to if the prompt was given as token ids (None).
 
-        A special token that was given as text is found by its name. A tokenizer that changes letters (to lower case,
-        say) is taken not to change their number. Takes time in proportion to the prompt.
+        Those ids may be special tokens, which are shown by their names. One that was given as text is found by its
+        name. The last two arguments are for the completion. A tokenizer that changes letters (to lower case, say) is
+        taken not to change their number. Takes time in proportion to the prompt.
         """
-        detokenizer = codec.detokenizer()
+        detokenizer = codec.detokenizer(
+            skip_special_tokens=skip_special_tokens, spaces_between_special_tokens=spaces_between_special_tokens
+        )
         pieces = [detokenizer.push(token_id) for token_id in token_ids]
         if text is None:
+            named = codec.detokenizer(skip_special_tokens=False)
+            pieces = [named.push(token_id) for token_id in token_ids]
             text = "".join(pieces)
         offsets, end = [], 0
         for token_id, piece in zip(token_ids, pieces, strict=True):

@@ -5,6 +5,7 @@ Owns the tokenizer and where it runs. Does not know what a chat or a model is.
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ _LIKELY_CHARACTERS = 4
 # Characters: so many tokens more, at most, has the beginning of a text than the whole up to there, for what is cut may
 # be one token in the whole.
 _LONGEST_TOKEN = 128
+_LINE_BREAK = "\n"
 
 
 class TooManyTokensError(Exception):
@@ -82,9 +84,32 @@ class TextCodec:
         """The token ids of a text that is cut where no token may be; see `encode`. What is added comes first."""
         ids: list[int] = []
         for number, piece in enumerate(pieces):
-            ids += self.encode(piece, add_special_tokens=add_special_tokens and number == 0, limit=limit)
+            if number == 0:
+                ids += self.encode(piece, add_special_tokens=add_special_tokens, limit=limit)
+            else:
+                ids += self._encode_rest(piece, limit)
             _check_number(len(ids), limit)
         return ids
+
+    def _encode_rest(self, text: str, limit: int) -> list[int]:
+        """The token ids of a text that does not begin here, without the space that SentencePiece puts before one."""
+        before = self._before_rest
+        if before:
+            ids = self.encode(_LINE_BREAK + text, add_special_tokens=False, limit=limit + len(before))
+            if ids[: len(before)] == before:
+                return ids[len(before) :]
+        return self.encode(text, add_special_tokens=False, limit=limit)
+
+    @functools.cached_property
+    def _before_rest(self) -> list[int]:
+        """The token ids of a line break, which no token joins to what follows; none if a text begins without a space.
+
+        A text behind it is encoded as one that goes on.
+        """
+        before, both, alone = (
+            self.encode(text, add_special_tokens=False) for text in (_LINE_BREAK, _LINE_BREAK + "/", "/")
+        )
+        return [] if both[len(before) :] == alone else before
 
     def _encoding(self, text: str, add_special_tokens: bool) -> Encoding:  # noqa: FBT001 - private
         # The batch call alone gives up Python's lock, so that other threads run meanwhile.
@@ -105,8 +130,13 @@ class TextCodec:
     def token_id(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
 
-    def detokenizer(self) -> Detokenizer:
-        return self._detokenizers()
+    def detokenizer(
+        self, *, skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
+    ) -> Detokenizer:
+        """A fresh one; see `Detokenizers`."""
+        return self._detokenizers(
+            skip_special_tokens=skip_special_tokens, spaces_between_special_tokens=spaces_between_special_tokens
+        )
 
 
 def _check_number(found: int, limit: int) -> None:

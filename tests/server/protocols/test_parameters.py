@@ -14,12 +14,12 @@ from tests.server.protocols.parameters_parts import BOTH, HI_TOKENS, PARAMETERS,
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": 1000.1}, "temperature"),
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": True}, "temperature"),
         ({"temperature": 10**400}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"top_p": 1.01}, "top_p"),
         ({"top_k": -2}, "top_k"),
         ({"top_k": 2**31}, "top_k"),
@@ -54,7 +54,8 @@ from tests.server.protocols.parameters_parts import BOTH, HI_TOKENS, PARAMETERS,
         ({"stop_token_ids": ["1"]}, "stop_token_ids[0]"),
         ({"stop_token_ids": [1] * 257}, "stop_token_ids"),
         ({"ignore_eos": 1}, "ignore_eos"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -(2**63) - 1}, "seed"),
+        ({"seed": 0.5}, "seed"),
         ({"seed": 2**63}, "seed"),
         ({"seed": 10**400}, "seed"),
         ({"n": 0}, "n"),
@@ -105,6 +106,9 @@ def test_refusals_name_the_field(route, fields, param):
         (COMPLETIONS, {"logprobs": -1}, "logprobs"),
         (COMPLETIONS, {"logprobs": True}, "logprobs"),
         (COMPLETIONS, {"echo": 1}, "echo"),
+        (CHAT, {"prompt_logprobs": 21}, "prompt_logprobs"),
+        (COMPLETIONS, {"prompt_logprobs": -1}, "prompt_logprobs"),
+        (COMPLETIONS, {"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
         (COMPLETIONS, {"echo": False, "max_tokens": 0}, "max_tokens"),
         (COMPLETIONS, {"echo": True, "max_tokens": 0, "min_tokens": 1}, "min_tokens"),
         (COMPLETIONS, {"min_tokens": 17}, "min_tokens"),  # by default there are 16
@@ -130,6 +134,8 @@ def test_logprobs_have_to_fit_the_ring(route, field):
     if route == COMPLETIONS:
         assert read(route, {field: 3, "echo": True}, ring_capacity=7).sampling.num_prompt_logprobs == 3
         assert "At most 2 is possible" in refusal(route, {field: 3, "echo": True}, ring_capacity=6).message
+    error = refusal(route, asked | {field: 2, "prompt_logprobs": 2}, ring_capacity=4)
+    assert (error.param, "At most 1 is possible" in error.message) == ("prompt_logprobs", True)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +155,16 @@ def test_too_long_says_both_numbers(prompt_tokens, max_tokens, wanted):
 def test_empty_prompt_is_refused(prompt):
     """There is nothing to continue."""
     assert refusal(COMPLETIONS, {"prompt": prompt}).param == "prompt"
+    assert refusal(COMPLETIONS, {"prompt": ["x", prompt]}).param == "prompt[1]"
+
+
+@pytest.mark.parametrize("field", ["logit_bias", "stop_token_ids", "allowed_token_ids", "prompt"])
+def test_a_token_id_that_does_not_exist_is_named(field):
+    """Beside the ids that there are."""
+    error = refusal(COMPLETIONS, {field: {"5": 1, "300": 1} if field == "logit_bias" else [5, 300]})
+    assert error.param == field
+    assert "300" in error.message
+    assert "0 to 255" in error.message
 
 
 # ---- what is taken ---------------------------------------------------------------------------------------------
@@ -172,15 +188,15 @@ def test_null_means_absent(route):
 @pytest.mark.parametrize(
     ("field", "lowest", "highest"),
     [
-        ("temperature", 0, 2),
-        ("top_p", 1e-9, 1),
+        ("temperature", 0, 1000),
+        ("top_p", 0, 1),
         ("top_k", 1, 2**31 - 1),
         ("min_p", 0, 1),
         ("typical_p", 1e-9, 1),
         ("frequency_penalty", -2, 2),
         ("presence_penalty", -2, 2),
         ("repetition_penalty", 0.01, 10),
-        ("seed", 0, 2**63 - 1),
+        ("seed", -(2**63), 2**63 - 1),
         ("min_tokens", 0, 16),
         ("max_tokens", 1, 80),
     ],
@@ -212,6 +228,34 @@ def test_sizes_above_their_limit(route):
     assert "at most 1024" in refusal(route, {"logit_bias": biases}, vocab_size=1025).message
     assert read(route, {"n": 128}, num_rings=192).n == 128
     assert "from 1 to 128" in refusal(route, {"n": 129}, num_rings=192).message
+    assert read(route, {"stop": ["x"] * 64}).stops == ["x"] * 64
+    assert "at most 64" in refusal(route, {"stop": ["x"] * 65}).message
+
+
+@BOTH
+def test_top_p_of_0_is_the_most_likely_token(route):
+    """OpenAI's range begins there: no other token is needed to reach it."""
+    assert read(route, {"top_p": 0, "temperature": 1.5}).sampling.temperature == 0
+
+
+@BOTH
+def test_whole_floats_are_integers(route):
+    """Some languages have no others; a list may hold them too."""
+    sampling = read(route, {"max_tokens": 3.0, "seed": -1.0, "top_k": 5e0, "stop_token_ids": [9.0, 3]}).sampling
+    assert (sampling.max_tokens, sampling.seed, sampling.top_k) == (3, -1, 5)
+    assert sampling.stop_token_ids == (3, 7, 8, 9)
+    if route == COMPLETIONS:
+        assert read(route, {"prompt": [[104.0, 105], [1.0]]}).prompt == [104, 105]
+
+
+@BOTH
+def test_llama_cpps_spellings(route):
+    """n_predict is max_tokens and repeat_penalty repetition_penalty; with both, they have to agree."""
+    sampling = read(route, {"n_predict": 3, "repeat_penalty": 1.2}).sampling
+    assert (sampling.max_tokens, sampling.repetition_penalty) == (3, 1.2)
+    assert read(route, {"n_predict": 3, "max_tokens": 3, "repeat_penalty": None}).sampling.max_tokens == 3
+    error = refusal(route, {"n_predict": 3, "max_tokens": 4})
+    assert (error.param, "max_tokens" in error.message) == ("n_predict", True)
 
 
 @BOTH
@@ -243,6 +287,10 @@ def test_logprobs():
     assert numbers(COMPLETIONS, logprobs=20) == (20, None)
     assert numbers(COMPLETIONS, logprobs=0, echo=True) == (0, 0)
     assert numbers(COMPLETIONS, echo=True) == (None, None)
+    assert numbers(COMPLETIONS, prompt_logprobs=3) == (None, 3)
+    assert numbers(COMPLETIONS, prompt_logprobs=3, logprobs=5) == (5, 3)
+    assert numbers(COMPLETIONS, prompt_logprobs=3, logprobs=5, echo=True) == (5, 5)
+    assert numbers(CHAT, prompt_logprobs=0) == (None, 0)
     assert read(COMPLETIONS, {"logprobs": 20}, vocab_size=12).sampling.num_logprobs == 12, "there are no more tokens"
 
 

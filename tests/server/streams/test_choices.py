@@ -43,7 +43,9 @@ class Case:
         )
         records = TokenRecords(sampling, len(prompt))
         logprobs = sampling.num_logprobs is not None or sampling.num_prompt_logprobs is not None
-        self.choice = LogprobsChoice(0, self, self.shown, records, logprobs=logprobs, echo=echo, **options)
+        self.choice = LogprobsChoice(
+            0, self, self.shown, records, logprobs=logprobs, echo=echo, first_prompt_token=prompt[0], **options
+        )
         self.sequence = RecordingSequence()
         self.choice.sequence = self.sequence  # type: ignore[assignment] # a fake
 
@@ -288,15 +290,15 @@ def test_space_between_prompt_and_completion():
 
 
 def test_echo_finds_the_tokens_of_a_text():
-    """A special token that the tokenizer put there has no text; one that the client wrote has its name."""
+    """A special token that the tokenizer put there has no text; one that the client wrote, or sent, has its name."""
     tokenizer = synthetic.tokenizer()
     tokenizer.add_special_tokens([AddedToken("<|s|>", special=True)])
     codec = TextCodec(tokenizer)
     echo = Echo.of([256, 97, 256, *ids("é"), 98], "a<|s|>éb", codec)
     assert echo.text == "a<|s|>éb"
     assert echo.offsets == [0, 0, 1, 6, 6, 7]
-    assert Echo.of([256, 97, 256, 98], None, codec).offsets == [0, 0, 1, 1]
-    assert Echo.of([256, 97, 256, 98], None, codec).text == "ab"
+    given = Echo.of([256, 97, 256, 98], None, codec)
+    assert (given.text, given.offsets) == ("<|s|>a<|s|>b", [0, 5, 6, 11])
 
 
 def test_cached_tokens_are_known_when_the_engine_says_so():

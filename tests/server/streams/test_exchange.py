@@ -12,6 +12,7 @@ from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.link.admission import ANYONE
 from rbee.server.link.engine_process import EngineSettings
 from rbee.server.link.supervisor import Supervisor
+from rbee.server.streams.generation import Prompt
 from tests.batches import batch
 from tests.fakes import RecordingSequence, RecordingWatch, RecordingWriter
 from tests.server.streams.streams_parts import (
@@ -57,7 +58,8 @@ class RecordingClient:
 
     def submit_all(self, request_id, prompt, choices, *, account, **options):  # noqa: ARG002 - the client's signature
         """Keep it; each choice ends at once."""
-        self.submitted.append((prompt, [choice.sampling for choice in choices], options))
+        prompts = [prompt if choice.prompt is None else choice.prompt for choice in choices]
+        self.submitted.append((prompts, [choice.sampling for choice in choices], options))
         for choice in choices:
             told = [SIDE_RECORD] if choice.report_cached else []
             records = batch([*told, *self._answer], FinishReason.LENGTH)
@@ -70,9 +72,21 @@ async def test_choices_differ_in_their_seeds_only():
     client = RecordingClient()
     generation = make_generation(5, seed=2**63 - 2, n=3, priority=-1, deadline_ns=2**62, cache_salt="salt")
     await collected(make_exchange(client, generation, RecordingWatch()))
-    sampling = [SamplingParams(max_tokens=5, seed=seed) for seed in (2**63 - 2, 2**63 - 1, 0)]
+    sampling = [SamplingParams(max_tokens=5, seed=seed) for seed in (2**63 - 2, 2**63 - 1, -(2**63))]
     options = {"received_ns": 7, "priority": -1, "deadline_ns": 2**62, "cache_salt": "salt"}
-    assert client.submitted == [([1], sampling, options | {"requester": ANYONE})]
+    assert client.submitted == [([[1]] * 3, sampling, options | {"requester": ANYONE})]
+
+
+async def test_each_prompt_has_the_choices_that_it_would_have_alone():
+    """Choice j of prompt i is sequence i * n + j, with the seed of choice j."""
+    client = RecordingClient()
+    generation = make_generation(5, seed=-1, n=2, more_prompts=(Prompt([2, 3]), Prompt([4])))
+    answer = await collected(make_exchange(client, generation, RecordingWatch()))
+    [(prompts, sampling, _)] = client.submitted
+    assert prompts == [[1], [1], [2, 3], [2, 3], [4], [4]]
+    assert [params.seed for params in sampling] == [-1, 0] * 3
+    assert [choice["index"] for choice in answer["choices"]] == [*range(6)]
+    assert answer["usage"]["prompt_tokens"] == 4
 
 
 async def answered(answer, generation):

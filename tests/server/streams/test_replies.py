@@ -140,9 +140,9 @@ async def test_usage_at_the_end_says_what_was_cached():
 
 async def test_timing_and_usage_in_every_chunk():
     """Each chunk says when its own token was committed and how many there are by then."""
-    case = Case(include_timing=True, continuous_usage_stats=True)
+    case = Case(include_timing=True, include_usage=True, continuous_usage_stats=True)
     case.deliver("ab", FinishReason.LENGTH)
-    a, b, _ = case.events()
+    a, b, *_ = case.events()
     assert (a["timing"], b["timing"]) == ({"committed_ns": 1}, {"committed_ns": 2})
     assert (a["usage"]["completion_tokens"], b["usage"]["completion_tokens"]) == (1, 2)
     assert b["usage"]["prompt_tokens"] == 3

@@ -104,7 +104,7 @@ async def test_slow_socket_pauses_all_choices():
 
 async def test_usage_in_the_chunks_of_choices():
     """Each chunk counts the tokens of its own choice."""
-    case = Case(n=2, continuous_usage_stats=True, include_timing=True)
+    case = Case(n=2, include_usage=True, continuous_usage_stats=True, include_timing=True)
     case.deliver("ab", index=0)
     case.deliver("c", index=1)
     assert [event["usage"]["completion_tokens"] for event in case.events()] == [1, 2, 1]

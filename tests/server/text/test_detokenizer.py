@@ -175,6 +175,17 @@ def test_other_decoders_equal_decode(token_ids):
     assert detokenize(tokenizer, token_ids) == tokenizer.decode(token_ids, skip_special_tokens=True)
 
 
+@given(st.lists(st.integers(0, 7), max_size=12))
+def test_other_decoders_show_special_tokens_on_request(token_ids):
+    """As `decode` writes them, or with no space between two of them."""
+    tokenizer = wordpiece()
+    tokenizer.add_special_tokens([AddedToken("[CLS]", special=True), AddedToken("[SEP]", special=True)])
+    shown = push_all(detokenizers(tokenizer)(skip_special_tokens=False), token_ids)
+    assert shown == tokenizer.decode(token_ids, skip_special_tokens=False)
+    joined = detokenizers(tokenizer)(skip_special_tokens=False, spaces_between_special_tokens=False)
+    assert push_all(joined, token_ids) == re.sub(r"(?<=\[(CLS|SEP)\]) (?=\[(CLS|SEP)\])", "", shown)
+
+
 BYTES_WITHOUT_SPACES = sentencepiece_like(strip=False)
 BYTES_WITHOUT_SPACES.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
 

@@ -52,6 +52,23 @@ def test_withholds_what_can_still_be_a_stop_string_and_nothing_else(stops, text)
         assert shown == text[: end - len(withheld)]
 
 
+@given(STOPS, st.lists(st.text(ALPHABET, max_size=6), max_size=8))
+def test_included_it_ends_the_text_and_withholds_nothing(stops, pieces):
+    """All is shown at once, up to the end of the one that is complete first."""
+    finder, text = StopStrings(stops, include=True), "".join(pieces)
+    ends = [end for end in range(1, len(text) + 1) if any(text[:end].endswith(stop) for stop in stops)]
+    shown = ""
+    for number, piece in enumerate(pieces, start=1):
+        added, complete = finder.push(piece)
+        shown += added
+        if complete:
+            assert shown == text[: ends[0]]
+            return
+        assert shown == "".join(pieces[:number])
+    assert not ends
+    assert finder.flush() == ""
+
+
 def test_the_longer_of_two_that_are_complete_together_counts():
     """'ab' began before 'b': showing its 'a' would show a part of a stop string."""
     for stops in (["b", "ab"], ["ab", "b"]):

@@ -128,7 +128,7 @@ class NativeRunner:
                 kind,
             )
         self.dtype = _describe(plan, exact=exact)
-        self.instruction_set = self._model.instruction_set
+        self.kernels = self.instruction_set = self._model.instruction_set
         on_loading("ready", 1, 1)
 
     def execute(self, batch: InputBatch) -> StepOutput:

@@ -87,6 +87,7 @@ class TorchRunner:
         on_loading("reserving the KV cache", 3, 4)
         self.device = device
         self.dtype = str(self._model.dtype).removeprefix("torch.")
+        self.kernels = f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
         self.vocab_size = self._model.vocab_size
         self.num_blocks, self.max_model_len = fit(
             cache,

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from rbee.server.http import refusals, sse
-from rbee.server.protocols.openai.frames import FINISH_NAMES, Chunks, error, logprobs_member
-from rbee.server.protocols.openai.logprobs import chat_logprobs, completion_logprobs
+from rbee.server.protocols.openai.frames import FINISH_NAMES, NO_MEMBERS, Chunks, Members, error, member
+from rbee.server.protocols.openai.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,8 +38,15 @@ _JSON = (b"content-type", b"application/json")
 class OpenAiDialect:
     """What both have in common: see `rbee.server.streams.dialect.Dialect`.
 
-    `token_bytes` is a token as it is on its own, for logprobs; `ignored` names the fields that are not followed;
-    `created` is UNIX time in seconds, now if None.
+    Args:
+        model: its name.
+        generation: what is answered.
+        options: what else a stream carries.
+        token_bytes: a token as it is on its own, for logprobs.
+        ignored: names the fields that are not followed.
+        prompt_logprobs: how many of the most likely tokens are listed for each token of the prompt; None: no list.
+        fingerprint: `system_fingerprint`; none if it is empty.
+        created: UNIX time in seconds, now if None.
     """
 
     _CHAT: ClassVar[bool]
@@ -58,6 +65,8 @@ class OpenAiDialect:
         token_bytes: TokenBytes,
         ignored: Sequence[str] = (),
         *,
+        prompt_logprobs: int | None = None,
+        fingerprint: str = "",
         created: int | None = None,
     ) -> None:
         self.answer_id = self._ID_PREFIX + uuid.uuid4().hex
@@ -68,9 +77,13 @@ class OpenAiDialect:
         self._model = model
         self._options = options
         self._token_bytes = token_bytes
-        self._prompt_tokens = len(generation.prompt)
-        self._num_choices = generation.n
+        self._fingerprint = fingerprint
+        self._prompts = [prompt.token_ids for prompt in generation.prompts]
+        self._n = generation.n
+        self._prompt_logprobs = prompt_logprobs
         self._has_logprobs = generation.has_logprobs
+        self._lists_tokens = generation.list_tokens
+        self._has_members = self._has_logprobs or self._lists_tokens
         self._has_timings = generation.timings
         self._chunks: Chunks | None = None
 
@@ -79,10 +92,11 @@ class OpenAiDialect:
 
     def piece(self, choice: int, piece: Piece, number: int) -> bytes:
         chunks = self._chunks or self._frames()
-        return chunks.text(choice, number, piece, self._entries(piece) if self._has_logprobs else b"")
+        members = self._members(choice, piece, number) if self._has_members else NO_MEMBERS
+        return chunks.text(choice, number, piece, members)
 
     def end(self, choice: int, piece: Piece, number: int, reason: int) -> bytes:
-        return self._frames().last(choice, number, piece, reason, self._entries(piece))
+        return self._frames().last(choice, number, piece, reason, self._members(choice, piece, number))
 
     def finish(self, outcome: Outcome) -> bytes:
         frames = self._frames()
@@ -92,20 +106,21 @@ class OpenAiDialect:
         return error(refusals.envelope(refusal)) + sse.DONE
 
     def template(self) -> FrameTemplate | None:
-        if self._has_logprobs:
+        if self._has_members:
             return None
         template = self._frames().template()
         return template._replace(end=b"") if self._has_timings else template
 
     def answer(self, choices: Sequence[CollectedChoice], outcome: Outcome) -> bytes:
+        prompt_tokens = sum(map(len, self._prompts))
         usage: dict[str, Any] = {
-            "prompt_tokens": self._prompt_tokens,
+            "prompt_tokens": prompt_tokens,
             "completion_tokens": outcome.completion_tokens,
-            "total_tokens": self._prompt_tokens + outcome.completion_tokens,
+            "total_tokens": prompt_tokens + outcome.completion_tokens,
         }
         if outcome.cached_tokens is not None:
             usage["prompt_tokens_details"] = {"cached_tokens": outcome.cached_tokens}
-        answer = {
+        answer: dict[str, Any] = {
             "id": self.answer_id,
             "object": self._OBJECT,
             "created": self._created,
@@ -113,6 +128,10 @@ class OpenAiDialect:
             "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
             "usage": usage,
         }
+        if self._fingerprint:
+            answer["system_fingerprint"] = self._fingerprint
+        if self._CHAT:
+            answer |= self._of_prompt(0, choices[0])
         if outcome.timings is not None:
             answer["timings"] = outcome.timings
         return msgspec.json.encode(answer)
@@ -121,11 +140,36 @@ class OpenAiDialect:
         raise NotImplementedError
 
     def _choice(self, index: int, choice: CollectedChoice) -> dict[str, Any]:
-        return {
+        members: dict[str, Any] = {
             "index": index,
             "finish_reason": FINISH_NAMES[choice.reason],
             "logprobs": self._encoded(choice.entries) if self._has_logprobs else None,
         } | self._text_member(choice.text)
+        if not self._CHAT:
+            members |= self._of_prompt(index, choice)
+        if self._lists_tokens:
+            members["token_ids"] = [token_id for piece in choice.pieces for token_id in _token_ids(piece)]
+        return members
+
+    def _of_prompt(self, index: int, choice: CollectedChoice) -> dict[str, Any]:
+        """What is said of a choice's prompt, where vLLM says it: chats in the answer, completions in the choice."""
+        scored = self._prompt_logprobs
+        members: dict[str, Any] = {
+            "prompt_logprobs": None if scored is None else self._encoded_prompt(choice.prompt_entries, scored)
+        }
+        if self._lists_tokens:
+            members["prompt_token_ids"] = self._prompts[index // self._n]
+        return members
+
+    def _encoded_prompt(self, entries: Sequence[TokenLogprob], number: int) -> msgspec.Raw:
+        """As `_encoded`."""
+        parts = [
+            msgspec.json.encode(
+                prompt_logprobs(entries[start : start + _ENTRIES_AT_ONCE], number, token_bytes=self._token_bytes)
+            )[1:-1]
+            for start in range(0, len(entries), _ENTRIES_AT_ONCE)
+        ]
+        return msgspec.Raw(b"[%b]" % b",".join(parts))
 
     def _encoded(self, entries: Sequence[TokenLogprob]) -> msgspec.Raw:
         """A few at a time, between which other threads can run: there may be hundreds of thousands."""
@@ -137,11 +181,16 @@ class OpenAiDialect:
         lists = [b'"%b":[%b]' % (name.encode(), b",".join(parts)) for name, parts in members.items()]
         return msgspec.Raw(b"{%b}" % b",".join(lists))
 
-    def _listed(self, piece: Piece) -> dict[str, Any]:
-        return self._format_logprobs(piece.entries, token_bytes=self._token_bytes)
-
-    def _entries(self, piece: Piece) -> bytes:
-        return logprobs_member(self._listed(piece)) if self._has_logprobs and piece.entries else b""
+    def _members(self, choice: int, piece: Piece, number: int) -> Members:
+        of_choice = of_chunk = b""
+        if self._has_logprobs and piece.entries:
+            of_choice = member("logprobs", self._format_logprobs(piece.entries, token_bytes=self._token_bytes))
+        if self._lists_tokens:
+            of_choice += member("token_ids", _token_ids(piece))
+            if number == 0:
+                prompt = member("prompt_token_ids", self._prompts[choice // self._n])
+                of_choice, of_chunk = (of_choice, prompt) if self._CHAT else (of_choice + prompt, b"")
+        return Members(of_choice, of_chunk)
 
     def _frames(self) -> Chunks:
         if self._chunks is None:  # the answer turns out to be a stream
@@ -152,8 +201,9 @@ class OpenAiDialect:
                 model=self._model,
                 chat=self._CHAT,
                 options=self._options,
-                prompt_tokens=self._prompt_tokens,
-                num_choices=self._num_choices,
+                prompt_tokens=[len(prompt) for prompt in self._prompts],
+                n=self._n,
+                fingerprint=self._fingerprint,
             )
         return self._chunks
 
@@ -168,7 +218,7 @@ class ChatDialect(OpenAiDialect):
     _format_logprobs = staticmethod(chat_logprobs)
 
     def _text_member(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text}}
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
 
 class CompletionDialect(OpenAiDialect):
@@ -182,6 +232,11 @@ class CompletionDialect(OpenAiDialect):
 
     def _text_member(self, text: str) -> dict[str, Any]:
         return {"text": text}
+
+
+def _token_ids(piece: Piece) -> list[int]:
+    """Of the output's tokens that begin to show in this piece; that of an echoed prompt has none."""
+    return [entry.token_id for entry in piece.entries] if piece.num_tokens else []
 
 
 def _warning(ignored: Sequence[str]) -> list[tuple[bytes, bytes]]:

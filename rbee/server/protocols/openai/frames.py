@@ -6,7 +6,7 @@ text comes from nor where the bytes go.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -15,6 +15,8 @@ from rbee.server.http.sse import DONE
 from rbee.transport import FrameTemplate, LastFrames, Slot
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rbee.server.protocols.openai.schemas import StreamOptions
     from rbee.server.streams.dialect import Piece
 
@@ -31,10 +33,29 @@ _TIMING = b',"timing":{"committed_ns":%b}'  # when the engine committed the chun
 _END = b"}\n\n"
 
 
+class Members(NamedTuple):
+    """What a chunk has further, each with a comma before it: see `member`."""
+
+    of_choice: bytes = b""
+    of_chunk: bytes = b""
+
+
+NO_MEMBERS = Members()
+
+
 class Chunks:
     """The chunks of one answer. The role comes with the first chunk of a choice, never before it.
 
-    `kind` is the chunks' `object`, `created` UNIX time in seconds. `chat` chunks have a `delta`, the others `text`.
+    Args:
+        kind: the chunks' `object`.
+        answer_id: their `id`.
+        created: UNIX time in seconds.
+        model: its name.
+        fingerprint: `system_fingerprint`; none if it is empty.
+        chat: chunks have a `delta`, else `text`.
+        options: what else they carry.
+        prompt_tokens: of each prompt.
+        n: choices of each prompt.
     """
 
     def __init__(
@@ -46,36 +67,43 @@ class Chunks:
         model: str,
         chat: bool,
         options: StreamOptions,
-        prompt_tokens: int,
-        num_choices: int = 1,
+        prompt_tokens: Sequence[int],
+        n: int = 1,
+        fingerprint: str = "",
     ) -> None:
-        constant = _encode({"id": answer_id, "object": kind, "created": created, "model": model})
+        named: dict[str, Any] = {"id": answer_id, "object": kind, "created": created, "model": model}
+        if fingerprint:
+            named["system_fingerprint"] = fingerprint
+        constant = _encode(named)
         self._head = b"data: " + constant[:-1] + b',"choices":['
-        self._choices = [_Choice(self._head, index, chat=chat) for index in range(num_choices)]
+        self._choices = [_Choice(self._head, index, chat=chat) for index in range(n * len(prompt_tokens))]
         self._after = b"}" if chat else b""
+        self._counts_on = options.include_usage and options.continuous_usage_stats
         # Where a last chunk has the usage, the others say that they have none.
-        self._no_usage = b',"usage":null' if options.include_usage and not options.continuous_usage_stats else b""
+        self._no_usage = b',"usage":null' if options.include_usage and not self._counts_on else b""
         self._options = options
         self._prompt_tokens = prompt_tokens
-        self._has_extra = options.include_timing or options.continuous_usage_stats
+        self._n = n
+        self._has_extra = options.include_timing or self._counts_on
         self._after_text = self._chunk(b"", b"", _NOT_YET, b"").removesuffix(_END)  # of most chunks
 
-    def text(self, choice: int, number: int, piece: Piece, logprobs: bytes) -> bytes:
-        """A chunk with text, the `number`th of its choice. `logprobs` is a member of the choice, or empty."""
+    def text(self, choice: int, number: int, piece: Piece, members: Members) -> bytes:
+        """A chunk with text, the `number`th of its choice."""
         parts = self._choices[choice]
         body = (parts.next if number else parts.first) + _encode(piece.text)
-        if logprobs:
-            return self._chunk(body, logprobs, _NOT_YET, self._extra(piece))
-        extra = self._extra(piece) if self._has_extra else b""
+        if members is not NO_MEMBERS:
+            return self._chunk(body, members.of_choice, _NOT_YET, self._extra(choice, piece) + members.of_chunk)
+        extra = self._extra(choice, piece) if self._has_extra else b""
         return body + self._after_text + extra + _END
 
-    def last(self, choice: int, number: int, piece: Piece, reason: int, logprobs: bytes) -> bytes:
+    def last(self, choice: int, number: int, piece: Piece, reason: int, members: Members) -> bytes:
         """The last chunk of a choice; with no text it has an empty delta, unless it is the first one too."""
         parts = self._choices[choice]
         body = parts.empty
         if piece.text or number == 0:
             body = (parts.next if number else parts.first) + _encode(piece.text)
-        return self._chunk(body, logprobs, _FINISH[reason], self._extra(piece))
+        extra = self._extra(choice, piece) + members.of_chunk
+        return self._chunk(body, members.of_choice, _FINISH[reason], extra)
 
     def usage(
         self, completion_tokens: int, cached_tokens: int | None, timings: dict[str, float] | None = None
@@ -83,9 +111,10 @@ class Chunks:
         """The chunk with the token counts, the timings or both, and no choices; empty if the stream has neither."""
         members = b""
         if self._options.include_usage:
-            total = self._prompt_tokens + completion_tokens
+            prompt_tokens = sum(self._prompt_tokens)
+            counts = b"%d" % completion_tokens, b"%d" % (prompt_tokens + completion_tokens)
             cached = b"" if cached_tokens is None else b"%d" % cached_tokens
-            members = self._usage(b"%d" % completion_tokens, b"%d" % total, cached) + b"}"
+            members = _usage(prompt_tokens, *counts, cached) + b"}"
         if timings is not None:
             members += b',"timings":' + _encode(timings)
         return b"%b]%b" % (self._head, members + _END) if members else b""
@@ -113,24 +142,24 @@ class Chunks:
             end=self._template_end(),
         )
 
-    def _chunk(self, body: bytes, logprobs: bytes, finish: bytes, extra: bytes) -> bytes:
-        return b'%b%b%b,"finish_reason":%b}]%b%b}\n\n' % (body, self._after, logprobs, finish, self._no_usage, extra)
+    def _chunk(self, body: bytes, members: bytes, finish: bytes, extra: bytes) -> bytes:
+        return b'%b%b%b,"finish_reason":%b}]%b%b}\n\n' % (body, self._after, members, finish, self._no_usage, extra)
 
-    def _extra(self, piece: Piece) -> bytes:
+    def _extra(self, choice: int, piece: Piece) -> bytes:
         """The members that describe a chunk's last token; none if it has none."""
-        options, committed_ns, num_tokens = self._options, piece.committed_ns, piece.num_tokens
+        committed_ns, num_tokens = piece.committed_ns, piece.num_tokens
         if committed_ns is None or not self._has_extra:
             return b""
-        extra = _TIMING % (b"%d" % committed_ns) if options.include_timing else b""
-        if options.continuous_usage_stats:
-            extra += self._usage(b"%d" % num_tokens, b"%d" % (self._prompt_tokens + num_tokens), b"") + b"}"
+        extra = _TIMING % (b"%d" % committed_ns) if self._options.include_timing else b""
+        if self._counts_on:
+            prompt_tokens = self._prompt_tokens[choice // self._n]
+            extra += _usage(prompt_tokens, b"%d" % num_tokens, b"%d" % (prompt_tokens + num_tokens), b"") + b"}"
         return extra
 
     def _template_extra(self) -> bytes:
-        options = self._options
-        extra = _TIMING % Slot.COMMITTED_NS if options.include_timing else b""
-        if options.continuous_usage_stats:
-            extra += self._usage(Slot.NUM_TOKENS, Slot.TOTAL_TOKENS, b"") + b"}"
+        extra = _TIMING % Slot.COMMITTED_NS if self._options.include_timing else b""
+        if self._counts_on:
+            extra += _usage(self._prompt_tokens[0], Slot.NUM_TOKENS, Slot.TOTAL_TOKENS, b"") + b"}"
         return Slot.TOKEN_BEGIN + extra + Slot.TOKEN_END if extra else b""
 
     def _template_end(self) -> bytes:
@@ -139,14 +168,16 @@ class Chunks:
         return self._usage_chunk(Slot.NUM_TOKENS, Slot.TOTAL_TOKENS, Slot.CACHED_TOKENS) + DONE
 
     def _usage_chunk(self, completion_tokens: bytes, total_tokens: bytes, cached_tokens: bytes) -> bytes:
-        return b"%b]%b}}\n\n" % (self._head, self._usage(completion_tokens, total_tokens, cached_tokens))
+        usage = _usage(self._prompt_tokens[0], completion_tokens, total_tokens, cached_tokens)
+        return b"%b]%b}}\n\n" % (self._head, usage)
 
-    def _usage(self, completion_tokens: bytes, total_tokens: bytes, cached_tokens: bytes) -> bytes:
-        """The usage without its closing brace."""
-        details = b',"prompt_tokens_details":{"cached_tokens":%b}' % cached_tokens if cached_tokens else b""
-        return b',"usage":{"prompt_tokens":%d,"completion_tokens":%b,"total_tokens":%b%b' % (
-            self._prompt_tokens, completion_tokens, total_tokens, details
-        )  # fmt: skip
+
+def _usage(prompt_tokens: int, completion_tokens: bytes, total_tokens: bytes, cached_tokens: bytes) -> bytes:
+    """The member `usage` without its closing brace."""
+    details = b',"prompt_tokens_details":{"cached_tokens":%b}' % cached_tokens if cached_tokens else b""
+    return b',"usage":{"prompt_tokens":%d,"completion_tokens":%b,"total_tokens":%b%b' % (
+        prompt_tokens, completion_tokens, total_tokens, details
+    )  # fmt: skip
 
 
 class _Choice:
@@ -165,9 +196,9 @@ class _Choice:
             self.empty = choice + b'"text":""'
 
 
-def logprobs_member(logprobs: dict[str, Any]) -> bytes:
-    """`,"logprobs":{...}`: the entries of the tokens that begin to show in a chunk."""
-    return b',"logprobs":' + _encode(logprobs)
+def member(name: str, value: Any) -> bytes:
+    """A further member of a chunk or of a choice, with the comma before it."""
+    return b',"%b":%b' % (name.encode(), _encode(value))
 
 
 def error(envelope: bytes) -> bytes:

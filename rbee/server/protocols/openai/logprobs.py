@@ -1,6 +1,6 @@
-"""Logprobs as OpenAI's routes list them.
+"""Logprobs as OpenAI's routes list them, and those of prompts as vLLM does.
 
-Owns the two forms that clients understand. `rbee.server.streams.choices` decides which tokens a chunk lists.
+Owns the forms that clients understand. `rbee.server.streams.choices` decides which tokens a chunk lists.
 """
 
 from __future__ import annotations
@@ -62,6 +62,29 @@ def completion_logprobs(entries: Sequence[TokenLogprob], *, token_bytes: TokenBy
         "tokens": [token_name(token_bytes(entry.token_id)) for entry in entries],
         "top_logprobs": top_logprobs,
     }
+
+
+def prompt_logprobs(
+    entries: Sequence[TokenLogprob], number: int, *, token_bytes: TokenBytes
+) -> list[dict[str, dict[str, Any]] | None]:
+    """The `prompt_logprobs` of an answer: for each token of the prompt itself and `number` others, by their ids.
+
+    The first token follows nothing, and has none. `rank` counts from 1; it is null for a token that is not among the
+    most likely ones that were asked for.
+    """
+    listed: list[dict[str, dict[str, Any]] | None] = []
+    for entry in entries:
+        if entry.logprob is None:
+            listed.append(None)
+            continue
+        ranks = {token_id: rank for rank, (token_id, _) in enumerate(entry.top[:number], start=1)}
+        members: dict[str, dict[str, Any]] = {}
+        for token_id, logprob in [(entry.token_id, entry.logprob), *entry.top[:number]]:
+            decoded = token_bytes(token_id).decode(errors="replace")
+            member = {"logprob": _finite(logprob), "rank": ranks.get(token_id), "decoded_token": decoded}
+            members.setdefault(str(token_id), member)
+        listed.append(members)
+    return listed
 
 
 def _finite(logprob: float | None) -> float | None:

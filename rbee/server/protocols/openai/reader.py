@@ -9,32 +9,36 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import msgspec
-
 from rbee.server.errors import invalid
-from rbee.server.protocols.fields import FieldReader, decode_object
+from rbee.server.protocols.fields import FieldReader, decode_object, respelled
 from rbee.server.protocols.generation_reader import GenerationReader
 from rbee.server.protocols.openai.dialect import ChatDialect, CompletionDialect
+from rbee.server.protocols.openai.fingerprint import system_fingerprint
+from rbee.server.protocols.openai.prompts import read_messages, read_prompts
 from rbee.server.protocols.openai.schemas import (
+    ADVISORY_CHAT,
+    ADVISORY_COMPLETION,
+    ADVISORY_STREAM_OPTIONS,
+    DISPENSABLE,
     NEUTRAL_CHAT,
     NEUTRAL_COMPLETION,
-    NEUTRAL_MESSAGE,
+    SYNONYMS,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
-    Message,
-    Part,
     StreamOptions,
     TokenizeRequest,
 )
 from rbee.server.protocols.parameters import check_parameters, check_token_ids
+from rbee.server.streams.generation import Prompt
 from rbee.server.text.token_text import Echo
 from rbee.server.text.tokenizer import TooManyTokensError
 
 if TYPE_CHECKING:
     from rbee.messages import Ready
     from rbee.server.protocols.openai.dialect import OpenAiDialect
-    from rbee.server.protocols.parameters import GenerationRequest
+    from rbee.server.protocols.openai.prompts import GivenPrompt
+    from rbee.server.protocols.openai.schemas import TextRequest
     from rbee.server.streams.dialect import Dialect
     from rbee.server.streams.generation import Generation
     from rbee.server.text.served_model import ServedModel
@@ -64,14 +68,15 @@ class RequestReader:
     def read_chat(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         """`deadlines` are the values of the X-Request-Deadline headers; for `received_ns` see `Generation`."""
         reader = FieldReader(lenient=self._lenient)
-        request, messages = read_chat(self._reader.with_defaults(decode_object(body)), reader)
+        request, messages = read_chat(self._decoded(body), reader)
         self.check_model(request.model)
         prompt = self._reader.chat_prompt(
             messages,
             engine,
+            add_special_tokens=request.add_special_tokens,
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
-            variables=request.chat_template_kwargs,
+            variables=self._template_variables(request, reader),
         )
         generation = self._reader.generation(
             request,
@@ -81,30 +86,27 @@ class RequestReader:
             engine=engine,
             received_ns=received_ns,
         )
-        return self._asked(request, reader, ChatDialect, generation)
+        return self._asked(request, reader, ChatDialect, generation, engine)
 
     def read_completion(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         reader = FieldReader(lenient=self._lenient)
-        request, given = read_completion(self._reader.with_defaults(decode_object(body)), reader)
+        request, given = read_completion(self._decoded(body), reader)
         self.check_model(request.model)
-        if isinstance(given, str):
-            prompt = self._reader.text_prompt(given, engine)
-        else:
-            prompt = given
-            check_token_ids(prompt, "prompt", engine.vocab_size)
+        self._reader.check_choices(request, len(given))
+        first, *more = [self._prompt(request, prompt, engine) for prompt in given]
         max_tokens = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
-        echo = Echo.of(prompt, given if isinstance(given, str) else None, self._codec) if request.echo else None
         generation = self._reader.generation(
             request,
-            prompt,
+            first.token_ids,
             max_tokens=max_tokens,
             deadlines=deadlines,
             engine=engine,
             received_ns=received_ns,
-            echo=echo,
+            echo=first.echo,
+            more_prompts=more,
             show_output=max_tokens != 0,
         )
-        return self._asked(request, reader, CompletionDialect, generation)
+        return self._asked(request, reader, CompletionDialect, generation, engine)
 
     def tokenize(self, body: bytes, max_model_len: int) -> list[int]:
         """The token ids of a prompt or of messages, which may be longer than the model takes (0: not known yet)."""
@@ -135,20 +137,79 @@ class RequestReader:
         check_token_ids(asked.tokens, "tokens", self._codec.size)
         return self._codec.decode(asked.tokens)
 
+    def _decoded(self, body: bytes) -> dict[str, Any]:
+        """A request's fields under their usual names, with the model's defaults where it is silent."""
+        return self._reader.with_defaults(respelled(decode_object(body), SYNONYMS))
+
+    def _template_variables(self, request: ChatRequest, reader: FieldReader) -> dict[str, Any]:
+        """What the chat template gets; of the fields that only some templates know, this one's."""
+        variables = dict(request.chat_template_kwargs or {})
+        template = self._reader.model.chat_template
+        for name in ("enable_thinking", "reasoning_effort"):
+            value = getattr(request, name)
+            if value is None:
+                continue
+            if template is not None and template.knows(name):
+                variables.setdefault(name, value)
+            else:
+                reader.ignored.append(name)
+        return variables
+
+    def _prompt(self, request: CompletionRequest, given: GivenPrompt, engine: Ready) -> Prompt:
+        text, token_ids = given.text, given.token_ids
+        if text is None:
+            check_token_ids(token_ids, given.where, engine.vocab_size)
+        else:
+            token_ids = self._reader.text_prompt(
+                text, engine, given.where, add_special_tokens=request.add_special_tokens
+            )
+        if not token_ids:
+            raise invalid(given.where, f"{given.where} has no tokens; send at least one.")
+        if not request.echo:
+            return Prompt(token_ids)
+        echo = Echo.of(
+            token_ids,
+            text,
+            self._codec,
+            skip_special_tokens=request.skip_special_tokens,
+            spaces_between_special_tokens=request.spaces_between_special_tokens,
+        )
+        return Prompt(token_ids, echo)
+
     def _asked(
-        self, request: GenerationRequest, reader: FieldReader, dialect: type[OpenAiDialect], generation: Generation
+        self,
+        request: TextRequest,
+        reader: FieldReader,
+        dialect: type[OpenAiDialect],
+        generation: Generation,
+        engine: Ready,
     ) -> Asked:
-        options = read_stream_options(request, reader)
-        if request.timings or options.include_timing:
-            generation = dataclasses.replace(generation, timings=True)
-        answer = dialect(self._reader.model.name, generation, options, self._codec.token_bytes, reader.ignored)
+        options = read_stream_options(request, reader, generation.num_sequences)
+        model = self._reader.model
+        generation = dataclasses.replace(
+            generation,
+            include_stop=request.include_stop_str_in_output,
+            skip_special_tokens=request.skip_special_tokens,
+            spaces_between_special_tokens=request.spaces_between_special_tokens,
+            list_tokens=request.return_token_ids,
+            timings=request.timings or options.include_timing,
+        )
+        answer = dialect(
+            model.name,
+            generation,
+            options,
+            self._codec.token_bytes,
+            reader.ignored,
+            prompt_logprobs=request.prompt_logprobs,
+            fingerprint=system_fingerprint(model.digest, engine),
+        )
         return Asked(generation, answer, request.stream, options.resumable)
 
 
 def read_chat(given: dict[str, Any], reader: FieldReader) -> tuple[ChatRequest, list[dict[str, Any]]]:
     """A chat request, and its messages as chat templates want them: role, content as one string, perhaps name."""
-    request = reader.read(given, ChatRequest, NEUTRAL_CHAT)
-    check_parameters(request)
+    request = reader.read(given, ChatRequest, NEUTRAL_CHAT, advisory=ADVISORY_CHAT, dispensable=DISPENSABLE)
+    _check_request(request)
     if request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs", "top_logprobs may only be set when logprobs is true.")
     if not request.messages:
@@ -164,37 +225,36 @@ def read_chat(given: dict[str, Any], reader: FieldReader) -> tuple[ChatRequest, 
     return request, messages
 
 
-def read_messages(given: list[dict[str, Any]], reader: FieldReader) -> list[dict[str, Any]]:
-    """Messages as chat templates want them."""
-    return [_read_message(message, reader, f"messages[{n}]") for n, message in enumerate(given)]
+def read_completion(given: dict[str, Any], reader: FieldReader) -> tuple[CompletionRequest, list[GivenPrompt]]:
+    """A completion request, and its prompts."""
+    request = reader.read(
+        given, CompletionRequest, NEUTRAL_COMPLETION, advisory=ADVISORY_COMPLETION, dispensable=DISPENSABLE
+    )
+    _check_request(request)
+    return request, read_prompts(request.prompt)
 
 
-def read_completion(given: dict[str, Any], reader: FieldReader) -> tuple[CompletionRequest, str | list[int]]:
-    """A completion request, and its prompt as text or as token ids."""
-    request = reader.read(given, CompletionRequest, NEUTRAL_COMPLETION)
+def _check_request(request: TextRequest) -> None:
     check_parameters(request)
-    prompt = request.prompt
-    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
-        if len(prompt) > 1:
-            raise invalid("prompt", f"prompt holds {len(prompt)} prompts; send one request for each.")
-        prompt = prompt[0]
-    if isinstance(prompt, str):
-        return request, prompt
-    try:
-        return request, msgspec.convert(prompt, list[int])
-    except msgspec.ValidationError:
-        raise invalid("prompt", "prompt must be a string, a list with one string, or a list of token ids.") from None
+    if request.prompt_logprobs is not None and request.stream:
+        raise invalid("prompt_logprobs", "prompt_logprobs come with a whole answer only; leave stream out.")
 
 
-def read_stream_options(request: GenerationRequest, reader: FieldReader) -> StreamOptions:
-    """The stream options; they need stream."""
+def read_stream_options(request: TextRequest, reader: FieldReader, num_choices: int = 1) -> StreamOptions:
+    """The stream options of a request for so many choices; they need stream."""
     if request.stream_options is None:
         return StreamOptions()
     if not request.stream:
         raise invalid("stream_options", "stream_options may only be set when stream is true.")
-    options = reader.read(request.stream_options, StreamOptions, {}, "stream_options.")
-    if options.resumable and request.n > 1:
-        raise invalid("stream_options.resumable", f"With n {request.n}, resumable is not possible; ask for one choice.")
+    path = "stream_options."
+    options = reader.read(request.stream_options, StreamOptions, {}, path, advisory=ADVISORY_STREAM_OPTIONS)
+    if options.resumable and max(request.n, num_choices) > 1:
+        raise invalid(
+            "stream_options.resumable",
+            f"resumable is possible for one choice, and these are {max(request.n, num_choices)} (n for each prompt).",
+        )
+    if options.continuous_usage_stats and not options.include_usage:
+        reader.ignored.append(path + "continuous_usage_stats")  # as in vLLM
     return options
 
 
@@ -204,36 +264,3 @@ def output_limit(request: ChatRequest) -> int | None:
     if len(asked) > 1:
         raise invalid("max_tokens", "max_tokens and max_completion_tokens differ; send max_completion_tokens only.")
     return next(iter(asked), None)
-
-
-def _read_message(given: dict[str, Any], reader: FieldReader, path: str) -> dict[str, Any]:
-    message = reader.read(given, Message, NEUTRAL_MESSAGE, path + ".")
-    match message.role:
-        case "system" | "user" | "assistant" | "developer":
-            pass
-        case "tool" | "function":
-            raise invalid(
-                f"{path}.role",
-                f"{path}.role is {message.role!r}: tools are not supported yet.",
-                code="unsupported_parameter",
-            )
-        case role:
-            raise invalid(f"{path}.role", f"{path}.role must be system, developer, user or assistant, not {role!r}.")
-    read: dict[str, Any] = {"role": message.role, "content": _text(message, reader, path)}
-    return read if message.name is None else read | {"name": message.name}
-
-
-def _text(message: Message, reader: FieldReader, path: str) -> str:
-    """A message's content as one string; the texts of several parts are joined by line breaks."""
-    if message.content is None:
-        raise invalid(f"{path}.content", f"{path}.content is missing.")
-    if isinstance(message.content, str):
-        return message.content
-    texts = []
-    for n, given in enumerate(message.content):
-        where = f"{path}.content[{n}]"
-        kind = given.get("type")
-        if kind != "text":
-            raise invalid(f"{where}.type", f"{where}.type must be 'text', not {kind!r}: this model reads text only.")
-        texts.append(reader.read(given, Part, {}, where + ".").text)
-    return "\n".join(texts)

@@ -112,6 +112,8 @@ class OpenAiApi:
             "object": "model",
             "created": self._created,
             "owned_by": "rbee",
+            "root": self._model.name,  # `vllm bench serve` and SGLang's clients need these two
+            "parent": None,
             "max_model_len": engine and engine.max_model_len,
             "default_sampling_params": defaults_in_force(self._model.sampling_defaults),
         }

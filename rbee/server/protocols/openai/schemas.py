@@ -1,6 +1,6 @@
-"""The shapes of OpenAI's requests: the fields of each route, and which values of other fields mean nothing.
+"""The shapes of OpenAI's requests: the fields of each route, and how the other fields that clients send are taken.
 
-Owns names and types, nothing that depends on a model. Does not know how a field that is in neither list is refused
+Owns names and types, nothing that depends on a model. Does not know how a field is listed or refused
 (`rbee.server.protocols.fields`).
 """
 
@@ -17,7 +17,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     """A part of a message's content; only text can be read."""
 
     type: str
-    text: str = ""
+    text: str | None = None
+    refusal: str | None = None  # in place of the text, in a part of that type
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,12 +33,26 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What else a stream carries."""
 
     include_usage: bool = False  # a last chunk with the token counts and no choices
-    continuous_usage_stats: bool = False  # the token counts so far in every chunk
+    continuous_usage_stats: bool = False  # with include_usage: the token counts so far in every chunk
     include_timing: bool = False  # every chunk has its token's commit, CLOCK_MONOTONIC; and `timings` as the last one
     resumable: bool = False  # events have ids, and the stream outlives its connection
 
 
-class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
+class TextRequest(GenerationRequest, frozen=True, kw_only=True):
+    """What the two routes have in common beside the parameters of every generation."""
+
+    include_stop_str_in_output: bool = False  # the stop string, or the text of the stop token, ends the answer
+    skip_special_tokens: bool = True  # the names of special tokens are not shown
+    spaces_between_special_tokens: bool = True  # as the tokenizer writes them, if it writes any
+    prompt_logprobs: int | None = None  # so many of the most likely tokens for each token of the prompt
+    return_token_ids: bool = False  # the answer lists the ids of its tokens and of the prompt's
+
+    @property
+    def asked_prompt_logprobs(self) -> int | None:
+        return self.prompt_logprobs
+
+
+class ChatRequest(TextRequest, frozen=True, kw_only=True):
     """The body of POST /v1/chat/completions."""
 
     prompt_field: ClassVar[str] = "messages"
@@ -49,18 +64,22 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    add_special_tokens: bool = False  # those that the tokenizer puts around a text, beside the chat template's
+    enable_thinking: bool | None = None  # these two go to the chat template, if it knows them
+    reasoning_effort: str | None = None
 
     @property
     def asked_logprobs(self) -> tuple[str, int | None]:
         return "top_logprobs", self.top_logprobs if self.logprobs else None
 
 
-class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
+class CompletionRequest(TextRequest, frozen=True, kw_only=True):
     """The body of POST /v1/completions."""
 
-    prompt: str | list[Any]  # text, token ids, or a list with one of these
+    prompt: str | list[Any]  # text or token ids, or a list of these
     logprobs: int | None = None  # how many of the most likely tokens each token comes with; None: not even its own
     echo: bool = False  # the prompt comes before the completion, with its logprobs if these are asked for
+    add_special_tokens: bool = True  # those that the tokenizer puts around a text
 
     @property
     def echoes(self) -> bool:
@@ -88,45 +107,104 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     tokens: list[int]
 
 
-# Fields that rbee does not support yet, each with the values that ask for nothing. These and null are accepted; any
-# other value is refused by name.
-_NEUTRAL_EVERYWHERE: dict[str, tuple[Any, ...]] = {
-    "include_stop_str_in_output": (False,),
+# Other spellings of parameters, as users of llama.cpp know them.
+SYNONYMS = {"n_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
+
+# Fields that cannot change what the answer is. They are taken, and named in a Warning header.
+_ADVISORY_EVERYWHERE = frozenset(
+    {
+        "cache_prompt",
+        "id_slot",
+        "metadata",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "request_id",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "timings_per_token",
+        "user",
+        "verbosity",
+    }
+)
+ADVISORY_CHAT = ADVISORY_COMPLETION = _ADVISORY_EVERYWHERE
+ADVISORY_STREAM_OPTIONS = frozenset({"include_obfuscation"})
+# What clients send back with the messages of earlier answers.
+ADVISORY_MESSAGE = frozenset(
+    {
+        "annotations",
+        "cache_control",
+        "created_at",
+        "id",
+        "metadata",
+        "provider_specific_fields",
+        "reasoning",
+        "reasoning_content",
+        "reasoning_details",
+        "refusal",
+        "status",
+        "timestamp",
+    }
+)
+ADVISORY_PART = frozenset({"annotations", "cache_control", "id"})
+
+# Fields that would change the answer and that rbee does not support, each with the values that ask for nothing. These
+# and null are accepted; any other value is refused by name.
+_NEUTRAL_SAMPLING: dict[str, tuple[Any, ...]] = {
+    "bad_words": ([],),
+    "dry_multiplier": (0,),
+    "dynatemp_range": (0,),
+    "early_stopping": (False,),
     "length_penalty": (1,),
-    "prompt_logprobs": (),
-    "response_format": ({"type": "text"},),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
+    "logits_processors": ([],),
+    "mirostat": (0,),
+    "repeat_last_n": (),
+    "samplers": (),
+    "tfs_z": (1,),
+    "top_a": (0,),
+    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
+    "xtc_probability": (0,),
+}
+_NEUTRAL_EVERYWHERE: dict[str, tuple[Any, ...]] = _NEUTRAL_SAMPLING | {
+    "grammar": ("",),
+    "guided_choice": (),
+    "guided_decoding_backend": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_whitespace_pattern": (),
+    "json_schema": (),
+    "lora": ([],),
+    "response_format": ({"type": "text"},),
+    "return_tokens_as_token_ids": (False,),
+    "structured_outputs": (),
 }
 NEUTRAL_CHAT = _NEUTRAL_EVERYWHERE | {
     "audio": (),
+    "chat_template": (),
+    "documents": ([],),
     "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
+    "include_reasoning": (True,),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
-    "prediction": (),
-    "prompt_cache_key": (),
-    "reasoning_effort": (),
-    "safety_identifier": (),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
+    "reasoning": (),
+    "thinking": (),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "verbosity": (),
     "web_search_options": (),
 }
-NEUTRAL_COMPLETION = _NEUTRAL_EVERYWHERE | {
-    "add_special_tokens": (True,),
-    "suffix": ("",),
-}
+NEUTRAL_COMPLETION = _NEUTRAL_EVERYWHERE | {"suffix": ("",)}
 NEUTRAL_MESSAGE: dict[str, tuple[Any, ...]] = {
-    "annotations": ([],),
     "audio": (),
     "function_call": (),
-    "reasoning_content": ("",),
-    "refusal": (),
     "tool_call_id": (),
     "tool_calls": ([],),
 }
+# What --lenient ignores of these: the answer is of the same kind without it.
+DISPENSABLE = frozenset(
+    {*_NEUTRAL_SAMPLING, "guided_decoding_backend", "guided_whitespace_pattern", "include_reasoning"}
+)

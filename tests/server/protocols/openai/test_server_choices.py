@@ -75,7 +75,14 @@ def test_choices_in_one_answer(synthetic_server):
     """In their order; the prompt counts once."""
     answer = post(synthetic_server, COMPLETIONS, {"prompt": "abc", "max_tokens": 5, "n": 3})
     assert answer["choices"] == [
-        {"index": index, "text": expected("abc", 5), "finish_reason": "length", "logprobs": None} for index in range(3)
+        {
+            "index": index,
+            "text": expected("abc", 5),
+            "finish_reason": "length",
+            "logprobs": None,
+            "prompt_logprobs": None,
+        }
+        for index in range(3)
     ]
     usage = answer["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (3, 15, 18)
