@@ -258,7 +258,7 @@ def _make_reply(
     if outlet is not None:
         direct = DirectReply(writer, dialect, outlet)
         return direct, [direct]
-    streamed = StreamedReply(writer, dialect, generation.n)
+    streamed = StreamedReply(writer, dialect, generation.n, keep_text=generation.keep_text)
     return streamed, _choices(backend.codec, generation, streamed)
 
 

@@ -56,7 +56,7 @@ class ToyDialect:
     def finish(self, outcome: Outcome) -> bytes:  # noqa: ARG002
         return b""
 
-    def error(self, refusal: Refusal) -> bytes:
+    def error(self, refusal: Refusal, number: int) -> bytes:  # noqa: ARG002
         return b"event: failed\ndata: %b\n\n" % json.dumps(refusal.message).encode()
 
     def answer(self, choices: Sequence[CollectedChoice], outcome: Outcome) -> bytes:  # noqa: ARG002

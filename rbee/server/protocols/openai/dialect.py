@@ -88,7 +88,7 @@ class OpenAiDialect:
         frames = self._frames()
         return frames.usage(outcome.completion_tokens, outcome.cached_tokens, outcome.timings) + sse.DONE
 
-    def error(self, refusal: Refusal) -> bytes:
+    def error(self, refusal: Refusal, number: int) -> bytes:  # noqa: ARG002 - its chunks have no numbers
         return error(refusals.envelope(refusal)) + sse.DONE
 
     def template(self) -> FrameTemplate | None:
