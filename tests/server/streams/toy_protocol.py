@@ -93,6 +93,6 @@ class ToyApi:
         return job.claim()
 
 
-def toy_refusal(refusal: Refusal) -> Response:
+def toy_refusal(refusal: Refusal, request_id: str) -> Response:  # noqa: ARG001
     """A refusal in the protocol's own words and with its own status."""
     return Response(f"refused: {refusal.message}", 418, media_type="text/plain")
