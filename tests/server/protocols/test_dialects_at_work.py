@@ -8,11 +8,13 @@ import itertools
 import httpx
 import pytest
 
-from tests.raw_client import Client
+from tests.raw_client import CHAT, Client
 from tests.server.protocols.dialects_parts import (
     HI_PROMPT,
+    MESSAGES,
     OF_MESSAGES,
     OF_RESPONSES,
+    RESPONSES,
     parse_events,
     read_events,
 )
@@ -221,3 +223,31 @@ async def test_advisory_fields_are_accepted_and_named(synthetic_server, words):
     async with Client(synthetic_server.address) as client:
         stream = await client.open(words.path, body | {"stream": True})
     assert stream.headers["warning"] == '299 - "ignored: service_tier"'
+
+
+async def test_every_protocol_asks_the_model_the_same(default_server):
+    """The most likely answer to a chat is the same text, and ends for the same reason, whichever protocol asks."""
+    turns = [
+        {"role": "user", "content": "What is the capital of France?<|im_end|>"},
+        {"role": "assistant", "content": "Paris."},
+        {"role": "user", "content": "And of Italy?"},
+    ]
+    system, sampling = "Answer in one word.", {"temperature": 0}
+    chat = [{"role": "system", "content": system}, *turns]
+    asked = await post(default_server, CHAT, {"messages": chat, "max_tokens": 60} | sampling)
+    [choice] = asked.json()["choices"]
+    messages = await post(default_server, MESSAGES, OF_MESSAGES.body(60, turns, system=system, **sampling))
+    responses = await post(default_server, RESPONSES, OF_RESPONSES.body(60, turns, instructions=system, **sampling))
+    texts = [text_of(messages.json()), text_of(responses.json())]
+    async with Client(default_server.address) as client:
+        for words, more in ((OF_MESSAGES, {"system": system}), (OF_RESPONSES, {"instructions": system})):
+            texts.append(words.text(await read_events(client, words.path, words.body(60, turns, **more, **sampling))))
+    assert texts == [choice["message"]["content"]] * 4
+    assert choice["finish_reason"] == "stop"
+    assert messages.json()["stop_reason"] == "end_turn"
+    assert responses.json()["status"] == "completed"
+    usage = asked.json()["usage"]
+    assert responses.json()["usage"]["input_tokens"] == usage["prompt_tokens"]
+    assert [answer.json()["usage"]["output_tokens"] for answer in (messages, responses)] == [
+        usage["completion_tokens"]
+    ] * 2

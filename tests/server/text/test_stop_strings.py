@@ -63,6 +63,7 @@ def test_the_longer_of_two_that_are_complete_together_counts():
     ("stops", "pieces", "complete"),
     [
         (["ab", "cd"], ["x", "c", "d"], "cd"),
+        (["ab", "cd"], ["xcdy"], "cd"),
         (["b", "ab"], ["ab"], "ab"),
         (["ab"], ["a", "x"], None),
         (["ab"], [], None),
