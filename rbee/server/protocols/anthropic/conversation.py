@@ -5,7 +5,9 @@ Owns how blocks and turns become one text each, and what of a system prompt is l
 
 from __future__ import annotations
 
+import itertools
 import re
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rbee.server.errors import invalid
@@ -40,16 +42,14 @@ def read_conversation(
     """
     if not turns:
         raise invalid("messages", "messages must hold at least one message.")
-    texts = [_BILLING_LINE.sub("", text) for text in _texts(system, reader, "system")]
-    instructions = "\n".join([text for text in texts if text])
-    messages: list[dict[str, Any]] = [{"role": "system", "content": instructions}] if instructions else []
+    instructions = [_BILLING_LINE.sub("", text) for text in _texts(system, reader, "system")]
+    parts = [("system", text) for text in instructions if text]
     for number, given in enumerate(turns):
-        role, content = _read_turn(given, reader, f"messages[{number}]")
-        if messages and messages[-1]["role"] == role:
-            messages[-1]["content"] += "\n" + content
-        else:
-            messages.append({"role": role, "content": content})
-    return messages
+        parts += _read_turn(given, reader, f"messages[{number}]")
+    return [
+        {"role": role, "content": "\n".join([text for _, text in of_role])}
+        for role, of_role in itertools.groupby(parts, key=itemgetter(0))
+    ]
 
 
 def continues_last(messages: list[dict[str, Any]]) -> bool:
@@ -57,11 +57,12 @@ def continues_last(messages: list[dict[str, Any]]) -> bool:
     return bool(messages[-1]["role"] == "assistant")
 
 
-def _read_turn(given: dict[str, Any], reader: FieldReader, path: str) -> tuple[str, str]:
+def _read_turn(given: dict[str, Any], reader: FieldReader, path: str) -> list[tuple[str, str]]:
+    """The texts of a turn, each with the role; one that has no blocks is an empty text."""
     turn = reader.read(without_advisory(given, ADVISORY_TURN, reader, f"{path}."), Turn, NEUTRAL_TURN, f"{path}.")
     if turn.role not in _ROLES:
         raise invalid(f"{path}.role", f"{path}.role must be one of {', '.join(_ROLES)}, not {turn.role[:64]!r}.")
-    return turn.role, "\n".join(_texts(turn.content, reader, f"{path}.content"))
+    return [(turn.role, text) for text in _texts(turn.content, reader, f"{path}.content") or [""]]
 
 
 def _texts(content: str | list[dict[str, Any]], reader: FieldReader, path: str) -> list[str]:
