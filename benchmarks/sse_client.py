@@ -106,6 +106,15 @@ class _StreamProtocol(asyncio.Protocol):
             self._done.set_result(None)
 
 
+def body_of(response: bytes) -> bytes:
+    """The body of a whole response; SystemExit if its status is not 200."""
+    parser = _ResponseParser()
+    parser.feed(response)
+    if parser.status != 200:
+        raise SystemExit(f"HTTP {parser.status}: {parser.body[:200]!r}")
+    return parser.body
+
+
 def http_request(url: str, path: str, payload: dict[str, Any], api_key: str = "") -> tuple[str, int, bytes]:
     """The (host, port, bytes) of a POST of `payload` as JSON to `path` below `url`."""
     parts = urlsplit(url)

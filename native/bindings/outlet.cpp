@@ -41,7 +41,8 @@ public:
                 last_frames(frames.attr("stop")),
                 last_frames(frames.attr("length")),
                 last_frames(frames.attr("deadline")),
-                bytes(frames, "end")};
+                bytes(frames, "end"),
+                nb::cast<std::uint32_t>(frames.attr("first_index"))};
     }
 
 private:
@@ -51,10 +52,11 @@ private:
 
 std::shared_ptr<rbee::Outlet> make_outlet(int fd, std::shared_ptr<rbee::Vocabulary> vocabulary, nb::handle frames,
                                           bool strip, std::uint32_t prompt_tokens,
-                                          std::vector<std::uint32_t> stop_token_ids, std::uint64_t received_ns) {
+                                          std::vector<std::uint32_t> stop_token_ids, std::uint64_t received_ns,
+                                          bool keep_text) {
     TemplateMembers members;
     rbee::FrameStream stream(std::move(vocabulary), strip, rbee::FrameTemplate(members.frames(frames)), prompt_tokens,
-                             std::move(stop_token_ids));
+                             std::move(stop_token_ids), keep_text);
     return std::make_shared<rbee::Outlet>(rbee::Outlet{fd, false, {received_ns, 0}, 0, std::move(stream)});
 }
 
@@ -77,7 +79,14 @@ void bind_outlet(nb::module_& m) {
     }
     nb::class_<rbee::Outlet>(m, "Outlet")
         .def(nb::new_(&make_outlet), "fd"_a, "vocabulary"_a, "template"_a, nb::kw_only(), "strip"_a, "prompt_tokens"_a,
-             "stop_token_ids"_a, "received_ns"_a = 0)
+             "stop_token_ids"_a, "received_ns"_a = 0, "keep_text"_a = false)
         .def_prop_ro("num_tokens", [](const rbee::Outlet& outlet) { return outlet.stream.num_tokens(); })
+        .def_prop_ro("num_frames", [](const rbee::Outlet& outlet) { return outlet.stream.num_frames(); })
+        .def_prop_ro("has_end", [](const rbee::Outlet& outlet) { return outlet.stream.has_end(); })
+        .def_prop_ro("text",
+                     [](const rbee::Outlet& outlet) {
+                         const std::string string = '"' + outlet.stream.text() + '"';
+                         return nb::bytes(string.data(), string.size());
+                     })
         .def_prop_ro("written_ns", [](const rbee::Outlet& outlet) { return outlet.written_ns; });
 }

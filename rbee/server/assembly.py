@@ -13,14 +13,19 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from rbee.server.http.app import build_app
+from rbee.server.http.body import Bodies
 from rbee.server.http.door import Door, allowed_hosts, allowed_origins
 from rbee.server.http.keys import KeyRing
 from rbee.server.link.admission import Admission
 from rbee.server.link.engine_process import EngineSettings
 from rbee.server.link.restarts import RestartBudget
 from rbee.server.link.supervisor import Supervisor
+from rbee.server.protocols.anthropic import errors as anthropic_errors
+from rbee.server.protocols.anthropic.routes import PATH as ANTHROPIC_PATH
+from rbee.server.protocols.anthropic.routes import AnthropicApi
 from rbee.server.protocols.openai.routes import OpenAiApi
 from rbee.server.protocols.operations import OperationsApi
+from rbee.server.protocols.responses.routes import ResponsesApi
 from rbee.server.protocols.resume import Resuming
 from rbee.server.reports import request_log
 from rbee.server.streams.exchange import Backend
@@ -112,13 +117,11 @@ def assemble(
         watch,
         replay_window=config.replay_window,
     )
-    openai = OpenAiApi(
-        Backend(supervisor, model.codec, watch, share_prefix_cache=config.share_prefix_cache),
-        model,
-        resuming,
-        max_body_bytes=config.max_body_mib * 2**20,
-        lenient=config.lenient,
-    )
+    backend = Backend(supervisor, model.codec, watch, share_prefix_cache=config.share_prefix_cache)
+    bodies = Bodies(config.max_body_mib * 2**20)  # one bound for all of them
+    openai = OpenAiApi(backend, model, resuming, bodies, lenient=config.lenient)
+    responses = ResponsesApi(backend, model, bodies, lenient=config.lenient)
+    anthropic = AnthropicApi(backend, model, bodies, lenient=config.lenient)
     answered: AnswerCounts = Counter()
 
     def make_metrics() -> Metrics:
@@ -138,11 +141,18 @@ def assemble(
             if traces is not None:
                 await asyncio.to_thread(traces.close)
 
-    routes = [*openai.routes(), *resuming.routes(), *operations.routes()]
+    routes = [
+        *openai.routes(),
+        *responses.routes(),
+        *anthropic.routes(),
+        *resuming.routes(),
+        *operations.routes(),
+    ]
     reports = [request_log.write_line] if config.log_requests else []
     return build_app(
         routes,
         door,
+        {ANTHROPIC_PATH: anthropic_errors.answer},
         lifespan=lifespan,
         answered=answered,
         reports=reports,

@@ -226,6 +226,7 @@ class Outlet:
         prompt_tokens: int,
         stop_token_ids: list[int],
         received_ns: int = 0,
+        keep_text: bool = False,
     ) -> None:
         """Create the outlet of a stream that has not begun.
 
@@ -237,6 +238,7 @@ class Outlet:
             prompt_tokens: for TOTAL_TOKENS.
             stop_token_ids: tokens that are counted but not shown.
             received_ns: when the request was received, CLOCK_MONOTONIC; 0 omits its first token from the histogram.
+            keep_text: `text` has all that is shown.
 
         Raises:
             ValueError: the template has a control byte that is no slot, an unpaired TOKEN_BEGIN or TOKEN_END, or a slot
@@ -246,6 +248,18 @@ class Outlet:
     @property
     def num_tokens(self) -> int:
         """Tokens rendered so far, stop tokens included."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames with text rendered so far."""
+
+    @property
+    def has_end(self) -> bool:
+        """Whether the template has an `end`; without one the caller writes what follows an ordinary last frame."""
+
+    @property
+    def text(self) -> bytes:
+        """The text of all frames so far, as a JSON string with its quotes; an empty one unless it is kept."""
 
     @property
     def written_ns(self) -> int:

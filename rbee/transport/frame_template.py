@@ -28,4 +28,5 @@ class FrameTemplate(NamedTuple):
     stop: LastFrames  # the model, or a stop token, ended the stream
     length: LastFrames  # a limit ended it
     deadline: LastFrames  # its deadline ended it after at least one token
-    end: bytes  # follows the last frame of these three; may be empty
+    end: bytes  # follows the last frame of these three; if it is empty, the caller writes what does
+    first_index: int = 0  # the INDEX of the first frame with text

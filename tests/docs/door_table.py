@@ -14,8 +14,8 @@ from typing import NamedTuple
 from rbee.config import ServerConfig
 from rbee.server.errors import LONGEST_MESSAGE
 from rbee.server.http import body, protocol
-from rbee.server.protocols import json_shape
-from rbee.server.protocols.openai import dialect, reader
+from rbee.server.protocols import ignored_fields, json_shape
+from rbee.server.protocols.openai import reader
 from tests.docs.generated_part import ROOT, GeneratedPart
 
 PART = GeneratedPart(ROOT / "docs" / "security.md", "bounds")
@@ -115,8 +115,8 @@ BOUNDS = [
     ),
     Bound(
         "what an answer repeats of a request",
-        f"{LONGEST_MESSAGE:,} characters of a message, {dialect.WARNING_BYTES} bytes of names in a Warning header; an "
-        "X-Request-Id of 128 safe characters",
+        f"{LONGEST_MESSAGE:,} characters of a message, {ignored_fields.WARNING_BYTES} bytes of names in a Warning "
+        "header; an X-Request-Id of 128 safe characters",
         "cut in its middle; another id",
         "faults/test_door_work.py",
         r"field's name",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.docs import door_table, metrics_table, module_map
+from tests.docs import door_table, field_tables, metrics_table, module_map
 from tests.docs.generated_part import ROOT
 
 if TYPE_CHECKING:
@@ -103,3 +103,9 @@ def test_hooks_run_the_checks_of_make_lint():
     assert entries == checks
     assert hooks.count("language: system") == len(entries)
     assert re.findall(r"- repo: (.+)", hooks) == ["local"]
+
+
+@pytest.mark.parametrize("part", field_tables.PAGES, ids=lambda part: str(part.page.name))
+def test_table_of_fields_is_not_stale(part):
+    """It has the schemas' names. If this fails: `python -m tests.docs.field_tables` writes it anew."""
+    assert part.page.read_text() == part.filled(field_tables.table(field_tables.PAGES[part]))

@@ -29,9 +29,23 @@ TEMPLATE = FrameTemplate(
 STOP, LENGTH, ERROR, DEADLINE = 1, 2, 4, 5
 
 
-def make_outlet(fd: int, *, stop_token_ids: tuple[int, ...] = (), template: FrameTemplate = TEMPLATE) -> Outlet:
+def make_outlet(
+    fd: int,
+    *,
+    stop_token_ids: tuple[int, ...] = (),
+    template: FrameTemplate = TEMPLATE,
+    keep_text: bool = False,
+) -> Outlet:
     """An outlet that shows each byte in a frame of its own."""
-    return Outlet(fd, VOCABULARY, template, strip=False, prompt_tokens=3, stop_token_ids=list(stop_token_ids))
+    return Outlet(
+        fd,
+        VOCABULARY,
+        template,
+        strip=False,
+        prompt_tokens=3,
+        stop_token_ids=list(stop_token_ids),
+        keep_text=keep_text,
+    )
 
 
 def chunk(body: bytes) -> bytes:

@@ -69,6 +69,55 @@ def test_slots_have_the_numbers_of_their_frame(sides, connect):
     assert receive(client, len(expected)) == expected
 
 
+def test_an_index_may_begin_anywhere(sides, connect):
+    """Where other events of the stream are numbered before the first text; frames are counted from 0 all the same."""
+    ring = sides.start()
+    server, client = connect()
+    frame = b"%b%b." % (Slot.INDEX, Slot.TEXT)
+    last = LastFrames(frame, frame, b"%b." % Slot.INDEX, b"")
+    template = FrameTemplate(frame, frame, last, last, last, end=b"%b!" % Slot.INDEX, first_index=2**32 - 1)
+    outlet = make_outlet(server.fileno(), template=template)
+    sides.consumer.attach(ring, outlet)
+    sides.commit([(ring, ord("a")), (ring, ord("b"))], {ring: STOP})
+    sides.consumer.drain()
+    expected = chunk(b'4294967295"a".4294967296"b".4294967297!')
+    assert receive(client, len(expected)) == expected
+    assert outlet.num_frames == 2
+
+
+@pytest.mark.parametrize("reason", [STOP, ERROR])
+def test_the_text_is_kept_if_it_is_wanted(sides, connect, reason):
+    """As a JSON string; the characters that only the end completes are in it."""
+    server, client = connect()
+    for keep_text, kept in [(True, '"\\"\\n\ufffd"'), (False, '""')]:
+        ring = sides.start()
+        outlet = make_outlet(server.fileno(), stop_token_ids=(9,), keep_text=keep_text)
+        assert outlet.text == b'""'
+        sides.consumer.attach(ring, outlet)
+        sides.commit([(ring, ord('"')), (ring, 9)])
+        sides.consumer.drain()
+        sides.commit([(ring, ord("\n")), (ring, 0xC3)], {ring: reason})
+        sides.consumer.drain()
+        assert outlet.text.decode() == kept
+        assert outlet.num_frames == 3
+    assert client.recv(1)
+
+
+def test_an_end_may_be_left_to_the_caller(sides, connect):
+    """A template without one says so, and last frames without text may be none at all."""
+    ring = sides.start()
+    server, client = connect()
+    last = LastFrames(b"F%b" % Slot.TEXT, b"N%b" % Slot.TEXT, b"", b"")
+    template = TEMPLATE._replace(stop=last, length=last, deadline=last, end=b"")
+    outlet = make_outlet(server.fileno(), stop_token_ids=(9,), template=template)
+    assert (outlet.has_end, make_outlet(server.fileno()).has_end) == (False, True)
+    sides.consumer.attach(ring, outlet)
+    sides.commit([(ring, 9)], {ring: STOP})
+    assert sides.consumer.drain().ended == [(ring, STOP)]
+    server.close()
+    assert client.recv(1) == b""
+
+
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [

@@ -23,13 +23,14 @@ struct NamedFinish {
 
 class FrameStream {
 public:
-    /// `strip`: see TokenText. `stop_tokens` are counted but not shown.
+    /// `strip`: see TokenText. `stop_tokens` are counted but not shown. `keep_text`: text() is all that was shown.
     FrameStream(std::shared_ptr<const Vocabulary> vocabulary, bool strip, FrameTemplate frames,
-                std::uint32_t prompt_tokens, std::vector<std::uint32_t> stop_tokens)
+                std::uint32_t prompt_tokens, std::vector<std::uint32_t> stop_tokens, bool keep_text = false)
         : vocabulary_(std::move(vocabulary)),
           text_(*vocabulary_, strip),
           stop_tokens_(std::move(stop_tokens)),
           prompt_tokens_(prompt_tokens),
+          keep_text_(keep_text),
           frames_(std::move(frames)) {}
 
     /// Appends the frames of a batch of tokens; one for each that shows text. With an ordinary `finish` the last frame
@@ -58,6 +59,11 @@ public:
     }
 
     std::uint32_t num_tokens() const { return num_tokens_; }
+    /// Frames with text.
+    std::uint32_t num_frames() const { return index_; }
+    /// The inside of a JSON string; empty unless it is kept.
+    const std::string& text() const { return text_so_far_; }
+    bool has_end() const { return frames_.has_end; }
 
     static constexpr std::uint8_t kStop = 1;
     static constexpr std::uint8_t kLength = 2;
@@ -84,8 +90,7 @@ private:
             return;
         }
         frames_.append(index_ == 0 ? frames_.first : frames_.next, values(0, has_token), out);
-        ++index_;
-        shown_.clear();
+        count_text_frame();
     }
 
     void append_last_frame(const FrameTemplate::LastFrames& last, std::uint32_t cached_tokens, bool has_token,
@@ -94,8 +99,17 @@ private:
         const FrameTemplate::Frame frame =
             shown_.empty() ? (first ? last.empty : last.last) : (first ? last.first_last : last.next_last);
         frames_.append(frame, values(cached_tokens, has_token), out);
-        index_ += shown_.empty() ? 0 : 1;
+        if (!shown_.empty()) {
+            count_text_frame();
+        }
         frames_.append(frames_.end, values(cached_tokens, has_token), out);
+    }
+
+    void count_text_frame() {
+        ++index_;
+        if (keep_text_) {
+            text_so_far_ += shown_;
+        }
         shown_.clear();
     }
 
@@ -107,6 +121,8 @@ private:
     TokenText text_;
     std::vector<std::uint32_t> stop_tokens_;
     std::uint32_t prompt_tokens_;
+    bool keep_text_;
+    std::string text_so_far_;  // what was shown, if it is kept
     FrameTemplate frames_;
 };
 

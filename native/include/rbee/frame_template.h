@@ -20,7 +20,7 @@ namespace rbee {
 enum class Slot : unsigned char {
     none = 0,
     text = 1,           // the frame's text, as a JSON string with its quotes
-    index = 2,          // text frames before this one
+    index = 2,          // text frames before this one, counted from the template's first_index
     num_tokens = 3,     // output tokens so far
     total_tokens = 4,   // the prompt's and the output's so far
     cached_tokens = 5,  // the prompt's that were in the prefix cache
@@ -75,6 +75,7 @@ struct FrameSources {
     LastFrameSources length;
     LastFrameSources deadline;
     std::string_view end;
+    std::uint32_t first_index = 0;
 };
 
 /// Compiled: a frame is one run of memory, read in order, because between two steps all of it has left the caches.
@@ -96,6 +97,8 @@ public:
         length = compile(sources.length);
         deadline = compile(sources.deadline);
         end = compile(sources.end, kEnd);
+        has_end = !sources.end.empty();
+        first_index = sources.first_index;
     }
 
     /// Appends a frame with its slots filled.
@@ -113,7 +116,7 @@ public:
                     out += values.text;
                     out += '"';
                     break;
-                case Slot::index: append_number(values.index, out); break;
+                case Slot::index: append_number(std::uint64_t{first_index} + values.index, out); break;
                 case Slot::num_tokens: append_number(values.num_tokens, out); break;
                 case Slot::total_tokens:
                     append_number(std::uint64_t{values.prompt_tokens} + values.num_tokens, out);
@@ -130,6 +133,8 @@ public:
     Frame first, next;
     LastFrames stop, length, deadline;
     Frame end;
+    bool has_end;
+    std::uint32_t first_index;
 
 private:
     /// Stands before its literal; the slot is filled behind that. A frame's last segment has Slot::none.

@@ -117,7 +117,7 @@ class _Refusals:
         path = scope["path"]
         for prefix, make in self._formats:
             if path.startswith(prefix):
-                return make(refusal)
+                return make(refusal, scope["state"]["request_id"])
         return refusals.answer(refusal)
 
     async def on_refusal(self, request: Request, error: Exception) -> Response:

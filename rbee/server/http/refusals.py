@@ -13,7 +13,8 @@ from starlette.responses import Response
 
 from rbee.server.errors import Refusal, RefusalKind
 
-RefusalFormat: TypeAlias = Callable[[Refusal], Response]  # the answer, as long as no response has started
+# The answer, as long as no response has started, to a refusal of the request with this id.
+RefusalFormat: TypeAlias = Callable[[Refusal, str], Response]
 
 STATE = "refused"  # in a scope's state: the Refusal with which a server has this request answered, whatever it asks
 

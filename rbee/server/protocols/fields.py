@@ -90,7 +90,7 @@ class FieldReader:
             elif self._lenient:
                 self.ignored.append(path + name)
             else:
-                raise _unknown(name, path, known | neutral.keys() | advisory)
+                raise _unknown(name, path, known | neutral.keys() | advisory, _foreign(shape).get(name))
         try:
             return convert(fields, shape)
         except msgspec.ValidationError as error:
@@ -140,7 +140,12 @@ def _whole(value: Any, depth: int = 2) -> Any:
 
 @functools.cache
 def _names(shape: type) -> frozenset[str]:
-    return frozenset(field.name for field in msgspec.structs.fields(shape))
+    return frozenset(field.name for field in msgspec.structs.fields(shape)) - _foreign(shape).keys()
+
+
+def _foreign(shape: type) -> Mapping[str, str | None]:
+    """Fields of other protocols that a shape inherits, each with its name in this one, if it has one there."""
+    return getattr(shape, "foreign_fields", {})
 
 
 def decode_object(body: bytes) -> dict[str, Any]:
@@ -166,8 +171,8 @@ def _unsupported(path: str, neutral: tuple[Any, ...]) -> Refusal:
     return invalid(path, f"{path} is not supported yet with this value; {remedy}.", code="unsupported_parameter")
 
 
-def _unknown(name: str, path: str, known: AbstractSet[str]) -> Refusal:
-    nearest = difflib.get_close_matches(name[:_COMPARED], known, n=1)
+def _unknown(name: str, path: str, known: AbstractSet[str], meant: str | None) -> Refusal:
+    nearest = [meant] if meant else difflib.get_close_matches(name[:_COMPARED], known, n=1)
     hint = f" Did you mean {path + nearest[0]}?" if nearest else ""
     return invalid(path + name, f"Unknown field {path + name}.{hint}", code="unknown_parameter")
 

@@ -73,8 +73,8 @@ class Dialect(Protocol):
     def finish(self, outcome: Outcome) -> bytes:
         """What follows the end of the last choice."""
 
-    def error(self, refusal: Refusal) -> bytes:
-        """The end of a stream that cannot go on."""
+    def error(self, refusal: Refusal, number: int) -> bytes:
+        """The end of a stream that cannot go on, after `number` frames with text."""
 
     def answer(self, choices: Sequence[CollectedChoice], outcome: Outcome) -> bytes:
         """The body of the answer that is not streamed."""
@@ -82,6 +82,6 @@ class Dialect(Protocol):
     def template(self) -> FrameTemplate | None:
         """The frames of the only choice for the native drain; None if they hold more than its slots.
 
-        Filled in, they are the bytes of `piece`, `end` and `finish`. With `Generation.timings` the end is not in them:
-        `finish` is called.
+        Filled in, they are the bytes of `piece`, `end` and `finish`. If their `end` is empty, `finish` is called, and
+        may say what the slots do not.
         """

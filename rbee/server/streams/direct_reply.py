@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from rbee.messages import FinishReason
 from rbee.server.streams.live import LiveReply
 from rbee.server.streams.outcome import Outcome, finish_refusal
@@ -37,15 +39,25 @@ class DirectReply(LiveReply):
         self._writer.abort()
 
     def on_finish(self, reason: int, cached_tokens: int) -> None:
-        refusal = finish_refusal(reason)  # None: an ordinary end, which is written already, but for timings
+        refusal = finish_refusal(reason)  # None: an ordinary end, which the drain has written if its template has it
         if refusal is not None and not (reason == FinishReason.DEADLINE and self.outlet.num_tokens):
             self._write(self._error_frames(refusal))
-        elif self.account is not None and (timings := self.account.timings()) is not None:
-            outcome = Outcome(0)
-            outcome.completion_tokens, outcome.cached_tokens = self.outlet.num_tokens, cached_tokens
-            outcome.timings = timings
-            self._write(self._dialect.finish(outcome))
+        elif not self.outlet.has_end and (frames := self._dialect.finish(self._outcome(reason, cached_tokens))):
+            self._write(frames)
         self._end()
+
+    def _outcome(self, reason: int, cached_tokens: int) -> Outcome:
+        """What the drain has written."""
+        outlet, outcome = self.outlet, Outcome(0)
+        outcome.completion_tokens, outcome.cached_tokens = outlet.num_tokens, cached_tokens
+        outcome.reason, outcome.num_frames = reason, outlet.num_frames
+        outcome.text = msgspec.json.decode(outlet.text, type=str)
+        if self.account is not None:
+            outcome.timings = self.account.timings()
+        return outcome
+
+    def _frames_so_far(self) -> int:
+        return self.outlet.num_frames
 
     def _last_written(self) -> float:
         return max(super()._last_written(), self.outlet.written_ns / 1e9)
@@ -70,4 +82,5 @@ def make_outlet(writer: Writer, table: TokenTable | None, dialect: Dialect, gene
         prompt_tokens=len(generation.prompt),
         stop_token_ids=list(generation.sampling.stop_token_ids),
         received_ns=generation.received_ns,
+        keep_text=generation.keep_text,
     )

@@ -259,7 +259,13 @@ def _make_reply(
     if outlet is not None:
         direct = DirectReply(writer, dialect, outlet)
         return direct, [direct]
-    streamed = StreamedReply(writer, dialect, generation.num_sequences, per_prompt=generation.n)
+    streamed = StreamedReply(
+        writer,
+        dialect,
+        generation.num_sequences,
+        per_prompt=generation.n,
+        keep_text=generation.keep_text,
+    )
     return streamed, _choices(backend.codec, generation, streamed)
 
 

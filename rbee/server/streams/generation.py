@@ -43,6 +43,7 @@ class Generation:
     deadline_ns: int = 0  # when it ends at the latest, CLOCK_MONOTONIC; 0 is never
     cache_salt: str = ""  # only requests with the same salt share cached prefixes
     timings: bool = False  # the answer says how long it took
+    keep_text: bool = False  # the end of its stream repeats all of the text
 
     @property
     def prompts(self) -> list[Prompt]:

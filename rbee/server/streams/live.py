@@ -148,7 +148,11 @@ class LiveReply(Reply):
     def _error_frames(self, refusal: Refusal) -> bytes:
         if self.account is not None:
             self.account.refusal = refusal.code or ""
-        return self._dialect.error(refusal)
+        return self._dialect.error(refusal, self._frames_so_far())
+
+    def _frames_so_far(self) -> int:
+        """How many frames with text there have been."""
+        raise NotImplementedError
 
     def _last_written(self) -> float:
         return self._written_at  # time.monotonic()

@@ -26,6 +26,9 @@ class Countable(Protocol):
     @property
     def cached_tokens(self) -> int | None: ...
 
+    @property
+    def stop_string(self) -> str | None: ...
+
 
 class Outcome:
     """What has become of the choices of one reply so far. Each prompt has `per_prompt` of them; None: there is one."""
@@ -37,6 +40,10 @@ class Outcome:
         # Of the prompts, as the first choice of each found it; None until one is known.
         self.cached_tokens: int | None = None
         self.any_tokens = False  # of any choice
+        self.reason = 0  # the FinishReason of the choice that ended last
+        self.stop_string: str | None = None  # that ended this choice; None: something else did
+        self.num_frames = 0  # of a stream that has ended: those with text
+        self.text = ""  # of a stream with `Generation.keep_text` that has ended: all of it
         self.timings: dict[str, float] | None = None  # if the request asks for them; see `GenerationAccount.timings`
 
     def end(self, choice: Countable, reason: int) -> Refusal | None:
@@ -47,6 +54,7 @@ class Outcome:
                 self.num_open = 0
                 return refusal
         self.num_open -= 1
+        self.reason, self.stop_string = reason, choice.stop_string
         self.completion_tokens += choice.num_tokens
         if choice.index % self._per_prompt == 0 and choice.cached_tokens is not None:
             self.cached_tokens = (self.cached_tokens or 0) + choice.cached_tokens

@@ -61,14 +61,21 @@ class StreamedReply(LiveReply):
     """Writes a frame for each piece of each choice, all that one drain has of a choice in one write.
 
     The frames of several choices alternate as their tokens come. The last choice ends the reply; an error of one ends
-    all. For `per_prompt` see `Outcome`.
+    all. For `per_prompt` see `Outcome`, for `keep_text` `rbee.server.streams.generation.Generation`.
     """
 
     def __init__(
-        self, writer: Writer, dialect: Dialect, num_choices: int = 1, *, per_prompt: int | None = None
+        self,
+        writer: Writer,
+        dialect: Dialect,
+        num_choices: int = 1,
+        *,
+        per_prompt: int | None = None,
+        keep_text: bool = False,
     ) -> None:
         super().__init__(writer, dialect)
-        self._num_frames = [0] * num_choices
+        self._num_frames = [0] * num_choices  # with text, by choice
+        self._texts: list[str] | None = [] if keep_text else None
         self._outcome = Outcome(num_choices, per_prompt)
 
     def show(self, choice: ChoiceSink, pieces: list[Piece], reason: int) -> None:
@@ -98,12 +105,24 @@ class StreamedReply(LiveReply):
     def _piece(self, choice: int, piece: Piece) -> bytes:
         number = self._num_frames[choice]
         self._num_frames[choice] = number + 1
+        if self._texts is not None:
+            self._texts.append(piece.text)
         return self._dialect.piece(choice, piece, number)
 
     def _last(self, choice: int, piece: Piece, reason: int) -> bytes:
-        return self._dialect.end(choice, piece, self._num_frames[choice], reason)
+        number = self._num_frames[choice]
+        if piece.text:
+            self._num_frames[choice] = number + 1
+            if self._texts is not None:
+                self._texts.append(piece.text)
+        return self._dialect.end(choice, piece, number, reason)
 
     def _finish(self) -> bytes:
+        outcome = self._outcome
+        outcome.num_frames, outcome.text = self._frames_so_far(), "".join(self._texts or ())
         if self.account is not None:
-            self._outcome.timings = self.account.timings()
-        return self._dialect.finish(self._outcome)
+            outcome.timings = self.account.timings()
+        return self._dialect.finish(outcome)
+
+    def _frames_so_far(self) -> int:
+        return sum(self._num_frames)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import strategies as st
 
 from rbee.messages import Ready
 from rbee.server.errors import Refusal
@@ -27,6 +28,16 @@ HI = {"messages": [{"role": "user", "content": "hi"}]}
 HI_TOKENS = len("user: hi\nassistant: ")
 BOTH = pytest.mark.parametrize("route", [CHAT, COMPLETIONS])
 TOMORROW = datetime.now(UTC) + timedelta(days=1)
+
+# Values of all kinds.
+NUMBERS = st.integers(-3, 130) | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
+SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=5) | st.sampled_from(["1", TOMORROW.isoformat()])
+BIASES = st.dictionaries(st.integers(-1, 300).map(str) | st.text(max_size=3), NUMBERS | SCALARS, max_size=3)
+JSON = st.recursive(
+    SCALARS | BIASES | st.lists(st.integers(-1, 300), max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
 
 NO_PARAMETERS = {"model", "stop", "stream", "stream_options", "timings", "user", "metadata"}
 NO_PARAMETERS |= {"messages", "chat_template_kwargs", "add_generation_prompt", "continue_final_message", "prompt"}

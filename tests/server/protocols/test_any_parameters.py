@@ -13,17 +13,7 @@ from rbee.server.http.refusals import status_of
 from rbee.server.protocols.openai import schemas
 from rbee.server.streams.generation import Generation
 from tests.raw_client import CHAT
-from tests.server.protocols.parameters_parts import BOTH, PARAMETERS, TOMORROW, read
-
-NUMBERS = st.integers(-3, 130) | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
-SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=5) | st.sampled_from(["1", TOMORROW.isoformat()])
-BIASES = st.dictionaries(st.integers(-1, 300).map(str) | st.text(max_size=3), NUMBERS | SCALARS, max_size=3)
-JSON = st.recursive(
-    SCALARS | BIASES | st.lists(st.integers(-1, 300), max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
-
+from tests.server.protocols.parameters_parts import BOTH, JSON, PARAMETERS, read
 
 LOGITS = np.random.default_rng(0).normal(size=(1, 256)).astype(np.float32) * 30
 

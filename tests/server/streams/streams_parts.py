@@ -102,11 +102,17 @@ def make_direct(writer: RecordingWriter, outlet: Any, dialect: Any = None) -> Di
 
 
 def make_direct_outlet(
-    writer: Any, table: TokenTable | None, dialect: Any, *, prompt_tokens: int = 1, stop_token_ids: Iterable[int] = ()
+    writer: Any,
+    table: TokenTable | None,
+    dialect: Any,
+    *,
+    prompt_tokens: int = 1,
+    stop_token_ids: Iterable[int] = (),
+    keep_text: bool = False,
 ) -> Outlet | None:
     """What the native drain writes such a reply with."""
     sampling = SamplingParams(max_tokens=99, stop_token_ids=tuple(stop_token_ids))
-    generation = Generation(received_ns=0, prompt=[1] * prompt_tokens, sampling=sampling, stops=[])
+    generation = Generation(received_ns=0, prompt=[1] * prompt_tokens, sampling=sampling, stops=[], keep_text=keep_text)
     return make_outlet(writer, table, dialect, generation)
 
 
@@ -212,6 +218,7 @@ class StreamedCase:
         new_detokenizer: Any = NEW_DETOKENIZER,
         dialect: Any = None,
         prompt_tokens: int = 3,
+        keep_text: bool = False,
         **of_stream: bool,
     ) -> None:
         self.writer = RecordingWriter()
@@ -219,7 +226,7 @@ class StreamedCase:
         self.dialect = dialect or make_dialect(
             chat=chat, options=options, n=n, prompt_tokens=prompt_tokens, logprobs=logprobs
         )
-        self.reply = StreamedReply(self.writer, self.dialect, n)
+        self.reply = StreamedReply(self.writer, self.dialect, n, keep_text=keep_text)
         texts = [make_text(stops, stop_token_ids, new_detokenizer) for _ in range(n)]
         self.choices = make_choices(self.reply, texts, logprobs=logprobs)
 

@@ -2,10 +2,7 @@
 
 import contextlib
 import itertools
-import os
-import socket
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,63 +11,12 @@ from tokenizers import Tokenizer
 from rbee.messages import FinishReason
 from rbee.server.protocols.openai.schemas import StreamOptions
 from rbee.server.text.detokenizer import detokenizers
-from rbee.transport import Arena, Consumer, Producer, create_doorbell
 from tests.batches import batch
-from tests.fakes import RecordingWriter
+from tests.server.streams.direct_parts import Pipe, SocketWriter
 from tests.server.streams.streams_parts import StreamedCase, make_dialect, make_direct, make_direct_outlet
 from tests.server.text.text_parts import SENTENCEPIECE, SYNTHETIC, wordpiece
 
 pytestmark = pytest.mark.anyio
-
-
-class Pipe:
-    """An engine's and a server's side of an arena, and a connection; for one stream after the other."""
-
-    def __init__(self, stack):
-        self.arena = Arena.create(num_rings=64, ring_capacity=256, epoch=1)
-        stack.callback(self.arena.close)
-        stack.callback(self.arena.unlink)
-        doorbell = create_doorbell()
-        stack.callback(os.close, doorbell)
-        self.consumer = Consumer(self.arena, doorbell)
-        stack.callback(self.consumer.close)
-        self.producer = Producer(self.arena, doorbell)
-        stack.callback(self.producer.close)
-        self.server, self.client = (stack.enter_context(end) for end in socket.socketpair())
-        self.client.setblocking(False)
-
-    def commit(self, ring, tokens, reason):
-        """One step of one ring; its commit time."""
-        finished = [ring] if reason else []
-        return self.producer.commit(
-            np.full(len(tokens), ring, np.uint32),
-            np.array(tokens, np.uint32),
-            np.zeros(len(tokens), np.float32),
-            np.array(finished, np.uint32),
-            np.array([reason] * len(finished), np.uint32),
-        )
-
-    def received(self):
-        """What the client has got, without the chunks' framing."""
-        data = b""
-        with contextlib.suppress(BlockingIOError):
-            while piece := self.client.recv(65536):
-                data += piece
-        body = b""
-        while data:
-            size, _, data = data.partition(b"\r\n")
-            body += data[: int(size, 16)]
-            assert data[int(size, 16) :].startswith(b"\r\n")
-            data = data[int(size, 16) + 2 :]
-        return body
-
-
-class SocketWriter(RecordingWriter):
-    """Keeps what the event loop would write; the socket itself belongs to the drain."""
-
-    def __init__(self, descriptor):
-        super().__init__()
-        self.descriptor = descriptor
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +110,12 @@ async def test_rest_is_written_by_the_event_loop():
 
 
 class CountingOutlet:
-    """An outlet that has sent so many tokens."""
+    """An outlet that has sent so many tokens, and the end of its stream."""
+
+    has_end = True
 
     def __init__(self, num_tokens):
-        self.num_tokens = num_tokens
+        self.num_tokens = self.num_frames = num_tokens
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1])

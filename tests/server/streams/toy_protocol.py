@@ -56,7 +56,7 @@ class ToyDialect:
     def finish(self, outcome: Outcome) -> bytes:  # noqa: ARG002
         return b""
 
-    def error(self, refusal: Refusal) -> bytes:
+    def error(self, refusal: Refusal, number: int) -> bytes:  # noqa: ARG002
         return b"event: failed\ndata: %b\n\n" % json.dumps(refusal.message).encode()
 
     def answer(self, choices: Sequence[CollectedChoice], outcome: Outcome) -> bytes:  # noqa: ARG002
@@ -93,6 +93,6 @@ class ToyApi:
         return job.claim()
 
 
-def toy_refusal(refusal: Refusal) -> Response:
+def toy_refusal(refusal: Refusal, request_id: str) -> Response:  # noqa: ARG001
     """A refusal in the protocol's own words and with its own status."""
     return Response(f"refused: {refusal.message}", 418, media_type="text/plain")

@@ -1,5 +1,6 @@
 """Stop strings: nothing of them is shown, and nothing else is withheld."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,3 +74,22 @@ def test_the_longer_of_two_that_are_complete_together_counts():
     """'ab' began before 'b': showing its 'a' would show a part of a stop string."""
     for stops in (["b", "ab"], ["ab", "b"]):
         assert show(stops, ["xa", "b"]) == ("x", True)
+
+
+@pytest.mark.parametrize(
+    ("stops", "pieces", "complete"),
+    [
+        (["ab", "cd"], ["x", "c", "d"], "cd"),
+        (["ab", "cd"], ["xcdy"], "cd"),
+        (["b", "ab"], ["ab"], "ab"),
+        (["ab"], ["a", "x"], None),
+        (["ab"], [], None),
+    ],
+)
+def test_the_one_that_was_found_has_a_name(stops, pieces, complete):
+    """Of two at the same character it is the longer one; until one is complete there is none."""
+    strings = StopStrings(stops)
+    for piece in pieces:
+        assert strings.complete is None
+        strings.push(piece)
+    assert strings.complete == complete

@@ -1,0 +1,1 @@
+"""Anthropic's protocol: Messages and their token counts, its events, and its envelope of errors."""

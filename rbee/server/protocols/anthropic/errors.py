@@ -1,0 +1,41 @@
+"""Anthropic's errors: their envelope, before a stream has begun and in it.
+
+Owns the words for the kinds of errors. Statuses are everybody's (`rbee.server.http.refusals`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+from starlette.responses import Response
+
+from rbee.server.http.refusals import headers_of, status_of
+
+if TYPE_CHECKING:
+    from rbee.server.errors import Refusal
+
+REQUEST_ID = "request-id"  # the header that Anthropic's clients show with an error
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def envelope(refusal: Refusal, request_id: str) -> bytes:
+    """`{"type": "error", "error": {"type", "message"}, "request_id"}` as JSON."""
+    status = status_of(refusal)
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    error = {"type": kind, "message": refusal.message}
+    return msgspec.json.encode({"type": "error", "error": error, "request_id": request_id})
+
+
+def answer(refusal: Refusal, request_id: str) -> Response:
+    """The `RefusalFormat` of Anthropic's paths."""
+    headers = headers_of(refusal) | {REQUEST_ID: request_id}
+    return Response(envelope(refusal, request_id), status_of(refusal), headers, media_type="application/json")

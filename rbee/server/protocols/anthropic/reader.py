@@ -1,0 +1,96 @@
+"""From the bytes of an Anthropic request to a generation and its dialect, or to a number of tokens.
+
+Owns the order of the checks. Runs in the event loop or in a thread. Changes nothing: a refused request costs the engine
+nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from rbee.server.errors import invalid
+from rbee.server.protocols.anthropic.conversation import continues_last, read_conversation
+from rbee.server.protocols.anthropic.dialect import MessagesDialect
+from rbee.server.protocols.anthropic.schemas import ADVISORY, NEUTRAL, CountRequest, MessagesRequest
+from rbee.server.protocols.fields import FieldReader, decode_object
+from rbee.server.protocols.generating import Asked
+from rbee.server.protocols.generation_reader import GenerationReader
+from rbee.server.protocols.ignored_fields import without_advisory
+from rbee.server.protocols.parameters import MAX_STOP_BYTES, MAX_STOP_STRINGS, check_parameters
+from rbee.server.text.tokenizer import TooManyTokensError
+
+if TYPE_CHECKING:
+    from rbee.server.protocols.generating import Arrival
+    from rbee.server.text.served_model import ServedModel
+
+MAX_COUNTED = 65_536  # tokens of a conversation, for a model that takes no longer ones
+
+
+class MessagesReader:
+    """Reads the requests for one model. All methods raise Refusal for what cannot be done, naming the field."""
+
+    def __init__(self, model: ServedModel, *, num_rings: int, ring_capacity: int, lenient: bool) -> None:
+        self._reader = GenerationReader(model, num_rings=num_rings, ring_capacity=ring_capacity)
+        self._model = model
+        self._lenient = lenient
+
+    def read(self, body: bytes, arrival: Arrival) -> Asked:
+        """What POST /v1/messages asks for.
+
+        An answer never takes more than what the prompt leaves of the model's length, however large max_tokens is:
+        clients of Anthropic's models send the largest value that these know.
+        """
+        reader = FieldReader(lenient=self._lenient)
+        given = without_advisory(self._reader.with_defaults(decode_object(body)), ADVISORY, reader)
+        request = reader.read(given, MessagesRequest, NEUTRAL)
+        check_parameters(request)
+        _check_stop_sequences(request.stop_sequences)
+        self._reader.check_model(request.model)
+        messages = read_conversation(request.system, request.messages, reader)
+        prompt = self._reader.chat_prompt(messages, arrival.engine, continue_final_message=continues_last(messages))
+        room = max(arrival.engine.max_model_len - len(prompt), 1)
+        generation = self._reader.generation(
+            msgspec.structs.replace(request, stop=request.stop_sequences),
+            prompt,
+            max_tokens=min(request.max_tokens, room),
+            deadlines=arrival.deadlines,
+            engine=arrival.engine,
+            received_ns=arrival.received_ns,
+        )
+        dialect = MessagesDialect(
+            self._model.name,
+            generation,
+            request_id=arrival.request_id,
+            ignored=reader.ignored,
+            fills_context=request.max_tokens > room,
+        )
+        return Asked(generation, dialect, request.stream)
+
+    def count(self, body: bytes, max_model_len: int) -> int:
+        """How many tokens a conversation has, which may be longer than the model takes (0: not known yet)."""
+        limit = max(MAX_COUNTED, max_model_len)
+        reader = FieldReader(lenient=self._lenient)
+        request = reader.read(without_advisory(decode_object(body), ADVISORY, reader), CountRequest, NEUTRAL)
+        self._reader.check_model(request.model)
+        messages = read_conversation(request.system, request.messages, reader)
+        try:
+            pieces = self._reader.chat_pieces(messages, limit, continue_final_message=continues_last(messages))
+            return len(self._model.codec.encode_pieces(pieces, limit=limit))
+        except TooManyTokensError as error:
+            raise invalid(
+                "messages",
+                f"messages have at least {error.found} tokens; at most {limit} are counted in one request. Send it in "
+                "parts.",
+                code="too_many_tokens",
+            ) from None
+
+
+def _check_stop_sequences(stops: list[str]) -> None:
+    if len(stops) > MAX_STOP_STRINGS:
+        message = f"stop_sequences holds {len(stops)} strings; at most {MAX_STOP_STRINGS} are possible."
+        raise invalid("stop_sequences", message)
+    for stop in stops:
+        if not 1 <= len(stop.encode(errors="surrogatepass")) <= MAX_STOP_BYTES:
+            raise invalid("stop_sequences", f"Each of stop_sequences must have 1 to {MAX_STOP_BYTES} bytes.")

@@ -1,0 +1,54 @@
+"""Anthropic's routes: Messages, and the number of tokens that one would have.
+
+Owns the way from a request to its response. Does not know fields or limits: `rbee.server.protocols.anthropic.reader`
+reads a request's content. The headers anthropic-version and anthropic-beta change nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.routing import Route
+
+from rbee.server.http.responses import json_response
+from rbee.server.protocols.anthropic.errors import REQUEST_ID
+from rbee.server.protocols.anthropic.reader import MessagesReader
+from rbee.server.protocols.generating import respond
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from rbee.server.http.body import Bodies
+    from rbee.server.streams.exchange import Backend
+    from rbee.server.text.served_model import ServedModel
+
+PATH = "/v1/messages"  # and all below it
+
+
+class AnthropicApi:
+    """Anthropic's routes of one server. With `lenient` unknown fields are ignored, else refused."""
+
+    def __init__(self, backend: Backend, model: ServedModel, bodies: Bodies, *, lenient: bool) -> None:
+        self._backend = backend
+        self._bodies = bodies
+        supervisor = backend.supervisor
+        self._reader = MessagesReader(
+            model, num_rings=supervisor.num_rings, ring_capacity=supervisor.ring_capacity, lenient=lenient
+        )
+
+    def routes(self) -> list[Route]:
+        return [
+            Route(PATH, self.messages, methods=["POST"]),
+            Route(f"{PATH}/count_tokens", self.count_tokens, methods=["POST"]),
+        ]
+
+    async def messages(self, request: Request) -> Response:
+        return await respond(self._backend, self._bodies, request, self._reader.read)
+
+    async def count_tokens(self, request: Request) -> Response:
+        engine = self._backend.supervisor.ready
+        max_model_len = engine.max_model_len if engine else 0
+        async with self._bodies.reading(request) as body:
+            count = await self._bodies.work(request, body, self._reader.count, max_model_len)
+        return json_response({"input_tokens": count}, headers={REQUEST_ID: request.scope["state"]["request_id"]})

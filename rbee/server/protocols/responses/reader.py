@@ -1,0 +1,108 @@
+"""From the bytes of a Responses request to a generation and its dialect.
+
+Owns the order of the checks. Runs in the event loop or in a thread. Changes nothing: a refused request costs the engine
+nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from rbee.server.errors import Refusal, invalid
+from rbee.server.protocols.fields import FieldReader, decode_object
+from rbee.server.protocols.generating import Asked
+from rbee.server.protocols.generation_reader import GenerationReader
+from rbee.server.protocols.ignored_fields import without_advisory
+from rbee.server.protocols.parameters import check_parameters
+from rbee.server.protocols.responses.conversation import read_input
+from rbee.server.protocols.responses.dialect import ResponsesDialect
+from rbee.server.protocols.responses.schemas import (
+    ADVISORY,
+    ADVISORY_STREAM_OPTIONS,
+    ADVISORY_TEXT,
+    INCLUDABLE,
+    NEUTRAL,
+    NEUTRAL_TEXT,
+    STATEFUL,
+    ResponsesRequest,
+    StreamOptions,
+    TextConfig,
+)
+
+if TYPE_CHECKING:
+    from rbee.messages import Ready
+    from rbee.server.protocols.generating import Arrival
+    from rbee.server.text.served_model import ServedModel
+
+
+class ResponsesReader:
+    """Reads the requests for one model. `read` raises Refusal for what cannot be done, naming the field."""
+
+    def __init__(self, model: ServedModel, *, num_rings: int, ring_capacity: int, lenient: bool) -> None:
+        self._reader = GenerationReader(model, num_rings=num_rings, ring_capacity=ring_capacity)
+        self._model = model
+        self._lenient = lenient
+
+    def read(self, body: bytes, arrival: Arrival) -> Asked:
+        """What POST /v1/responses asks for."""
+        reader = FieldReader(lenient=self._lenient)
+        given = without_advisory(self._reader.with_defaults(_stateless(decode_object(body), reader)), ADVISORY, reader)
+        request = reader.read(given, ResponsesRequest, NEUTRAL)
+        check_parameters(request)
+        _check_form(request, reader)
+        self._reader.check_model(request.model)
+        generation = self._reader.generation(
+            request,
+            self._prompt(read_input(request.instructions, request.input, reader), arrival.engine),
+            max_tokens=request.max_output_tokens,
+            deadlines=arrival.deadlines,
+            engine=arrival.engine,
+            received_ns=arrival.received_ns,
+        )
+        generation = dataclasses.replace(generation, keep_text=True)
+        dialect = ResponsesDialect(self._model.name, generation, request, ignored=reader.ignored)
+        return Asked(generation, dialect, request.stream)
+
+    def _prompt(self, messages: list[dict[str, Any]], engine: Ready) -> list[int]:
+        try:
+            return self._reader.chat_prompt(messages, engine, "input")
+        except Refusal as refusal:
+            if refusal.param == "messages":  # the chat template's word
+                refusal.param = "input"
+            raise
+
+
+def _stateless(given: dict[str, Any], reader: FieldReader) -> dict[str, Any]:
+    """`given` without the fields that need a state, whose values must need none.
+
+    `store` is followed whatever it says: nobody can ask for what was stored.
+    """
+    for name, (allowed, remedy) in STATEFUL.items():
+        value = given.get(name)
+        if value is not None and value not in allowed:
+            message = f"{name} is not supported: this server stores no responses. Instead, {remedy}."
+            raise invalid(name, message, code="unsupported_parameter")
+    if given.get("store"):
+        reader.ignored.append("store")
+    return {name: value for name, value in given.items() if name not in STATEFUL and name != "store"}
+
+
+def _check_form(request: ResponsesRequest, reader: FieldReader) -> None:
+    """Raise Refusal unless the answer can have the form that is asked for."""
+    if request.max_output_tokens is not None and request.max_output_tokens < 1:
+        message = f"max_output_tokens must be at least 1, not {str(request.max_output_tokens)[:40]}."
+        raise invalid("max_output_tokens", message)
+    for number, name in enumerate(request.include):
+        if name not in INCLUDABLE:
+            param = f"include[{number}]"
+            message = f"{param} is {name[:64]!r}, which is not supported yet; leave it out."
+            raise invalid(param, message, code="unsupported_parameter")
+    if request.text is not None:
+        given = without_advisory(request.text, ADVISORY_TEXT, reader, "text.")
+        reader.read(given, TextConfig, NEUTRAL_TEXT, "text.")
+    if request.stream_options is not None:
+        if not request.stream:
+            raise invalid("stream_options", "stream_options may only be set when stream is true.")
+        given = without_advisory(request.stream_options, ADVISORY_STREAM_OPTIONS, reader, "stream_options.")
+        reader.read(given, StreamOptions, {}, "stream_options.")

@@ -1,0 +1,40 @@
+"""The route of Responses.
+
+Owns the way from a request to its response. Does not know fields or limits: `rbee.server.protocols.responses.reader`
+reads a request's content.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.routing import Route
+
+from rbee.server.protocols.generating import respond
+from rbee.server.protocols.responses.reader import ResponsesReader
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from rbee.server.http.body import Bodies
+    from rbee.server.streams.exchange import Backend
+    from rbee.server.text.served_model import ServedModel
+
+
+class ResponsesApi:
+    """The route of one server. With `lenient` unknown fields are ignored, else refused."""
+
+    def __init__(self, backend: Backend, model: ServedModel, bodies: Bodies, *, lenient: bool) -> None:
+        self._backend = backend
+        self._bodies = bodies
+        supervisor = backend.supervisor
+        self._reader = ResponsesReader(
+            model, num_rings=supervisor.num_rings, ring_capacity=supervisor.ring_capacity, lenient=lenient
+        )
+
+    def routes(self) -> list[Route]:
+        return [Route("/v1/responses", self.responses, methods=["POST"])]
+
+    async def responses(self, request: Request) -> Response:
+        return await respond(self._backend, self._bodies, request, self._reader.read)

@@ -1,0 +1,98 @@
+"""The shapes of Responses requests: their fields, and which of the others are advisory or mean nothing.
+
+Owns names and types, nothing that depends on a model. Does not know how a field in none of the lists is refused
+(`rbee.server.protocols.fields`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import msgspec
+
+from rbee.server.protocols.parameters import GenerationRequest
+
+
+class ResponsesRequest(GenerationRequest, frozen=True, kw_only=True):
+    """The body of POST /v1/responses: OpenAI's fields, and the sampling parameters that all protocols have."""
+
+    prompt_field: ClassVar[str] = "input"
+    foreign_fields: ClassVar[dict[str, str | None]] = {
+        "best_of": None,
+        "max_tokens": "max_output_tokens",
+        "n": None,
+        "timings": None,
+    }
+
+    input: str | list[dict[str, Any]]
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    text: dict[str, Any] | None = None
+    include: list[str] = msgspec.field(default_factory=list)
+
+
+class Item(msgspec.Struct, frozen=True, kw_only=True):
+    """A message of the input."""
+
+    role: str
+    content: str | list[dict[str, Any]]
+    type: str = "message"
+
+
+class TextPart(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a message's content; only text can be read."""
+
+    type: str
+    text: str
+
+
+class TextConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The form of the text of an answer."""
+
+
+class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What else a stream carries: nothing yet."""
+
+
+# Fields that cannot change what the answer is. They are accepted, and named in the Warning header.
+ADVISORY = frozenset(
+    {
+        "max_tool_calls",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+    }
+)
+ADVISORY_TEXT = frozenset({"verbosity"})
+ADVISORY_STREAM_OPTIONS = frozenset({"include_obfuscation"})
+# The same in the items and parts that clients send back as they got them.
+ADVISORY_ITEM = frozenset({"id", "phase", "provider_specific_fields", "status", "timestamp"})
+ADVISORY_PART = frozenset({"annotations", "cache_control", "logprobs", "prompt_cache_breakpoint"})
+
+# What `include` may name: no answer has it yet, so there is nothing to include.
+INCLUDABLE = frozenset({"reasoning.encrypted_content"})
+
+# Fields that need a state, with the only values that need none, and what to do instead.
+STATEFUL: dict[str, tuple[tuple[Any, ...], str]] = {
+    "background": ((False,), "wait for the answer, or stream it"),
+    "conversation": ((), "send all of it as input"),
+    "previous_response_id": ((), "send its input and output items as input again"),
+    "prompt": ((), "send its text as instructions and input"),
+}
+
+# Fields that rbee does not support yet, each with the values that ask for nothing. These and null are accepted; any
+# other value is refused by name.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "context_management": ([],),
+    "image": (),
+    "moderation": (),
+    "reasoning": ({}, {"effort": None}, {"effort": None, "summary": None}, {"summary": None}),
+    "tool_choice": ("auto", "none"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "truncation": ("disabled",),
+}
+NEUTRAL_TEXT: dict[str, tuple[Any, ...]] = {"format": ({"type": "text"},)}

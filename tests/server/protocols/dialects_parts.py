@@ -1,0 +1,106 @@
+"""The two protocols whose events have names, for tests that hold for both: their answers, bodies, and what they say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rbee.sampling_params import SamplingParams
+from rbee.server.protocols.anthropic.dialect import MessagesDialect
+from rbee.server.protocols.responses.dialect import ResponsesDialect
+from rbee.server.protocols.responses.schemas import ResponsesRequest
+from rbee.server.streams.generation import Generation
+
+if TYPE_CHECKING:
+    from tests.raw_client import Client
+
+MESSAGES = "/v1/messages"
+RESPONSES = "/v1/responses"
+HI = [{"role": "user", "content": "hi"}]
+HI_PROMPT = "user: hi\nassistant: "  # as the synthetic model's chat template has it
+
+
+class Event(NamedTuple):
+    """One event of a stream."""
+
+    name: str
+    data: Any
+
+
+def parse_events(stream: bytes) -> list[Event]:
+    """The events of a stream that is whole; each says twice what it is."""
+    assert stream.endswith(b"\n\n")
+    events = []
+    for event in stream.split(b"\n\n")[:-1]:
+        name, data = event.split(b"\n")
+        events.append(Event(name.removeprefix(b"event: ").decode(), json.loads(data.removeprefix(b"data: "))))
+        assert events[-1].data["type"] == events[-1].name
+    return events
+
+
+async def read_events(client: Client, path: str, body: dict[str, Any], *headers: str) -> list[Event]:
+    """All events of a streamed response."""
+    stream = await client.open(path, body | {"stream": True}, *headers)
+    assert stream.status == 200
+    assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
+    return parse_events(b"".join([chunk async for chunk in stream.chunks()]))
+
+
+@dataclass(frozen=True)
+class Words:
+    """What one of the protocols calls things."""
+
+    path: str
+    messages: str  # the field of the conversation
+    max_tokens: str
+    delta: str  # the event of a piece of text
+    last: str  # the event of an ordinary end
+    failed: str  # the event of any other
+
+    def body(self, max_tokens: int = 5, messages: Any = HI, **fields: Any) -> dict[str, Any]:
+        """A request."""
+        return {self.messages: messages, self.max_tokens: max_tokens} | fields
+
+    def text(self, events: list[Event]) -> str:
+        """What the deltas of a stream say."""
+        return "".join([self.delta_text(event) for event in events if event.name == self.delta])
+
+    def delta_text(self, event: Event) -> str:
+        """What one of them says."""
+        text: str = event.data["delta"] if self.path == RESPONSES else event.data["delta"]["text"]
+        return text
+
+    def error(self, answer: Any) -> tuple[str, str]:
+        """Kind and message of a refusal in this protocol's envelope, which has nothing else."""
+        if self.path == RESPONSES:
+            assert answer.keys() == {"error"}
+            assert answer["error"].keys() == {"message", "type", "param", "code"}
+        else:
+            assert answer.keys() == {"type", "error", "request_id"}
+            assert answer["error"].keys() == {"type", "message"}
+            assert answer["type"] == "error"
+        return answer["error"]["type"], answer["error"]["message"]
+
+
+OF_MESSAGES = Words(MESSAGES, "messages", "max_tokens", "content_block_delta", "message_stop", "error")
+OF_RESPONSES = Words(
+    RESPONSES, "input", "max_output_tokens", "response.output_text.delta", "response.incomplete", "response.failed"
+)
+
+
+def make_generation(*, prompt_tokens: int = 7, keep_text: bool = False) -> Generation:
+    """Any generation."""
+    sampling = SamplingParams(max_tokens=99)
+    return Generation(received_ns=0, prompt=[1] * prompt_tokens, sampling=sampling, stops=[], keep_text=keep_text)
+
+
+def make_messages_dialect(*, fills_context: bool = False) -> MessagesDialect:
+    """An answer of Anthropic's protocol."""
+    return MessagesDialect("mödel", make_generation(), request_id="r", fills_context=fills_context)
+
+
+def make_responses_dialect() -> ResponsesDialect:
+    """An answer of the Responses protocol, at a fixed time."""
+    request = ResponsesRequest(input="hi", instructions='say "hi"', metadata={"a": "b"})
+    return ResponsesDialect("mödel", make_generation(keep_text=True), request, clock=lambda: 1234.5)
