@@ -57,6 +57,11 @@ class ChoiceSink:
         """Output tokens so far, a stop token included."""
         return self._text.num_tokens
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that has ended the choice."""
+        return self._text.stop_string
+
     def deliver(self, batch: TokenBatch) -> int:
         reason = batch.reason
         if self._report_cached and self.cached_tokens is None and batch.token_ids:

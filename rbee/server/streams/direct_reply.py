@@ -43,6 +43,7 @@ class DirectReply(LiveReply):
         elif self.account is not None and (timings := self.account.timings()) is not None:
             outcome = Outcome(0)
             outcome.completion_tokens, outcome.cached_tokens = self.outlet.num_tokens, cached_tokens
+            outcome.reason = reason
             outcome.timings = timings
             self._write(self._dialect.finish(outcome))
         self._end()

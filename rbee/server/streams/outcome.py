@@ -26,6 +26,9 @@ class Countable(Protocol):
     @property
     def cached_tokens(self) -> int | None: ...
 
+    @property
+    def stop_string(self) -> str | None: ...
+
 
 class Outcome:
     """What has become of the choices of one reply so far."""
@@ -35,6 +38,8 @@ class Outcome:
         self.completion_tokens = 0  # output tokens of those that have, stop tokens included
         self.cached_tokens: int | None = None  # of the prompt, as the first choice found it; None until known
         self.any_tokens = False  # of any choice
+        self.reason = 0  # the FinishReason of the choice that ended last
+        self.stop_string: str | None = None  # that ended this choice; None: something else did
         self.timings: dict[str, float] | None = None  # if the request asks for them; see `GenerationAccount.timings`
 
     def end(self, choice: Countable, reason: int) -> Refusal | None:
@@ -45,6 +50,7 @@ class Outcome:
                 self.num_open = 0
                 return refusal
         self.num_open -= 1
+        self.reason, self.stop_string = reason, choice.stop_string
         self.completion_tokens += choice.num_tokens
         if choice.index == 0:
             self.cached_tokens = choice.cached_tokens

@@ -24,6 +24,7 @@ class StopStrings:
         self._patterns = [(stop, _borders(stop)) for stop in stops]
         self._matched = [0] * len(stops)
         self._held = ""
+        self.complete: str | None = None  # the one that was found
 
     def push(self, text: str, *, may_end: bool = True) -> tuple[str, bool]:
         """The text that may be shown now, and whether a stop string is complete (nothing may be pushed after that).
@@ -45,6 +46,7 @@ class StopStrings:
                         length = borders[-1]
                 self._matched[index] = length
             if complete:
+                self.complete = pending[end - complete : end]
                 return pending[: end - complete], True
         shown = len(pending) - max(self._matched)
         self._held = pending[shown:]

@@ -73,6 +73,11 @@ class TokenText:
         self.num_decoded = self.num_shown = num_echoed  # characters of them, and of these those that may be shown
         self.stopped = False  # a stop string is complete: no more text
 
+    @property
+    def stop_string(self) -> str | None:
+        """The one that is complete."""
+        return None if self._stops is None else self._stops.complete
+
     def push(self, token_id: int) -> str:
         """The text that can be shown because of this token."""
         self.num_tokens += 1
