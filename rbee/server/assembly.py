@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from rbee.server.http.app import build_app
+from rbee.server.http.body import Bodies
 from rbee.server.http.door import Door, allowed_hosts, allowed_origins
 from rbee.server.http.keys import KeyRing
 from rbee.server.link.admission import Admission
@@ -112,13 +113,9 @@ def assemble(
         watch,
         replay_window=config.replay_window,
     )
-    openai = OpenAiApi(
-        Backend(supervisor, model.codec, watch, share_prefix_cache=config.share_prefix_cache),
-        model,
-        resuming,
-        max_body_bytes=config.max_body_mib * 2**20,
-        lenient=config.lenient,
-    )
+    backend = Backend(supervisor, model.codec, watch, share_prefix_cache=config.share_prefix_cache)
+    bodies = Bodies(config.max_body_mib * 2**20)  # one bound for all of them
+    openai = OpenAiApi(backend, model, resuming, bodies, lenient=config.lenient)
     answered: AnswerCounts = Counter()
 
     def make_metrics() -> Metrics:

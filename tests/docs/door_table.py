@@ -14,8 +14,8 @@ from typing import NamedTuple
 from rbee.config import ServerConfig
 from rbee.server.errors import LONGEST_MESSAGE
 from rbee.server.http import body, protocol
-from rbee.server.protocols import json_shape
-from rbee.server.protocols.openai import dialect, reader
+from rbee.server.protocols import ignored_fields, json_shape
+from rbee.server.protocols.openai import reader
 from tests.docs.generated_part import ROOT, GeneratedPart
 
 PART = GeneratedPart(ROOT / "docs" / "security.md", "bounds")
@@ -115,8 +115,8 @@ BOUNDS = [
     ),
     Bound(
         "what an answer repeats of a request",
-        f"{LONGEST_MESSAGE:,} characters of a message, {dialect.WARNING_BYTES} bytes of names in a Warning header; an "
-        "X-Request-Id of 128 safe characters",
+        f"{LONGEST_MESSAGE:,} characters of a message, {ignored_fields.WARNING_BYTES} bytes of names in a Warning "
+        "header; an X-Request-Id of 128 safe characters",
         "cut in its middle; another id",
         "faults/test_door_work.py",
         r"field's name",
@@ -132,6 +132,12 @@ BOUNDS = [
         f"{_option('slow_reader_timeout')} s; a ring and two buffers of each stream",
         "an error event, then closed",
         "faults/test_unread_answers.py",
+    ),
+    Bound(
+        "a job that nobody reads",
+        f"{_option('job_ttl')} s; it counts among the requests held at once",
+        "404 `JOB_NOT_FOUND`",
+        "server/protocols/jobs/test_jobs.py::test_job_without_a_reader_is_forgotten",
     ),
     Bound(
         "requests held at once",

@@ -5,7 +5,6 @@ Owns what their answers and streams are made of. `rbee.server.protocols.openai.f
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from rbee.server.http import refusals, sse
+from rbee.server.protocols.ignored_fields import warning_header
 from rbee.server.protocols.openai.frames import FINISH_NAMES, Chunks, error, logprobs_member
 from rbee.server.protocols.openai.logprobs import chat_logprobs, completion_logprobs
 
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from rbee.server.streams.records import TokenLogprob
     from rbee.transport import FrameTemplate
 
-WARNING_BYTES = 900  # for the names of ignored fields: aiohttp refuses headers of 8 KiB, nginx of 4
-_SANE_NAME = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
-_INDEX = re.compile(r"\[\d+\]")
 _ENTRIES_AT_ONCE = 32  # tokens with their logprobs that are encoded without a break: some 0.5 ms
 _JSON = (b"content-type", b"application/json")
 
@@ -61,7 +58,7 @@ class OpenAiDialect:
         created: int | None = None,
     ) -> None:
         self.answer_id = self._ID_PREFIX + uuid.uuid4().hex
-        warning = _warning(ignored)
+        warning = warning_header(ignored)
         self.stream_headers: Sequence[tuple[bytes, bytes]] = [*sse.HEADERS, *warning]
         self.answer_headers: Sequence[tuple[bytes, bytes]] = [_JSON, *warning]
         self._created = int(time.time()) if created is None else created
@@ -182,24 +179,3 @@ class CompletionDialect(OpenAiDialect):
 
     def _text_member(self, text: str) -> dict[str, Any]:
         return {"text": text}
-
-
-def _warning(ignored: Sequence[str]) -> list[tuple[bytes, bytes]]:
-    """The header that names the ignored fields (RFC 9111 still lists 299: a miscellaneous warning).
-
-    Each kind is named once, as in messages[].id, and no more of them than clients take in a header.
-    """
-    if not ignored:
-        return []
-    kinds = dict.fromkeys(
-        _INDEX.sub("[]", name) if _SANE_NAME.fullmatch(name) else "?" for name in dict.fromkeys(ignored)
-    )
-    named: list[str] = []
-    room = WARNING_BYTES
-    for kind in kinds:
-        room -= len(kind) + len(", ")
-        if room < 0:
-            named.append(f"and {len(kinds) - len(named)} more")
-            break
-        named.append(kind)
-    return [(b"warning", f'299 - "ignored: {", ".join(named)}"'.encode())]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Route
 
-from rbee.server.http.body import Bodies
 from rbee.server.http.responses import json_response
 from rbee.server.protocols.openai.reader import RequestReader
 from rbee.server.protocols.parameters import DEADLINE_HEADER, defaults_in_force
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from rbee.messages import Ready
+    from rbee.server.http.body import Bodies
     from rbee.server.protocols.openai.reader import Asked
     from rbee.server.protocols.resume import Resuming
     from rbee.server.streams.exchange import Backend
@@ -36,12 +36,12 @@ class OpenAiApi:
     """The OpenAI routes of one server. With `lenient` unknown fields are ignored, else refused."""
 
     def __init__(
-        self, backend: Backend, model: ServedModel, resuming: Resuming, *, max_body_bytes: int, lenient: bool
+        self, backend: Backend, model: ServedModel, resuming: Resuming, bodies: Bodies, *, lenient: bool
     ) -> None:
         self._backend = backend
         self._model = model
         self._resuming = resuming
-        self._bodies = Bodies(max_body_bytes)
+        self._bodies = bodies
         supervisor = backend.supervisor
         self._reader = RequestReader(
             model, num_rings=supervisor.num_rings, ring_capacity=supervisor.ring_capacity, lenient=lenient
