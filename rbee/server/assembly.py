@@ -20,6 +20,8 @@ from rbee.server.link.admission import Admission
 from rbee.server.link.engine_process import EngineSettings
 from rbee.server.link.restarts import RestartBudget
 from rbee.server.link.supervisor import Supervisor
+from rbee.server.protocols.jobs.registry import Jobs
+from rbee.server.protocols.jobs.routes import JobsApi
 from rbee.server.protocols.openai.routes import OpenAiApi
 from rbee.server.protocols.operations import OperationsApi
 from rbee.server.protocols.resume import Resuming
@@ -106,7 +108,8 @@ def assemble(
 ) -> App:
     """The application whose requests go through `door` to the engine of `supervisor`, and their spans to `traces`."""
     watch = ReplyWatch(
-        _check_period(min(config.slow_reader_timeout, config.resume_timeout)), config.slow_reader_timeout
+        _check_period(min(config.slow_reader_timeout, config.resume_timeout, config.job_ttl)),
+        config.slow_reader_timeout,
     )
     resuming = Resuming(
         ResumableStreams(watch, resume_timeout=config.resume_timeout, max_ended=config.max_requests),
@@ -116,6 +119,8 @@ def assemble(
     backend = Backend(supervisor, model.codec, watch, share_prefix_cache=config.share_prefix_cache)
     bodies = Bodies(config.max_body_mib * 2**20)  # one bound for all of them
     openai = OpenAiApi(backend, model, resuming, bodies, lenient=config.lenient)
+    kept_jobs = Jobs(watch, ttl=config.job_ttl, max_ended=config.max_requests)
+    jobs = JobsApi(backend, model, kept_jobs, bodies, lenient=config.lenient)
     answered: AnswerCounts = Counter()
 
     def make_metrics() -> Metrics:
@@ -129,22 +134,35 @@ def assemble(
     async def lifespan() -> AsyncIterator[None]:
         await supervisor.start()
         try:
-            yield
+            async with heartbeats(config, supervisor, model.name, config.port):
+                yield
         finally:
             await supervisor.stop(ENGINE_PATIENCE)
             if traces is not None:
                 await asyncio.to_thread(traces.close)
 
-    routes = [*openai.routes(), *resuming.routes(), *operations.routes()]
+    routes = [*openai.routes(), *jobs.routes(), *resuming.routes(), *operations.routes()]
     reports = [request_log.write_line] if config.log_requests else []
     return build_app(
         routes,
         door,
+        jobs.formats(),
         lifespan=lifespan,
         answered=answered,
         reports=reports,
         begin_trace=None if traces is None else partial(traces.begin, model.name),
     )
+
+
+def heartbeats(
+    config: ServerConfig, supervisor: Supervisor, model: str, port: int
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """Inside it, the server of `model` on `port` posts heartbeats, if that is asked for."""
+    if not config.heartbeat_url:
+        return contextlib.nullcontext()
+    from rbee.server.protocols.jobs import heartbeat  # noqa: PLC0415 - no start without them waits for http.client
+
+    return heartbeat.heartbeats(config.heartbeat_url, supervisor, model, port)
 
 
 def _check_period(timeout: float) -> float:
