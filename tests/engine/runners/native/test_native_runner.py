@@ -317,6 +317,9 @@ def test_engine_process(llama, tmp_path, threads):
     """A process that runs the native model has as many compute threads as asked for, and has not loaded torch."""
     config = EngineConfig(model=str(llama), threads=threads, kv_cache_mib=4, quantize="q4")
     with engine_process(tmp_path, config) as engine:
+        loading = engine.wait_for(messages.Loading)
+        assert (loading.layers_loaded, loading.layers_total) == (0, 3)
+        assert loading.memory_bytes > 2**20
         ready = engine.wait_for(messages.Ready)
         assert (ready.runner, ready.dtype) == ("native", "q4 weights, int8 activations")
         assert (ready.max_model_len, ready.vocab_size) == (256, 211)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -132,6 +133,19 @@ def test_engine_that_dies_before_the_stream(start_server):
         assert expected("long", 4) == text_of(events)
         server.wait_for_log("the engine is ready again")
         assert text_of(client.run(SHORT)) == expected("job", 12)
+
+
+def test_job_without_a_reader_while_the_server_stops(start_server):
+    """It was accepted: its stream can still be asked for, and the server ends behind it."""
+    with start_server(*SLOW) as server:
+        client = JobClient(server)
+        job_id = client.start({"prompt": "last", "max_tokens": 20})
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for_log("stopping; open requests have 30 s to finish")
+        assert refusal_of(client.ask("POST", JOBS, SHORT)) == (503, "ENGINE_DRAINING", True)
+        events = client.read(job_id)
+        assert (kinds(events), text_of(events)) == (["started", "token", "end", DONE], expected("last", 20))
+        assert server.wait() == 0
 
 
 # ---- deadlines -------------------------------------------------------------------------------------------------------

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from rbee.server.protocols.fields import FieldReader
+from rbee.server.protocols.jobs.reader import read_body
+from rbee.server.protocols.jobs.refusals import InvalidJob, answer
+from rbee.server.protocols.jobs.schemas import JobBody
 from tests.server.protocols.jobs.jobs_parts import JOBS, SHORT, JobClient, kinds, refusal_of, text_of
 from tests.server.server_parts import expected
 
@@ -123,6 +130,28 @@ def test_answers_stay_small(client):
     """A thousand unknown fields are not a thousand errors."""
     errors = errors_of(client, SHORT | {f"field{number}": 0 for number in range(1000)})
     assert [field for field, _, _ in errors] == [f"field{number}" for number in range(32)]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+NAMES = st.sampled_from([field.name for field in msgspec.structs.fields(JobBody)]) | st.text()
+
+
+@given(st.dictionaries(NAMES, JSON, max_size=8), st.booleans())
+def test_any_body_is_read_or_refused(given_body, lenient):
+    """No field that is blamed is taken, and the answer names each of them once."""
+    try:
+        body = read_body(given_body, FieldReader(lenient=lenient))
+    except InvalidJob as refusal:
+        errors = json.loads(bytes(answer(refusal).body))["errors"]
+        named = [error["field"] for error in errors]
+        assert 1 <= len(named) == len(set(named))
+    else:
+        assert body.prompt
+        assert all(given_body[name] in (None, getattr(body, name)) for name in given_body if hasattr(body, name))
 
 
 def test_too_many_jobs(start_server):

@@ -99,12 +99,13 @@ def test_stop_string(client):
     assert end["tokens_out"] == whole.index(whole[5:8]) + 3
 
 
-def test_model_that_ends_its_answer(default_server):
+@pytest.mark.parametrize("more", [{}, {"stop": ["\x00"]}], ids=["natively", "through Python"])
+def test_model_that_ends_its_answer(default_server, more):
     """The text is that of plain completions, and the end is EOS."""
     prompt = "<|im_start|>user\nSay yes.<|im_end|>\n<|im_start|>assistant\n"
     body = {"prompt": prompt, "max_tokens": 100, "temperature": 0.0}
     client = JobClient(default_server)
-    *_, end, done = events = client.run(body)
+    *_, end, done = events = client.run(body | more)
     completion = json.loads(client.ask("POST", COMPLETIONS, body)[2])
     [choice], usage = completion["choices"], completion["usage"]
     assert (text_of(events), choice["finish_reason"]) == (choice["text"], "stop")

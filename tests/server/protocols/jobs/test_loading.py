@@ -11,10 +11,12 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from rbee.messages import Loading
+from rbee.server import assembly
 from rbee.server.protocols.jobs.loading import LoadingStream
 from rbee.transport import ServerState
-from tests.server.protocols.jobs.jobs_parts import DONE, JobClient, event_of
-from tests.server.server_parts import PATIENCE, serving_app
+from tests.server.asgi_parts import synthetic_config, synthetic_model, under_hypercorn
+from tests.server.protocols.jobs.jobs_parts import DONE, JOBS, SHORT, JobClient, event_of, kinds, text_of
+from tests.server.server_parts import PATIENCE, expected, serving_app
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -86,6 +88,23 @@ async def test_stream_ends_when_nothing_will_be_ready(state, stage):
     async with serving_app(Starlette(routes=[Route(PROGRESS, progress)])) as url, httpx.AsyncClient() as client:
         answer = await client.get(url + PROGRESS)
     assert [event_of(line.encode()) for line in answer.text.splitlines() if line] == [{"stage": stage}, DONE]
+
+
+async def test_job_under_another_asgi_server():
+    """From the start of the engine on: its progress, and then a whole job."""
+    app = assembly.build(synthetic_config(), synthetic_model()).app
+    async with (
+        under_hypercorn(app) as (host, port),
+        httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=PATIENCE) as client,
+    ):
+        async with client.stream("GET", PROGRESS) as response:
+            *before, ready, done = [event async for event in events_of(response)]
+        assert (ready, done) == ({"stage": "ready"}, DONE)
+        assert {event["stage"] for event in before} <= {"starting", "loading"}
+        job = (await client.post(JOBS, json=SHORT)).json()
+        async with client.stream("GET", job["sse_url"]) as response:
+            events = [event async for event in events_of(response)]
+    assert (kinds(events), text_of(events)) == (["started", "token", "end", DONE], expected("job", 12))
 
 
 def progress_of(server: Any) -> list[Any]:
