@@ -93,11 +93,13 @@ class Jobs:
             return _CancelledStream(job.dialect)
         job.state = _State.READ
         self._stop_waiting(job)
-        assert job.generation is not None, "it has not ended"
+        generation = job.generation
+        assert generation is not None, "it has not ended"
         try:
-            await job.generation.check_deadline()
-            return _JobStream(self, job, job.generation.claim())
+            await generation.check_deadline()
+            return _JobStream(self, job, generation.claim())
         except BaseException:
+            generation.cancel()
             self.end(job)
             raise
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.responses import Response
 
-from rbee.server.errors import Refusal, RefusalKind
+from rbee.server.errors import Refusal, RefusalKind, deadline_passed
 from rbee.server.protocols.jobs.dialect import JobDialect
 from rbee.server.protocols.jobs.registry import Job, Jobs
 from tests.fakes import RecordingWatch
@@ -23,13 +23,20 @@ class Generation:
 
     def __init__(self) -> None:
         self.ends: list[str | None] = []
+        self.late: Refusal | None = None
 
     def end(self, refusal: Refusal) -> None:
         """Note it."""
         self.ends.append(refusal.code)
 
+    def cancel(self) -> None:
+        """Note it."""
+        self.ends.append(None)
+
     async def check_deadline(self) -> None:
-        """There is none."""
+        """It has passed, if the test says so."""
+        if self.late is not None:
+            raise self.late
 
     def claim(self) -> Response:
         """An answer that has no end."""
@@ -114,3 +121,14 @@ async def test_others_see_nothing_of_a_job():
     assert caught.value.kind is RefusalKind.NOT_FOUND
     assert generation.ends == []
     assert await registry.kind_of_claim(job_id) is None
+
+
+async def test_job_that_came_too_late_is_over():
+    """It is cancelled, and nothing can be read of it."""
+    registry = Registry()
+    job_id, generation = registry.start()
+    generation.late = deadline_passed()
+    assert await registry.kind_of_claim(job_id) is RefusalKind.TIMED_OUT
+    assert generation.ends == [None]
+    assert await registry.kind_of_claim(job_id) is RefusalKind.CONFLICT
+    assert not registry.watch.open
