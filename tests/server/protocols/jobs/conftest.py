@@ -23,4 +23,4 @@ def client(synthetic_server: Server) -> JobClient:
 @pytest.fixture(scope="session")
 def slow_server(start_server: Callable[..., Server]) -> Server:
     """One whose long jobs do not end by themselves while a test looks at them."""
-    return start_server("--model", "synthetic", "--synthetic-step-ms", "20", "--max-requests", "64")
+    return start_server("--model", "synthetic", "--synthetic-step-ms", "50", "--max-requests", "64")

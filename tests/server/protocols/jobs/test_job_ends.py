@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 
-from rbee.messages import FinishReason, Ready
+from rbee.messages import FinishReason
 from rbee.server.text import served_model
 from tests.fakes import RecordingEngine
 from tests.server.protocols.jobs.jobs_parts import (
@@ -27,6 +27,7 @@ from tests.server.protocols.jobs.jobs_parts import (
     refusal_of,
     text_of,
 )
+from tests.server.protocols.parameters_parts import ready
 from tests.server.server_parts import expected, serving, until_full, until_rings
 
 SLOW = ["--model", "synthetic", "--synthetic-step-ms", "20"]
@@ -187,17 +188,7 @@ def test_deadline_that_passes_in_the_queue(start_server):
 @pytest.mark.parametrize("token_id", [None, ord("!")], ids=["no token", "a token"])
 async def test_deadline_of_a_stream(token_id, late, more):
     """An open stream ends with TIMEOUT, behind the tokens that came in time, which a late reader gets too."""
-    ready = Ready(
-        runner="r",
-        device="cpu",
-        dtype="",
-        max_model_len=8192,
-        vocab_size=256,
-        num_blocks=1,
-        block_size=1,
-        load_seconds=0,
-    )
-    engine = RecordingEngine(ready, token_id, FinishReason.DEADLINE)
+    engine = RecordingEngine(ready(max_model_len=8192), token_id, FinishReason.DEADLINE)
     header = deadline_in(0.2 if late else 3600)
     model = served_model.load_synthetic("synthetic")
     async with serving(engine, model) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import msgspec
@@ -10,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rbee.server.protocols.fields import FieldReader
-from rbee.server.protocols.jobs.reader import read_body
+from rbee.server.protocols.jobs.reader import JobReader, read_body
 from rbee.server.protocols.jobs.refusals import InvalidJob, answer
 from rbee.server.protocols.jobs.schemas import JobBody
+from rbee.server.text.served_model import load_synthetic
 from tests.server.protocols.jobs.jobs_parts import JOBS, SHORT, JobClient, kinds, refusal_of, text_of
+from tests.server.protocols.parameters_parts import ready
 from tests.server.server_parts import expected
 
 
@@ -179,3 +182,13 @@ def test_lenient_server_ignores_unknown_fields(start_server):
             ("min_p", "invalid_type", "x"),
             ("top_k", "range(0..=2147483647)", -1),
         ]
+
+
+def test_the_protocols_defaults_hold():
+    """Not those that the model recommends."""
+    recommended = {"temperature": 0.0, "top_p": 0.5, "top_k": 40, "min_p": 0.1, "repetition_penalty": 1.1}
+    model = dataclasses.replace(load_synthetic("m"), sampling_defaults=recommended)
+    reader = JobReader(model, num_rings=64, ring_capacity=64, lenient=False)
+    sampling = reader.read(b'{"prompt":"p"}', [], ready(max_model_len=10), 0).generation.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (1.0, 1.0, 0)
+    assert (sampling.min_p, sampling.repetition_penalty, sampling.max_tokens) == (0.0, 1.0, 9)

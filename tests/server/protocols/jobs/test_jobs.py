@@ -7,6 +7,7 @@ import concurrent.futures
 import json
 import re
 import socket
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -59,9 +60,10 @@ DIRECT = {
 @pytest.mark.parametrize("path", [JOBS, INFERENCE])
 def test_events_in_their_order(client, body, path):
     """Started, tokens with numbers from 0, the end with what the job has cost, [DONE], and nothing else."""
-    before = datetime.now(UTC)
+    before, clock = datetime.now(UTC), time.monotonic()
     job_id = client.start(body, path)
     started, *tokens, end, done = client.read(job_id, path)
+    most_ms = (time.monotonic() - clock) * 1e3
     assert re.fullmatch(r"job-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", job_id)
     assert list(started) == ["type", "job_id", "model", "started_at"]
     assert (started["type"], started["job_id"], started["model"]) == ("started", job_id, "synthetic")
@@ -71,7 +73,7 @@ def test_events_in_their_order(client, body, path):
     assert list(end) == ["type", "tokens_out", "decode_time_ms", "stop_reason"]
     assert (end["type"], end["tokens_out"], end["stop_reason"], done) == ("end", 12, "MAX_TOKENS", DONE)
     assert isinstance(end["decode_time_ms"], int)
-    assert end["decode_time_ms"] >= 11  # steps of 1 ms
+    assert 0 <= end["decode_time_ms"] <= most_ms
 
 
 def test_natively_and_through_python_the_same_bytes(client, synthetic_server):
@@ -112,12 +114,11 @@ def test_model_that_ends_its_answer(default_server, more):
     assert (end["stop_reason"], end["tokens_out"], done) == ("EOS", usage["completion_tokens"], DONE)
 
 
-def test_the_protocols_defaults_hold(default_server):
-    """Not those that the model recommends: a job is the completion that sets the protocol's values."""
+def test_sampling_is_that_of_plain_completions(default_server):
+    """With the same seed, and with a top_p of 0, which is the most likely token."""
     body = {"prompt": "Once upon a time", "max_tokens": 16, "seed": 7}
-    neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
     client = JobClient(default_server)
-    completion = json.loads(client.ask("POST", COMPLETIONS, body | neutral)[2])
+    completion = json.loads(client.ask("POST", COMPLETIONS, body)[2])
     assert text_of(client.run(body)) == completion["choices"][0]["text"]
     most_likely = json.loads(client.ask("POST", COMPLETIONS, body | {"temperature": 0.0})[2])
     assert text_of(client.run(body | {"top_p": 0.0})) == most_likely["choices"][0]["text"]
