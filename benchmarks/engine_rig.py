@@ -251,7 +251,7 @@ def load_runner(folder: Path, options: argparse.Namespace, *, kv_cache_mib: int 
     )
 
 
-def _no_progress(_stage: str, _done: int, _total: int) -> None:
+def _no_progress(*_: object) -> None:
     pass
 
 

@@ -244,6 +244,12 @@ class ServerConfig:
         metavar="S",
         minimum=0.001,
     )
+    job_ttl: float = option(
+        60.0,
+        "Seconds that a job (POST /v1/jobs) is kept without a reader of its stream; then it is cancelled.",
+        metavar="S",
+        minimum=0.001,
+    )
     max_body_mib: int = option(
         2,
         "Largest request body, in MiB; a larger one gets 413. Two hold 131,072 tokens of text in any script. While "
@@ -282,6 +288,12 @@ class ServerConfig:
         "URL. Needs the extra rbee[traces].",
         metavar="URL",
     )
+    heartbeat_url: str = option(
+        "",
+        "Post to this http or https URL every 30 s that this worker is there, with its model and state, as rbee's "
+        "queens want it.",
+        metavar="URL",
+    )
     drain_delay: float = option(
         0.0,
         "Seconds after SIGTERM in which /ready answers 503 and requests are still taken: a load balancer needs some to "
@@ -310,5 +322,10 @@ class Config:
         check_bounds(self.server)
         if bool(self.server.tls_cert) != bool(self.server.tls_key):
             raise ConfigError("--tls-cert and --tls-key need each other; give both, or none.")
+        if self.server.heartbeat_url and not self.server.heartbeat_url.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"--heartbeat-url is {self.server.heartbeat_url!r}; it must be an http or https URL, as "
+                "http://queen:8500/v1/worker-heartbeat."
+            )
         if self.server.max_requests_per_key and not (self.server.api_key or self.server.api_key_file):
             raise ConfigError("--max-requests-per-key needs keys that it can count by; give --api-key-file too.")

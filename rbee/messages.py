@@ -90,6 +90,9 @@ class Loading(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     stage: str
     done: int
     total: int
+    layers_loaded: int = 0  # whose weights are where the runner computes with them
+    layers_total: int = 0  # 0: not known yet
+    memory_bytes: int = 0  # that the engine process holds for itself
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):

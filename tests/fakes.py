@@ -166,7 +166,7 @@ class RecordingDirectSink:
 
 
 class RecordingEngine:
-    """A Supervisor with an engine in this process: it keeps every Submit, and answers each with one token.
+    """A Supervisor with an engine in this process: it keeps every Submit, and ends each in one step.
 
     Everything of the server is real, the arena included; it has to be entered inside a running event loop.
 
@@ -180,11 +180,12 @@ class RecordingEngine:
     num_rings = 64
     ring_capacity = 1024
 
-    def __init__(self, ready: Ready, token_id: int) -> None:
-        """Describe the engine, and what it always says."""
+    def __init__(self, ready: Ready, token_id: int | None, reason: FinishReason = FinishReason.LENGTH) -> None:
+        """Describe the engine, what it always says (None: nothing), and how that ends."""
         self.submitted: list[Submit] = []
         self._ready = ready
         self._token_id = token_id
+        self._reason = reason
         self._resources = contextlib.ExitStack()
 
     def check_ready(self) -> Ready:
@@ -211,20 +212,21 @@ class RecordingEngine:
         self._resources.close()
 
     def _obey(self, record: ToEngine) -> None:
-        """Run a request in one step: the side records of its prompt, its only token with its own, and its end."""
+        """Run a request in one step: the side records of its prompt, at most one token with its own, and its end."""
         submit = decode_to_engine(encode(record))
         if not isinstance(submit, Submit):
             return
         self.submitted.append(submit)
-        tokens: list[int] = []
+        tokens = [SIDE_RECORD] if submit.report_cached else []  # nothing was cached
         if submit.sampling.num_prompt_logprobs is not None:
             tokens += [SIDE_RECORD | 1] * ((len(submit.prompt) // 4 - 1) * (1 + submit.sampling.num_prompt_logprobs))
-        tokens += [self._token_id, *[SIDE_RECORD | 1] * (submit.sampling.num_logprobs or 0)]
+        if self._token_id is not None:
+            tokens += [self._token_id, *[SIDE_RECORD | 1] * (submit.sampling.num_logprobs or 0)]
         self._producer.open(submit.ring, submit.generation)
         self._producer.commit(
             np.full(len(tokens), submit.ring, np.uint32),
             np.array(tokens, np.uint32),
             np.full(len(tokens), -1, np.float32),
             np.array([submit.ring], np.uint32),
-            np.array([FinishReason.LENGTH], np.uint32),
+            np.array([self._reason], np.uint32),
         )

@@ -24,6 +24,7 @@ from rbee.child import die_with_parent, ignore_group_signals
 from rbee.config import check_bounds
 from rbee.engine.engine_core import EngineCore
 from rbee.engine.intake import Intake
+from rbee.engine.memory import private_memory
 from rbee.engine.publisher import Publisher
 from rbee.engine.request_times import RequestTimes
 from rbee.engine.runners import choice
@@ -159,13 +160,21 @@ class _LoadingReport:
         self._stage = ""
         self._sent = 0.0
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int, layers_loaded: int = 0, layers_total: int = 0, /) -> None:
         self._producer.beat(EngineState.LOADING)
         self._producer.progress.advance()
         now = time.monotonic()
         if stage != self._stage or now - self._sent > _SECONDS_BETWEEN_RECORDS:
             self._stage, self._sent = stage, now
-            self._channel.send(messages.encode(messages.Loading(stage=stage, done=done, total=total)))
+            record = messages.Loading(
+                stage=stage,
+                done=done,
+                total=total,
+                layers_loaded=layers_loaded,
+                layers_total=layers_total,
+                memory_bytes=private_memory(),
+            )
+            self._channel.send(messages.encode(record))
 
 
 class Loop:

@@ -23,6 +23,8 @@ from rbee.server.link.supervisor import Supervisor
 from rbee.server.protocols.anthropic import errors as anthropic_errors
 from rbee.server.protocols.anthropic.routes import PATH as ANTHROPIC_PATH
 from rbee.server.protocols.anthropic.routes import AnthropicApi
+from rbee.server.protocols.jobs.registry import Jobs
+from rbee.server.protocols.jobs.routes import JobsApi
 from rbee.server.protocols.openai.routes import OpenAiApi
 from rbee.server.protocols.operations import OperationsApi
 from rbee.server.protocols.responses.routes import ResponsesApi
@@ -110,7 +112,8 @@ def assemble(
 ) -> App:
     """The application whose requests go through `door` to the engine of `supervisor`, and their spans to `traces`."""
     watch = ReplyWatch(
-        _check_period(min(config.slow_reader_timeout, config.resume_timeout)), config.slow_reader_timeout
+        _check_period(min(config.slow_reader_timeout, config.resume_timeout, config.job_ttl)),
+        config.slow_reader_timeout,
     )
     resuming = Resuming(
         ResumableStreams(watch, resume_timeout=config.resume_timeout, max_ended=config.max_requests),
@@ -122,6 +125,8 @@ def assemble(
     openai = OpenAiApi(backend, model, resuming, bodies, lenient=config.lenient)
     responses = ResponsesApi(backend, model, bodies, lenient=config.lenient)
     anthropic = AnthropicApi(backend, model, bodies, lenient=config.lenient)
+    kept_jobs = Jobs(watch, ttl=config.job_ttl, max_ended=config.max_requests)
+    jobs = JobsApi(backend, model, kept_jobs, bodies, lenient=config.lenient)
     answered: AnswerCounts = Counter()
 
     def make_metrics() -> Metrics:
@@ -135,7 +140,8 @@ def assemble(
     async def lifespan() -> AsyncIterator[None]:
         await supervisor.start()
         try:
-            yield
+            async with heartbeats(config, supervisor, model.name, config.port):
+                yield
         finally:
             await supervisor.stop(ENGINE_PATIENCE)
             if traces is not None:
@@ -145,6 +151,7 @@ def assemble(
         *openai.routes(),
         *responses.routes(),
         *anthropic.routes(),
+        *jobs.routes(),
         *resuming.routes(),
         *operations.routes(),
     ]
@@ -152,12 +159,23 @@ def assemble(
     return build_app(
         routes,
         door,
-        {ANTHROPIC_PATH: anthropic_errors.answer},
+        {ANTHROPIC_PATH: anthropic_errors.answer} | jobs.formats(),
         lifespan=lifespan,
         answered=answered,
         reports=reports,
         begin_trace=None if traces is None else partial(traces.begin, model.name),
     )
+
+
+def heartbeats(
+    config: ServerConfig, supervisor: Supervisor, model: str, port: int
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """Inside it, the server of `model` on `port` posts heartbeats, if that is asked for."""
+    if not config.heartbeat_url:
+        return contextlib.nullcontext()
+    from rbee.server.protocols.jobs import heartbeat  # noqa: PLC0415 - no start without them waits for http.client
+
+    return heartbeat.heartbeats(config.heartbeat_url, supervisor, model, port)
 
 
 def _check_period(timeout: float) -> float:

@@ -25,6 +25,7 @@ class RefusalKind(Enum):
     METHOD_NOT_ALLOWED = auto()
     BODY_TIMED_OUT = auto()  # the request did not arrive in time
     TIMED_OUT = auto()  # a deadline passed, or the client read too slowly
+    CONFLICT = auto()  # with another request of the same client
     GONE = auto()  # it was here once
     BODY_TOO_LARGE = auto()
     UNSUPPORTED_MEDIA_TYPE = auto()

@@ -96,6 +96,12 @@ def _listen(options: ServerConfig) -> socket.socket:
     return listen_on_path(options.uds) if options.uds else listen(options.host, options.port)
 
 
+def _port_of(sock: socket.socket) -> int:
+    """0 for a Unix socket."""
+    name = sock.getsockname()
+    return 0 if isinstance(name, str | bytes) else int(name[1])
+
+
 def _remove_at_signal(remove: Callable[[], None]) -> None:
     """Until the event loop handles the signals they end the process at once, as before, but for this."""
 
@@ -131,7 +137,8 @@ async def _serve(
             )
             serving = asyncio.create_task(http.serve(sockets=[entry.sock]))
             try:
-                code = await _until_stopped(supervisor, manager, stop, served.name, started, until_end=until_end)
+                async with assembly.heartbeats(config.server, supervisor, served.name, _port_of(entry.sock)):
+                    code = await _until_stopped(supervisor, manager, stop, served.name, started, until_end=until_end)
                 manager.stopping()
                 if code == 0:
                     await _drain(supervisor, stop, config.server)

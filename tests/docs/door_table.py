@@ -134,6 +134,12 @@ BOUNDS = [
         "faults/test_unread_answers.py",
     ),
     Bound(
+        "a job that nobody reads",
+        f"{_option('job_ttl')} s; it counts among the requests held at once",
+        "404 `JOB_NOT_FOUND`",
+        "server/protocols/jobs/test_jobs.py::test_job_without_a_reader_is_forgotten",
+    ),
+    Bound(
         "requests held at once",
         f"{_option('max_requests')}, `--max-queued-requests`, `--max-queued-tokens`, `--max-requests-per-key`",
         "429 `queue_full`, `key_limit`",

@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from rbee.engine.input_batch import InputBatch
     from rbee.engine.sampler import ThreadPool
 
-    OnLoading = Callable[[str, int, int], None]  # for each part of loading: (stage, parts done, parts in all)
     OnProgress = Callable[[], None]  # after each chunk of work within a step, so that a long step is no hang
+
+
+class OnLoading(Protocol):
+    """Called for each part of loading."""
+
+    def __call__(self, stage: str, done: int, total: int, layers_loaded: int = 0, layers_total: int = 0, /) -> None:
+        """`done` of `total` parts of a stage, and layers of the model; `layers_total` 0: not known yet."""
 
 
 class Unsupported(Exception):  # noqa: N818 - no failure: another runner may serve the model

@@ -26,6 +26,7 @@ _STATUS = {
     RefusalKind.METHOD_NOT_ALLOWED: 405,
     RefusalKind.BODY_TIMED_OUT: 408,
     RefusalKind.TIMED_OUT: 408,
+    RefusalKind.CONFLICT: 409,
     RefusalKind.GONE: 410,
     RefusalKind.BODY_TOO_LARGE: 413,
     RefusalKind.UNSUPPORTED_MEDIA_TYPE: 415,

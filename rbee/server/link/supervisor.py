@@ -52,6 +52,7 @@ class Supervisor:
     def __init__(self, settings: EngineSettings, restarts: RestartBudget | None = None) -> None:
         self.num_rings = settings.num_rings
         self.ring_capacity = settings.ring_capacity
+        self.max_num_seqs = settings.config.max_num_seqs
         # Counted over all epochs.
         self.ends = SequenceEnds()
         self.restarts = {"died": 0, "hung": 0}  # by the cause of the death
@@ -74,6 +75,17 @@ class Supervisor:
     def client(self) -> EngineClient:
         """Of the present engine: from `start` on, also when its process has ended."""
         return self._engine.client
+
+    @property
+    def restarting(self) -> bool:
+        """Whether the engine has died, or is being killed, and the next one is not ready."""
+        killed = self._hung and not self._engine.exited.is_set()
+        return (killed or self._restarting is not None) and not self._stopping
+
+    @property
+    def device(self) -> str:
+        """Where the engine computes, as far as that is known."""
+        return self._settings.config.device if self.ready is None else self.ready.device
 
     def sample(self) -> Sample | None:
         """What the processes of this epoch have counted; None while there is no engine."""

@@ -23,6 +23,7 @@ from rbee.server.streams.account import GenerationAccount
 from rbee.server.streams.choices import ChoiceSink, LogprobsChoice
 from rbee.server.streams.direct_reply import DirectReply, make_outlet
 from rbee.server.streams.live import SequenceHandles
+from rbee.server.streams.parked import ParkedSink
 from rbee.server.streams.records import TokenRecords
 from rbee.server.streams.replies import CollectedReply, StreamedReply
 from rbee.server.streams.resumption import ResumableReply
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from rbee.server.errors import Refusal
     from rbee.server.http.writer import Writer
     from rbee.server.link.sequences import SequenceHandle
-    from rbee.server.link.sinks import TokenBatch, TokenSink
+    from rbee.server.link.sinks import TokenSink
     from rbee.server.link.supervisor import Supervisor
     from rbee.server.streams.choices import PieceSink
     from rbee.server.streams.dialect import Dialect
@@ -139,7 +140,7 @@ class ParkedGeneration:
     """A generation that runs before its stream is asked for: its tokens wait in their rings until `claim`.
 
     A full ring pauses its sequence, as a slow reader's does, and --slow-reader-timeout then ends it. The caller awaits
-    `EngineClient.make_room` before, bounds how long a generation may stay unclaimed, and then cancels it.
+    `EngineClient.make_room` before, bounds how long a generation may stay unclaimed, and then ends it.
 
     Raises:
         Refusal: the engine does not take it.
@@ -151,7 +152,8 @@ class ParkedGeneration:
         self._backend = backend
         self._generation = generation
         self._dialect = dialect
-        self._parked = [_ParkedSink() for _ in range(generation.num_sequences)]
+        self._parked = [ParkedSink() for _ in range(generation.num_sequences)]
+        self._reply: LiveReply | None = None  # once it is claimed
         self.account = GenerationAccount(generation, dialect.answer_id)
         self._sequences = _submit(backend, generation, dialect, self._parked, self.account, requester=requester)
         for sequence in self._sequences:
@@ -162,6 +164,32 @@ class ParkedGeneration:
         for sequence in self._sequences:
             sequence.cancel()
 
+    def end(self, refusal: Refusal) -> None:
+        """End the answer with an error in place of what is missing, also of what waits in the rings.
+
+        Harmless after the end.
+        """
+        if self._reply is None:
+            self.cancel()
+            for parked in self._parked:
+                parked.fail(refusal)
+        elif not self._reply.done.done():
+            self._reply.fail(refusal)
+
+    async def check_deadline(self) -> None:
+        """To be awaited before `claim`: returns at once before the deadline, else when the engine has ended it.
+
+        Raises:
+            Refusal: no token came before the deadline.
+        """
+        if not 0 < self._generation.deadline_ns <= time.monotonic_ns():
+            return
+        for sequence, parked in zip(self._sequences, self._parked, strict=True):
+            sequence.resume()
+            await parked.ended.wait()
+        if all(parked.only_late for parked in self._parked):
+            raise deadline_passed()
+
     def claim(self) -> Response:
         """The response that streams it from its first token; once only."""
         return _ClaimedResponse(self)
@@ -171,6 +199,7 @@ class ParkedGeneration:
         early = any(parked.batches or parked.refusal for parked in self._parked)
         reply, sinks = _make_reply(self._backend, self._generation, self._dialect, writer, may_be_direct=not early)
         _bind(reply, sinks, self._sequences, self.account)
+        self._reply = reply
         for sequence, sink, parked in zip(self._sequences, sinks, self._parked, strict=True):
             sequence.redirect(_target(sink))
             parked.pass_on(sink)
@@ -179,28 +208,6 @@ class ParkedGeneration:
     @property
     def backend(self) -> Backend:
         return self._backend
-
-
-class _ParkedSink:
-    """A `TokenSink` without a reply. Its ring is paused: only the death of the engine delivers something."""
-
-    def __init__(self) -> None:
-        self.batches: list[TokenBatch] = []
-        self.refusal: Refusal | None = None
-
-    def deliver(self, batch: TokenBatch) -> int:
-        self.batches.append(batch)
-        return batch.reason
-
-    def fail(self, error: Refusal) -> None:
-        self.refusal = error
-
-    def pass_on(self, sink: ChoiceSink | DirectReply) -> None:
-        if isinstance(sink, ChoiceSink):
-            for batch in self.batches:
-                sink.deliver(batch)
-        if self.refusal is not None:
-            sink.fail(self.refusal)
 
 
 class _ClaimedResponse(Response):

@@ -37,6 +37,22 @@ def test_cutting_does_not_matter(stops, pieces):
     assert show(stops, pieces) == by_definition(stops, "".join(pieces))
 
 
+@given(STOPS, st.lists(st.text(ALPHABET, max_size=6), max_size=8))
+def test_the_one_that_was_found_is_known(stops, pieces):
+    """It is the longest that is complete where the text ends; None without any."""
+    finder = StopStrings(stops)
+    shown, complete = "", False
+    for piece in pieces:
+        text, complete = finder.push(piece)
+        shown += text
+        if complete:
+            break
+    assert (finder.complete is not None) == complete
+    if finder.complete is not None:
+        assert finder.complete in stops
+        assert "".join(pieces).startswith(shown + finder.complete)
+
+
 @given(STOPS, st.text(ALPHABET, max_size=20))
 def test_withholds_what_can_still_be_a_stop_string_and_nothing_else(stops, text):
     """What is withheld is the longest end of the text that begins a stop string."""

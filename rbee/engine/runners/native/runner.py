@@ -129,7 +129,7 @@ class NativeRunner:
             )
         self.dtype = _describe(plan, exact=exact)
         self.kernels = self.instruction_set = self._model.instruction_set
-        on_loading("ready", 1, 1)
+        on_loading("ready", 1, 1, len(spec.layers), len(spec.layers))
 
     def execute(self, batch: InputBatch) -> StepOutput:
         logits = self._model.execute(

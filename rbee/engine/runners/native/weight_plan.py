@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import mmap
 import time
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -90,6 +92,16 @@ class WeightPlan:
     files: tuple[MappedFile, ...]
     lossy_types: tuple[str, ...] = ()  # of ggml, whose weights are rounded to 8 bits
 
+    def layer_ends(self) -> list[int]:
+        """How many bytes of the sources have been packed when each layer has been: layers come first, in order."""
+        sizes: dict[int, int] = {}
+        for name, matrix in self.matrices.items():
+            kind, _, rest = name.partition(".")
+            if kind == "layers":
+                layer = int(rest.partition(".")[0])
+                sizes[layer] = sizes.get(layer, 0) + matrix.source.nbytes
+        return list(accumulate(size for _, size in sorted(sizes.items())))
+
     @property
     def packed_bytes(self) -> int:
         """Memory that the weights take."""
@@ -105,13 +117,17 @@ def pack(
     on_loading: OnLoading,
     progress: Progress | None,
 ) -> None:
-    """Pack all of `weights`, which were made of `plan`; `on_loading` gets megabytes of the files, done and in all.
+    """Pack all of `weights`, which were made of `plan`.
+
+    `on_loading` gets megabytes of the files, done and in all, and the layers that are packed, which come one by one.
 
     ModelError: a file changed meanwhile.
     """
     total, done, started = weights.source_bytes, 0, time.monotonic()
+    layer_ends = plan.layer_ends()
     while done < total:
-        on_loading("packing the weights, in MB", done // _MB, -(-total // _MB))
+        layers = bisect_right(layer_ends, done)
+        on_loading("packing the weights, in MB", done // _MB, -(-total // _MB), layers, len(layer_ends))
         done = weights.pack(_PIECE, pool, progress)
         for file in plan.files:
             file.drop_pages()

@@ -84,7 +84,7 @@ class TorchRunner:
             )
         on_loading("trying the model", 2, 4)
         layers = probe(path, self._model)
-        on_loading("reserving the KV cache", 3, 4)
+        on_loading("reserving the KV cache", 3, 4, len(layers), len(layers))
         self.device = device
         self.dtype = str(self._model.dtype).removeprefix("torch.")
         self.kernels = f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
@@ -101,7 +101,7 @@ class TorchRunner:
         )
         self._on_progress = on_progress
         self._model.use_attention(self._attend)
-        on_loading("ready", 4, 4)
+        on_loading("ready", 4, 4, len(layers), len(layers))
 
     def execute(self, batch: InputBatch) -> StepOutput:
         self._cache.begin_step(batch)

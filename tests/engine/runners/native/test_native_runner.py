@@ -300,10 +300,10 @@ def test_instruction_set_is_the_best_unless_another_is_asked_for(llama):
 
 
 def test_progress_ends_with_ready(llama):
-    """Packing is reported first, in megabytes."""
+    """Packing is reported first, in megabytes and in layers."""
     reports = []
     native(llama, quantize="q4", block_size=16, kv_cache_mib=1, on_loading=lambda *report: reports.append(report))
-    assert reports == [("packing the weights, in MB", 0, 1), ("ready", 1, 1)]
+    assert reports == [("packing the weights, in MB", 0, 1, 0, 3), ("ready", 1, 1, 3, 3)]
 
 
 def test_threads_are_as_many_as_asked_for_or_as_there_are_cores(llama):
@@ -317,6 +317,9 @@ def test_engine_process(llama, tmp_path, threads):
     """A process that runs the native model has as many compute threads as asked for, and has not loaded torch."""
     config = EngineConfig(model=str(llama), threads=threads, kv_cache_mib=4, quantize="q4")
     with engine_process(tmp_path, config) as engine:
+        loading = engine.wait_for(messages.Loading)
+        assert (loading.layers_loaded, loading.layers_total) == (0, 3)
+        assert loading.memory_bytes > 2**20
         ready = engine.wait_for(messages.Ready)
         assert (ready.runner, ready.dtype) == ("native", "q4 weights, int8 activations")
         assert (ready.max_model_len, ready.vocab_size) == (256, 211)

@@ -68,6 +68,16 @@ def test_the_pages_of_a_file_are_given_back(tmp_path):
     assert file.data[-1] == 255
 
 
+def test_layers_are_counted_as_their_weights_are_packed(llama):
+    """Layers come before all else in the order in which weights are packed; the last bytes belong to none."""
+    plan = plan_of(llama)
+    ends = plan.layer_ends()
+    assert len(ends) == 2
+    assert 0 < ends[0] == ends[1] - ends[0]
+    others = sum(plan.matrices[name].source.nbytes for name in plan.matrices if not name.startswith("layers."))
+    assert ends[-1] + others == sum(matrix.source.nbytes for matrix in plan.matrices.values())
+
+
 @pytest.mark.parametrize("change", ["touched", "replaced", "removed"])
 def test_a_file_that_changes_while_it_is_packed_is_refused(change, llama):
     """Weights of two versions are no model."""
