@@ -84,7 +84,7 @@ def test_not_streamed(synthetic_server):
     url = synthetic_server.url
     completion = httpx.post(url + COMPLETIONS, json={"prompt": "abc"}).json()
     assert completion["choices"] == [
-        {"index": 0, "text": expected("abc", 16), "finish_reason": "length", "logprobs": None}
+        {"index": 0, "text": expected("abc", 16), "finish_reason": "length", "logprobs": None, "prompt_logprobs": None}
     ]
     assert completion["usage"] == counts(3, 16)
     chat = httpx.post(
@@ -93,6 +93,7 @@ def test_not_streamed(synthetic_server):
     assert chat["choices"][0]["message"] == {
         "role": "assistant",
         "content": expected("user: hi\nassistant: ", 7),
+        "refusal": None,
     }
 
 
