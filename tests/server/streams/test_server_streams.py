@@ -83,8 +83,9 @@ def test_not_streamed(synthetic_server):
     """The same text in one response, with the counts."""
     url = synthetic_server.url
     completion = httpx.post(url + COMPLETIONS, json={"prompt": "abc"}).json()
-    choice = {"index": 0, "text": expected("abc", 16), "finish_reason": "length"}
-    assert completion["choices"] == [choice | {"logprobs": None, "prompt_logprobs": None}]
+    assert completion["choices"] == [
+        {"index": 0, "text": expected("abc", 16), "finish_reason": "length", "logprobs": None, "prompt_logprobs": None}
+    ]
     assert completion["usage"] == counts(3, 16)
     chat = httpx.post(
         url + CHAT, json={"messages": [{"role": "user", "content": "hi"}], "max_completion_tokens": 7}
@@ -92,6 +93,7 @@ def test_not_streamed(synthetic_server):
     assert chat["choices"][0]["message"] == {
         "role": "assistant",
         "content": expected("user: hi\nassistant: ", 7),
+        "refusal": None,
     }
 
 
