@@ -26,6 +26,7 @@ from rbee.server.protocols.anthropic.routes import AnthropicApi
 from rbee.server.protocols.jobs.registry import Jobs
 from rbee.server.protocols.jobs.routes import JobsApi
 from rbee.server.protocols.openai.routes import OpenAiApi
+from rbee.server.protocols.openapi import OpenApi
 from rbee.server.protocols.operations import OperationsApi
 from rbee.server.protocols.responses.routes import ResponsesApi
 from rbee.server.protocols.resume import Resuming
@@ -147,14 +148,13 @@ def assemble(
             if traces is not None:
                 await asyncio.to_thread(traces.close)
 
-    routes = [
-        *openai.routes(),
-        *responses.routes(),
-        *anthropic.routes(),
-        *jobs.routes(),
-        *resuming.routes(),
-        *operations.routes(),
-    ]
+    protocols = (openai, responses, anthropic, jobs, resuming, operations)
+    openapi = OpenApi(
+        [operation for protocol in protocols for operation in protocol.operations()],
+        has_keys=len(door.keys) > 0,
+        lenient=config.lenient,
+    )
+    routes = [route for protocol in (*protocols, openapi) for route in protocol.routes()]
     reports = [request_log.write_line] if config.log_requests else []
     return build_app(
         routes,

@@ -1,6 +1,6 @@
 """Writes the tables of docs/api.md: `python -m tests.docs.api_table`.
 
-Owns what each parameter does, in words. Names, types, defaults, ranges and classes are the code's.
+Owns how the tables look. Names, types, defaults, ranges, classes and meanings are the code's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from rbee.server.protocols import parameters
+from rbee.server.protocols.meanings import MEANINGS
 from rbee.server.protocols.openai import schemas
 from tests.docs.generated_part import ROOT, GeneratedPart
 
@@ -20,52 +21,6 @@ PART = GeneratedPart(ROOT / "docs" / "api.md", "parameters")
 CHAT, COMPLETION = schemas.ChatRequest, schemas.CompletionRequest
 SYNONYM_OF = {usual: name for name, usual in schemas.SYNONYMS.items()}
 
-MEANINGS = {
-    "model": "the served model's name; another one is 404",
-    "messages": "the conversation",
-    "prompt": "what is continued",
-    "max_tokens": "tokens of a choice at most; by default what the context leaves, for completions 16. 0 with `echo`",
-    "max_completion_tokens": "the same",
-    "min_tokens": "until so many no stop token is drawn, and no stop string counts",
-    "temperature": "0 takes the most likely token",
-    "top_p": "keep the most likely tokens that reach this probability; 0 keeps one",
-    "top_k": "keep so many of the most likely tokens; 0 and -1 keep all",
-    "min_p": "drop tokens less likely than this times the most likely one",
-    "typical_p": "as `top_p`, of the tokens of most typical information content",
-    "frequency_penalty": "subtracted from a logit for each time that its token is in the output",
-    "presence_penalty": "subtracted once from the logits of tokens in the output",
-    "repetition_penalty": "divides positive logits of tokens in prompt or output, multiplies negative ones",
-    "logit_bias": "added to the logits of these token ids",
-    "allowed_token_ids": "no other tokens are drawn",
-    "seed": "the same draws for the same seed, whatever else runs; choice j has `seed` + j",
-    "stop": "end the text, which does not show them",
-    "stop_token_ids": "end the text",
-    "include_stop_str_in_output": "the stop string, or the text of the stop token, is shown at the end",
-    "ignore_eos": "the model's end-of-sequence tokens do not end the text",
-    "skip_special_tokens": "`false` shows special tokens by their names",
-    "spaces_between_special_tokens": "`false` joins them, where the tokenizer writes spaces (WordPiece)",
-    "add_special_tokens": "those that the tokenizer puts around a text, beside a chat template's",
-    "n": "choices of each prompt",
-    "best_of": "`n` itself, or absent",
-    "logprobs": "each token's logprob; for completions also so many of the most likely tokens",
-    "top_logprobs": "with `logprobs`: so many of the most likely tokens",
-    "prompt_logprobs": "so many of the most likely tokens for each token of the prompt; not in streams",
-    "echo": "the prompt comes before the completion",
-    "return_token_ids": "`token_ids` of each choice, or chunk, and `prompt_token_ids`",
-    "stream": "the answer comes as it is made",
-    "stream_options": "see [Streams](#streams)",
-    "timings": "`timings`: queue, prefill, TTFT, ITL, tokens per second, cached tokens",
-    "priority": "smaller runs earlier; a unit is ten seconds of arrival",
-    "deadline": "when the answer ends at the latest, ISO 8601 with a zone; also `X-Request-Deadline`",
-    "cache_salt": "only requests with the same one share cached prefixes",
-    "chat_template_kwargs": "further variables of the chat template",
-    "enable_thinking": "a variable of the chat template, if it knows it; else advisory",
-    "reasoning_effort": "the same",
-    "add_generation_prompt": "end with what opens the assistant's answer",
-    "continue_final_message": "go on with the last message, which is the assistant's",
-    "user": "a label",
-    "metadata": "labels",
-}
 _BOUNDS = {
     "stop": f"at most {parameters.MAX_STOP_STRINGS}, each of 1 to {parameters.MAX_STOP_BYTES} bytes",
     "stop_token_ids": f"at most {parameters.MAX_STOP_TOKEN_IDS} ids",

@@ -16,6 +16,7 @@ from rbee import __version__
 from rbee.server.errors import Refusal
 from rbee.server.http.refusals import headers_of
 from rbee.server.http.responses import json_response
+from rbee.server.protocols.openapi import Operation
 from rbee.transport import ServerState
 
 if TYPE_CHECKING:
@@ -45,6 +46,14 @@ class OperationsApi:
             Route("/ready", self.ready, methods=["GET"]),
             Route("/version", self.version, methods=["GET"]),
             Route("/metrics", self.metrics, methods=["GET"]),
+        ]
+
+    def operations(self) -> list[Operation]:
+        return [
+            Operation("GET", "/health", "Whether the server process answers.", needs_key=False),
+            Operation("GET", "/ready", "Whether a request sent now would be taken.", refusals=(503,), needs_key=False),
+            Operation("GET", "/version", "The version of the server."),
+            Operation("GET", "/metrics", "Counters and histograms for Prometheus.", kind="text/plain"),
         ]
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002 - starlette's signature

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from rbee.server.errors import invalid
+from rbee.server.protocols.openapi import Operation
 from rbee.server.streams.exchange import Resumption
 from rbee.server.streams.resumption import Ticket, read_last_event_id
 
@@ -38,6 +39,10 @@ class Resuming:
 
     def routes(self) -> list[Route]:
         return [Route("/v1/streams/{id}", self.resume, methods=["GET"])]
+
+    def operations(self) -> list[Operation]:
+        summary = "The rest of a stream that lost its connection (Last-Event-ID)."
+        return [Operation("GET", "/v1/streams/{id}", summary, streams=True, kind=None, refusals=(404, 409, 410))]
 
     async def resume(self, request: Request) -> Response:
         if request.method != "GET":  # HEAD, which would take the stream away from its reader

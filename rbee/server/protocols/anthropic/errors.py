@@ -27,6 +27,20 @@ _TYPES = {
 }
 
 
+class AnthropicErrorFields(msgspec.Struct):
+    """What went wrong: Anthropic's word for its kind, and a sentence."""
+
+    type: str
+    message: str
+
+
+class AnthropicError(msgspec.Struct, tag_field="type", tag="error"):
+    """A refusal in Anthropic's envelope."""
+
+    error: AnthropicErrorFields
+    request_id: str
+
+
 def envelope(refusal: Refusal, request_id: str) -> bytes:
     """`{"type": "error", "error": {"type", "message"}, "request_id"}` as JSON."""
     status = status_of(refusal)

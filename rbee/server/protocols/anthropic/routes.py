@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from starlette.routing import Route
 
 from rbee.server.http.responses import json_response
-from rbee.server.protocols.anthropic.errors import REQUEST_ID
+from rbee.server.protocols.anthropic.errors import REQUEST_ID, AnthropicError
 from rbee.server.protocols.anthropic.reader import MessagesReader
+from rbee.server.protocols.anthropic.schemas import ADVISORY, NEUTRAL, CountRequest, MessagesRequest
 from rbee.server.protocols.generating import respond
+from rbee.server.protocols.openapi import Body, Operation
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -41,6 +43,15 @@ class AnthropicApi:
         return [
             Route(PATH, self.messages, methods=["POST"]),
             Route(f"{PATH}/count_tokens", self.count_tokens, methods=["POST"]),
+        ]
+
+    def operations(self) -> list[Operation]:
+        message, count = Body(MessagesRequest, ADVISORY, NEUTRAL), Body(CountRequest, ADVISORY, NEUTRAL)
+        return [
+            Operation("POST", PATH, "Answer a conversation.", message, streams=True, error=AnthropicError),
+            Operation(
+                "POST", f"{PATH}/count_tokens", "How many tokens a conversation has.", count, error=AnthropicError
+            ),
         ]
 
     async def messages(self, request: Request) -> Response:

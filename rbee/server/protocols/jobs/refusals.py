@@ -57,6 +57,15 @@ class InvalidJob(Refusal):
         self.errors = errors
 
 
+class JobRefusal(msgspec.Struct):
+    """All that is wrong with a request; or, of another kind of refusal, a word, a sentence and whether to try again."""
+
+    errors: list[FieldError] | msgspec.UnsetType = msgspec.UNSET
+    code: str | msgspec.UnsetType = msgspec.UNSET
+    message: str | msgspec.UnsetType = msgspec.UNSET
+    retriable: bool | msgspec.UnsetType = msgspec.UNSET
+
+
 def cancelled() -> Refusal:
     """How a job ends that its client cancels."""
     return Refusal(RefusalKind.CONFLICT, "The job was cancelled by a request of its client.", code=CANCELLED)

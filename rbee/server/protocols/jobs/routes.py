@@ -7,6 +7,7 @@ what becomes of a job (`rbee.server.protocols.jobs.registry`).
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from starlette.exceptions import HTTPException
@@ -19,6 +20,8 @@ from rbee.server.protocols.jobs import refusals
 from rbee.server.protocols.jobs.loading import LoadingStream
 from rbee.server.protocols.jobs.reader import JobReader, read_cancel
 from rbee.server.protocols.jobs.registry import Job
+from rbee.server.protocols.jobs.schemas import CancelBody, JobBody
+from rbee.server.protocols.openapi import Body, Operation
 from rbee.server.protocols.parameters import DEADLINE_HEADER
 from rbee.server.streams.exchange import ParkedGeneration, requester_of
 
@@ -59,6 +62,21 @@ class JobsApi:
             Route(_INFERENCE + "/{id}", self.delete_inference, methods=["DELETE"]),
             Route(_CANCEL, self.cancel, methods=["POST"]),
             Route(_LOADING + "/progress", self.loading, methods=["GET"]),
+        ]
+
+    def operations(self) -> list[Operation]:
+        body, cancel = Body(JobBody), Body(CancelBody)
+        of_job = partial(Operation, error=refusals.JobRefusal, refusals=(404,))
+        taken = partial(Operation, streams=True, kind=None, error=refusals.JobRefusal, refusals=(404, 409))
+        return [
+            Operation("POST", _JOBS, "Start a job.", body, error=refusals.JobRefusal),
+            Operation("POST", _INFERENCE, "Start a job.", body, error=refusals.JobRefusal),
+            taken("GET", _JOBS + "/{id}/stream", "The events of a job, for its one reader."),
+            taken("GET", _INFERENCE + "/{id}/stream", "The events of a job, for its one reader."),
+            of_job("DELETE", _JOBS + "/{id}", "Cancel a job."),
+            of_job("DELETE", _INFERENCE + "/{id}", "Cancel a job.", status=204),
+            Operation("POST", _CANCEL, "Cancel a job.", cancel, status=202, error=refusals.JobRefusal),
+            Operation("GET", _LOADING + "/progress", "How far the engine is with the model.", streams=True, kind=None),
         ]
 
     def formats(self) -> dict[str, RefusalFormat]:

@@ -7,12 +7,25 @@ Owns the way from a request to its response, or to the stream whose rest it asks
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Route
 
 from rbee.server.http.responses import json_response
 from rbee.server.protocols.openai.reader import RequestReader
+from rbee.server.protocols.openai.schemas import (
+    ADVISORY_CHAT,
+    ADVISORY_COMPLETION,
+    NEUTRAL_CHAT,
+    NEUTRAL_COMPLETION,
+    SYNONYMS,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+from rbee.server.protocols.openapi import Body, Operation
 from rbee.server.protocols.parameters import DEADLINE_HEADER, defaults_in_force
 from rbee.server.streams.exchange import GenerationResponse
 
@@ -56,6 +69,19 @@ class OpenAiApi:
             Route("/v1/models/{name:path}", self.show_model, methods=["GET"]),
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/detokenize", self.detokenize, methods=["POST"]),
+        ]
+
+    def operations(self) -> list[Operation]:
+        chat = Body(ChatRequest, ADVISORY_CHAT, NEUTRAL_CHAT, SYNONYMS)
+        completion = Body(CompletionRequest, ADVISORY_COMPLETION, NEUTRAL_COMPLETION, SYNONYMS)
+        generates = partial(Operation, "POST", streams=True, refusals=(409, 410))
+        return [
+            generates("/v1/chat/completions", "Answer a conversation.", chat),
+            generates("/v1/completions", "Continue a text.", completion),
+            Operation("GET", "/v1/models", "The served model, as a list."),
+            Operation("GET", "/v1/models/{name:path}", "The served model.", refusals=(404,)),
+            Operation("POST", "/tokenize", "The token ids of a text or a conversation.", Body(TokenizeRequest)),
+            Operation("POST", "/detokenize", "The text of token ids.", Body(DetokenizeRequest)),
         ]
 
     async def chat_completions(self, request: Request) -> Response:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from starlette.routing import Route
 
 from rbee.server.protocols.generating import respond
+from rbee.server.protocols.openapi import Body, Operation
 from rbee.server.protocols.responses.reader import ResponsesReader
+from rbee.server.protocols.responses.schemas import ADVISORY, NEUTRAL, STATEFUL, ResponsesRequest
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -35,6 +37,11 @@ class ResponsesApi:
 
     def routes(self) -> list[Route]:
         return [Route("/v1/responses", self.responses, methods=["POST"])]
+
+    def operations(self) -> list[Operation]:
+        neutral = NEUTRAL | {name: values for name, (values, _) in STATEFUL.items()}
+        body = Body(ResponsesRequest, ADVISORY | {"store"}, neutral)
+        return [Operation("POST", "/v1/responses", "Answer a conversation.", body, streams=True)]
 
     async def responses(self, request: Request) -> Response:
         return await respond(self._backend, self._bodies, request, self._reader.read)

@@ -1,0 +1,1 @@
+"""Pages that the server itself serves. They load nothing from elsewhere."""
