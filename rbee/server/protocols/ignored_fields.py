@@ -1,37 +1,19 @@
-"""The fields of a request that are accepted and not followed, and the header that names them.
+"""The header that names the fields of a request that are accepted and not followed.
 
-Owns the header's bounds. Does not know which fields those are: each protocol lists its own.
+Owns its bounds. Does not know which fields those are: `rbee.server.protocols.fields` collects them.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-
-    from rbee.server.protocols.fields import FieldReader
+    from collections.abc import Sequence
 
 WARNING_BYTES = 900  # for the names of ignored fields: aiohttp refuses headers of 8 KiB, nginx of 4
 _SANE_NAME = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
 _INDEX = re.compile(r"\[\d+\]")
-
-
-def without_advisory(
-    given: dict[str, Any], advisory: Collection[str], reader: FieldReader, path: str = ""
-) -> dict[str, Any]:
-    """`given` without the fields that cannot change what the answer is. The reader notes them as ignored.
-
-    `path` is where `given` stands in the request: "" or "messages[0].".
-    """
-    kept = {}
-    for name, value in given.items():
-        if name not in advisory:
-            kept[name] = value
-        elif value is not None:
-            reader.ignored.append(path + name)
-    return kept
 
 
 def warning_header(ignored: Sequence[str]) -> list[tuple[bytes, bytes]]:

@@ -18,7 +18,6 @@ from rbee.server.protocols.anthropic.schemas import (
     TextBlock,
     Turn,
 )
-from rbee.server.protocols.ignored_fields import without_advisory
 
 if TYPE_CHECKING:
     from rbee.server.protocols.fields import FieldReader
@@ -59,7 +58,7 @@ def continues_last(messages: list[dict[str, Any]]) -> bool:
 
 def _read_turn(given: dict[str, Any], reader: FieldReader, path: str) -> list[tuple[str, str]]:
     """The texts of a turn, each with the role; one that has no blocks is an empty text."""
-    turn = reader.read(without_advisory(given, ADVISORY_TURN, reader, f"{path}."), Turn, NEUTRAL_TURN, f"{path}.")
+    turn = reader.read(given, Turn, NEUTRAL_TURN, f"{path}.", advisory=ADVISORY_TURN)
     if turn.role not in _ROLES:
         raise invalid(f"{path}.role", f"{path}.role must be one of {', '.join(_ROLES)}, not {turn.role[:64]!r}.")
     return [(turn.role, text) for text in _texts(turn.content, reader, f"{path}.content") or [""]]
@@ -74,8 +73,7 @@ def _texts(content: str | list[dict[str, Any]], reader: FieldReader, path: str) 
         where = f"{path}[{number}]"
         if given.get("type") != "text":
             _refuse_block(given.get("type"), where)
-        block = without_advisory(given, ADVISORY_BLOCK, reader, f"{where}.")
-        texts.append(reader.read(block, TextBlock, {}, f"{where}.").text)
+        texts.append(reader.read(given, TextBlock, {}, f"{where}.", advisory=ADVISORY_BLOCK).text)
     return texts
 
 

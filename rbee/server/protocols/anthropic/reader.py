@@ -13,11 +13,10 @@ import msgspec
 from rbee.server.errors import invalid
 from rbee.server.protocols.anthropic.conversation import continues_last, read_conversation
 from rbee.server.protocols.anthropic.dialect import MessagesDialect
-from rbee.server.protocols.anthropic.schemas import ADVISORY, NEUTRAL, CountRequest, MessagesRequest
+from rbee.server.protocols.anthropic.schemas import ADVISORY, DISPENSABLE, NEUTRAL, CountRequest, MessagesRequest
 from rbee.server.protocols.fields import FieldReader, decode_object
 from rbee.server.protocols.generating import Asked
 from rbee.server.protocols.generation_reader import GenerationReader
-from rbee.server.protocols.ignored_fields import without_advisory
 from rbee.server.protocols.parameters import MAX_STOP_BYTES, MAX_STOP_STRINGS, check_parameters
 from rbee.server.text.tokenizer import TooManyTokensError
 
@@ -43,8 +42,8 @@ class MessagesReader:
         clients of Anthropic's models send the largest value that these know.
         """
         reader = FieldReader(lenient=self._lenient)
-        given = without_advisory(self._reader.with_defaults(decode_object(body)), ADVISORY, reader)
-        request = reader.read(given, MessagesRequest, NEUTRAL)
+        given = self._reader.with_defaults(decode_object(body))
+        request = reader.read(given, MessagesRequest, NEUTRAL, advisory=ADVISORY, dispensable=DISPENSABLE)
         check_parameters(request)
         _check_stop_sequences(request.stop_sequences)
         self._reader.check_model(request.model)
@@ -72,7 +71,8 @@ class MessagesReader:
         """How many tokens a conversation has, which may be longer than the model takes (0: not known yet)."""
         limit = max(MAX_COUNTED, max_model_len)
         reader = FieldReader(lenient=self._lenient)
-        request = reader.read(without_advisory(decode_object(body), ADVISORY, reader), CountRequest, NEUTRAL)
+        given = decode_object(body)
+        request = reader.read(given, CountRequest, NEUTRAL, advisory=ADVISORY, dispensable=DISPENSABLE)
         self._reader.check_model(request.model)
         messages = read_conversation(request.system, request.messages, reader)
         try:

@@ -102,4 +102,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ({"type": "auto"}, {"type": "none"}),
     "tools": ([],),
 }
+# What --lenient ignores of these: the answer is of the same kind without it.
+DISPENSABLE = frozenset({"compaction", "context_management", "fallbacks", "speed", "thinking"})
 NEUTRAL_TURN: dict[str, tuple[Any, ...]] = {"type": ("message",)}

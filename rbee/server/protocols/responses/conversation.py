@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rbee.server.errors import invalid
-from rbee.server.protocols.ignored_fields import without_advisory
 from rbee.server.protocols.responses.schemas import ADVISORY_ITEM, ADVISORY_PART, Item, TextPart
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def _read_item(given: dict[str, Any], reader: FieldReader, path: str) -> dict[st
     kind = given.get("type")
     if kind not in (None, "message"):
         _refuse_item(kind, f"{path}.type")
-    item = reader.read(without_advisory(given, ADVISORY_ITEM, reader, f"{path}."), Item, {}, f"{path}.")
+    item = reader.read(given, Item, {}, f"{path}.", advisory=ADVISORY_ITEM)
     if item.role not in _ROLES:
         raise invalid(f"{path}.role", f"{path}.role must be one of {', '.join(_ROLES)}, not {item.role[:64]!r}.")
     return {"role": item.role, "content": _text(item.content, reader, f"{path}.content")}
@@ -57,8 +56,7 @@ def _text(content: str | list[dict[str, Any]], reader: FieldReader, path: str) -
         if kind not in _PARTS:
             message = f"{where}.type must be 'input_text' or 'output_text', not {str(kind)[:64]!r}: this model reads "
             raise invalid(f"{where}.type", f"{message}text only.")
-        part = without_advisory(given, ADVISORY_PART, reader, f"{where}.")
-        texts.append(reader.read(part, TextPart, {}, f"{where}.").text)
+        texts.append(reader.read(given, TextPart, {}, f"{where}.", advisory=ADVISORY_PART).text)
     return "\n".join(texts)
 
 

@@ -13,7 +13,6 @@ from rbee.server.errors import Refusal, invalid
 from rbee.server.protocols.fields import FieldReader, decode_object
 from rbee.server.protocols.generating import Asked
 from rbee.server.protocols.generation_reader import GenerationReader
-from rbee.server.protocols.ignored_fields import without_advisory
 from rbee.server.protocols.parameters import check_parameters
 from rbee.server.protocols.responses.conversation import read_input
 from rbee.server.protocols.responses.dialect import ResponsesDialect
@@ -21,6 +20,7 @@ from rbee.server.protocols.responses.schemas import (
     ADVISORY,
     ADVISORY_STREAM_OPTIONS,
     ADVISORY_TEXT,
+    DISPENSABLE,
     INCLUDABLE,
     NEUTRAL,
     NEUTRAL_TEXT,
@@ -47,8 +47,8 @@ class ResponsesReader:
     def read(self, body: bytes, arrival: Arrival) -> Asked:
         """What POST /v1/responses asks for."""
         reader = FieldReader(lenient=self._lenient)
-        given = without_advisory(self._reader.with_defaults(_stateless(decode_object(body), reader)), ADVISORY, reader)
-        request = reader.read(given, ResponsesRequest, NEUTRAL)
+        given = self._reader.with_defaults(_stateless(decode_object(body), reader))
+        request = reader.read(given, ResponsesRequest, NEUTRAL, advisory=ADVISORY, dispensable=DISPENSABLE)
         check_parameters(request)
         _check_form(request, reader)
         self._reader.check_model(request.model)
@@ -99,10 +99,9 @@ def _check_form(request: ResponsesRequest, reader: FieldReader) -> None:
             message = f"{param} is {name[:64]!r}, which is not supported yet; leave it out."
             raise invalid(param, message, code="unsupported_parameter")
     if request.text is not None:
-        given = without_advisory(request.text, ADVISORY_TEXT, reader, "text.")
-        reader.read(given, TextConfig, NEUTRAL_TEXT, "text.")
+        reader.read(request.text, TextConfig, NEUTRAL_TEXT, "text.", advisory=ADVISORY_TEXT)
     if request.stream_options is not None:
         if not request.stream:
             raise invalid("stream_options", "stream_options may only be set when stream is true.")
-        given = without_advisory(request.stream_options, ADVISORY_STREAM_OPTIONS, reader, "stream_options.")
-        reader.read(given, StreamOptions, {}, "stream_options.")
+        path = "stream_options."
+        reader.read(request.stream_options, StreamOptions, {}, path, advisory=ADVISORY_STREAM_OPTIONS)

@@ -95,4 +95,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
+# What --lenient ignores of these: the answer is of the same kind without it.
+DISPENSABLE = frozenset({"context_management", "moderation", "reasoning", "truncation"})
 NEUTRAL_TEXT: dict[str, tuple[Any, ...]] = {"format": ({"type": "text"},)}

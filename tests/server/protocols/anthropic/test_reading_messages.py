@@ -148,7 +148,7 @@ def test_what_clients_send_back_is_taken():
         ({"system": [{"type": "image"}]}, r"system\[0\].type must be 'text'"),
         ({"system": 3}, "system has a wrong type"),
         ({"stop_sequences": [""]}, "Each of stop_sequences must have"),
-        ({"stop_sequences": list("abcde")}, "stop_sequences holds 5 strings"),
+        ({"stop_sequences": ["a"] * 65}, "stop_sequences holds 65 strings"),
         ({"tools": [{"name": "t"}]}, "tools is not supported yet"),
         ({"tool_choice": {"type": "any"}}, "tool_choice is not supported yet"),
         ({"thinking": {"type": "adaptive"}}, "thinking is not supported yet"),
@@ -175,9 +175,12 @@ def test_what_asks_for_nothing_is_taken():
 
 
 def test_a_lenient_server_ignores_unknown_fields():
-    """Those of another protocol too; they are named in the Warning header."""
-    dialect = read(lenient=True, n=2, novelty=1, inference_geo="us").dialect
-    assert dict(dialect.answer_headers)[b"warning"] == b'299 - "ignored: inference_geo, n, novelty"'
+    """Those of another protocol, and those without which the answer is of the same kind; the Warning header says so."""
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    dialect = read(lenient=True, n=2, novelty=1, inference_geo="us", thinking=thinking).dialect
+    assert dict(dialect.answer_headers)[b"warning"] == b'299 - "ignored: n, novelty, inference_geo, thinking"'
+    with pytest.raises(Refusal, match="tools is not supported yet"):
+        read(lenient=True, tools=[{"name": "t"}])
 
 
 @pytest.mark.anyio

@@ -117,6 +117,15 @@ def test_a_state_is_refused_by_a_lenient_server_too():
         read(lenient=True, previous_response_id="resp_1")
 
 
+def test_a_lenient_server_ignores_what_leaves_the_answer_of_its_kind():
+    """And says so in the Warning header; tools, and another form of the text, do not."""
+    dialect = read(lenient=True, reasoning={"effort": "low"}, truncation="auto", novelty=1).dialect
+    assert dict(dialect.answer_headers)[b"warning"] == b'299 - "ignored: reasoning, truncation, novelty"'
+    for fields in ({"tools": [{"type": "web_search"}]}, {"text": {"format": {"type": "json_object"}}}):
+        with pytest.raises(Refusal, match="not supported yet"):
+            read(lenient=True, **fields)
+
+
 def test_what_the_template_refuses_is_in_the_input():
     """The template itself calls them messages."""
     template = ChatTemplate("{{ raise_exception('no') }}", {})
