@@ -66,6 +66,9 @@ class Connections:
         self._by_address: Counter[str] = Counter()
         self._full: set[str] = set()  # addresses without a place, or _ALL, of which the log has told
 
+    def __len__(self) -> int:
+        return len(self._held)
+
     def add(self, newcomer: Connection) -> None:
         """A new connection, which gets a place if there is one, and is to be told if there is none."""
         address = newcomer.address

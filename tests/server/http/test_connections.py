@@ -100,6 +100,16 @@ def test_those_that_wait_give_way_the_longest_first():
     assert not answered.dropped
 
 
+def test_one_with_a_protocol_waits_until_it_is_answered():
+    """What it has sent may be no whole request."""
+    places = Connections(1)
+    newcomer, connection = FakeConnection(), FakeConnection()
+    places.add(newcomer)
+    assert places.hand_over(newcomer, connection)
+    places.add(FakeConnection())
+    assert (newcomer.dropped, connection.dropped, len(places)) == (False, True, 1)
+
+
 def test_only_the_own_address_gives_way_at_its_bound():
     """Another's connection that has waited longer stays."""
     places = Connections(0, 2)
