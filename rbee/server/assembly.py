@@ -21,7 +21,7 @@ from rbee.server.link.engine_process import EngineSettings
 from rbee.server.link.restarts import RestartBudget
 from rbee.server.link.supervisor import Supervisor
 from rbee.server.protocols.jobs.registry import Jobs
-from rbee.server.protocols.jobs.routes import JobsApi
+from rbee.server.protocols.jobs.routes import PROGRESS, JobsApi
 from rbee.server.protocols.openai.routes import OpenAiApi
 from rbee.server.protocols.operations import OperationsApi
 from rbee.server.protocols.resume import Resuming
@@ -128,7 +128,7 @@ def assemble(
 
         return Metrics(supervisor, model.name, answered)
 
-    operations = OperationsApi(supervisor, model.name, make_metrics)
+    operations = OperationsApi(supervisor, model.name, make_metrics, progress_url=PROGRESS)
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
