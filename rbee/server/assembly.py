@@ -24,7 +24,7 @@ from rbee.server.protocols.anthropic import errors as anthropic_errors
 from rbee.server.protocols.anthropic.routes import PATH as ANTHROPIC_PATH
 from rbee.server.protocols.anthropic.routes import AnthropicApi
 from rbee.server.protocols.jobs.registry import Jobs
-from rbee.server.protocols.jobs.routes import JobsApi
+from rbee.server.protocols.jobs.routes import PROGRESS, JobsApi
 from rbee.server.protocols.openai.routes import OpenAiApi
 from rbee.server.protocols.openapi import OpenApi
 from rbee.server.protocols.operations import OperationsApi
@@ -135,7 +135,7 @@ def assemble(
 
         return Metrics(supervisor, model.name, answered)
 
-    operations = OperationsApi(supervisor, model.name, make_metrics)
+    operations = OperationsApi(supervisor, model.name, make_metrics, progress_url=PROGRESS)
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:

@@ -32,12 +32,18 @@ _LEAVING = "The server is going to shut down; send new requests to another one."
 
 
 class OperationsApi:
-    """The operations routes of one server; `make_metrics` is called in a thread, because it may import much."""
+    """The operations routes of one server; `make_metrics` is called in a thread, because it may import much.
 
-    def __init__(self, supervisor: Supervisor, model: str, make_metrics: Callable[[], Metrics]) -> None:
+    `progress_url` streams the progress of loading.
+    """
+
+    def __init__(
+        self, supervisor: Supervisor, model: str, make_metrics: Callable[[], Metrics], *, progress_url: str
+    ) -> None:
         self._supervisor = supervisor
         self._model = model
         self._make_metrics = make_metrics
+        self._progress_url = progress_url
         self._metrics: Metrics | None = None  # from the first scrape on
 
     def routes(self) -> list[Route]:
@@ -70,6 +76,8 @@ class OperationsApi:
             engine = supervisor.check_ready()
         except Refusal as refusal:
             answer = {"ready": False, "state": state, "reason": str(refusal), "model": self._model}
+            if supervisor.state is not ServerState.DRAINING:
+                answer["progress_url"] = self._progress_url
             if supervisor.state is ServerState.LOADING and supervisor.progress is not None:
                 progress = supervisor.progress
                 answer["progress"] = {"stage": progress.stage, "done": progress.done, "total": progress.total}

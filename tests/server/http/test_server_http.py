@@ -69,14 +69,16 @@ class LoadingSupervisor:
 
 
 async def test_ready_tells_how_far_loading_has_come():
-    """As 503, with the stage and two numbers."""
+    """As 503, with the stage and two numbers, and where more is to be read."""
     supervisor: Any = LoadingSupervisor()
-    app = build_app(OperationsApi(supervisor, "m", lambda: Metrics(supervisor, "m", Counter())).routes())
+    app = build_app(
+        OperationsApi(supervisor, "m", lambda: Metrics(supervisor, "m", Counter()), progress_url="/p").routes()
+    )
     async with serving_app(app) as url, httpx.AsyncClient(base_url=url) as client:
         ready = await client.get("/ready")
     assert (ready.status_code, ready.headers["retry-after"]) == (503, "2")
     progress = {"stage": "weights", "done": 3, "total": 7}
-    answer = {"ready": False, "state": "loading", "model": "m", "progress": progress}
+    answer = {"ready": False, "state": "loading", "model": "m", "progress": progress, "progress_url": "/p"}
     assert ready.json() == {**answer, "reason": "The model is not loaded yet."}
 
 

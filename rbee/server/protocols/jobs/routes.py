@@ -38,6 +38,7 @@ _JOBS = "/v1/jobs"
 _INFERENCE = "/v1/inference"  # the older name
 _CANCEL = "/v1/cancel"
 _LOADING = "/v1/loading"
+PROGRESS = _LOADING + "/progress"
 
 
 class JobsApi:
@@ -61,7 +62,7 @@ class JobsApi:
             Route(_JOBS + "/{id}", self.delete, methods=["DELETE"]),
             Route(_INFERENCE + "/{id}", self.delete_inference, methods=["DELETE"]),
             Route(_CANCEL, self.cancel, methods=["POST"]),
-            Route(_LOADING + "/progress", self.loading, methods=["GET"]),
+            Route(PROGRESS, self.loading, methods=["GET"]),
         ]
 
     def operations(self) -> list[Operation]:
