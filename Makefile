@@ -68,8 +68,10 @@ soak: setup
 COMPAT := build/compat
 
 $(COMPAT)/venv/.installed: tests/compat/requirements.txt
-	$(PYTHON) -m venv $(COMPAT)/venv
-	$(COMPAT)/venv/bin/pip install -q -r $<
+$(COMPAT)/aiperf/.installed: tests/compat/requirements-aiperf.txt
+$(COMPAT)/%/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q --only-binary :all: -r $<
 	touch $@
 
 $(COMPAT)/node_modules/.installed: tests/compat/package.json
@@ -78,7 +80,7 @@ $(COMPAT)/node_modules/.installed: tests/compat/package.json
 	npm install --prefix $(COMPAT) --no-audit --no-fund --no-package-lock --ignore-scripts
 	touch $@
 
-compat: setup $(COMPAT)/venv/.installed $(COMPAT)/node_modules/.installed
+compat: setup $(COMPAT)/venv/.installed $(COMPAT)/aiperf/.installed $(COMPAT)/node_modules/.installed
 	$(BIN)/rbee pull
 	$(BIN)/python -m tests.compat $(ARGS)
 

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from rbee.config import DEFAULT_MODEL
+from rbee.models import prepare
+from rbee.models.progress import ConsoleProgress
 from tests.compat.expected import MAX_TOKENS, PROMPT, Expected
 from tests.compat.running import CLIENTS, run
 from tests.compat.serving import serving
@@ -31,8 +34,8 @@ _KEY = "key-of-the-compatibility-suite"
 _PATIENCE = 120.0  # seconds for an answer to a plain request
 
 
-def _run_all(clients: Sequence[Client], *, has_key: bool) -> list[Row]:
-    """Those that send a key, or those that cannot, against one server."""
+def _run_all(clients: Sequence[Client], folder: str, *, has_key: bool) -> list[Row]:
+    """Those that send a key, or those that cannot, against one server; `folder` is the model's."""
     clients = [client for client in clients if client.has_key == has_key]
     if not clients:
         return []
@@ -42,9 +45,9 @@ def _run_all(clients: Sequence[Client], *, has_key: bool) -> list[Row]:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         with httpx.Client(base_url=url, headers=headers, timeout=_PATIENCE) as plain:
             expected = Expected(plain)
-        arguments = [url, key or "none", expected.model, PROMPT, str(MAX_TOKENS), expected.stop]
+        arguments = [url, key or "none", expected.model, PROMPT, str(MAX_TOKENS), expected.stop, folder]
         for client in clients:
-            added = rows_of(client, run(client, arguments), expected.facts)
+            added = rows_of(client, run(client, arguments), expected.facts, expected.refusals)
             print(*added, sep="\n", flush=True)
             rows += added
     return rows
@@ -59,7 +62,8 @@ def main() -> int:
     if unknown := sorted(set(asked) - set(names)):
         parser.error(f"there is no client {', '.join(unknown)}; there are {', '.join(names)}")
     clients = [client for client in CLIENTS if client.name in asked or not asked]
-    rows = _run_all(clients, has_key=True) + _run_all(clients, has_key=False)
+    folder = str(prepare(DEFAULT_MODEL, progress=ConsoleProgress()).path)
+    rows = _run_all(clients, folder, has_key=True) + _run_all(clients, folder, has_key=False)
     if not asked:
         PART.page.write_text(PART.filled(content(rows)))
     bad = sum(not row.is_good for row in rows)

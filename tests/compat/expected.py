@@ -24,13 +24,15 @@ class Expected:
     Attributes:
         model: the name that it serves.
         stop: a word within its answer to PROMPT.
-        facts: of each kind of observation.
+        facts: of each kind of observation that the server can give.
+        refusals: of the other kinds, what it says.
     """
 
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
         [card] = client.get("/v1/models").raise_for_status().json()["data"]
         self.model: str = card["id"]
+        self.refusals: dict[str, str] = {}
         self.facts: dict[str, Facts] = {
             "models": {"names": [self.model]},
             "arrival": {"running": True},  # the first line of a stream is there while its answer is still made
@@ -114,17 +116,19 @@ class Expected:
 
     def _errors(self) -> None:
         unknown = {"model": UNKNOWN_MODEL, "messages": [{"role": "user", "content": PROMPT}]}
-        self.facts["unknown model"] = _facts_of_error(self._client.post("/v1/chat/completions", json=unknown))
-        stranger = self._client.get("/v1/models", headers={"Authorization": "Bearer wrong"})
-        if stranger.is_error:  # a server without a key takes any
-            self.facts["wrong key"] = _facts_of_error(stranger)
+        self.facts["unknown model"] = _facts_of_error(self._client.post("/v1/chat/completions", json=unknown), 404)
+        if "Authorization" in self._client.headers:  # a server without a key takes any
+            stranger = self._client.get("/v1/models", headers={"Authorization": "Bearer wrong"})
+            self.facts["wrong key"] = _facts_of_error(stranger, 401)
 
     def _embeddings(self) -> None:
-        """Only where the server has them."""
+        """Only some servers make them, and only of some models."""
         answer = self._client.post("/v1/embeddings", json={"model": self.model, "input": PROMPT})
         if answer.status_code == 200:
             vector = answer.json()["data"][0]["embedding"]
             self.facts["embedding"] = {"vector": [round(number, 5) for number in vector]}
+        else:
+            self.refusals["embedding"] = answer.json()["error"]["message"]
 
 
 def differences(expected: Facts, saw: Facts) -> list[str]:
@@ -136,6 +140,7 @@ def differences(expected: Facts, saw: Facts) -> list[str]:
     ]
 
 
-def _facts_of_error(answer: httpx.Response) -> Facts:
+def _facts_of_error(answer: httpx.Response, status: int) -> Facts:
+    assert answer.status_code == status, answer.text
     error = answer.json()["error"]
-    return {"status": answer.status_code, "message": error["message"], "code": error["code"]}
+    return {"status": status, "message": error["message"], "code": error["code"]}

@@ -6,6 +6,7 @@ Owns their list, their commands, and what one result is. Does not know what is r
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 BUILT = ROOT / "build" / "compat"  # where the Makefile installs what the clients need
 _PROGRAMS = ROOT / "tests" / "compat" / "clients"
 _PATIENCE = 300.0  # seconds after which a client that hangs is killed
+_EXCEPTION = re.compile(r"(\S+: )?[\w.]*(Error|Exception|Exit)\b")  # of Python and of node, which ends with other lines
 
 _OPENAI = {"chat", "stopped chat", "response", "models", "unknown model"}
 _ANTHROPIC = {"message", "stopped message", "token count", "unknown model"}
@@ -30,9 +32,10 @@ class Client(NamedTuple):
     name: str  # in ARGS
     title: str
     program: str  # a file among the clients
-    kinds: set[str]  # what it must have observed at the end, if the server has it, in the words of `expected`
+    kinds: set[str]  # what it must have observed at the end, in the words of `expected`
     needs: str = ""  # a program of PATH
     has_key: bool = True
+    environment: str = "venv"  # of Python, below BUILT
 
 
 CLIENTS = (
@@ -51,6 +54,7 @@ CLIENTS = (
     Client("llm", "llm", "llm_cli.py", _BYTES),
     Client("vercel", "Vercel AI SDK", "vercel_ai.mjs", _BYTES | {"stopped chat"}, needs="node"),
     Client("chromium", "Chromium", "chromium.mjs", _BYTES, needs="chromium", has_key=False),
+    Client("aiperf", "aiperf", "aiperf_cli.py", _BYTES, environment="aiperf"),
     Client("jdk", "JDK HttpClient", "jdk.py", _BYTES, needs="java"),
 )
 
@@ -60,13 +64,13 @@ class Seen(NamedTuple):
 
     version: str
     observations: list[dict[str, Any]]  # each with `kind`, `call` and `saw`
-    failure: str  # the last line of its stderr if it failed
+    failure: str  # its exception, if it failed
 
 
 def _command(client: Client) -> list[str]:
     if client.program.endswith(".py"):
         module = f"tests.compat.clients.{client.program.removesuffix('.py')}"
-        return [str(BUILT / "venv" / "bin" / "python"), "-m", module]
+        return [str(BUILT / client.environment / "bin" / "python"), "-m", module]
     for program in _PROGRAMS.glob("*.mjs"):  # node looks for packages beside the program
         shutil.copy(program, BUILT)
     return ["node", str(BUILT / client.program)]
@@ -85,5 +89,10 @@ def run(client: Client, arguments: Sequence[str]) -> Seen:
     # Some libraries print, too: the observations are the last line.
     last = (done.stdout.splitlines() or [""])[-1]
     told: dict[str, Any] = json.loads(last) if last.startswith('{"version"') else {"version": "", "observations": []}
-    failure = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1] if done.returncode else ""
-    return Seen(told["version"], told["observations"], failure)
+    return Seen(told["version"], told["observations"], _failure(done) if done.returncode else "")
+
+
+def _failure(done: subprocess.CompletedProcess[str]) -> str:
+    """The line that names the exception; what else a program said last if there is none."""
+    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return next((line for line in reversed(lines) if _EXCEPTION.match(line)), lines[-1])

@@ -78,7 +78,7 @@ try {
 
     const { status, text: refusal } = await page.evaluate(post, { url: ask.url, body: { ...chat, model: UNKNOWN_MODEL } });
     const { message: said, code } = JSON.parse(refusal).error;
-    add("unknown model", "fetch", { status, message: said, code });
+    add("unknown model", "fetch, an unknown model", { status, message: said, code });
   });
 } finally {
   await browser.close();

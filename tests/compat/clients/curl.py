@@ -44,7 +44,7 @@ def _run(ask: Question, seen: Observations) -> None:
     )
     seen.add("chat", "curl --http2, an offer of h2c", **facts_of_chat(_output(_command(ask, "--http2"))))
     body, _, status = _output(_command(ask, "-w", "\n%{http_code}", model=UNKNOWN_MODEL)).rpartition("\n")
-    seen.add("unknown model", "curl", **facts_of_error(int(status), body))
+    seen.add("unknown model", "curl, an unknown model", **facts_of_error(int(status), body))
     seen.add("arrival", "curl -N, first line of a long `stream`", running=_line_by_line(ask))
 
 

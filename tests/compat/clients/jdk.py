@@ -32,7 +32,7 @@ def _run(ask: Question, seen: Observations) -> None:
     _, lines = _post(ask, stream=True, stream_options={"include_usage": True})
     seen.add("chat", "HttpClient.send, ofLines, `stream`", **facts_of_stream(lines))
     status, [body] = _post(ask, model=UNKNOWN_MODEL)
-    seen.add("unknown model", "HttpClient.send", **facts_of_error(status, body))
+    seen.add("unknown model", "HttpClient.send, an unknown model", **facts_of_error(status, body))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ class Question(NamedTuple):
     prompt: str
     max_tokens: int
     stop: str  # a text within the answer
+    folder: str  # of the model, with its tokenizer
 
     @property
     def messages(self) -> list[Any]:
@@ -62,11 +63,11 @@ def main(client: Callable[[Question, Observations], None], *, package: str = "")
         client: it sets the version itself if `package` is empty.
         package: the distribution whose version is told.
     """
-    url, key, model, prompt, max_tokens, stop = sys.argv[1:]
+    url, key, model, prompt, max_tokens, stop, folder = sys.argv[1:]
     observations = Observations()
     if package:
         observations.version = version(package)
     try:
-        client(Question(url, key, model, prompt, int(max_tokens), stop), observations)
+        client(Question(url, key, model, prompt, int(max_tokens), stop, folder), observations)
     finally:
         print(observations.line())  # noqa: T201 - the program's output

@@ -139,8 +139,8 @@ def _errors(client: openai.OpenAI, ask: Question, seen: Observations) -> None:
 
 
 def _embeddings(client: openai.OpenAI, ask: Question, seen: Observations) -> None:
-    """Only where the server has them; the client's default asks for base64."""
-    with contextlib.suppress(openai.NotFoundError):
+    """If the server refuses them, the suite knows that. The client asks for base64 by itself."""
+    with contextlib.suppress(openai.NotFoundError, openai.BadRequestError):
         vector = client.embeddings.create(model=ask.model, input=ask.prompt).data[0].embedding
         seen.add("embedding", "embeddings.create", vector=[round(number, 5) for number in vector])
 
