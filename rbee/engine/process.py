@@ -143,6 +143,8 @@ def _load(
         num_blocks=runner.num_blocks,
         block_size=config.block_size,
         load_seconds=time.monotonic() - started,
+        hidden_size=runner.hidden_size,
+        has_head=runner.has_head,
     )
     logger.debug("%s", ready)
     channel.send(messages.encode(ready))

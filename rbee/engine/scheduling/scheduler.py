@@ -25,7 +25,7 @@ class Scheduled(NamedTuple):
 
     @property
     def samples(self) -> bool:
-        """Whether the sequence catches up, so that its last row yields a new token."""
+        """Whether the sequence catches up, so that its last row yields a new token, or its vector is complete."""
         return self.num_tokens == self.sequence.num_uncomputed_tokens
 
 

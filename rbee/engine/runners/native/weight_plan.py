@@ -89,6 +89,7 @@ class WeightPlan:
     vectors: dict[str, NDArray[np.float32]]
     files: tuple[MappedFile, ...]
     lossy_types: tuple[str, ...] = ()  # of ggml, whose weights are rounded to 8 bits
+    has_head: bool = True  # False: what the embedding gives in place of a head means nothing
 
     @property
     def packed_bytes(self) -> int:
