@@ -102,6 +102,12 @@ class GenerationReader:
             echo: see there too.
             show_output: also.
         """
+        if not engine.has_head:
+            raise invalid(
+                "model",
+                f"The model {self.model.name!r} has no output head, so that it generates no text; use /v1/embeddings.",
+                code="no_output_head",
+            )
         parameters = read_parameters(
             request,
             max_tokens=max_tokens,

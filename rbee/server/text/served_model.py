@@ -1,4 +1,4 @@
-"""What clients see of the model: its name, tokenizer, chat template, end-of-sequence tokens and sampling defaults.
+"""What clients see of the model: its name, tokenizer, chat template, end-of-sequence tokens, defaults and pooling.
 
 Owns how these are read from a model folder. Does not know weights and shapes.
 """
@@ -13,6 +13,7 @@ from rbee.errors import ModelError
 from rbee.models import synthetic
 from rbee.models.chat_templates import DEFAULT, read_templates
 from rbee.models.json_files import read_object
+from rbee.models.pooling import ModelPooling, NoPooling, read_pooling
 from rbee.models.sampling_defaults import sampling_defaults
 from rbee.server.text.chat_template import ChatTemplate
 from rbee.server.text.special_tokens import SpecialTokens
@@ -21,6 +22,8 @@ from rbee.server.text.tokenizer import TextCodec
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from rbee.models.pooling import PoolingChoice
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _log = logging.getLogger(__name__)
@@ -36,12 +39,16 @@ class ServedModel:
     end_token_ids: frozenset[int]  # end a sequence unless a request ignores them
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)  # of requests that leave them out
     no_chat_reason: str = "has no chat template"  # completes "The model X ..." if chat_template is None
+    pooling: ModelPooling | NoPooling = field(default_factory=NoPooling)  # how its vectors are made
 
 
-def load(name: str, folder: Path, *, use_generation_config: bool = True) -> ServedModel:
-    """Read a model folder (tokenizer.json, tokenizer_config.json, chat templates, generation_config.json).
+def load(
+    name: str, folder: Path, *, use_generation_config: bool = True, pooling: PoolingChoice = "auto"
+) -> ServedModel:
+    """Read a model folder (tokenizer.json, tokenizer_config.json, chat templates, generation_config.json, pooling).
 
-    `use_generation_config` says whether the model's recommended sampling parameters become defaults.
+    `use_generation_config` says whether the model's recommended sampling parameters become defaults. For `pooling` see
+    `read_pooling`.
 
     Raises:
         ModelError: a file is missing or unreadable.
@@ -61,17 +68,19 @@ def load(name: str, folder: Path, *, use_generation_config: bool = True) -> Serv
         chat_template=chat_template,
         end_token_ids=_end_token_ids(folder, generation, codec, special_tokens.get("eos_token")),
         sampling_defaults=defaults,
+        pooling=read_pooling(folder, pooling),
         **({"no_chat_reason": problem} if problem else {}),
     )
 
 
-def load_synthetic(name: str) -> ServedModel:
+def load_synthetic(name: str, *, pooling: PoolingChoice = "auto") -> ServedModel:
     """The synthetic model: a token is a byte, and nothing ends a sequence but its length."""
     return ServedModel(
         name=name,
         codec=TextCodec(synthetic.tokenizer()),
         chat_template=ChatTemplate(synthetic.CHAT_TEMPLATE, {}),
         end_token_ids=frozenset(),
+        pooling=ModelPooling("mean" if pooling == "auto" else pooling, dimensions=()),
     )
 
 

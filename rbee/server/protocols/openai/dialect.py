@@ -61,9 +61,9 @@ class OpenAiDialect:
         created: int | None = None,
     ) -> None:
         self.answer_id = self._ID_PREFIX + uuid.uuid4().hex
-        warning = _warning(ignored)
-        self.stream_headers: Sequence[tuple[bytes, bytes]] = [*sse.HEADERS, *warning]
-        self.answer_headers: Sequence[tuple[bytes, bytes]] = [_JSON, *warning]
+        named = warning(ignored)
+        self.stream_headers: Sequence[tuple[bytes, bytes]] = [*sse.HEADERS, *named]
+        self.answer_headers: Sequence[tuple[bytes, bytes]] = [_JSON, *named]
         self._created = int(time.time()) if created is None else created
         self._model = model
         self._options = options
@@ -184,7 +184,7 @@ class CompletionDialect(OpenAiDialect):
         return {"text": text}
 
 
-def _warning(ignored: Sequence[str]) -> list[tuple[bytes, bytes]]:
+def warning(ignored: Sequence[str]) -> list[tuple[bytes, bytes]]:
     """The header that names the ignored fields (RFC 9111 still lists 299: a miscellaneous warning).
 
     Each kind is named once, as in messages[].id, and no more of them than clients take in a header.

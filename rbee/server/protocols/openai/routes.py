@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from rbee.server.http.body import Bodies
 from rbee.server.http.responses import json_response
+from rbee.server.protocols.openai.embeddings import EmbeddingsApi
 from rbee.server.protocols.openai.reader import RequestReader
 from rbee.server.protocols.parameters import DEADLINE_HEADER, defaults_in_force
 from rbee.server.streams.exchange import GenerationResponse
@@ -47,6 +48,7 @@ class OpenAiApi:
             model, num_rings=supervisor.num_rings, ring_capacity=supervisor.ring_capacity, lenient=lenient
         )
         self._created = int(time.time())
+        self._embeddings = EmbeddingsApi(backend, model, self._bodies, lenient=lenient)
 
     def routes(self) -> list[Route]:
         return [
@@ -56,6 +58,7 @@ class OpenAiApi:
             Route("/v1/models/{name:path}", self.show_model, methods=["GET"]),
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/detokenize", self.detokenize, methods=["POST"]),
+            *self._embeddings.routes(),
         ]
 
     async def chat_completions(self, request: Request) -> Response:
