@@ -101,15 +101,20 @@ def test_prompt_may_be_as_long_as_the_model():
 
 
 class _Twenty(StepCost):
-    """Lets a step have 20 prompt tokens beside streams."""
+    """Lets a step have 20 prompt tokens beside streams, and remembers what it was asked."""
 
-    def prompt_budget(self, num_decodes, num_prompts=1):  # noqa: ARG002 - as StepCost has it
+    def __init__(self):
+        super().__init__(2.0)
+        self.asked = []
+
+    def prompt_budget(self, num_decodes, num_prompts=1):
+        self.asked.append((num_decodes, num_prompts))
         return 20
 
 
 def test_running_streams_are_delayed_as_by_any_prompt():
     """A prompt for a vector has the prompt tokens that the step cost allows beside streams, and the streams go on."""
-    with InProcessEngine(synthetic(), step_cost=_Twenty(2.0)) as engine:
+    with InProcessEngine(synthetic(), step_cost=_Twenty()) as engine:
         stream = engine.submit([1], max_tokens=9)
         engine.core.step()
         vector = engine.submit([1] * 100, pooling=MEAN)
@@ -121,6 +126,24 @@ def test_running_streams_are_delayed_as_by_any_prompt():
         engine.run()
         check(vector, [1] * 100, MEAN)
         assert stream.tokens == expected_tokens([1], 9)
+
+
+def test_vectors_do_not_weigh_against_streams():
+    """However many wait or are computed: steps get no longer than for one prompt, unless others want a token."""
+    cost = _Twenty()
+    with InProcessEngine(synthetic(), step_cost=cost, max_num_seqs=16) as engine:
+        engine.submit([1], max_tokens=30)
+        engine.core.step()
+        for _ in range(9):
+            engine.submit([1] * 100, pooling=MEAN)
+        engine.core.step()
+        engine.core.step()
+        assert cost.asked[1:] == [(1, 0), (1, 0)]
+        engine.submit([2] * 100, priority=-1)
+        engine.core.step()
+        assert cost.asked[-1] == (1, 1)
+        engine.run()
+        engine.assert_at_baseline()
 
 
 def test_blocks_are_free_before_the_vector_is_read():
