@@ -7,7 +7,6 @@ how a request is read, or how vectors are written.
 from __future__ import annotations
 
 import array
-import asyncio
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +17,12 @@ from rbee.sampling_params import SamplingParams
 from rbee.server.errors import deadline_passed
 from rbee.server.link.sequences import SequenceHandle, Submitted
 from rbee.server.reports.finished import Figures
+from rbee.server.streams.account import OpenSequences
 from rbee.server.streams.exchange import salt_of
 from rbee.server.streams.live import Reply, SequenceHandles
 from rbee.server.streams.outcome import finish_refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rbee.pooling_params import PoolingParams
     from rbee.server.errors import Refusal
     from rbee.server.http.writer import Writer
@@ -67,12 +65,12 @@ class EmbeddingsAccount:
         self._started_ns = 0
         self._cached_tokens: int | None = None
         self._reasons: dict[str, None] = {}
-        self._num_open = 0
-        self._on_ended: Callable[[], None] | None = None
+        self._open = OpenSequences()
+        self.when_ended = self._open.when_ended
 
     def begin(self) -> None:
         """A prompt is submitted."""
-        self._num_open += 1
+        self._open.begin()
 
     def take(self, index: int, times: tuple[int, int, int, int], cached_tokens: int | None) -> None:  # noqa: ARG002 - of choices
         started_ns = times[0]
@@ -83,16 +81,7 @@ class EmbeddingsAccount:
 
     def end(self, index: int, reason: int) -> None:  # noqa: ARG002 - of choices
         self._reasons[FinishReason(reason).name.lower()] = None
-        self._num_open -= 1
-        if not self._num_open and self._on_ended is not None:
-            asyncio.get_running_loop().call_soon(self._on_ended)
-            self._on_ended = None
-
-    def when_ended(self, callback: Callable[[], None]) -> None:
-        if self._num_open:
-            self._on_ended = callback
-        else:
-            callback()
+        self._open.end()
 
     def figures(self) -> Figures:
         return Figures(
