@@ -133,6 +133,11 @@ class ServerConfig:
         "The sampling parameters of requests that leave them out: auto takes what the model's generation_config.json "
         "recommends, none neutral values.",
     )
+    pooling: Literal["auto", "mean", "last", "cls"] = option(
+        "auto",
+        "How /v1/embeddings makes one vector of a text's hidden states: auto as the model says (one that says nothing "
+        "is refused), or their mean, the last token's, or the first token's (cls).",
+    )
     api_key: tuple[str, ...] = option(
         (),
         "A key that clients must send, as 'Authorization: Bearer KEY' or 'x-api-key: KEY'; may be given several times. "

@@ -11,6 +11,7 @@ from enum import IntEnum
 import msgspec
 
 from rbee.config import EngineConfig
+from rbee.pooling_params import PoolingParams
 from rbee.sampling_params import SamplingParams
 
 
@@ -53,6 +54,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     deadline_ns: int = 0  # when it ends at the latest, CLOCK_MONOTONIC; 0 is never
     cache_salt: str = ""  # only requests with the same salt share cached prefixes
     report_cached: bool = False  # first record: the number of cached prompt tokens; for requests with stop strings
+    pooling: PoolingParams | None = None  # its result is a vector of the prompt, and nothing is sampled
 
 
 class Wake(msgspec.Struct, frozen=True, tag=True):
@@ -107,6 +109,8 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     block_size: int
     load_seconds: float
     kernels: str = ""  # which code computes; with the model and the dtype it decides the tokens
+    hidden_size: int = 0  # values in the vector of a prompt; 0: there is none
+    has_head: bool = True  # it generates text; else it only makes vectors
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -39,6 +39,8 @@ template <typename T>
 using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 template <typename T>
 using Table = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+template <typename T>
+using Output = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 /// Format, rows, columns, data as stored, ggml's number of its type, order of its rows.
 using StoredMatrix = std::tuple<std::uint32_t, std::size_t, std::size_t, Array<std::uint8_t>, std::uint32_t,
                                 std::optional<Array<std::uint32_t>>>;
@@ -144,13 +146,12 @@ public:
         model_.emplace(shape_, weights.weights(), exact, num_blocks, block_size, set_, pool, progress_.get());
     }
 
-    nb::ndarray<nb::numpy, float, nb::ndim<2>> execute(const Array<std::int64_t>& token_ids,
-                                                       const Array<std::int64_t>& positions,
-                                                       const Array<std::int64_t>& slot_mapping,
-                                                       const Array<std::int64_t>& query_start,
-                                                       const Array<std::int64_t>& context_lens,
-                                                       const Table<std::int64_t>& block_tables,
-                                                       const Array<std::int64_t>& logits_rows) {
+    nb::ndarray<nb::numpy, float, nb::ndim<2>> execute(
+        const Array<std::int64_t>& token_ids, const Array<std::int64_t>& positions,
+        const Array<std::int64_t>& slot_mapping, const Array<std::int64_t>& query_start,
+        const Array<std::int64_t>& context_lens, const Table<std::int64_t>& block_tables,
+        const Array<std::int64_t>& logits_rows, const std::optional<Array<std::int64_t>>& hidden_rows,
+        const std::optional<Output<float>>& hidden_states) {
         const std::size_t tokens = token_ids.size(), sequences = context_lens.size();
         check(tokens > 0 && sequences > 0, "A step needs a token.");
         check(positions.size() == tokens && slot_mapping.size() == tokens,
@@ -160,6 +161,13 @@ public:
                 query_start(sequences) == static_cast<std::int64_t>(tokens),
             "query_start and block_tables must have an entry per sequence, and query_start must end with the tokens.");
         check_values(token_ids, positions, slot_mapping, query_start, context_lens, block_tables, logits_rows);
+        check(hidden_rows.has_value() == hidden_states.has_value(), "hidden_rows and hidden_states need each other.");
+        const std::size_t num_hidden = hidden_rows.has_value() ? hidden_rows->size() : 0;
+        if (hidden_rows.has_value()) {
+            check_rows(*hidden_rows, tokens, "hidden states");
+            check(hidden_states->shape(0) == num_hidden && hidden_states->shape(1) == shape_.hidden_size,
+                  "hidden_states must have a row of hidden_size for each of hidden_rows.");
+        }
         const kernels::Step step{tokens,
                                  sequences,
                                  query_start.data(),
@@ -170,7 +178,10 @@ public:
                                  block_tables.data(),
                                  block_tables.shape(1),
                                  logits_rows.size(),
-                                 logits_rows.data()};
+                                 logits_rows.data(),
+                                 num_hidden,
+                                 num_hidden > 0 ? hidden_rows->data() : nullptr,
+                                 num_hidden > 0 ? hidden_states->data() : nullptr};
         using Logits = std::shared_ptr<kernels::Buffer<float>>;
         auto logits = std::make_unique<Logits>();
         {
@@ -218,8 +229,13 @@ private:
                 check(below(block_tables(s, b), num_blocks_), "A block is not in the cache.");
             }
         }
-        for (std::size_t i = 0; i < logits_rows.size(); ++i) {
-            check(below(logits_rows(i), token_ids.size()), "A row of logits is not in the step.");
+        check_rows(logits_rows, token_ids.size(), "logits");
+    }
+
+    static void check_rows(const Array<std::int64_t>& rows, std::size_t tokens, const std::string& of) {
+        for (std::size_t i = 0; i < rows.size(); ++i) {
+            check(rows(i) >= 0 && static_cast<std::size_t>(rows(i)) < tokens,
+                  "A row of " + of + " is not in the step.");
         }
     }
 
@@ -278,7 +294,8 @@ void bind_runner(nb::module_& m) {
         .def("execute", &PyModel::execute, nb::arg("token_ids").noconvert(), nb::arg("positions").noconvert(),
              nb::arg("slot_mapping").noconvert(), nb::arg("query_start").noconvert(),
              nb::arg("context_lens").noconvert(), nb::arg("block_tables").noconvert(),
-             nb::arg("logits_rows").noconvert())
+             nb::arg("logits_rows").noconvert(), nb::arg("hidden_rows").noconvert().none() = nb::none(),
+             nb::arg("hidden_states").noconvert().none() = nb::none())
         .def("profile", &PyModel::profile)
         .def_prop_ro("instruction_set", &PyModel::instruction_set_name);
 }

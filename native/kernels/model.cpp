@@ -152,7 +152,8 @@ void Model::divide(const Step& step) {
     const auto of = [&](std::size_t rows, const Matrix& matrix, std::size_t panels) {
         return division(rows, panels, panel_bytes(matrix.format, matrix.cols), matrix.cols);
     };
-    every_thread_prepares_ = tokens <= kOwnRows && step.num_logits <= kOwnRows && !has_post_norms_;
+    every_thread_prepares_ =
+        tokens <= kOwnRows && step.num_logits <= kOwnRows && step.num_hidden == 0 && !has_post_norms_;
     projections_ =
         of(tokens, layer.query.matrix,
            layer.query.matrix.num_panels() + layer.key.matrix.num_panels() + layer.value.matrix.num_panels());
@@ -170,7 +171,7 @@ void Model::divide(const Step& step) {
     for (const Part part : {Part::kAttentionInput, Part::kOutputInput, Part::kMlpInput, Part::kDownInput}) {
         set(part, input_chunks);
     }
-    set(Part::kHeadInput, every_thread_prepares_ ? 0 : divide_up(step.num_logits, kTokensPerChunk));
+    set(Part::kHeadInput, every_thread_prepares_ ? 0 : divide_up(step.num_logits + step.num_hidden, kTokensPerChunk));
     set(Part::kProjections, projections_.row_blocks * projections_.shares);
     set(Part::kOutput, output_.row_blocks * output_.shares);
     set(Part::kGate, gate_.row_blocks * gate_.shares);
@@ -267,11 +268,30 @@ void Model::embed(std::size_t chunk) {
 }
 
 void Model::prepare_rows(Part part, std::size_t layer, std::size_t chunk) {
-    const std::size_t rows = part == Part::kHeadInput ? step_->num_logits : step_->num_tokens;
+    const bool head = part == Part::kHeadInput;  // whose rows are those of logits, then those of hidden states
+    const std::size_t rows = head ? step_->num_logits + step_->num_hidden : step_->num_tokens;
     const std::size_t end = std::min((chunk + 1) * kTokensPerChunk, rows);
     for (std::size_t row = chunk * kTokensPerChunk; row < end; ++row) {
-        prepare_row(part, layer, row, inputs_);
+        if (head && row >= step_->num_logits) {
+            const std::size_t i = row - step_->num_logits;
+            final_norm(static_cast<std::size_t>(step_->hidden_rows[i]), step_->hidden_states + i * shape_.hidden_size);
+        } else {
+            prepare_row(part, layer, row, inputs_);
+        }
     }
+}
+
+/// What the head reads of a token. A token may have several rows of logits and hidden states, so that its x stays.
+void Model::final_norm(std::size_t token, float* out) const {
+    const std::size_t hidden = shape_.hidden_size;
+    if (has_post_norms_) {
+        set_.elementwise.rms_norm(sum_.data() + token * hidden, weights_.layers.back().post_mlp_norm, shape_.epsilon,
+                                  hidden, out);
+        set_.elementwise.add(out, x_.data() + token * hidden, hidden);
+    } else {
+        std::memcpy(out, x_.data() + token * hidden, hidden * sizeof(float));
+    }
+    set_.elementwise.rms_norm(out, weights_.final_norm, shape_.epsilon, hidden, out);
 }
 
 /// What the products of a part (or of the part after an input part) take in, from row `row` of what is before them.
@@ -324,17 +344,9 @@ void Model::prepare_row(Part part, std::size_t layer_index, std::size_t row, con
             source = gated_.data() + row * cols;
             quantized = needs_quants(layer.down.matrix);
             break;
-        default: {  // the head's; a token may have several rows of logits, so that its x stays as it is
-            const auto t = static_cast<std::size_t>(step_->logits_rows[row]);
+        default: {  // the head's
             float* normed = inputs.values.data() + row * hidden;
-            if (has_post_norms_) {
-                set_.elementwise.rms_norm(sum_.data() + t * hidden, weights_.layers.back().post_mlp_norm,
-                                          shape_.epsilon, hidden, normed);
-                set_.elementwise.add(normed, x_.data() + t * hidden, hidden);
-            } else {
-                std::memcpy(normed, x_.data() + t * hidden, hidden * sizeof(float));
-            }
-            set_.elementwise.rms_norm(normed, weights_.final_norm, shape_.epsilon, hidden, normed);
+            final_norm(static_cast<std::size_t>(step_->logits_rows[row]), normed);
             source = normed;
             quantized = needs_quants(weights_.head);
         }

@@ -40,8 +40,8 @@ public:
         }
     }
 
-    /// The logits behind each token.
-    std::vector<Row> operator()(const std::vector<std::int64_t>& tokens) const {
+    /// The hidden state of each token, which the head reads.
+    std::vector<Row> hidden(const std::vector<std::int64_t>& tokens) const {
         std::vector<Row> states;
         for (const std::int64_t token : tokens) {
             const auto row = embedding_.weights.begin() + token * static_cast<std::ptrdiff_t>(shape_.hidden_size);
@@ -57,7 +57,15 @@ public:
             }
         }
         for (Row& x : states) {
-            x = product(head_, normed(x, weights_.final_norm));
+            x = normed(x, weights_.final_norm);
+        }
+        return states;
+    }
+
+    /// The logits behind each token, of its hidden state.
+    std::vector<Row> logits(std::vector<Row> states) const {
+        for (Row& x : states) {
+            x = product(head_, x);
             scale(x, shape_.logit_scale);
         }
         return states;

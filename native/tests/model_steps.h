@@ -19,8 +19,12 @@
 namespace rbee::kernels::test {
 
 using Tokens = std::vector<std::int64_t>;
-/// Of each sequence the logits behind each token; empty where they are not needed.
-using Logits = std::vector<std::vector<std::vector<float>>>;
+/// Of each sequence a row for each token; empty where it is not needed.
+using Rows = std::vector<std::vector<std::vector<float>>>;
+struct Results {
+    Rows logits;
+    Rows hidden;
+};
 
 /// A step that is put together sequence by sequence.
 class Batch {
@@ -43,10 +47,12 @@ public:
     }
     std::size_t num_tokens() const { return token_ids_.size(); }
 
-    const float* execute(Model& model, const std::vector<std::int64_t>& logits_rows) const {
-        const Step step{token_ids_.size(), context_lens_.size(), query_start_.data(), context_lens_.data(),
-                        token_ids_.data(), positions_.data(),    slots_.data(),       block_tables_.data(),
-                        table_size_,       logits_rows.size(),   logits_rows.data()};
+    const float* execute(Model& model, const std::vector<std::int64_t>& logits_rows,
+                         const std::vector<std::int64_t>& hidden_rows = {}, float* hidden_states = nullptr) const {
+        const Step step{token_ids_.size(),  context_lens_.size(), query_start_.data(), context_lens_.data(),
+                        token_ids_.data(),  positions_.data(),    slots_.data(),       block_tables_.data(),
+                        table_size_,        logits_rows.size(),   logits_rows.data(),  hidden_rows.size(),
+                        hidden_rows.data(), hidden_states};
         return model.execute(step)->data();
     }
 
@@ -56,9 +62,9 @@ private:
 };
 
 /// Computes the sequences in steps in which each of them has at most so many tokens, up to all that are left.
-inline Logits computed(const Options& options, const TestWeights& weights, bool exact, const InstructionSet& set,
-                       std::size_t threads, const std::vector<Tokens>& sequences, std::size_t most_tokens,
-                       std::size_t most_sequences, Random& random) {
+inline Results computed(const Options& options, const TestWeights& weights, bool exact, const InstructionSet& set,
+                        std::size_t threads, const std::vector<Tokens>& sequences, std::size_t most_tokens,
+                        std::size_t most_sequences, Random& random) {
     const std::size_t size = options.block_size, vocab = options.shape.vocab_size;
     std::size_t num_blocks = 1, table_size = 1;
     for (const Tokens& tokens : sequences) {
@@ -83,12 +89,13 @@ inline Logits computed(const Options& options, const TestWeights& weights, bool 
     }
     std::vector<std::vector<std::int64_t>> tables;
     std::vector<std::size_t> done(sequences.size());
-    Logits logits;
+    Rows logits, hidden;
     for (const Tokens& tokens : sequences) {
         const auto count = static_cast<std::ptrdiff_t>((tokens.size() + size - 1) / size);
         tables.emplace_back(free.end() - count, free.end());
         free.erase(free.end() - count, free.end());
         logits.emplace_back(tokens.size());
+        hidden.emplace_back(tokens.size());
     }
     for (;;) {
         Batch batch(size, table_size);
@@ -110,7 +117,7 @@ inline Logits computed(const Options& options, const TestWeights& weights, bool 
         if (in_step == 0) {
             if (std::equal(done.begin(), done.end(), sequences.begin(),
                            [](std::size_t some, const Tokens& all) { return some == all.size(); })) {
-                return logits;
+                return {std::move(logits), std::move(hidden)};
             }
             continue;
         }
@@ -125,7 +132,21 @@ inline Logits computed(const Options& options, const TestWeights& weights, bool 
                 asked.push_back(static_cast<std::int64_t>(row));
             }
         }
-        const float* results = batch.execute(model, asked);
+        // Hidden states of others, or of none.
+        std::vector<std::int64_t> kept;
+        for (std::size_t row = 0; row < rows.size(); ++row) {
+            if (random.below(2) == 0) {
+                kept.insert(kept.begin() + random.below(2) * static_cast<std::ptrdiff_t>(kept.size()),
+                            static_cast<std::int64_t>(row));
+            }
+        }
+        const std::size_t width = options.shape.hidden_size;
+        std::vector<float> states(kept.size() * width);
+        const float* results = batch.execute(model, asked, kept, states.data());
+        for (std::size_t i = 0; i < kept.size(); ++i) {
+            const auto [s, position] = rows[static_cast<std::size_t>(kept[i])];
+            hidden[s][position].assign(states.data() + i * width, states.data() + (i + 1) * width);
+        }
         for (std::size_t i = 0; i < asked.size(); ++i) {
             const auto [s, position] = rows[static_cast<std::size_t>(asked[i])];
             logits[s][position].assign(results + i * vocab, results + (i + 1) * vocab);

@@ -21,22 +21,34 @@ using namespace rbee::kernels::test;
 
 namespace {
 
-// Of the logits' root mean square. Exactly: what adding floats in another order makes, with room for steep softmaxes.
+// Of the root mean square of logits or hidden states. Exactly: what adding floats in another order makes, with room for steep softmaxes.
 // Otherwise the reference rounds activations and cache too, but of values that differ by so much, so that now and then
 // one becomes the next quant. A head, panel or row that is not where it belongs makes more than 1.
 constexpr double kExactTolerance = 5e-5;
 constexpr double kRoundedTolerance = 0.2;
 
 /// NaN where the reference is, and else as near as `tolerance` times its root mean square.
-void check_near(const std::vector<float>& logits, const Row& reference, double tolerance) {
+void check_near(const std::vector<float>& row, const Row& reference, double tolerance) {
     double squares = 0;
     for (const double value : reference) {
         squares += std::isnan(value) ? 0 : value * value;
     }
     const double allowed = tolerance * std::sqrt(squares / static_cast<double>(reference.size()));
     for (std::size_t i = 0; i < reference.size(); ++i) {
-        const double error = std::fabs(double{logits[i]} - reference[i]);
-        CHECK(std::isnan(reference[i]) ? std::isnan(logits[i]) : error <= allowed);
+        const double error = std::fabs(double{row[i]} - reference[i]);
+        CHECK(std::isnan(reference[i]) ? std::isnan(row[i]) : error <= allowed);
+    }
+}
+
+/// Each near the reference, unless it was not needed, and the same bits in both.
+void check_rows(const std::vector<float>& a, const std::vector<float>& b, const Row& reference, double tolerance) {
+    for (const std::vector<float>* row : {&a, &b}) {
+        if (!row->empty()) {
+            check_near(*row, reference, tolerance);
+        }
+    }
+    if (!a.empty() && !b.empty() && !std::isnan(reference[0])) {
+        CHECK(std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
     }
 }
 
@@ -54,30 +66,25 @@ void check_model(const Options& options, std::uint64_t seed) {
     sequences.push_back(Tokens(3, static_cast<std::int64_t>(weights.nan_token)));
     for (const bool exact : {true, false}) {
         const Reference reference(options.shape, weights.weights, exact);
-        std::vector<std::vector<Row>> expected;
+        std::vector<std::vector<Row>> hidden, expected;
         for (const Tokens& tokens : sequences) {
-            expected.push_back(reference(tokens));
+            hidden.push_back(reference.hidden(tokens));
+            expected.push_back(reference.logits(hidden.back()));
         }
         for (const char* name : {"portable", "avx2", "avx512"}) {
             const InstructionSet* set = find_instruction_set(name);
             if (set == nullptr) {
                 continue;
             }
-            const Logits chunks = computed(options, weights, exact, *set, 1, sequences, SIZE_MAX, SIZE_MAX, random);
-            const Logits single = computed(options, weights, exact, *set, options.threads, sequences, 2, 1, random);
+            const Results chunks = computed(options, weights, exact, *set, 1, sequences, SIZE_MAX, SIZE_MAX, random);
+            const Results single = computed(options, weights, exact, *set, options.threads, sequences, 2, 1, random);
             for (std::size_t s = 0; s < sequences.size(); ++s) {
                 for (std::size_t t = 0; t < sequences[s].size(); ++t) {
-                    const std::vector<float>&a = chunks[s][t], &b = single[s][t];
-                    for (const std::vector<float>* logits : {&a, &b}) {
-                        if (!logits->empty()) {
-                            check_near(*logits, expected[s][t], exact ? kExactTolerance : kRoundedTolerance);
-                        }
-                    }
-                    if (!a.empty() && !b.empty() && !std::isnan(expected[s][t][0])) {
-                        CHECK(std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
-                    }
+                    const double tolerance = exact ? kExactTolerance : kRoundedTolerance;
+                    check_rows(chunks.logits[s][t], single.logits[s][t], expected[s][t], tolerance);
+                    check_rows(chunks.hidden[s][t], single.hidden[s][t], hidden[s][t], tolerance);
                 }
-                CHECK(!chunks[s].back().empty() && !single[s].back().empty());
+                CHECK(!chunks.logits[s].back().empty() && !single.logits[s].back().empty());
             }
         }
     }

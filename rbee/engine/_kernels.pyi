@@ -216,8 +216,12 @@ class Model:
         context_lens: NDArray[np.int64],
         block_tables: NDArray[np.int64],
         logits_rows: NDArray[np.int64],
+        hidden_rows: NDArray[np.int64] | None = None,
+        hidden_states: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Compute a step, whose arrays are as in `rbee.engine.input_batch`.
+
+        Writes what the head reads of the tokens in `hidden_rows` to `hidden_states` [len(hidden_rows), hidden_size].
 
         Returns:
             Logits [len(logits_rows), vocab_size], which the next step overwrites. One thread at a time may compute.

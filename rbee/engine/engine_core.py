@@ -86,6 +86,7 @@ class EngineCore:
         self._intake.take()
         scheduled = self._scheduler.schedule(self._prompt_budget())
         if not scheduled:
+            self._intake.publish_vectors()
             return self._publisher.commit()
         if admitted := [sequence for sequence in self._scheduler.admitted if not sequence.num_preemptions]:
             self._request_times.on_admitted([self._live[sequence.ring].moments for sequence in admitted])
@@ -94,7 +95,7 @@ class EngineCore:
         clock.lap()
         batch = InputBatch.build(scheduled, self._scheduler.block_manager.block_size)
         clock.lap()
-        logits = self._runner.execute(batch).logits
+        logits, hidden_states = self._runner.execute(batch)
         clock.lap()
         self._scheduler.update(scheduled)
         lives = [self._live[sequence.ring] for sequence in batch.row_sequences[: batch.num_sampling]]
@@ -102,6 +103,7 @@ class EngineCore:
         self._score_prompts(batch, logits)
         clock.lap()
         self._take_tokens(lives, sampled)
+        self._pool(batch, hidden_states)
         self._publisher.commit()
         seconds = clock.end()
         self._step_cost.observe(batch.num_decodes, len(batch.token_ids) - batch.num_decodes, seconds)
@@ -182,13 +184,31 @@ class EngineCore:
             self._publisher.tokens(rings, sampled, [live.num_side_records for live in lives])
         self._request_times.on_tokens()
 
+    def _pool(self, batch: InputBatch, hidden_states: NDArray[np.float32] | None) -> None:
+        """Add this step's hidden states to the vectors that are made of them, and publish those that are complete."""
+        for sequence, rows in batch.pooling():
+            pool = self._live[sequence.ring].pool
+            assert pool is not None, "only such sequences have these rows"
+            assert hidden_states is not None, "the batch asks for some"
+            pool.add(hidden_states[rows])
+            sequence.num_pooled_tokens = sequence.num_computed_tokens
+        for sequence in batch.pooled:
+            live = self._live[sequence.ring]
+            assert live.pool is not None, "the same"
+            vector = live.pool.vector()
+            if vector is None:
+                self._fail(live, "its hidden states are not finite")
+            else:
+                self._intake.take_vector(live, vector)
+        self._intake.publish_vectors()
+
     def _report_cached(self, live: Live) -> None:
         """Publish how many of a prompt's tokens were cached, once, if the request needs it."""
         if live.report_cached:
             self._publisher.number(live.sequence.ring, live.sequence.num_cached_tokens)
             live.report_cached = False
 
-    def _fail(self, live: Live) -> None:
-        """End a sequence whose logits leave nothing to draw, and share none of its blocks."""
-        logger.error("request %s ends: its logits leave no token to draw.", live.sequence.request_id)
+    def _fail(self, live: Live, problem: str = "its logits leave no token to draw") -> None:
+        """End a sequence whose logits or hidden states are no numbers to go on with, and share none of its blocks."""
+        logger.error("request %s ends: %s.", live.sequence.request_id, problem)
         self._intake.finish(live, FinishReason.ERROR, invalid_kv=True)

@@ -6,7 +6,7 @@ Owns their layout. Does not know what computes with them: all runners read the s
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class InputBatch:
-    """T tokens of S sequences, packed without padding, and the R of them whose logits are needed.
+    """T tokens of S sequences, packed without padding: R of them whose logits are needed, H whose hidden states are.
 
     Sequences that decode (one token each) come first, those with the shortest context leading; then the chunks of
     several tokens, in the scheduler's order. A chunk of one token is a decode: the arithmetic is the same. A row of
     logits predicts what follows its token. The rows of last tokens sample; they come before the rows that score the
-    next token of a prompt, which are grouped by sequence and in order.
+    next token of a prompt, which are grouped by sequence and in order, as all rows of hidden states are.
     """
 
     num_decodes: int  # how many of the S, from the first on, have exactly one token in this step
@@ -40,6 +40,9 @@ class InputBatch:
     logits_rows: NDArray[np.int64]  # int64 [R], which of the T they are
     row_sequences: list[Sequence]  # whose each of the R is; `positions[logits_rows]` are their positions
     num_sampling: int  # how many of the R, from the first on, sample
+    hidden_rows: NDArray[np.int64] = field(default_factory=lambda: _numpy([]))  # int64 [H], which of the T they are
+    hidden_sequences: list[Sequence] = field(default_factory=list)  # whose each of the H is
+    pooled: list[Sequence] = field(default_factory=list)  # those whose vector is complete once this step is done
 
     @classmethod
     def build(cls, scheduled: list[Scheduled], block_size: int) -> InputBatch:
@@ -55,6 +58,9 @@ class InputBatch:
         scoring_rows: list[int] = []
         sampling: list[Sequence] = []
         scoring: list[Sequence] = []
+        hidden_rows: list[int] = []
+        hidden: list[Sequence] = []
+        pooled: list[Sequence] = []
         for entry in ordered:
             sequence, num_tokens = entry
             start, table = sequence.num_computed_tokens, sequence.block_table
@@ -69,7 +75,13 @@ class InputBatch:
                 slots.extend([table[p // block_size] * block_size + p % block_size for p in range(start, end)])
             query_start.append(len(token_ids))
             context_lens.append(end)
-            if entry.samples:
+            if sequence.pooling is not None:
+                wanted = sequence.pooled_positions(start, end)
+                hidden.extend([sequence] * len(wanted))
+                hidden_rows.extend([len(token_ids) - end + position for position in wanted])
+                if entry.samples:
+                    pooled.append(sequence)
+            elif entry.samples:
                 sampling.append(sequence)
                 sampling_rows.append(len(token_ids) - 1)
             if sequence.scores_prompt:
@@ -91,15 +103,26 @@ class InputBatch:
             logits_rows=_numpy(sampling_rows + scoring_rows),
             row_sequences=sampling + scoring,
             num_sampling=len(sampling),
+            hidden_rows=_numpy(hidden_rows),
+            hidden_sequences=hidden,
+            pooled=pooled,
         )
 
     def scoring(self) -> Iterator[tuple[Sequence, slice]]:
         """Each sequence whose prompt is scored, and which of the R rows are its."""
-        first = self.num_sampling
-        for sequence, group in itertools.groupby(self.row_sequences[first:]):
-            last = first + len(list(group))
-            yield sequence, slice(first, last)
-            first = last
+        yield from _slices(self.row_sequences[self.num_sampling :], self.num_sampling)
+
+    def pooling(self) -> Iterator[tuple[Sequence, slice]]:
+        """Each sequence whose hidden states are needed, and which of the H rows are its."""
+        yield from _slices(self.hidden_sequences, 0)
+
+
+def _slices(sequences: list[Sequence], first: int) -> Iterator[tuple[Sequence, slice]]:
+    """The rows of each of these sequences, counted from `first`."""
+    for sequence, group in itertools.groupby(sequences):
+        last = first + len(list(group))
+        yield sequence, slice(first, last)
+        first = last
 
 
 def _context(entry: Scheduled) -> int:

@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rbee.engine import sampler
+from rbee.engine.pool import Pool
 from rbee.engine.request_times import Moments
 from rbee.engine.scheduling.sequence import PRIORITY_NS, Sequence
 from rbee.messages import FinishReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
     from rbee.engine.publisher import Publisher
     from rbee.engine.request_times import RequestTimes
@@ -44,6 +47,9 @@ class Live:
     num_side_records: int  # published with each of its tokens
     moments: Moments
     report_cached: bool  # its number of cached tokens is yet to be published, as its first record
+    pool: Pool | None = None  # of its hidden states, if its result is a vector
+    vector: NDArray[np.float32] | None = None  # once that is complete: what is left of it to publish
+    num_published: int = 0  # values of it
     full_since_ns: int = 0  # since when its ring has been full, if it is paused
     ended: bool = False  # it has its finish reason
 
@@ -79,6 +85,7 @@ class Intake:
         self._held: set[int] = set()  # rings, perhaps of sequences that have ended
         self._num_arrivals = 0
         self._deadlines: list[tuple[int, int, Live]] = []  # a heap: when, rank of submission, whose
+        self._vectors: dict[int, Live] = {}  # by ring, those that a vector is left to publish of
 
     @property
     def num_submitted(self) -> int:
@@ -119,11 +126,33 @@ class Intake:
     def finish(self, live: Live, reason: FinishReason, *, invalid_kv: bool = False) -> None:
         """End a sequence with the next commit; `invalid_kv`: see `BlockManager.release`."""
         sequence = live.sequence
-        self._scheduler.remove(sequence, invalid_kv=invalid_kv)
+        if live.vector is None:
+            self._scheduler.remove(sequence, invalid_kv=invalid_kv)
+        else:
+            self._vectors.pop(sequence.ring)
         del self.live[sequence.ring]
         live.ended = True
         self._times.on_end(live.moments)
         self._publisher.finish(sequence.ring, reason, sequence.num_cached_tokens)
+
+    def take_vector(self, live: Live, vector: NDArray[np.float32]) -> None:
+        """Publish the vector of a sequence from now on; its blocks are free."""
+        self._scheduler.remove(live.sequence)
+        live.vector = vector
+        self._vectors[live.sequence.ring] = live
+
+    def publish_vectors(self) -> None:
+        """Publish as much of all vectors as their rings take; the end of one ends its sequence. Once per commit."""
+        for ring, live in list(self._vectors.items()):
+            assert live.vector is not None, "it has one"
+            size = self._producer.free_space(ring)
+            if size == 0:
+                continue
+            self._publisher.values(ring, live.num_published, live.vector[:size])
+            live.num_published += size
+            live.vector = live.vector[size:]
+            if not len(live.vector):
+                self.finish(live, FinishReason.STOP)
 
     def _add(self, submission: Submit) -> None:
         sampling = submission.sampling
@@ -134,10 +163,13 @@ class Intake:
             token_ids=array.array("I", submission.prompt),
             sampling=sampling,
             cache_salt=submission.cache_salt,
+            pooling=submission.pooling,
         )
         row = sampler.Row(sampler.RowSampler(sampling), sequence.token_ids, sequence.num_prompt_tokens)
         moments = Moments(sequence, submission.received_ns)
         live = Live(sequence, row, sampling.num_logprobs or 0, moments, submission.report_cached)
+        if submission.pooling is not None:
+            live.pool = Pool(submission.pooling)
         self.live[sequence.ring] = live
         if submission.deadline_ns:
             self._drop_ended_deadlines()
@@ -150,8 +182,9 @@ class Intake:
         size, remainder = divmod(len(submission.prompt), 4)
         if size == 0 or remainder:
             return f"its prompt is {len(submission.prompt)} bytes, which is no token ids."
-        if size + 1 > self._max_model_len:
-            return f"its prompt has {size} tokens, and with one more exceeds the limit of {self._max_model_len}."
+        room = self._max_model_len - (submission.pooling is None)
+        if size > room:
+            return f"its prompt has {size} tokens, and at most {room} are possible."
         highest = int(np.frombuffer(submission.prompt, "<u4").max())
         if highest >= self._vocab_size:
             return f"its prompt has token {highest}, but the vocabulary ends at {self._vocab_size - 1}."

@@ -145,6 +145,8 @@ def _load(
         block_size=config.block_size,
         load_seconds=time.monotonic() - started,
         kernels=runner.kernels,
+        hidden_size=runner.hidden_size,
+        has_head=runner.has_head,
     )
     logger.debug("%s", ready)
     channel.send(messages.encode(ready))

@@ -70,6 +70,11 @@ class Publisher:
         logprobs = np.column_stack([scored.logprobs, scored.top_logprobs]).ravel()
         self._records.append(_Records(rings, records, logprobs))
 
+    def values(self, ring: int, first: int, values: NDArray[np.float32]) -> None:
+        """Add side records for values of a vector, which are at its indices from `first` on."""
+        indices = np.arange(first, first + len(values), dtype=np.uint32)
+        self._records.append(_Records(np.full(len(values), ring, np.uint32), indices | _SIDE_RECORD, values))
+
     def number(self, ring: int, number: int) -> None:
         """Add a side record that is a number below 2^31."""
         record = np.array([number | SIDE_RECORD], np.uint32)

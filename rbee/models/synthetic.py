@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 VOCAB_SIZE = 256
+HIDDEN_SIZE = 32
 MAX_MODEL_LEN = 8192
 
 CHAT_TEMPLATE = """\
@@ -57,6 +58,11 @@ def expected_tokens(prompt_token_ids: Sequence[int], count: int) -> list[int]:
     """The first `count` tokens of the answer to a prompt."""
     hashed = prompt_hash(prompt_token_ids)
     return [sequence_token(hashed, index) for index in range(count)]
+
+
+def hidden_state(prefix_hash: int) -> list[float]:
+    """The hidden state of a token; `prefix_hash` is the `prompt_hash` of it and all tokens before it."""
+    return [((prefix_hash + index) * 0x9E37_79B9 & _MASK32) / 2**31 - 1 for index in range(HIDDEN_SIZE)]
 
 
 def _byte_vocabulary() -> dict[str, int]:

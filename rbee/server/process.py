@@ -156,12 +156,13 @@ async def _serve(
 def _load(options: ServerConfig, model: ModelFolder | None) -> ServedModel:
     """What clients see of the model. Takes up to a second, all of it without giving way to another thread."""
     if model is None:
-        return served_model.load_synthetic(options.served_model_name or "synthetic")
+        return served_model.load_synthetic(options.served_model_name or "synthetic", pooling=options.pooling)
     return served_model.load(
         options.served_model_name or model.name,
         model.path,
         use_generation_config=options.generation_config == "auto",
         trust_content=options.trust_content,
+        pooling=options.pooling,
     )
 
 

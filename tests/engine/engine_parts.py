@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from rbee.engine.sampler import ThreadPool
     from rbee.engine.step_clock import StepClock
 
-_SUBMIT_OPTIONS = frozenset({"received_ns", "priority", "deadline_ns", "cache_salt", "report_cached"})
+_SUBMIT_OPTIONS = frozenset({"received_ns", "priority", "deadline_ns", "cache_salt", "report_cached", "pooling"})
 
 PATIENCE = 60.0  # seconds after which something that never comes fails a test
 
@@ -60,6 +60,8 @@ class ScriptedRunner:
 
     def __init__(self, react: Callable[[InputBatch, np.ndarray], None] | None = None) -> None:
         self.vocab_size = 64
+        self.hidden_size = 4
+        self.has_head = True
         self.max_model_len = 128
         self.num_blocks = 64
         self.batches: list[InputBatch] = []

@@ -89,6 +89,9 @@ struct Step {
     std::size_t block_table_stride;
     std::size_t num_logits;
     const std::int64_t* logits_rows;
+    std::size_t num_hidden = 0;
+    const std::int64_t* hidden_rows = nullptr;
+    float* hidden_states = nullptr;  // [num_hidden][hidden_size], which the step writes: what the head reads of a row
 };
 
 }  // namespace rbee::kernels

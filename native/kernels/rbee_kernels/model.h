@@ -106,6 +106,7 @@ private:
     void embed(std::size_t chunk);
     void prepare_rows(Part part, std::size_t layer, std::size_t chunk);
     void prepare_row(Part part, std::size_t layer, std::size_t row, const Inputs& inputs);
+    void final_norm(std::size_t token, float* out) const;
     Activations prepare_activations(Part part, std::size_t layer, std::size_t first, std::size_t rows,
                                     std::uint64_t serial, Thread& thread);
     void multiply(const Linear& linear, std::size_t first_panel, std::size_t end_panel, const Activations& input,

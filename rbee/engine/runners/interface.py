@@ -31,13 +31,13 @@ class Unsupported(Exception):  # noqa: N818 - no failure: another runner may ser
 
 
 class StepOutput(NamedTuple):
-    """A row for each of the batch's R `logits_rows`. The next step may overwrite the memory.
+    """A row for each of the batch's R `logits_rows` and H `hidden_rows`. The next step may overwrite the memory.
 
     A row that could not be computed is not finite; the other rows do not depend on it.
     """
 
     logits: NDArray[np.float32]  # float32 [R, vocab_size], C-contiguous
-    hidden_states: NDArray[np.float32] | None = None  # float32 [R, hidden_size], the head's input; None: not kept
+    hidden_states: NDArray[np.float32] | None = None  # float32 [H, hidden_size], the head's input; None: H is 0
 
 
 class ModelRunner(Protocol):
@@ -48,6 +48,8 @@ class ModelRunner(Protocol):
     dtype: str  # precision of weights and KV cache, for log lines
     kernels: str  # which code computes: with model and dtype it decides the tokens, bit for bit
     vocab_size: int  # width of the logits; prompt tokens must be smaller
+    hidden_size: int  # width of the hidden states; 0: it gives none
+    has_head: bool  # False: its logits mean nothing, as those of a decoder that was saved without a head
     max_model_len: int  # tokens that one sequence may have, prompt plus output; they fit the KV cache
     num_blocks: int  # blocks in the KV cache
 

@@ -7,6 +7,7 @@ and fault tests run on it through the same scheduler, sampler, rings and server 
 from __future__ import annotations
 
 import time
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,8 @@ from rbee.models import synthetic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
     from rbee.engine.input_batch import InputBatch
     from rbee.engine.runners.context_length import CacheSize
@@ -42,6 +45,8 @@ class SyntheticRunner:
     dtype = "float32"
     kernels = "none"
     vocab_size = synthetic.VOCAB_SIZE
+    hidden_size = synthetic.HIDDEN_SIZE
+    has_head = True
     pool = None
 
     def __init__(
@@ -80,9 +85,10 @@ class SyntheticRunner:
         targets = batch.positions[batch.logits_rows] + 1
         for row in range(batch.num_sampling, len(targets)):
             logits[row, batch.row_sequences[row].token_ids[targets[row]]] = 0
+        hidden_states = _hidden_states(batch) if len(batch.hidden_rows) else None
         self._on_progress()
         self._wait()
-        return StepOutput(logits)
+        return StepOutput(logits, hidden_states)
 
     def _wait(self) -> None:
         now = self._now_ns()
@@ -91,3 +97,15 @@ class SyntheticRunner:
             self._due_ns = now + self._step_ns
         if self._due_ns > now:
             self._sleep((self._due_ns - now) / 1e9)
+
+
+def _hidden_states(batch: InputBatch) -> NDArray[np.float32]:
+    """Of the tokens of each sequence, the hash goes on from one to the next."""
+    states: list[list[float]] = []
+    for sequence, rows in batch.pooling():
+        known, prefix_hash = 0, 0
+        for position in batch.positions[batch.hidden_rows[rows]].tolist():
+            prefix_hash = zlib.crc32(sequence.token_ids[known : position + 1].tobytes(), prefix_hash)
+            known = position + 1
+            states.append(synthetic.hidden_state(prefix_hash))
+    return np.array(states, np.float32)

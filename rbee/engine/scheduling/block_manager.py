@@ -54,7 +54,7 @@ class BlockManager:
 
     def find(self, sequence: Sequence) -> Prefix:
         """What a waiting sequence can share: all but its last token at most, whose logits are needed."""
-        if not self.prefix_caching or sequence.scores_prompt:
+        if not self.prefix_caching or sequence.needs_whole_prompt:
             return Prefix([], 0, None)
         limit = (sequence.num_tokens - 1) // self.block_size
         self._extend_hashes(sequence, limit)

@@ -9,6 +9,7 @@ tokens. A prompt longer than its share is computed in chunks.
 from __future__ import annotations
 
 import bisect
+from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,7 +26,7 @@ class Scheduled(NamedTuple):
 
     @property
     def samples(self) -> bool:
-        """Whether the sequence catches up, so that its last row yields a new token."""
+        """Whether the sequence catches up, so that its last row yields a new token, or its vector is complete."""
         return self.num_tokens == self.sequence.num_uncomputed_tokens
 
 
@@ -83,10 +84,15 @@ class Scheduler:
 
     @property
     def num_prompts(self) -> int:
-        """Sequences more than one token behind that have, or could have, a seat in the next step."""
+        """Sequences more than one token behind that have, or could have, a seat in the next step.
+
+        Those that give a vector do not count: nobody waits for their first token, and hundreds of them at a time would
+        make the steps of streams as long as they like.
+        """
         unpaused = [sequence for sequence in self.running if not sequence.paused]
-        behind = sum(sequence.num_uncomputed_tokens > 1 for sequence in unpaused)
-        return behind + min(len(self.waiting), max(0, self.max_num_seqs - len(unpaused)))
+        behind = sum(sequence.num_uncomputed_tokens > 1 and sequence.pooling is None for sequence in unpaused)
+        waiting = islice(self.waiting, max(0, self.max_num_seqs - len(unpaused)))
+        return behind + sum(sequence.pooling is None for sequence in waiting)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence with a non-empty prompt; prompt plus one token must fit max_model_len."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rbee.pooling_params import PoolingParams
     from rbee.sampling_params import SamplingParams
 
 
@@ -28,10 +29,12 @@ class Sequence:
     token_ids: array.array[int]  # prompt, then output; C unsigned ints
     sampling: SamplingParams  # what the client asked of the sampler
     cache_salt: str = ""  # only sequences with the same salt share cached blocks
+    pooling: PoolingParams | None = None  # it ends with its prompt, of which it gives a vector
     num_prompt_tokens: int = field(init=False)  # how many of them are the prompt
     num_computed_tokens: int = 0  # tokens whose keys and values are in `block_table`; 0 again after a preemption
     num_cached_tokens: int = 0  # of the prompt's tokens, how many were in the cache when it first ran
     num_scored_tokens: int = 1  # of the prompt's tokens, those with published logprobs; the first counts as one
+    num_pooled_tokens: int = 0  # of the prompt's tokens, those before which no hidden state is needed any more
     block_table: array.array[int] = field(default_factory=lambda: array.array("i"))  # in the order of its tokens
     block_hashes: list[bytes] = field(default_factory=list)  # of full blocks, as far as the block manager needs
     num_preemptions: int = 0  # how often the scheduler took its blocks away
@@ -56,5 +59,18 @@ class Sequence:
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether the prompt's logits are still needed, so that the prompt cannot come from the cache."""
+        """Whether the prompt's logits are still needed."""
         return self.sampling.num_prompt_logprobs is not None and self.num_scored_tokens < self.num_prompt_tokens
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """Whether more than the last token has to be computed, so that the prompt cannot come from the cache."""
+        return self.scores_prompt or (self.pooling is not None and self.pooling.method != "last")
+
+    def pooled_positions(self, start: int, end: int) -> range:
+        """Those of the positions [start, end) whose hidden states its vector is made of, and does not have yet."""
+        if self.pooling is None:
+            return range(0)
+        first = self.num_prompt_tokens - 1 if self.pooling.method == "last" else 0
+        last = 1 if self.pooling.method == "cls" else self.num_prompt_tokens
+        return range(max(start, first, self.num_pooled_tokens), min(end, last))

@@ -9,6 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from rbee.models.chat_templates import DEFAULT
+from rbee.models.pooling import POOLING_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ _SPECIAL_TOKENS = {
     "cls_token": "cls",
     "mask_token": "mask",
 }
+_POOLING = {1: "mean", 2: "cls", 3: "lasttoken", 4: "rank"}  # llama.h, llama_pooling_type; 0 is none
 _SAMPLING = {
     "temperature": "temp",
     "top_p": "top_p",
@@ -86,6 +88,8 @@ def files_of(metadata: Mapping[str, Any], *, eos_ids: Sequence[int], bos_id: int
     if isinstance(padding, int):
         generation["pad_token_id"] = padding
     files = {"tokenizer_config.json": _json(settings), "generation_config.json": _json(generation)}
+    if mode := _POOLING.get(metadata.get(f"{metadata.get('general.architecture')}.pooling_type", 0)):
+        files[POOLING_FILE] = _json({"pooling_mode": mode})
     if DEFAULT in templates:
         files["chat_template.jinja"] = templates[DEFAULT].encode()
     return files

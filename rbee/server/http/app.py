@@ -48,6 +48,7 @@ BeginTrace: TypeAlias = "Callable[[str, str, Headers], RequestTrace | None]"  # 
 _DEFECT = "internal_error"
 _NO_ANSWER = 499  # the client has gone before its answer began
 _PREFLIGHT_NAMES = 1000  # characters of the headers that a page asks to send
+_HEADER_NAMES = re.compile(r"[\w!#$%&'*+.^`|~, \t-]*", re.ASCII)
 _PREFLIGHT_SECONDS = 600  # that a browser may remember what it was told of another origin
 # What a page may read of an answer, beside what every page may.
 _SHOWN_HEADERS = ("Retry-After", "Warning", "X-Request-Id", "X-Stream-Id", "traceparent")
@@ -172,12 +173,15 @@ def _cors(origins: frozenset[str]) -> Middleware:
 
 
 class _Preflights(CORSMiddleware):
-    """Refuses in the usual envelope. What is allowed repeats the names of headers that are asked for, so few may be."""
+    """Refuses in the usual envelope. What is allowed repeats the headers' names that are asked for: few, and names."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         answer = super().preflight_response(request_headers)
-        if len(request_headers.get("access-control-request-headers", "")) > _PREFLIGHT_NAMES:
+        asked = request_headers.get("access-control-request-headers", "")
+        if len(asked) > _PREFLIGHT_NAMES:
             message = f"Access-Control-Request-Headers has more than {_PREFLIGHT_NAMES} characters; ask for fewer."
+        elif not _HEADER_NAMES.fullmatch(asked):
+            message = "Access-Control-Request-Headers must be names of headers with commas between them."
         elif answer.status_code == 200:
             return answer
         else:

@@ -70,7 +70,7 @@ class HttpServer(uvicorn.Server):
             tls: makes it serve https. Needs uvloop.
             debug: uvicorn logs what it does.
         """
-        self._places = connections or Connections()
+        self._places = Connections() if connections is None else connections
         self._head_timeout = head_timeout
         self._tls = tls
         self._make: Callable[..., BoundedProtocol] = partial(

@@ -60,6 +60,7 @@ class Load(Protocol):
     def has_begun(self, ring: int) -> bool: ...
 
 
+_LARGEST_SHARE = 4  # a request of many sequences gets one of so many places
 _KEPT_OF = 32  # places, of which one may be empty for those who were told to come back
 
 
@@ -125,6 +126,17 @@ class AdmissionControl:
             return
         wait = shortage.line.join(who, shortage.asked, shortage.wait_behind, self._clock())
         raise Refusal(RefusalKind.OVERLOADED, shortage.message, code=shortage.code, retry_after=wait)
+
+    def most_at_once(self, requester: Requester) -> int:
+        """Sequences that one request of many may have at a time: a share of the places, and what its key has left.
+
+        1 at least, for which there may be no room.
+        """
+        most = self._num_rings // _LARGEST_SHARE
+        limit = self._limits.max_requests_per_key
+        if limit and requester.caller is not None:
+            most = min(most, limit - self._keys[requester.caller].num_open)
+        return max(most, 1)
 
     def on_submitted(self, ring: int, num_tokens: int, caller: int | None = None) -> None:
         """A sequence with so many prompt tokens has this ring from now on."""

@@ -85,6 +85,7 @@ class EngineClient:
         # By ring. An open sequence has a generation other than 0, and a sink in one of the two lists.
         self._generations = [0] * num_rings
         self._delivering: Drained | None = None  # by `_deliver`, whose callbacks come back here
+        self._delivered: list[Callable[[], None]] = []  # what that calls at its end
         self._received_ns = [0] * num_rings
         self._token_sinks: list[TokenSink | None] = [None] * num_rings
         self._direct_sinks: list[DirectSink | None] = [None] * num_rings
@@ -142,6 +143,18 @@ class EngineClient:
             num_choices, lambda: self._admission.who_helps(num_choices, num_tokens, requester)
         )
 
+    def most_at_once(self, requester: Requester) -> int:
+        """Sequences that one request of many may have at a time; there may be no room for them."""
+        return self._admission.most_at_once(requester)
+
+    def check_room(self, num_sequences: int, num_tokens: int, requester: Requester = ANYONE) -> None:
+        """Let so many sequences with so many prompt tokens together be submitted, without waiting in between.
+
+        Raises:
+            Refusal: there is no room for them.
+        """
+        self._admission.check(num_sequences, num_tokens, requester)
+
     def end_orphans(self) -> None:
         """End all orphans, and those to come at once."""
         self._orphans.end_all()
@@ -168,7 +181,7 @@ class EngineClient:
             Refusal: there is no room for it.
         """
         num_tokens = sum(len(prompt if choice.prompt is None else choice.prompt) for choice in choices)
-        self._admission.check(len(choices), num_tokens, requester)
+        self.check_room(len(choices), num_tokens, requester)
         packed = pack_token_ids(prompt)
         handles = []
         for index, choice in enumerate(choices):
@@ -206,6 +219,13 @@ class EngineClient:
         if self._busy_poll and not self._polling:
             self._polling = True
             self._loop.call_soon(self._poll)
+
+    def when_delivered(self, callback: Callable[[], None]) -> None:
+        """For a sink whose sequence ends: call it when the drain has been delivered, before anybody else can submit.
+
+        The ring is free then, and the sink's to use.
+        """
+        self._delivered.append(callback)
 
     def cancel(self, ring: int, generation: int, reason: int = FinishReason.ABORT) -> None:
         if self._generations[ring] != generation:
@@ -292,7 +312,8 @@ class EngineClient:
         self._orphans.on_engine_death()
 
     async def wait_idle(self) -> None:
-        await self._idle.wait()
+        while self._num_open:  # an end may have submitted another
+            await self._idle.wait()
 
     def _turn(self) -> bool:
         """Drain once and deliver; True if more is left, without a wakeup to come."""
@@ -378,6 +399,10 @@ class EngineClient:
                 self._end(ring, _split(code)[0], code)
                 self._call(ring, direct, direct.on_finish, *_split(code))
         self._delivering = None
+        if self._delivered:
+            callbacks, self._delivered = self._delivered, []
+            for callback in callbacks:
+                callback()
 
     def _has_ended(self, ring: int) -> bool:
         """Whether the ring has been given back, and its sequence is only to be told so."""

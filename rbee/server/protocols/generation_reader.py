@@ -118,6 +118,12 @@ class GenerationReader:
             more_prompts: also; all have the same parameters, so that with several `max_tokens` is not None.
             show_output: also.
         """
+        if not engine.has_head:
+            raise invalid(
+                "model",
+                f"The model {self.model.name!r} has no output head, so that it generates no text; use /v1/embeddings.",
+                code="no_output_head",
+            )
         longest = max([len(prompt), *(len(more.token_ids) for more in more_prompts)])
         parameters = read_parameters(
             request,

@@ -27,7 +27,7 @@ class Figures(NamedTuple):
     gap_ns: float | None  # mean time between the commits of two tokens of a choice; None: there were no two
     finish: str  # how its choices ended, as FinishReason in small letters, different ones with commas
     refusal: str  # the code of the error that ended the stream, or ""
-    sampling: SamplingParams
+    sampling: SamplingParams | None  # None: nothing is sampled
 
     @property
     def queue_ns(self) -> int | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _TRACES_PATH = "/v1/traces"  # of an endpoint that has none
 _LAST_PATIENCE = 3.0  # seconds that the end of the server waits for the collector
-_OPERATIONS = {"/v1/completions": "text_completion", "/v1/chat/completions": "chat"}
+_OPERATIONS = {"/v1/completions": "text_completion", "/v1/chat/completions": "chat", "/v1/embeddings": "embeddings"}
 _CONTEXT_HEADERS = ("traceparent", "tracestate")
 
 
@@ -150,16 +150,19 @@ def _engine_attributes(figures: Figures, operation: str, model: str) -> dict[str
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": "rbee",
         "gen_ai.request.model": model,
-        "gen_ai.request.max_tokens": sampling.max_tokens,
-        "gen_ai.request.temperature": sampling.temperature,
-        "gen_ai.request.top_p": sampling.top_p,
-        "gen_ai.request.top_k": sampling.top_k,
         "gen_ai.response.model": model,
         "gen_ai.response.id": figures.answer_id,
         "gen_ai.response.finish_reasons": figures.finish.split(","),
         "gen_ai.usage.input_tokens": figures.prompt_tokens,
         "gen_ai.usage.output_tokens": figures.completion_tokens,
     }
+    if sampling is not None:
+        attributes |= {
+            "gen_ai.request.max_tokens": sampling.max_tokens,
+            "gen_ai.request.temperature": sampling.temperature,
+            "gen_ai.request.top_p": sampling.top_p,
+            "gen_ai.request.top_k": sampling.top_k,
+        }
     if figures.cached_tokens is not None:
         attributes["gen_ai.usage.cache_read.input_tokens"] = figures.cached_tokens
     times = {

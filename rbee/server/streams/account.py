@@ -32,6 +32,33 @@ class _Sequence:
     reason: int = 0
 
 
+class OpenSequences:
+    """How many sequences of a request are open, and who waits for the end of the last one."""
+
+    def __init__(self, number: int = 0) -> None:
+        self._number = number
+        self._on_ended: Callable[[], None] | None = None
+
+    def begin(self) -> None:
+        """There is one more."""
+        self._number += 1
+
+    def end(self) -> None:
+        """One has ended."""
+        self._number -= 1
+        if not self._number and self._on_ended is not None:
+            # Not now: the sink that is ending may have an error to note yet.
+            asyncio.get_running_loop().call_soon(self._on_ended)
+            self._on_ended = None
+
+    def when_ended(self, callback: Callable[[], None]) -> None:
+        """Call it once all have ended: now, or later from the event loop."""
+        if self._number:
+            self._on_ended = callback
+        else:
+            callback()
+
+
 class GenerationAccount:
     """The `rbee.server.link.sinks.Account` of one generation. With `generation.timings` it keeps all gaps."""
 
@@ -41,8 +68,8 @@ class GenerationAccount:
         self._generation = generation
         self._answer_id = answer_id
         self._sequences = [_Sequence() for _ in range(generation.num_sequences)]
-        self._num_open = generation.num_sequences
-        self._on_ended: Callable[[], None] | None = None
+        self._open = OpenSequences(generation.num_sequences)
+        self.when_ended = self._open.when_ended
 
     def take(self, index: int, times: tuple[int, int, int, int], cached_tokens: int | None) -> None:
         sequence = self._sequences[index]
@@ -59,18 +86,7 @@ class GenerationAccount:
 
     def end(self, index: int, reason: int) -> None:
         self._sequences[index].reason = reason
-        self._num_open -= 1
-        if not self._num_open and self._on_ended is not None:
-            # Not now: the sink that is ending may have an error to note yet.
-            asyncio.get_running_loop().call_soon(self._on_ended)
-            self._on_ended = None
-
-    def when_ended(self, callback: Callable[[], None]) -> None:
-        """Call it once all sequences have ended: now, or later from the event loop."""
-        if self._num_open:
-            self._on_ended = callback
-        else:
-            callback()
+        self._open.end()
 
     def figures(self) -> Figures:
         """The account so far."""

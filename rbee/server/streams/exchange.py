@@ -344,17 +344,17 @@ def _submit(
         received_ns=generation.received_ns,
         priority=generation.priority,
         deadline_ns=generation.deadline_ns,
-        cache_salt=_salt(backend, generation, requester),
+        cache_salt=salt_of(backend, generation.cache_salt, requester),
         requester=requester,
         account=account,
     )
 
 
-def _salt(backend: Backend, generation: Generation, requester: Requester) -> str:
+def salt_of(backend: Backend, cache_salt: str, requester: Requester) -> str:
     """With which a prompt is kept in the prefix cache: no other key finds it, whatever salt its holder chooses."""
     if requester.caller is None or backend.share_prefix_cache:
-        return generation.cache_salt
-    return f"{requester.caller}:{generation.cache_salt}"
+        return cache_salt
+    return f"{requester.caller}:{cache_salt}"
 
 
 def requester_of(scope: Scope) -> Requester:

@@ -1,4 +1,4 @@
-"""What clients see of the model: its name, tokenizer, chat template, end-of-sequence tokens and sampling defaults.
+"""What clients see of the model: its name, tokenizer, chat template, end-of-sequence tokens, defaults and pooling.
 
 Owns how these are read from a model folder. Does not know weights and shapes.
 """
@@ -14,6 +14,7 @@ from rbee.models import synthetic
 from rbee.models.chat_templates import DEFAULT, read_templates
 from rbee.models.digest import model_digest
 from rbee.models.json_files import read_object
+from rbee.models.pooling import ModelPooling, NoPooling, read_pooling
 from rbee.models.sampling_defaults import sampling_defaults
 from rbee.server.text.chat_template import ChatTemplate
 from rbee.server.text.special_tokens import SpecialTokens
@@ -22,6 +23,8 @@ from rbee.server.text.tokenizer import TextCodec
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from rbee.models.pooling import PoolingChoice
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _log = logging.getLogger(__name__)
@@ -38,13 +41,22 @@ class ServedModel:
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)  # of requests that leave them out
     no_chat_reason: str = "has no chat template"  # completes "The model X ..." if chat_template is None
     digest: str = ""  # of what it computes with, see `rbee.models.digest`
+    pooling: ModelPooling | NoPooling = field(default_factory=NoPooling)  # how its vectors are made
 
 
-def load(name: str, folder: Path, *, use_generation_config: bool = True, trust_content: bool = False) -> ServedModel:
-    """Read a model folder (tokenizer.json, tokenizer_config.json, chat templates, generation_config.json).
+def load(
+    name: str,
+    folder: Path,
+    *,
+    use_generation_config: bool = True,
+    trust_content: bool = False,
+    pooling: PoolingChoice = "auto",
+) -> ServedModel:
+    """Read a model folder (tokenizer.json, tokenizer_config.json, chat templates, generation_config.json, pooling).
 
     `use_generation_config` says whether the model's recommended sampling parameters become defaults. With
-    `trust_content` special tokens in messages are special tokens; without it they are text.
+    `trust_content` special tokens in messages are special tokens; without it they are text. For `pooling` see
+    `read_pooling`.
 
     Raises:
         ModelError: a file is missing or unreadable.
@@ -67,11 +79,12 @@ def load(name: str, folder: Path, *, use_generation_config: bool = True, trust_c
         end_token_ids=_end_token_ids(folder, generation, codec, special_tokens.get("eos_token")),
         sampling_defaults=defaults,
         digest=model_digest(folder),
+        pooling=read_pooling(folder, pooling),
         **({"no_chat_reason": problem} if problem else {}),
     )
 
 
-def load_synthetic(name: str) -> ServedModel:
+def load_synthetic(name: str, *, pooling: PoolingChoice = "auto") -> ServedModel:
     """The synthetic model: a token is a byte, and nothing ends a sequence but its length."""
     return ServedModel(
         name=name,
@@ -79,6 +92,7 @@ def load_synthetic(name: str) -> ServedModel:
         chat_template=ChatTemplate(synthetic.CHAT_TEMPLATE, {}),
         end_token_ids=frozenset(),
         digest="synthetic",
+        pooling=ModelPooling("mean" if pooling == "auto" else pooling, dimensions=()),
     )
 
 

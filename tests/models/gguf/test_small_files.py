@@ -112,3 +112,20 @@ def test_ids_outside_the_vocabulary_name_no_token(metadata):
     assert json.loads(files["tokenizer_config.json"]) == {"bos_token": "<s>", "pad_token": "<pad>"}
     assert json.loads(files["generation_config.json"]) == {"bos_token_id": 1, "pad_token_id": 0}
     assert json.loads(files_of({}, eos_ids=[], bos_id=None)["tokenizer_config.json"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        (gguf.PoolingType.MEAN, "mean"),
+        (gguf.PoolingType.CLS, "cls"),
+        (gguf.PoolingType.LAST, "lasttoken"),
+        (gguf.PoolingType.RANK, "rank"),
+        (gguf.PoolingType.NONE, None),
+    ],
+)
+def test_pooling(metadata, kind, mode):
+    """In the words of sentence-transformers; a model for text, which has none, gets no file."""
+    files = files_of(metadata(lambda writer: writer.add_pooling_type(kind)), eos_ids=[], bos_id=None)
+    assert json.loads(files.get("pooling.json", "{}")).get("pooling_mode") == mode
+    assert "pooling.json" not in files_of(metadata(lambda _: None), eos_ids=[], bos_id=None)

@@ -86,7 +86,7 @@ class Serving:
 def server(places: Connections | None = None, head_timeout: float = PATIENCE) -> Iterator[Serving]:
     """One that listens."""
     with listen("127.0.0.1", 0) as sock:
-        yield Serving(sock, places or Connections(), head_timeout)
+        yield Serving(sock, Connections() if places is None else places, head_timeout)
 
 
 class Client:

@@ -10,6 +10,8 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rbee.engine import _kernels
 from rbee.engine.memory import available_memory
 from rbee.engine.processors import usable_processors
@@ -86,6 +88,8 @@ class NativeRunner:
             query_length=spec.query_length,
         )
         self.vocab_size = spec.vocab_size
+        self.hidden_size = spec.hidden_size
+        self.has_head = plan.has_head
         block_bytes = shape.block_bytes(num_layers=len(spec.layers), block_size=cache.block_size, exact=exact)
         self.num_blocks, self.max_model_len = fit(
             cache,
@@ -132,6 +136,9 @@ class NativeRunner:
         on_loading("ready", 1, 1, len(spec.layers), len(spec.layers))
 
     def execute(self, batch: InputBatch) -> StepOutput:
+        rows, states = None, None
+        if len(batch.hidden_rows):
+            rows, states = batch.hidden_rows, np.empty((len(batch.hidden_rows), self.hidden_size), np.float32)
         logits = self._model.execute(
             batch.token_ids,
             batch.positions,
@@ -140,8 +147,10 @@ class NativeRunner:
             batch.context_lens,
             batch.block_tables,
             batch.logits_rows,
+            rows,
+            states,
         )
-        return StepOutput(logits)
+        return StepOutput(logits, states)
 
     def profile(self) -> dict[str, float]:
         """Seconds since the start: of threads on "linear", "head", "attention" and "other"; "steps" by the clock."""

@@ -44,11 +44,12 @@ _FUSED = {("query", "key", "value"): "self_attn.qkv_proj", ("gate", "up"): "mlp.
 _FUSED_IN_GGUF = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 _ALWAYS_FUSED = "phi3"
 
-# Where transformers keeps a decoder: by itself, or as the text part of a larger model; and that one's head.
+# Where transformers keeps a decoder: in a model with a head, as the text part of a larger one, or alone; and the head.
 _BODIES = {
     "model.": "lm_head",
     "model.language_model.": "lm_head",
     "language_model.model.": "language_model.lm_head",
+    "": "lm_head",
 }
 # Whether llama.cpp turns neighbouring rows of a head together (LLAMA_ROPE_TYPE_NORM) in each general.architecture.
 _TURNS_NEIGHBOURS = {
@@ -91,11 +92,14 @@ class TensorNames:
         self._spec = spec
         self._stored = stored
         self._gguf_names: dict[str, str] = {}  # by transformers'; none for safetensors
+        self.has_head = True
         if architecture is None:
             body = next((body for body in _BODIES if f"{body}embed_tokens.weight" in stored), None)
-            if body is None:
+            if body is None or (not body and not any(name.startswith("layers.") for name in stored)):
                 raise Unsupported("its weights have other names than transformers gives them when it saves a model")
             self._body, self._layers, self.head = body, f"{body}layers", f"{_BODIES[body]}.weight"
+            # A decoder that was saved alone has none, unless its embedding serves as one.
+            self.has_head = bool(body) or spec.tied_embeddings or self.head in stored
             self._neighbours = spec.interleaved_rope
         elif architecture in _TURNS_NEIGHBOURS:
             self._body, self._layers, self.head = "", "blk", "output.weight"
@@ -118,7 +122,7 @@ class TensorNames:
         shapes = {"final_norm": (self._spec.hidden_size,), "embedding": (self._spec.vocab_size, self._spec.hidden_size)}
         for part, shape in shapes.items():
             yield Wanted(part, f"{self._body}{self._in_file(_MODEL_NAMES[part])}.weight", shape)
-        if not self._spec.tied_embeddings:
+        if self.has_head and not self._spec.tied_embeddings:
             yield self.wanted_head()
 
     def wanted_head(self) -> Wanted:

@@ -91,6 +91,7 @@ class WeightPlan:
     vectors: dict[str, NDArray[np.float32]]
     files: tuple[MappedFile, ...]
     lossy_types: tuple[str, ...] = ()  # of ggml, whose weights are rounded to 8 bits
+    has_head: bool = True  # False: what the embedding gives in place of a head means nothing
 
     def layer_ends(self) -> list[int]:
         """How many bytes of the sources have been packed when each layer has been: layers come first, in order."""

@@ -101,7 +101,7 @@ def plan_weights(spec: ModelSpec, folder: Path, *, quantize: str) -> WeightPlan:
             vectors[want.name] = (vector if order is None else vector[order]) + np.float32(offset if is_norm else 0)
     used = {source.tensors[want.stored_name].stored.type for want in wanted}
     lossy = tuple(sorted(name for name in used if not _kernels.SOURCE_TYPES[name]))
-    return WeightPlan(matrices, vectors, tuple(files.values()), lossy)
+    return WeightPlan(matrices, vectors, tuple(files.values()), lossy, names.has_head)
 
 
 def _source(folder: Path) -> _Source:

@@ -25,6 +25,7 @@ from transformers import (
 from rbee.engine.runners.context_length import position_limit, with_one_longrope
 from rbee.engine.runners.interface import Unsupported
 from rbee.errors import ModelError
+from rbee.models.safetensors_header import read_safetensors_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,15 +62,25 @@ class Attend(Protocol):
 class TorchModel:
     """A loaded model. Its layers attend with what `use_attention` was given last."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, has_head: bool = True) -> None:
         self.config = config = model.config.get_text_config(decoder=True)
         self.name = type(model).__name__  # for messages
         self.num_layers = int(config.num_hidden_layers)
         self.vocab_size = int(config.vocab_size)  # width of its logits, by its configuration
         self.position_limit = _position_limit(config)  # None: it has none
+        self.has_head = has_head  # False: a random one stands for it
         self.dtype = model.dtype
         self.device = model.device
         self._model = model
+        self._last_hidden_state: torch.Tensor | None = None
+        # The model itself returns what its decoder gave only among the states of all layers, which take memory.
+        decoder: Callable[[], torch.nn.Module] = model.get_decoder
+        decoder().register_forward_hook(self._keep_last_hidden_state)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states in the last forward pass; 0: the model has none that can be seen."""
+        return 0 if self._last_hidden_state is None else self._last_hidden_state.shape[-1]
 
     def use_attention(self, attend: Attend) -> None:
         """Make all layers call `attend`."""
@@ -92,6 +103,14 @@ class TorchModel:
             )
         logits: torch.Tensor = output.logits[0]
         return logits
+
+    def hidden_states(self, rows: torch.Tensor) -> torch.Tensor:
+        """Of the last forward pass, the hidden states [len(rows), hidden_size] of rows: what its head read."""
+        assert self._last_hidden_state is not None, "there was one"
+        return self._last_hidden_state[0, rows]
+
+    def _keep_last_hidden_state(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG002 - torch's
+        self._last_hidden_state = output[0]
 
     def _name_attention(self, name: str) -> None:
         choose: Callable[[str], None] = self._model.set_attn_implementation
@@ -126,8 +145,9 @@ def load_model(path: Path, *, dtype: torch.dtype | None, device: str, max_model_
             )
     except Exception as error:
         raise ModelError(f"The model in {path} cannot be loaded: {reason_of(error, config)}.") from error
-    if loaded["missing_keys"]:
-        names = sorted(loaded["missing_keys"])
+    names = sorted(loaded["missing_keys"])
+    has_head = not names or not _lacks_its_head_alone(path, model, names)
+    if names and has_head:
         raise ModelError(f"The weights in {path} are incomplete: {names[0]} and {len(names) - 1} others are missing.")
     if loaded["mismatched_keys"]:
         name, found, expected = min(loaded["mismatched_keys"])
@@ -141,7 +161,7 @@ def load_model(path: Path, *, dtype: torch.dtype | None, device: str, max_model_
             "Transformers does not use %s and %d other tensors of the weights in %s.", names[0], len(names) - 1, path
         )
     try:
-        return TorchModel(model.to(device).eval())
+        return TorchModel(model.to(device).eval(), has_head=has_head)
     except RuntimeError as error:
         raise ModelError(f"The model in {path} cannot be moved to --device {device}: {first_line(error)}.") from error
 
@@ -232,6 +252,15 @@ def _check_weights(path: Path) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise ModelError(f"The weights file {file} is damaged: {first_line(error)}. Fetch it again.") from error
+
+
+def _lacks_its_head_alone(path: Path, model: PreTrainedModel, missing: list[str]) -> bool:
+    """Whether the weights are those of a decoder that was saved without the head, which is all that is missing."""
+    find_head: Callable[[], torch.nn.Module] = model.get_output_embeddings
+    head = next(name for name, module in model.named_modules() if module is find_head())
+    stored = [name for file in path.glob("*.safetensors") for name in read_safetensors_header(file)]
+    whole = any(name.startswith(f"{model.base_model_prefix}.") for name in stored)
+    return not whole and all(name.startswith(f"{head}.") for name in missing)
 
 
 def _position_limit(text: PretrainedConfig) -> int | None:

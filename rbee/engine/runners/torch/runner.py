@@ -27,6 +27,9 @@ from rbee.models.safetensors_header import read_safetensors_header
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from rbee.engine.input_batch import InputBatch
     from rbee.engine.runners.context_length import CacheSize
     from rbee.engine.runners.interface import OnLoading, OnProgress
@@ -89,6 +92,8 @@ class TorchRunner:
         self.dtype = str(self._model.dtype).removeprefix("torch.")
         self.kernels = f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
         self.vocab_size = self._model.vocab_size
+        self.hidden_size = self._model.hidden_size
+        self.has_head = self._model.has_head
         self.num_blocks, self.max_model_len = fit(
             cache,
             block_bytes=KVCache.bytes_per_block(layers, cache.block_size, self._model.dtype),
@@ -108,8 +113,11 @@ class TorchRunner:
         token_ids, positions, rows = (
             torch.from_numpy(array).to(self.device) for array in (batch.token_ids, batch.positions, batch.logits_rows)
         )
-        logits = self._model.forward(token_ids, positions, rows)
-        return StepOutput(logits.float().contiguous().cpu().numpy())
+        logits = _numpy(self._model.forward(token_ids, positions, rows))
+        if not len(batch.hidden_rows):
+            return StepOutput(logits)
+        hidden_rows = torch.from_numpy(batch.hidden_rows).to(self.device)
+        return StepOutput(logits, _numpy(self._model.hidden_states(hidden_rows)))
 
     def _attend(
         self,
@@ -129,6 +137,11 @@ class TorchRunner:
         layer: Any = module.layer_idx
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return self._cache.attend(layer, query, key, value, scaling=scale, softcap=softcap, sinks=s_aux)
+
+
+def _numpy(rows: torch.Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = rows.float().contiguous().cpu().numpy()
+    return array
 
 
 def _available(device: str) -> int:

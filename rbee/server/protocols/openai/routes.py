@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.routing import Route
 
 from rbee.server.http.responses import json_response
+from rbee.server.protocols.openai.embeddings import EmbeddingsApi
 from rbee.server.protocols.openai.reader import RequestReader
 from rbee.server.protocols.openai.schemas import (
     ADVISORY_CHAT,
@@ -60,6 +61,7 @@ class OpenAiApi:
             model, num_rings=supervisor.num_rings, ring_capacity=supervisor.ring_capacity, lenient=lenient
         )
         self._created = int(time.time())
+        self._embeddings = EmbeddingsApi(backend, model, self._bodies, lenient=lenient)
 
     def routes(self) -> list[Route]:
         return [
@@ -69,6 +71,7 @@ class OpenAiApi:
             Route("/v1/models/{name:path}", self.show_model, methods=["GET"]),
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/detokenize", self.detokenize, methods=["POST"]),
+            *self._embeddings.routes(),
         ]
 
     def operations(self) -> list[Operation]:
@@ -78,6 +81,7 @@ class OpenAiApi:
         return [
             generates("/v1/chat/completions", "Answer a conversation.", chat),
             generates("/v1/completions", "Continue a text.", completion),
+            *self._embeddings.operations(),
             Operation("GET", "/v1/models", "The served model, as a list."),
             Operation("GET", "/v1/models/{name:path}", "The served model.", refusals=(404,)),
             Operation("POST", "/tokenize", "The token ids of a text or a conversation.", Body(TokenizeRequest)),

@@ -33,7 +33,7 @@ class Chunk(NamedTuple):
     end: int
 
 
-def arrays(*chunks: Chunk) -> dict[str, NDArray[np.int64]]:
+def arrays(*chunks: Chunk) -> dict[str, Any]:
     """The step of these chunks, which wants the logits of every token."""
     tables = np.zeros((len(chunks), max(len(chunk.blocks) for chunk in chunks)), np.int64)
     for row, chunk in enumerate(chunks):
