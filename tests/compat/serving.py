@@ -16,6 +16,9 @@ from rbee.config import DEFAULT_MODEL
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# The default model was made to generate text: without --pooling it makes no embeddings.
+_OPTIONS = ("--port", "0", "--no-log-requests", "--pooling", "mean")
+
 
 @contextlib.contextmanager
 def serving(*options: str, key: str = "") -> Iterator[str]:
@@ -23,7 +26,7 @@ def serving(*options: str, key: str = "") -> Iterator[str]:
 
     Its log goes to stderr. The key, if any, is not in its command.
     """
-    command = [sys.executable, "-m", "rbee.cli", "serve", DEFAULT_MODEL, "--port", "0", "--no-log-requests", *options]
+    command = [sys.executable, "-m", "rbee.cli", "serve", DEFAULT_MODEL, *_OPTIONS, *options]
     environment = os.environ | {"RBEE_API_KEY": key} if key else None
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
         assert server.stdout is not None
