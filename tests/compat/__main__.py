@@ -47,7 +47,7 @@ def _run_all(clients: Sequence[Client], folder: str, *, has_key: bool) -> list[R
             expected = Expected(plain)
         arguments = [url, key or "none", expected.model, PROMPT, str(MAX_TOKENS), expected.stop, folder]
         for client in clients:
-            added = rows_of(client, run(client, arguments), expected.facts, expected.refusals)
+            added = rows_of(client, run(client, arguments), expected.facts)
             print(*added, sep="\n", flush=True)
             rows += added
     return rows

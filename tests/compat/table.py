@@ -38,8 +38,8 @@ class Row(NamedTuple):
         return f"| {' | '.join(cells)} |"
 
 
-def rows_of(client: Client, seen: Seen, expected: Mapping[str, Facts], refused: Mapping[str, str]) -> list[Row]:
-    """One for each call, one for each kind that the server has refused, and one for what else went wrong."""
+def rows_of(client: Client, seen: Seen, expected: Mapping[str, Facts]) -> list[Row]:
+    """One for each call, and one for what else went wrong."""
     rows = []
     for observation in seen.observations:
         wrong = "; ".join(differences(expected[observation["kind"]], observation["saw"]))
@@ -48,11 +48,8 @@ def rows_of(client: Client, seen: Seen, expected: Mapping[str, Facts], refused: 
             Row(client.title, seen.version, observation["call"], compared, wrong or "as expected", is_good=not wrong)
         )
     missing = client.kinds - {observation["kind"] for observation in seen.observations}
-    rows += [
-        Row(client.title, seen.version, kind, "", f"not run: {refused[kind]}") for kind in missing & refused.keys()
-    ]
-    if seen.failure or missing - refused.keys():
-        reason = seen.failure or f"not seen: {', '.join(sorted(missing - refused.keys()))}"
+    if seen.failure or missing:
+        reason = seen.failure or f"not seen: {', '.join(sorted(missing))}"
         rows.append(Row(client.title, seen.version, "", "", reason, is_good=False))
     return rows
 

@@ -20,14 +20,13 @@ EXPECTED: dict[str, Facts] = {
     "chat": {"text": "Honey", "end": "stop"},
     "unknown model": {"status": 404, "message": "no 'x' here."},
 }
-REFUSALS = {"embedding": "There is no such route."}
 CHAT = {"kind": "chat", "call": "ask", "saw": {"text": "Honey", "end": "stop"}}
 REFUSED = {"kind": "unknown model", "call": "ask wrongly", "saw": {"status": 404, "message": "Error: no 'x' here."}}
 
 
 def results(seen, client=CLIENT):
     """What its rows say, and whether that is good."""
-    return [(row.result, row.is_good) for row in rows_of(client, seen, EXPECTED, REFUSALS)]
+    return [(row.result, row.is_good) for row in rows_of(client, seen, EXPECTED)]
 
 
 def test_a_client_that_sees_the_same_is_right():
@@ -62,12 +61,6 @@ def test_what_a_client_did_not_observe_is_a_failure():
     assert results(Seen("1.0", [CHAT], "")) == [("as expected", True), ("not seen: unknown model", False)]
 
 
-def test_what_the_server_refuses_to_all_is_no_failure():
-    """But said."""
-    client = CLIENT._replace(kinds=CLIENT.kinds | {"embedding"})
-    assert results(Seen("1.0", [CHAT, REFUSED], ""), client)[2:] == [("not run: There is no such route.", True)]
-
-
 def test_a_client_that_breaks_off_is_a_failure():
     """After what it saw before."""
     assert results(Seen("1.0", [CHAT, REFUSED], "ValueError"))[2:] == [("ValueError", False)]
@@ -75,7 +68,7 @@ def test_a_client_that_breaks_off_is_a_failure():
 
 def test_a_row_is_one_line_of_its_table():
     """Whatever a client says."""
-    [row] = rows_of(CLIENT._replace(kinds=set()), Seen("1.0", [], "a | b\nc"), EXPECTED, REFUSALS)
+    [row] = rows_of(CLIENT._replace(kinds=set()), Seen("1.0", [], "a | b\nc"), EXPECTED)
     assert str(row) == "| some client | 1.0 |  |  | a \\| b c |"
 
 

@@ -1,4 +1,4 @@
-// openai of npm: a chat, its stream, the stream helper, Responses and a typed error.
+// openai of npm: a chat, its stream, the stream helper, Responses, embeddings and a typed error.
 
 import OpenAI from "openai";
 
@@ -39,6 +39,9 @@ await main(versionOf("openai"), async (add) => {
       add("response", "responses.create, `stream`", { text, end: status, tokens: tokens(counts.input_tokens, counts.output_tokens) });
     }
   }
+
+  const { data } = await client.embeddings.create({ model: ask.model, input: ask.prompt });
+  add("embedding", "embeddings.create", { vector: data[0].embedding.map((number) => Number(number.toFixed(5))) });
 
   const names = [];
   for await (const model of client.models.list()) names.push(model.id);
