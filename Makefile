@@ -7,7 +7,7 @@ PROMETHEUS := build/prometheus
 NATIVE := $(shell find native -name '*.h' -o -name '*.cpp' -o -name CMakeLists.txt)
 CXX_FILES := $(filter %.h %.cpp,$(NATIVE))
 
-.PHONY: setup serve test test-fast test-properties test-native-long fuzz soak coverage lint audit bench bench-transport bench-peers bench-llama-cpp bench-quality bench-faults bench-door clean
+.PHONY: setup serve test test-fast test-properties test-native-long fuzz soak compat coverage lint audit bench bench-transport bench-peers bench-llama-cpp bench-quality bench-faults bench-door clean
 
 setup: $(STAMP)
 
@@ -63,6 +63,26 @@ fuzz: setup
 # Streams, faults and hours: ARGS="--hours 2". By hand, on a machine that has nothing else to do.
 soak: setup
 	$(BIN)/python benchmarks/soak.py $(ARGS)
+
+# Unmodified clients against a real server; `ARGS="openai curl"` runs some. The first time needs a network.
+COMPAT := build/compat
+
+$(COMPAT)/venv/.installed: tests/compat/requirements.txt
+$(COMPAT)/aiperf/.installed: tests/compat/requirements-aiperf.txt
+$(COMPAT)/%/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q --only-binary :all: -r $<
+	touch $@
+
+$(COMPAT)/node_modules/.installed: tests/compat/package.json
+	mkdir -p $(COMPAT)
+	cp $< $(COMPAT)
+	npm install --prefix $(COMPAT) --no-audit --no-fund --no-package-lock --ignore-scripts
+	touch $@
+
+compat: setup $(COMPAT)/venv/.installed $(COMPAT)/aiperf/.installed $(COMPAT)/node_modules/.installed
+	$(BIN)/rbee pull
+	$(BIN)/python -m tests.compat $(ARGS)
 
 # Lines and branches of rbee/ that the suite runs, in the processes that it starts too.
 coverage: setup $(PROMETHEUS)/.installed
