@@ -367,6 +367,7 @@ class StreamProtocol(HttpToolsProtocol):
         self._unread.end()
         self._stop_awaiting_head()
         self._stop_awaiting_rest()
+        self._unset_keepalive_if_required()  # uvicorn's timer holds a connection that was reset for all its time
         super().connection_lost(exc)
         if self._answering is not None and not self._answering.response_complete:
             self._answering.disconnected = True

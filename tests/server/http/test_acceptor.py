@@ -286,9 +286,9 @@ async def test_end_of_the_server_closes_newcomers(stack):
 
 
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})], ids=["uvloop"])
-@pytest.mark.parametrize("kind", ["silent", "half a head", "answered", "kept", "refused", "no request"])
+@pytest.mark.parametrize("kind", ["silent", "half a head", "answered", "kept", "reset", "refused", "no request"])
 async def test_a_connection_leaves_no_cycle(stack, kind):
-    """It is freed when it ends, and not when Python's collector next looks at all objects."""
+    """It is freed when it ends, and not when Python's collector looks at all objects next, or a timer is over."""
     refused = b"POST / HTTP/2.0\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100
     last = HEAD.replace(b"X-Empty:", b"Connection: close") + BODY
     kinds = {
@@ -296,6 +296,7 @@ async def test_a_connection_leaves_no_cycle(stack, kind):
         "half a head": (HALF, False),
         "answered": (last, True),
         "kept": (HEAD + BODY, True),
+        "reset": (HEAD + BODY, True),
         "refused": (refused, True),
         "no request": (b"garbage\r\n\r\n", True),
     }
@@ -310,13 +311,16 @@ async def test_a_connection_leaves_no_cycle(stack, kind):
                     with contextlib.ExitStack() as ended:
                         client = Client(ended, serving, sent)
                         if is_answered:
-                            await client.read(BODY if kind == "kept" else b"")
+                            await client.read(BODY if kind in {"kept", "reset"} else b"")
+                        if kind == "reset":
+                            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
                 # Each is accepted, and its end read, before this one is answered.
                 await Client(stack, serving, last).read()
                 while serving.protocols:  # noqa: ASYNC110 - it is about to be closed
                     await asyncio.sleep(0)
                 await asyncio.sleep(0)
                 assert gc.collect() == 0
+                assert not any(isinstance(thing, BoundedProtocol) for thing in gc.get_objects())
             finally:
                 gc.enable()
 
