@@ -206,10 +206,17 @@ class BoundedProtocol(StreamProtocol):
         came, self._newcomer.data = self._newcomer.data, b""
         if came:
             self.data_received(came)
+            if self.flow.read_paused:
+                self.loop.call_soon(self._pause_again)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._places.remove(self)
+
+    def _pause_again(self) -> None:
+        """Under uvloop transports begin to read behind `connection_made`, whatever they were told in it."""
+        if self.flow is not None and self.flow.read_paused and not self.transport.is_closing():
+            self.transport.pause_reading()
 
     def _take_place(self) -> None:
         self._has_place = self._places.hand_over(self._newcomer, self)

@@ -26,7 +26,7 @@ from tests.server.server_parts import PATIENCE
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
 
@@ -61,10 +61,10 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 class Serving:
     """Our HTTP server in this process; it accepts within the block of `accepting`, so that a backlog can be filled."""
 
-    def __init__(self, sock: socket.socket, places: Connections, head_timeout: float) -> None:
+    def __init__(self, app: ASGIApp, sock: socket.socket, places: Connections, head_timeout: float) -> None:
         self._sock = sock
         self.address: tuple[str, int] = sock.getsockname()
-        self.http = HttpServer(echo, connections=places, head_timeout=head_timeout)
+        self.http = HttpServer(app, connections=places, head_timeout=head_timeout)
 
     @contextlib.asynccontextmanager
     async def accepting(self) -> AsyncIterator[None]:
@@ -83,10 +83,10 @@ class Serving:
 
 
 @contextlib.contextmanager
-def server(places: Connections | None = None, head_timeout: float = PATIENCE) -> Iterator[Serving]:
+def server(places: Connections | None = None, head_timeout: float = PATIENCE, app: ASGIApp = echo) -> Iterator[Serving]:
     """One that listens."""
     with listen("127.0.0.1", 0) as sock:
-        yield Serving(sock, Connections() if places is None else places, head_timeout)
+        yield Serving(app, sock, Connections() if places is None else places, head_timeout)
 
 
 class Client:
@@ -283,6 +283,30 @@ async def test_end_of_the_server_closes_newcomers(stack):
         async with serving.accepting():
             await Client(stack, serving, HEAD + BODY).read(BODY)
         assert [await client.read() for client in held] == [b"", b""]
+
+
+async def test_nothing_is_read_behind_a_request_that_waits(stack):
+    """The second request of the first packet waits for the first one's answer, and what follows waits in the kernel."""
+    may_answer = asyncio.Event()
+
+    async def patient(scope, receive, send):
+        await may_answer.wait()
+        await echo(scope, receive, send)
+
+    with server(app=patient) as serving:
+        async with serving.accepting():
+            client = Client(stack, serving, (HEAD + BODY) * 2)
+            while not serving.protocols:  # noqa: ASYNC110 - it is about to come
+                await asyncio.sleep(0)
+            [connection] = serving.http.server_state.connections
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not connection.transport.is_reading()
+            may_answer.set()
+            answers = b""
+            while answers.count(BODY) < 2:
+                answers += await client.read(BODY)
+            assert connection.transport.is_reading()
 
 
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})], ids=["uvloop"])
