@@ -2,7 +2,7 @@
 
 Owns the collector's thresholds. A full collection takes up to 1 us for each object, and nothing else runs meanwhile:
 512 streams and the connections of an attack made it 33 ms, and it found nothing. What requests and connections leave is
-freed by its last reference (tests/server/http/test_http_protocol.py has such a test); the two younger generations are
+freed by its last reference (tests/server/http/test_acceptor.py looks at that); the two younger generations are
 collected as ever. Does not know what a request is.
 """
 

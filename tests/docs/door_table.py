@@ -45,12 +45,12 @@ BOUNDS = [
         "431 `headers_too_large`",
         "faults/test_door_framing.py",
     ),
-    Bound("what is no request of HTTP/1.1", "", "400 `invalid_http`", "server/http/test_http_protocol.py"),
+    Bound("what is no request of HTTP/1.1", "", "400 `invalid_http`", "server/http/test_http_requests.py"),
     Bound(
         "the time of a head, of a new connection or of a request that has begun",
         "30 s",
         "408 `request_timeout`; a connection without a byte is closed",
-        "server/http/test_http_protocol.py::test_heads_that_come_too_late",
+        "server/http/test_http_requests.py::test_heads_that_come_too_late",
     ),
     Bound("the time between two requests", _option("keep_alive_timeout"), "closed", "server/http/test_keep_alive.py"),
     Bound(

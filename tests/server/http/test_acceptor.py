@@ -20,7 +20,7 @@ from rbee.server.http import refusals
 from rbee.server.http.acceptor import Newcomer, is_beginning
 from rbee.server.http.connections import BoundedProtocol, Connections
 from rbee.server.http.listener import HttpServer, listen
-from tests.server.http.test_http_protocol import RecordingTransport
+from tests.server.http.protocol_parts import RecordingTransport
 from tests.server.server_parts import PATIENCE
 
 if TYPE_CHECKING:
