@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.faults.fuzz_requests import LEAVING
 
 if TYPE_CHECKING:
     from tests.faults.fuzz_requests import Conversation
 
-_FINAL = frozenset({200, 204, 400, 401, 403, 404, 405, 408, 410, 413, 415, 429, 431, 503})
+_FINAL = frozenset({200, 202, 204, 400, 401, 403, 404, 405, 408, 409, 410, 413, 415, 429, 431, 503})
 _REPEATED = 1024  # bytes of the input, or twice as many, that an answer may repeat
 
 
@@ -127,14 +127,31 @@ def _check_answer(answer: Answer, sent: bytes) -> None:
         return
     expect(headers.get(b"content-type") == b"application/json", f"no envelope: {answer.body[:100]!r}")
     try:
-        [(name, error)] = json.loads(answer.body).items()
-        message, code, param = error["message"], error["code"], error["param"]
-        expect(name == "error" and error["type"] and code, "the envelope")
+        said = _said(json.loads(answer.body))
     except (ValueError, KeyError, TypeError, AttributeError) as wrong:
         raise WrongError(f"no envelope: {answer.body[:100]!r}") from wrong
-    expect(message.endswith((".", "?")) and len(message) <= 1000, f"the message {message!r}")
-    expect(param is None or len(param) <= 1000, "a long param")
-    _check_repetition(message.encode(), sent)
+    for message, param in said:
+        expect(message.endswith((".", "?")) and len(message) <= 1000, f"the message {message!r}")
+        expect(param is None or len(param) <= 1000, "a long param")
+        _check_repetition(message.encode(), sent)
+
+
+def _said(envelope: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """Each message of a refusal in one of the four envelopes, with the field that is to blame."""
+    names = set(envelope)
+    if names == {"error"}:
+        error = envelope["error"]
+        expect(error["type"] and error["code"], "OpenAI's envelope")
+        return [(error["message"], error["param"])]
+    if names == {"type", "error", "request_id"}:
+        error = envelope["error"]
+        expect(envelope["type"] == "error" and error["type"] and envelope["request_id"], "Anthropic's envelope")
+        return [(error["message"], None)]
+    if names == {"errors"}:
+        expect(envelope["errors"] and all(error["constraint"] for error in envelope["errors"]), "the jobs' errors")
+        return [(error["message"], error["field"]) for error in envelope["errors"]]
+    expect(names == {"code", "message", "retriable"} and envelope["code"], "the jobs' envelope")
+    return [(envelope["message"], None)]
 
 
 def _check_repetition(text: bytes, sent: bytes) -> None:

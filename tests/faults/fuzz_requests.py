@@ -63,6 +63,27 @@ _ROUTES: tuple[tuple[str, str, dict[str, Any] | None, int], ...] = (  # method, 
     ("POST", COMPLETIONS, {"prompt": "hi", "n": 2, "max_tokens": 2, "stop": ["zz"], "stream": True}, 200),
     ("POST", COMPLETIONS, {"prompt": "hi" * 200, "max_tokens": 1}, 400),
     ("POST", CHAT, {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}, 200),
+    ("POST", COMPLETIONS, {"prompt": ["hi", [104]], "n": 2, "max_tokens": 2, "prompt_logprobs": 1}, 200),
+    ("POST", "/v1/responses", {"input": "hi", "max_output_tokens": 2, "stream": True}, 200),
+    ("POST", "/v1/responses", {"input": [{"role": "user", "content": "hi"}], "store": False}, 200),
+    (
+        "POST",
+        "/v1/messages",
+        {"messages": [{"role": "user", "content": "hi"}], "system": "x", "max_tokens": 2, "stream": True},
+        200,
+    ),
+    ("POST", "/v1/messages", {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}, 400),
+    ("POST", "/v1/messages/count_tokens", {"messages": [{"role": "user", "content": "hi"}]}, 200),
+    ("POST", "/v1/embeddings", {"input": ["hi", "there"], "encoding_format": "base64"}, 200),
+    ("POST", "/v1/jobs", {"prompt": "hi", "max_tokens": 2, "stop": ["zz"]}, 200),
+    ("POST", "/v1/inference", {"prompt": "", "max_tokens": 5000, "temperature": 3}, 400),
+    ("POST", "/v1/cancel", {"job_id": "job-0"}, 202),
+    ("DELETE", "/v1/jobs/job-0", None, 200),
+    ("DELETE", "/v1/inference/job-0", None, 204),
+    ("GET", "/v1/jobs/job-0/stream", None, 404),
+    ("GET", "/v1/loading/progress", None, 200),
+    ("GET", "/openapi.json", None, 200),
+    ("GET", "/docs", None, 200),
     (
         "POST",
         CHAT,
@@ -82,7 +103,9 @@ _ROUTES: tuple[tuple[str, str, dict[str, Any] | None, int], ...] = (  # method, 
         200,
     ),
 )
-_DEAR = frozenset({CHAT, COMPLETIONS, "/metrics"})  # takes the engine's time, or the server's
+_DEAR = frozenset(
+    {CHAT, COMPLETIONS, "/metrics", "/openapi.json", "/v1/responses", "/v1/messages", "/v1/embeddings", "/v1/jobs"}
+)  # takes the engine's time, or the server's
 _QUICK = tuple(number for number, route in enumerate(_ROUTES) if route[1] not in _DEAR)
 _HARMLESS = (
     ("Accept", "*/*"),
@@ -163,6 +186,8 @@ _FIELDS = (
     *("logit_bias", "allowed_token_ids", "seed", "stop", "stop_token_ids", "ignore_eos", "best_of", "priority"),
     *("deadline", "cache_salt", "stream", "stream_options", "timings", "user", "metadata", "logprobs", "top_logprobs"),
     *("echo", "chat_template_kwargs", "add_generation_prompt", "continue_final_message", "response_format", "tools"),
+    *("input", "instructions", "max_output_tokens", "system", "stop_sequences", "job_id", "operation", "dimensions"),
+    *("encoding_format", "n_predict", "prompt_logprobs", "include_stop_str_in_output", "skip_special_tokens"),
     *("add_special_tokens", "suffix", "unknown", "", "a" * 2500, "\x00\x1b", "\u2028", "__class__", "Prompt", "role"),
 )
 _MARK = "@@here@@"

@@ -32,7 +32,7 @@ GROWTH_KB = 24 * 1024
 LONGEST_LINE = 4096
 COMMON = (
     *("--model", "synthetic", "--synthetic-step-ms", "0.1", "--max-model-len", "96", "--max-body-mib", "1"),
-    *("--resume-timeout", "0.05"),
+    *("--resume-timeout", "0.05", "--job-ttl", "0.05"),
 )
 SERVERS = {
     "strict, with a key": ("--api-key", KEY),

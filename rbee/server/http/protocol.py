@@ -35,6 +35,7 @@ REST_TIME = 30.0  # seconds that a client may go on with a body whose answer it 
 _REST_PAUSE = 0.05  # seconds between two pieces of it, of up to 256 KB
 REST_BYTES = 8 * 2**20  # of it that are thrown away
 MAX_HEAD_BYTES = 64 * 1024  # of all that a request has beside its body; uvicorn bounds it only with h11
+_NUMBER = "rbee.number"  # of a request on its connection
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _FRAMING_OF_A_BYTE = 8  # bytes of chunk sizes that each byte of a body may bring: a chunk of one byte has five
 
@@ -72,6 +73,7 @@ class StreamProtocol(HttpToolsProtocol):
         self._late_head: asyncio.TimerHandle | None = None  # while a head is waited for
         self._answering: RequestResponseCycle | None = None  # `cycle` is the newest, perhaps of a request that waits
         self.listener: WriterListener | None = None  # of the one response that is being streamed
+        self._number = 0  # of the newest request
         self._in_head = True  # the parser is before the end of a request's head
         self._framing_bytes = 0  # of the present request: line, headers, sizes and extensions of chunks, trailers
         self._unreadable = False  # nothing that comes is looked at any more
@@ -312,7 +314,10 @@ class StreamProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head, self._framing_bytes = True, 1  # the others of this piece may belong to an earlier request
-        self.scope["extensions"] = {EXTENSION: partial(SocketWriter, self), HAS_LEFT: self.has_left}  # type: ignore[dict-item] # uvicorn types plain data
+        self._number += 1
+        self.scope["state"][_NUMBER] = self._number
+        make = partial(SocketWriter, self, self._number)
+        self.scope["extensions"] = {EXTENSION: make, HAS_LEFT: self.has_left}  # type: ignore[dict-item] # uvicorn types plain data
 
     def on_response_complete(self) -> None:
         is_last = not self.pipeline
@@ -337,14 +342,17 @@ class StreamProtocol(HttpToolsProtocol):
             self.loop.call_soon_threadsafe(self.transport.close)
         return left
 
+    def answers(self, number: int) -> bool:
+        cycle = self._answering
+        return cycle is None or (not cycle.disconnected and cycle.scope["state"][_NUMBER] == number)
+
     @property
     def takes_chunks(self) -> bool:
         return self._answering is None or self._answering.scope["http_version"] != "1.0"
 
     def leave_unframed(self) -> None:
-        # uvicorn decides on chunks by the response's headers alone.
         if self._answering is not None:
-            self._answering.chunked_encoding = False
+            self._answering.chunked_encoding = False  # uvicorn decides on it by the response's headers alone
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -375,7 +383,7 @@ class StreamProtocol(HttpToolsProtocol):
         listener, self.listener = self.listener, None
         if listener is not None:
             listener.on_closed()
-        # These refer to this protocol. Without the cycles it is freed when it ends, not by the garbage collector.
+        # These refer to this protocol, which without them is freed when it ends.
         self.cycle = self.scope = self._answering = self._unread = self._outgoing = self.flow = None  # type: ignore[assignment]
         self.pipeline.clear()
 

@@ -104,6 +104,9 @@ class Connection(Protocol):
     def leave_unframed(self) -> None:
         """Announce no framing for the response that begins; it ends with its connection."""
 
+    def answers(self, number: int) -> bool:
+        """Whether the response to the request of this number can be sent: a refusal may have taken its place."""
+
 
 def writer_of(scope: Scope, receive: Receive, send: Send) -> Writer:
     """The writer of a request's response: past ASGI where our own protocol serves it, else over `send`."""
@@ -114,10 +117,11 @@ def writer_of(scope: Scope, receive: Receive, send: Send) -> Writer:
 class SocketWriter:
     """Writes HTTP/1.1 chunks to the transport of our own protocol; for a client of HTTP/1.0 the bytes as they are."""
 
-    __slots__ = ("_chunked", "_connection", "_early", "_opened", "_send")
+    __slots__ = ("_chunked", "_connection", "_early", "_number", "_opened", "_send")
 
-    def __init__(self, connection: Connection, send: Send) -> None:
+    def __init__(self, connection: Connection, number: int, send: Send) -> None:
         self._connection = connection
+        self._number = number
         self._chunked = connection.takes_chunks
         self._send = send
         self._opened = False
@@ -125,7 +129,7 @@ class SocketWriter:
 
     @property
     def closed(self) -> bool:
-        return self._connection.transport.is_closing()
+        return self._connection.transport.is_closing() or not self._connection.answers(self._number)
 
     @property
     def paused(self) -> bool:
@@ -135,7 +139,7 @@ class SocketWriter:
     def descriptor(self) -> int | None:
         """None under TLS, without chunks, and for a connection that is ending: its number may soon be another one's."""
         transport = self._connection.transport
-        if not self._chunked or transport.get_extra_info("sslcontext") is not None or transport.is_closing():
+        if not self._chunked or transport.get_extra_info("sslcontext") is not None or self.closed:
             return None
         return transport.get_extra_info("socket").fileno()  # type: ignore[no-any-return] # untyped in asyncio
 
@@ -158,11 +162,10 @@ class SocketWriter:
         self.write_rest(b"%x\r\n%b\r\n" % (len(frames), frames) if self._chunked else frames)
 
     def write_rest(self, data: bytes) -> None:
-        transport = self._connection.transport
         if not self._opened:
             self._early += data
-        elif not transport.is_closing():
-            transport.write(data)
+        elif not self.closed:
+            self._connection.transport.write(data)
 
     async def finish(self) -> None:
         await _send_end(self._send)

@@ -6,7 +6,8 @@ import socket
 import pytest
 
 from rbee.server.http.protocol import MAX_HEAD_BYTES
-from rbee.server.http.writer import HAS_LEFT
+from rbee.server.http.refusals import STATE
+from rbee.server.http.writer import HAS_LEFT, writer_of
 from tests.server.http.protocol_parts import RefusingApp, connect, end, feed, settle
 
 pytestmark = pytest.mark.anyio
@@ -180,6 +181,35 @@ async def test_the_rest_of_a_refused_body_is_read_in_turns():
         assert not transport.reading
         while not transport.reading:  # noqa: ASYNC110 - the protocol's timer
             await asyncio.sleep(0.01)
+    await end(protocol)
+
+
+async def test_a_stream_whose_place_a_refusal_has_taken_writes_nothing():
+    """A route that needs no body does not wait for it, and may begin when what follows is no body."""
+
+    class Silent:
+        def __getattr__(self, name):
+            return lambda: None
+
+    refusing = RefusingApp()
+
+    async def app(scope, receive, send):
+        if STATE in scope["state"]:
+            await refusing(scope, receive, send)
+            return
+        writer = writer_of(scope, receive, send)
+        await writer.start([(b"content-type", b"text/event-stream")])
+        writer.open(Silent())
+        writer.write(b"data: x")
+        assert writer.closed
+        await writer.finish()
+
+    protocol, transport = connect(app)
+    await feed(protocol, transport, [b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n*"])
+    written = b"".join(transport.written)
+    assert written.startswith(b"HTTP/1.1 400")
+    assert (written.count(b"HTTP/1.1 "), written.count(b"data: x")) == (1, 0)
+    assert refusing.refused == ["invalid_http"]
     await end(protocol)
 
 

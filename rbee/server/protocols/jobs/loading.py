@@ -66,16 +66,15 @@ class LoadingStream(Response):
         writer.open(_Events())
         try:
             shown: dict[str, Any] = {}
-            while not writer.closed:
+            while not (writer.closed or shown.get("stage") in _OUTCOMES):
+                if shown:
+                    await asyncio.sleep(_PERIOD)
                 event = progress_event(self._supervisor)
                 if event != shown and not writer.paused:
                     writer.write(frame(event))
                     shown = event
-                    if event["stage"] in _OUTCOMES:
-                        writer.write(sse.DONE)
-                        await writer.finish()
-                        return
-                await asyncio.sleep(_PERIOD)
+            writer.write(sse.DONE)
+            await writer.finish()
         finally:
             writer.close()
 

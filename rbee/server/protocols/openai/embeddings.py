@@ -235,7 +235,7 @@ class EmbeddingsResponse(Response):
             await send({"type": "http.response.body", "body": piece, "more_body": True})
             await asyncio.sleep(0)  # for the streams beside it
             if writer.closed:
-                return
+                break
         await writer.finish()
 
 
