@@ -1,6 +1,5 @@
 """What the native drain and Python write of the other protocols' streams together equals what Python writes alone."""
 
-import contextlib
 import itertools
 
 import pytest
@@ -18,7 +17,7 @@ from tests.server.protocols.dialects_parts import (
     make_responses_dialect,
     parse_events,
 )
-from tests.server.streams.direct_parts import Pipe, SocketWriter
+from tests.server.streams.direct_parts import SocketWriter, token_batches
 from tests.server.streams.streams_parts import StreamedCase, make_direct, make_direct_outlet
 from tests.server.text.text_parts import SENTENCEPIECE, SYNTHETIC
 
@@ -26,13 +25,6 @@ pytestmark = pytest.mark.anyio
 
 DIALECTS = [(OF_MESSAGES, make_messages_dialect), (OF_RESPONSES, make_responses_dialect)]
 CACHED_TOKENS = 3
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    """One for all examples."""
-    with contextlib.ExitStack() as stack:
-        yield Pipe(stack)
 
 
 @pytest.fixture(scope="session")
@@ -59,9 +51,7 @@ async def test_both_ways_write_the_same_bytes(words, make_dialect, vocabularies,
     """
     tokenizer, make_detokenizer, bytewise = vocabularies[which]
     size = tokenizer.get_vocab_size(with_added_tokens=True)
-    ids = st.integers(0, 12) | st.integers(0, size - 1)  # low ones often: in the small vocabularies they are words
-    tokens = st.lists(ids.filter(lambda n: make_detokenizer.token_bytes(n)[-1:] != b"\xed"), max_size=6)
-    batches = data.draw(st.lists(tokens, min_size=1, max_size=8))
+    batches = data.draw(token_batches(make_detokenizer.token_bytes, size - 1))
     all_tokens = list(itertools.chain(*batches))
     stop_token_ids = data.draw(st.lists(st.sampled_from([*all_tokens, 5]), max_size=2))
 

@@ -8,12 +8,24 @@ import socket
 from typing import TYPE_CHECKING
 
 import numpy as np
+from hypothesis import strategies as st
 
 from rbee.transport import Arena, Consumer, Producer, create_doorbell
 from tests.fakes import RecordingWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from hypothesis.strategies import SearchStrategy
+
+
+def token_batches(token_bytes: Callable[[int], bytes], last: int) -> SearchStrategy[list[list[int]]]:
+    """What an engine may commit to one ring step by step: ids up to `last`, none that ends with the byte 0xED.
+
+    After that byte Python's decoder waits for a third one even if the second has shown that this is no character.
+    """
+    ids = st.integers(0, 12) | st.integers(0, last)  # low ones often: in the small vocabularies they are words
+    return st.lists(st.lists(ids.filter(lambda n: token_bytes(n)[-1:] != b"\xed"), max_size=6), min_size=1, max_size=8)
 
 
 class Pipe:

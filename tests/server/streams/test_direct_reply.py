@@ -1,6 +1,5 @@
 """What the drain writes equals, byte for byte, what the server writes token by token."""
 
-import contextlib
 import itertools
 
 import pytest
@@ -12,18 +11,11 @@ from rbee.messages import FinishReason
 from rbee.server.protocols.openai.schemas import StreamOptions
 from rbee.server.text.detokenizer import detokenizers
 from tests.batches import batch
-from tests.server.streams.direct_parts import Pipe, SocketWriter
+from tests.server.streams.direct_parts import SocketWriter, token_batches
 from tests.server.streams.streams_parts import StreamedCase, make_dialect, make_direct, make_direct_outlet
 from tests.server.text.text_parts import SENTENCEPIECE, SYNTHETIC, wordpiece
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    """One for all examples."""
-    with contextlib.ExitStack() as stack:
-        yield Pipe(stack)
 
 
 @pytest.fixture(scope="session")
@@ -54,9 +46,7 @@ async def test_both_ways_write_the_same_bytes(vocabularies, pipe, data, which, c
     character. Here that byte's two replacement characters come at once.
     """
     make_detokenizer, size = vocabularies[which]
-    ids = st.integers(0, 12) | st.integers(0, size + 2)  # low ones often: in the small vocabularies they are words
-    tokens = st.lists(ids.filter(lambda n: make_detokenizer.token_bytes(n)[-1:] != b"\xed"), max_size=6)
-    batches = data.draw(st.lists(tokens, min_size=1, max_size=8))
+    batches = data.draw(token_batches(make_detokenizer.token_bytes, size + 2))
     all_tokens = list(itertools.chain(*batches))
     stop_token_ids = data.draw(st.lists(st.sampled_from([*all_tokens, 5]), max_size=2))
 
