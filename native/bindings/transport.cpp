@@ -1,8 +1,8 @@
 // The native module rbee.transport._native. Its documentation for users is rbee/transport/_native.pyi.
 //
 // Owns nothing but the list of what is in it, and the exception that its errors become. Every call keeps the GIL: all
-// take microseconds, but for a drain that sends to hundreds of sockets, which is what its process is there for. One
-// thread per side is what the core expects.
+// take microseconds, but for a drain that sends to hundreds of sockets, which is what its process is there for; and but
+// for the wait for another process' end. One thread per side is what the core expects.
 
 #include <exception>
 
@@ -29,6 +29,7 @@ NB_MODULE(_native, m) {
 
     bind_arena(m);
     bind_counters(m);
+    bind_life_line(m);
     bind_producer(m);
     bind_vocabulary(m);  // before those whose signatures name its class
     bind_outlet(m);

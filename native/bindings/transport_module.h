@@ -9,6 +9,7 @@
 void bind_arena(nanobind::module_& m);
 void bind_consumer(nanobind::module_& m);
 void bind_counters(nanobind::module_& m);
+void bind_life_line(nanobind::module_& m);
 void bind_outlet(nanobind::module_& m);
 void bind_producer(nanobind::module_& m);
 void bind_vocabulary(nanobind::module_& m);

@@ -33,7 +33,7 @@ from rbee.engine.scheduling.scheduler import Scheduler
 from rbee.engine.scheduling.step_cost import StepCost
 from rbee.errors import RbeeError
 from rbee.messages import FinishReason
-from rbee.transport import Arena, EngineState, Producer
+from rbee.transport import Arena, EngineState, LifeLine, Producer
 from rbee.transport.control import ControlChannel
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def main() -> int:
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--doorbell-fd", type=int, required=True)
     parser.add_argument("--arena-fd", type=int, required=True)
+    parser.add_argument("--life-line-fd", type=int, required=True)
     parser.add_argument("--parent-pid", type=int, required=True)
     parser.add_argument("--log-format", choices=("text", "json"), default="text")
     parser.add_argument("--debug", action="store_true")
@@ -62,6 +63,7 @@ def main() -> int:
     ignore_group_signals()  # the server decides, and lets open streams finish first
     logs.configure("engine", log_format=options.log_format, debug=options.debug)
     warnings.simplefilter("default" if options.debug else "ignore")
+    LifeLine.attach(options.life_line_fd).hold()
     channel = ControlChannel(socket.socket(fileno=options.control_fd))
     try:
         return _run(channel, options.doorbell_fd, options.arena_fd, debug=options.debug)

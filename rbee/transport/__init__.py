@@ -8,6 +8,7 @@ from __future__ import annotations
 from rbee.transport._native import Consumer, Drained, Outlet, Producer, Progress, Slot, TokenGaps, Vocabulary
 from rbee.transport.arena import Arena, create_doorbell
 from rbee.transport.frame_template import FrameTemplate, LastFrames
+from rbee.transport.life_line import LifeLine
 from rbee.transport.observer import (
     COUNTERS,
     COUNTS,
@@ -36,6 +37,7 @@ __all__ = [
     "FrameTemplate",
     "Histogram",
     "LastFrames",
+    "LifeLine",
     "Observer",
     "Outlet",
     "Producer",

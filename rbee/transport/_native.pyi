@@ -1,11 +1,12 @@
 # ruff: noqa: PYI021 - this file is where the native module is documented
 """The shared-memory core in C++ (`native/`): both sides of an arena, for one thread each.
 
-Every call keeps the GIL and is short: microseconds, and for a drain some more for each socket that it sends to. After
-`close()` every other call raises TransportError.
+Every call but `await_life_line` keeps the GIL and is short: microseconds, and for a drain some more for each socket
+that it sends to. After `close()` every other call raises TransportError.
 """
 
 from collections.abc import Iterable
+from mmap import mmap
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -44,6 +45,15 @@ ORDINARY_FINISHES: Final[dict[str, int]]
 
 def histogram_bounds() -> list[int]:
     """Where each bucket of a histogram starts, in its unit; the last one has no end."""
+
+def format_life_line(memory: mmap | memoryview) -> None:
+    """Make zeroed memory, which no other process has mapped yet, a life line that no thread holds."""
+
+def hold_life_line(memory: mmap | memoryview) -> None:
+    """Hold it until the calling thread ends; TransportError if another one does."""
+
+def await_life_line(memory: mmap | memoryview) -> None:
+    """Return when the thread that holds it has ended. Without the GIL."""
 
 class Progress:
     """Counts chunks of work, so that a long step is no hang. For one thread at a time."""

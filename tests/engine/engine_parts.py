@@ -26,7 +26,7 @@ from rbee.engine.scheduling.scheduler import Scheduler
 from rbee.engine.scheduling.step_cost import StepCost
 from rbee.messages import FinishReason
 from rbee.sampling_params import SamplingParams
-from rbee.transport import Arena, Consumer, Producer, create_doorbell
+from rbee.transport import Arena, Consumer, LifeLine, Producer, create_doorbell
 from rbee.transport.control import FrameDecoder, frame
 
 if TYPE_CHECKING:
@@ -245,12 +245,10 @@ class EngineProcess:
         self._decoder = FrameDecoder()
         self._records: list[messages.ToServer] = []
         self.log = folder / "engine.log"
-        with self.log.open("wb") as stderr, engine_end:
-            self.process = subprocess.Popen(
-                engine_command(engine_end.fileno(), self.rings.doorbell, self.rings.arena.descriptor, os.getpid()),
-                pass_fds=(engine_end.fileno(), self.rings.doorbell, self.rings.arena.descriptor),
-                stderr=stderr,
-            )
+        _, life_line = LifeLine.create()
+        with self.log.open("wb") as stderr, engine_end, os.fdopen(life_line):
+            fds = (engine_end.fileno(), self.rings.doorbell, self.rings.arena.descriptor, life_line)
+            self.process = subprocess.Popen(engine_command(*fds, os.getpid()), pass_fds=fds, stderr=stderr)
         self.send(messages.Configure(engine=config, slow_reader_timeout=slow_reader_timeout))
 
     def send(self, record: messages.ToEngine) -> None:
@@ -315,8 +313,8 @@ def engine_process(
         engine.close()
 
 
-def engine_command(control_fd: int, doorbell_fd: int, arena_fd: int, parent_pid: int) -> list[str]:
+def engine_command(control_fd: int, doorbell_fd: int, arena_fd: int, life_line_fd: int, parent_pid: int) -> list[str]:
     """The command line of the start protocol."""
     options = {"--control-fd": control_fd, "--doorbell-fd": doorbell_fd, "--arena-fd": arena_fd}
-    options["--parent-pid"] = parent_pid
+    options |= {"--life-line-fd": life_line_fd, "--parent-pid": parent_pid}
     return [sys.executable, "-m", "rbee.engine", *(str(word) for option in options.items() for word in option)]

@@ -16,7 +16,7 @@ from rbee import messages
 from rbee.config import EngineConfig
 from rbee.messages import FinishReason
 from rbee.models.synthetic import expected_tokens
-from rbee.transport import Arena, create_doorbell
+from rbee.transport import Arena, LifeLine, create_doorbell
 from rbee.transport.control import FrameDecoder, frame
 from tests.engine.engine_parts import PATIENCE, engine_command, engine_process
 
@@ -147,12 +147,13 @@ def test_death_of_the_parent_kills_the_engine():
     arena = Arena.create(num_rings=64, ring_capacity=8, epoch=1, named=False)
     parent = (
         "import os, subprocess, sys\n"
-        "command, fds = sys.argv[4:], tuple(map(int, sys.argv[1:4]))\n"
+        "command, fds = sys.argv[5:], tuple(map(int, sys.argv[1:5]))\n"
         "command[command.index('--parent-pid') + 1] = str(os.getpid())\n"
         "print(subprocess.Popen(command, pass_fds=fds).pid, flush=True)\n"
         "sys.stdin.read()\n"
     )
-    fds = (engine_end.fileno(), doorbell, arena.descriptor)
+    _, life_line = LifeLine.create()
+    fds = (engine_end.fileno(), doorbell, arena.descriptor, life_line)
     with subprocess.Popen(
         [sys.executable, "-c", parent, *map(str, fds), *engine_command(*fds, 0)],
         pass_fds=fds,
@@ -170,6 +171,7 @@ def test_death_of_the_parent_kills_the_engine():
     assert ended(pidfd)
     os.close(pidfd)
     os.close(doorbell)
+    os.close(life_line)
     control.close()
     engine_end.close()
     arena.close()
@@ -180,7 +182,7 @@ def test_engine_of_a_dead_parent_does_not_start(tmp_path):
     control, engine_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with control, engine_end:
         end = engine_end.fileno()
-        command = engine_command(end, end, end, os.getpid() + 1)
+        command = engine_command(end, end, end, end, os.getpid() + 1)
         done = subprocess.run(
             command, pass_fds=(engine_end.fileno(),), timeout=PATIENCE, check=False, capture_output=True, cwd=tmp_path
         )

@@ -1,8 +1,8 @@
-"""One epoch of the engine: its arena, doorbell, child process, pidfd, control channel, client and heartbeat.
+"""One epoch of the engine: its arena, doorbell, child process, life line, pidfd, control channel, client and heartbeat.
 
-Owns all of these and releases them in `close`. The pidfd and the end of the control channel show the process's death;
-no timeout does. A watchdog shows that a process which lives has stopped working. Does not know which requests are
-taken, or what follows a death: that is its owner's policy.
+Owns all of these and releases them in `close`. The life line shows that the process is ending, the pidfd and the end of
+the control channel show that it has; no timeout does. A watchdog shows that a process which lives has stopped working.
+Does not know which requests are taken, or what follows a death: that is its owner's policy.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -26,7 +27,7 @@ from rbee.server.link.admission import Admission
 from rbee.server.link.engine_client import EngineClient
 from rbee.server.link.heartbeat import Heartbeat
 from rbee.server.link.watchdog import Watchdog
-from rbee.transport import Arena, Consumer, create_doorbell, read_sample
+from rbee.transport import Arena, Consumer, LifeLine, create_doorbell, read_sample
 from rbee.transport.control import FrameDecoder, frame
 
 if TYPE_CHECKING:
@@ -58,7 +59,10 @@ class EngineSettings:
 
 
 class EngineOwner(Protocol):
-    """Receives an EngineProcess's events: attached, loading, ready, hung, each or none; then died, perhaps failed."""
+    """Receives an EngineProcess's events.
+
+    Attached, loading, ready, hung, each or none; then ending and died, each once; perhaps failed.
+    """
 
     @property
     def state(self) -> ServerState:
@@ -73,8 +77,11 @@ class EngineOwner(Protocol):
     def on_hung(self) -> None:
         """A ready engine has shown no sign of life for `hang_timeout`."""
 
+    def on_ending(self) -> None:
+        """The engine computes and commits nothing any more. `client` still has the tokens that it committed."""
+
     def on_died(self, how: str) -> None:
-        """The process has ended, for example with "exit code 2". `client` still has the tokens that it committed."""
+        """The process has ended, for example with "exit code 2"."""
 
     def on_sequence_end(self, reason: int, seconds: float) -> None:
         """A sequence has ended; see `EngineClient`."""
@@ -95,6 +102,9 @@ class EngineProcess:
         self._settings = settings
         self._owner = owner
         self._control_ended = False
+        self._ending = False
+        self._life_line: LifeLine | None = None
+        self._waiter: threading.Thread | None = None  # waits for the end of the life line
         self._was_ready = False
         self._failure = ""
         self._watchdog: Watchdog | None = None  # while the engine is ready
@@ -118,11 +128,13 @@ class EngineProcess:
                 resources.callback(os.close, doorbell)
                 consumer = Consumer(arena, doorbell)
                 resources.callback(consumer.close)
+                self._life_line, life_line = LifeLine.create()
+                resources.callback(self._drop_life_line)
                 ours, theirs = socket.socketpair()
-                with theirs:
+                with theirs, os.fdopen(life_line):
                     configure = Configure(engine=settings.config, slow_reader_timeout=settings.slow_reader_timeout)
                     ours.sendall(frame(encode(configure)))  # before the event loop's next turn, which may come late
-                    self._process = _spawn(theirs.fileno(), doorbell, arena.descriptor, settings)
+                    self._process = _spawn(theirs.fileno(), doorbell, arena.descriptor, life_line, settings)
                 resources.callback(self._process.wait)
                 resources.callback(self._process.kill)  # does nothing to a process that has been waited for
                 pidfd = os.pidfd_open(self._process.pid)
@@ -172,6 +184,7 @@ class EngineProcess:
     def close(self) -> None:
         """Release everything; a process that still runs is killed. Afterwards the owner gets no events."""
         self._stop_watching()
+        self._ending = True
         self._resources.close()
         if self.exited.is_set():
             self._on_control_end()
@@ -181,9 +194,13 @@ class EngineProcess:
         self._watchdog = None
 
     def _on_record(self, payload: bytes) -> None:
-        match decode_to_server(payload):
+        record = decode_to_server(payload)
+        if self._ending and not isinstance(record, Failed):
+            return  # it is not any more what it says
+        match record:
             case Attached(pid=pid):
                 _log.debug("engine %d has attached the arena", pid)
+                self._watch_life_line()
                 self._owner.on_attached()
             case Loading() as progress:
                 self._owner.on_loading(progress)
@@ -209,10 +226,35 @@ class EngineProcess:
         else:
             self._resources.callback(asyncio.get_running_loop().call_later(_EXIT_GRACE, self.kill).cancel)
 
+    def _watch_life_line(self) -> None:
+        """From now on the engine holds it."""
+        loop = asyncio.get_running_loop()
+        line = self._life_line
+        assert line is not None, "it is released at the very end"
+
+        def wait() -> None:
+            line.wait()
+            loop.call_soon_threadsafe(self._on_ending)
+
+        self._waiter = threading.Thread(target=wait, name="life line", daemon=True)
+        self._waiter.start()
+
+    def _drop_life_line(self) -> None:
+        """To be called when the process has ended, and with it the wait."""
+        if self._waiter is not None:
+            self._waiter.join()
+        self._waiter = self._life_line = None
+
+    def _on_ending(self) -> None:
+        if not self._ending:
+            self._ending = True
+            self._stop_watching()
+            self._owner.on_ending()
+
     def _on_exit(self, pidfd: int) -> None:
         asyncio.get_running_loop().remove_reader(pidfd)
-        self._stop_watching()
-        how = _ending(self._process.wait())
+        self._on_ending()  # if it has ended before it held its life line, or this turn of the loop came late
+        how = _how(self._process.wait())
         self._owner.on_died(how)
         self.exited.set()
         if not self._failure:
@@ -245,10 +287,13 @@ class _ControlProtocol(asyncio.Protocol):
         self._on_end()
 
 
-def _spawn(control: int, doorbell: int, arena: int, settings: EngineSettings) -> subprocess.Popen[bytes]:
-    """Start `python -m rbee.engine` with its three descriptors; its stdout goes to our stderr."""
+def _spawn(
+    control: int, doorbell: int, arena: int, life_line: int, settings: EngineSettings
+) -> subprocess.Popen[bytes]:
+    """Start `python -m rbee.engine` with its four descriptors; its stdout goes to our stderr."""
     command = [sys.executable, "-m", "rbee.engine"]
     command += ["--control-fd", str(control), "--doorbell-fd", str(doorbell), "--arena-fd", str(arena)]
+    command += ["--life-line-fd", str(life_line)]
     command += ["--parent-pid", str(os.getpid())]
     command += ["--log-format", settings.log_format]
     command += ["--debug"] if settings.debug else []
@@ -256,13 +301,13 @@ def _spawn(control: int, doorbell: int, arena: int, settings: EngineSettings) ->
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
         return subprocess.Popen(  # noqa: S603 - our own words only
-            command, pass_fds=(control, doorbell, arena), stdin=subprocess.DEVNULL, stdout=sys.stderr
+            command, pass_fds=(control, doorbell, arena, life_line), stdin=subprocess.DEVNULL, stdout=sys.stderr
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _ending(returncode: int) -> str:
+def _how(returncode: int) -> str:
     if returncode >= 0:
         return f"exit code {returncode}"
     hint = ", perhaps out of memory" if returncode == -signal.SIGKILL else ""

@@ -61,11 +61,14 @@ class Supervisor:
         self._unbegun = UnbegunSequences(self.on_sequence_end)
         self._epoch = 0
         self._load_seconds = 0.0  # of the last engine
+        self._delay: float | None = None  # seconds from an unexpected end to the next start; None: there is none
+        self._replacing = False  # an engine has died, or is ending, and the next one is not ready
         self._restarting: asyncio.Task[None] | None = None
         self.leaving = self._stopping = False  # leaving: requests are taken, but new clients should go elsewhere
         self._reset()
 
     def _reset(self) -> None:
+        self._unexpected = False  # the engine is ending, or has ended, although it was ready and should go on
         self.state = ServerState.STARTING
         self.progress: Loading | None = None  # the last record while loading
         self.ready: Ready | None = None  # the engine's own description, once it is ready
@@ -80,7 +83,7 @@ class Supervisor:
     def restarting(self) -> bool:
         """Whether the engine has died, or is being killed, and the next one is not ready."""
         killed = self._hung and not self._engine.exited.is_set()
-        return (killed or self._restarting is not None) and not self._stopping
+        return (killed or self._replacing) and not self._stopping
 
     @property
     def device(self) -> str:
@@ -99,7 +102,7 @@ class Supervisor:
         """
         loop = asyncio.get_running_loop()
         self._settled, self._given_up = loop.create_future(), loop.create_future()
-        self._restarting, self.leaving, self._stopping = None, False, False
+        self._restarting, self._replacing, self.leaving, self._stopping = None, False, False, False
         await self._start_epoch()
 
     async def _start_epoch(self) -> None:
@@ -129,7 +132,7 @@ class Supervisor:
         again = min(max(math.ceil(self._load_seconds), 1), _LONGEST_RETRY_AFTER)
         if self._hung and not self._engine.exited.is_set():
             return _HUNG, again
-        if self._restarting is not None and not self._stopping:
+        if self._replacing and not self._stopping:
             return _RESTARTING, again
         return _REFUSALS[self.state]
 
@@ -191,7 +194,7 @@ class Supervisor:
             self.state = ServerState.READY
             self._unbegun.submit_all(self.client.submit)  # before any new request
         if self._settled.done():
-            self._restarting = None
+            self._restarting, self._replacing = None, False
             _log.warning("the engine is ready again (epoch %d)", self._epoch)
         else:
             self._settled.set_result(ready)
@@ -205,19 +208,25 @@ class Supervisor:
     def on_sequence_end(self, reason: int, seconds: float) -> None:
         self.ends.count(reason, seconds)
 
-    def on_died(self, how: str) -> None:
-        was_ready = self._settled.done()
+    def on_ending(self) -> None:
         self.state = ServerState.DEAD
-        if self._hung:
-            how = "it hung"
-        if was_ready and not self._stopping:
-            self._replace_engine(how)
-        if self._restarting is not None and not self._stopping:
+        self._unexpected = self._settled.done() and not self._stopping
+        if self._unexpected:
+            self._delay = self._budget.take()
+            self._replacing = self._delay is not None
+        if self._replacing and not self._stopping:
             self.client.engine_died(self._died(), self._unbegun.keep)
         else:
             self.client.engine_died(self._died())
         if waiting := len(self._unbegun):
             _log.warning("%d sequences without a token wait for the next engine", waiting)
+
+    def on_died(self, how: str) -> None:
+        how = "it hung" if self._hung else how
+        if self._unexpected and self._stopping:  # meanwhile
+            _log.error("the engine process died (%s)", how)
+        elif self._unexpected:
+            self._replace_engine(how, self._delay)
 
     def _died(self) -> Refusal:
         _, retry_after = self._refusal()
@@ -235,11 +244,10 @@ class Supervisor:
             self._settled.set_exception(EngineUnavailableError(reason))
             self._settled.exception()  # marks it as read: asyncio logs an exception that was never read
 
-    def _replace_engine(self, how: str) -> None:
+    def _replace_engine(self, how: str, delay: float | None) -> None:
         """Start the next epoch when its time has come, or give up."""
-        delay = self._budget.take()
         if delay is None:
-            self._restarting = None
+            self._restarting, self._replacing = None, False
             limit, window = self._budget.limit, self._budget.window
             after = f" after {limit} restarts in {window:.0f} s" if limit else ""
             _log.error("the engine process died (%s)%s; new requests get 503", how, after)
@@ -260,7 +268,7 @@ class Supervisor:
             await self._start_epoch()
         except TransportError as error:
             self.state = ServerState.DEAD
-            self._replace_engine(str(error))
+            self._replace_engine(str(error), self._budget.take())
 
 
 def _shutting_down() -> Refusal:

@@ -56,6 +56,9 @@ class RecordingOwner:
     def on_sequence_end(self, reason: int, seconds: float) -> None:
         """There are no sequences."""
 
+    def on_ending(self) -> None:
+        self._add("ending")
+
     def on_died(self, how: str) -> None:
         """Keep how."""
         self._add(f"died: {how}")
@@ -104,7 +107,7 @@ async def test_events_of_an_ordinary_life() -> None:
         engine.shutdown()
         await owner.wait_for("died")
         assert engine.exited.is_set()
-    assert owner.events == ["attached", "ready: synthetic", "died: exit code 0"]
+    assert owner.events == ["attached", "ready: synthetic", "ending", "died: exit code 0"]
     await asyncio.sleep(0)  # the transport of the control channel closes its socket in the next turn
     assert resources() == before
 
@@ -114,9 +117,9 @@ async def test_engine_that_cannot_start_fails_with_its_reason() -> None:
     owner = RecordingOwner()
     async with started(owner, max_model_len=9000):
         await owner.wait_for("failed")
-    assert [event.partition(":")[0] for event in owner.events] == ["attached", "died", "failed"]
-    assert owner.events[1] == "died: exit code 2"
-    assert "--max-model-len 9000" in owner.events[2]
+    assert [event.partition(":")[0] for event in owner.events] == ["attached", "ending", "died", "failed"]
+    assert owner.events[2] == "died: exit code 2"
+    assert "--max-model-len 9000" in owner.events[3]
 
 
 async def test_engine_that_is_killed_before_it_is_ready_fails() -> None:
@@ -125,7 +128,8 @@ async def test_engine_that_is_killed_before_it_is_ready_fails() -> None:
     async with started(owner) as engine:
         engine.kill()
         await owner.wait_for("failed")
-    assert owner.events[-2:] == [
+    assert owner.events[-3:] == [
+        "ending",
         "died: killed by SIGKILL, perhaps out of memory",
         "failed: The engine process died before it was ready (killed by SIGKILL, perhaps out of memory).",
     ]
@@ -139,7 +143,7 @@ async def test_crash_is_an_event_with_its_signal() -> None:
         [child] = child_engines()
         child.send_signal(signal.SIGSEGV)
         await owner.wait_for("died")
-    assert owner.events == ["attached", "ready: synthetic", "died: killed by SIGSEGV"]
+    assert owner.events == ["attached", "ready: synthetic", "ending", "died: killed by SIGSEGV"]
 
 
 async def test_each_epoch_has_an_arena_of_its_own() -> None:
