@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
+import select
 import signal
 import socket
 import ssl
@@ -221,8 +223,10 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 
 @contextlib.asynccontextmanager
-async def serving_tls(certificate: Certificate, places: Connections) -> AsyncIterator[tuple[str, int]]:
-    """The address of our HTTP server in this process, which gives a handshake 0.2 s."""
+async def serving_tls(
+    certificate: Certificate, places: Connections, handshake_timeout: float = 0.2
+) -> AsyncIterator[tuple[str, int]]:
+    """The address of our HTTP server in this process."""
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
@@ -231,7 +235,7 @@ async def serving_tls(certificate: Certificate, places: Connections) -> AsyncIte
     with listen("127.0.0.1", 0) as sock:
         address: tuple[str, int] = sock.getsockname()
         tls = ServerTls(str(certificate.cert), str(certificate.key))
-        http = HttpServer(app, tls=tls, head_timeout=0.2, connections=places)
+        http = HttpServer(app, tls=tls, head_timeout=handshake_timeout, connections=places)
         served = asyncio.ensure_future(http.serve(sockets=[sock]))
         try:
             yield address
@@ -261,6 +265,21 @@ async def test_handshake_without_end_is_given_up(certificate: Certificate, stage
     places = Connections(4)
     async with serving_tls(certificate, places) as address:
         await to_thread.run_sync(wait_for_end, address)
+
+
+@pytest.mark.anyio
+async def test_a_turn_of_the_event_loop_has_one_handshake(certificate: Certificate) -> None:
+    """However many clients have sent all of theirs: what else is due is not kept waiting by more than one."""
+    with contextlib.ExitStack() as stack:
+        async with serving_tls(certificate, Connections(), handshake_timeout=PATIENCE) as address:
+            clients = [stack.enter_context(socket.create_connection(address)) for _ in range(8)]
+            for carrier in clients:
+                begin_handshake(carrier, certificate.trust)
+            answered = [0]
+            while answered[-1] < len(clients):
+                await asyncio.sleep(0)
+                answered.append(len(select.select(clients, [], [], 0)[0]))
+            assert max(after - before for before, after in itertools.pairwise(answered)) == 1
 
 
 # Files.

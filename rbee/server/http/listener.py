@@ -114,7 +114,7 @@ class HttpServer(uvicorn.Server):
         connection = self._make(
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state, newcomer=newcomer
         )
-        return connection if self._tls is None else TlsProtocol(connection, self._tls.context, self._head_timeout)
+        return connection if self._tls is None else TlsProtocol(connection, self._tls, self._head_timeout)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

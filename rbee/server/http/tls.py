@@ -1,6 +1,7 @@
 """TLS on a connection: its certificate, its handshake, and the place that it takes from its first byte on.
 
 Owns what `create_server(ssl=...)` leaves out. The connection counts, and can give way, before its handshake is over.
+Many handshakes at once do not hold the event loop: each turn of it computes one.
 What waits below TLS is seen, what comes behind the end of the answers is bounded, and nothing watches a descriptor when
 it is closed. Does not know requests. uvloop's `SSLProtocol` has a name but no documentation: pyproject.toml bounds
 uvloop.
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +21,31 @@ from uvloop.loop import SSLProtocol  # type: ignore[attr-defined] # its stubs le
 from rbee.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rbee.server.http.connections import BoundedProtocol
 
 _END_TIME = 60.0  # seconds in which the rest of the last answer must leave, and the client end TLS too
 _REST_BYTES = 8 * 2**20  # that a client may send meanwhile; they are thrown away
+
+
+class Turns:
+    """Calls functions in the order in which they came, one in each turn of the event loop."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def add(self, function: Callable[[], None]) -> None:
+        """Call it when those before it have been called."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._call_next)
+        self._waiting.append(function)
+
+    def _call_next(self) -> None:
+        function = self._waiting.popleft()
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._call_next)
+        function()
 
 
 class ServerTls:
@@ -38,6 +62,7 @@ class ServerTls:
     def __init__(self, cert: str, key: str) -> None:
         self._cert, self._key = cert, key
         self.context = _context(cert, key)
+        self.handshakes = Turns()  # a signature takes up to 2 ms, and a client costs it nothing
 
     def reload(self) -> None:
         """Read both files again. ConfigError: they cannot be used, and what was in force stays."""
@@ -78,16 +103,19 @@ class TlsProtocol(asyncio.BufferedProtocol):
 
     Args:
         connection: of the requests. It takes its place now, and is made when the handshake is over.
-        context: has the certificate.
+        tls: has the certificate.
         handshake_timeout: seconds that the handshake may take.
     """
 
-    def __init__(self, connection: BoundedProtocol, context: ssl.SSLContext, handshake_timeout: float) -> None:
+    _transport: asyncio.Transport
+
+    def __init__(self, connection: BoundedProtocol, tls: ServerTls, handshake_timeout: float) -> None:
         self._connection: BoundedProtocol | None = connection
+        self._handshakes = tls.handshakes
         self._tls = SSLProtocol(
             asyncio.get_running_loop(),
             connection,
-            context,
+            tls.context,
             None,
             server_side=True,
             ssl_handshake_timeout=handshake_timeout,
@@ -97,18 +125,32 @@ class TlsProtocol(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the base class
         assert self._connection is not None
+        self._transport = transport
         transport.set_write_buffer_limits(high=0)  # what waits does so above TLS, where it is bounded
         self._connection.before_tls(transport)
         self._tls.connection_made(transport)
 
     def buffer_updated(self, nbytes: int) -> None:
         connection = self._connection
-        if connection is not None and connection.transport.is_closing():
+        if connection is None:
+            return
+        if connection.transport is self._transport:  # no handshake yet
+            self._transport.pause_reading()  # what has come stays in its buffer
+            self._handshakes.add(partial(self._shake_hands, nbytes))
+            return
+        if connection.transport.is_closing():
             self._rest_bytes += nbytes
             if self._rest_bytes > _REST_BYTES:
                 connection.transport.abort()
                 return
         self._tls.buffer_updated(nbytes)
+
+    def _shake_hands(self, nbytes: int) -> None:
+        if self._connection is None:
+            return
+        self._tls.buffer_updated(nbytes)
+        if not self._transport.is_closing():
+            self._transport.resume_reading()  # TLS itself pauses it only with more than one buffer waiting
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._tls.get_buffer(sizehint)  # type: ignore[no-any-return] # untyped
