@@ -56,6 +56,7 @@ BEAT_NS = 200_000  # of the `Pulse`
 FLOOR_END = b"\0"  # behind a request to the floor
 PARTS = ("parse", "validate", "template", "tokenize", "generation", "submit")
 _RINGS = 64
+_LONG = 3600  # seconds
 _MAX_MODEL_LEN = 8192  # the default model's
 _FLOOR = "floor"  # the request_id of its records
 _TOKEN = 100  # what the engine says: a token with text
@@ -171,7 +172,7 @@ async def _serve(link: Link, control: Connection, model: ServedModel) -> None:
         stack.callback(client.stop)
         engine = _ReadyEngine(client, ready, link.arena.ring_capacity)
         app = assemble(config, model, engine, make_door(config))  # type: ignore[arg-type] # no process behind it
-        http = HttpServer(app)
+        http = HttpServer(app, head_timeout=_LONG, keep_alive_timeout=_LONG)  # some connections have to wait
         sock = stack.enter_context(listen("127.0.0.1", 0))
         floor = await loop.create_server(lambda: _Floor(send), "127.0.0.1", 0)
         stack.callback(floor.close)
