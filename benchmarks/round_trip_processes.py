@@ -86,6 +86,14 @@ class Noted(NamedTuple):
     prompt_tokens: int
 
 
+class Beat(NamedTuple):
+    """When the event loop has looked at the timer, CLOCK_MONOTONIC; several beats that were due are one. All in ns."""
+
+    moment: int
+    late: int  # since the first of them was due
+    cpu: int  # time of the loop's thread since the one before
+
+
 # ---- the engine's end ------------------------------------------------------------------------------------------
 
 
@@ -230,20 +238,22 @@ class _Commands:
 
 
 class _Pulse:
-    """A timer of the kernel in the event loop, which notes how late each beat is looked at."""
+    """A timer of the kernel in the event loop, which notes when each beat is looked at: see `Beat`."""
 
     def __init__(self) -> None:
         self._due = time.monotonic_ns() + BEAT_NS
         self._descriptor = _timer(self._due)
-        self._beats = array.array("q")  # pairs: when it was looked at, and how many ns late; beats missed are one
+        self._cpu = time.thread_time_ns()
+        self._beats = array.array("q")  # the members of each Beat
         asyncio.get_running_loop().add_reader(self._descriptor, self._on_beat)
 
     def _on_beat(self) -> None:
         now = time.monotonic_ns()
-        beats = int.from_bytes(os.read(self._descriptor, 8), sys.byteorder)
-        self._beats.append(now)
-        self._beats.append(now - self._due)
-        self._due += beats * BEAT_NS
+        cpu = time.thread_time_ns()
+        missed = int.from_bytes(os.read(self._descriptor, 8), sys.byteorder)
+        self._beats.extend((now, now - self._due, cpu - self._cpu))
+        self._due += missed * BEAT_NS
+        self._cpu = cpu
 
     def end(self) -> array.array[int]:
         asyncio.get_running_loop().remove_reader(self._descriptor)
