@@ -17,6 +17,7 @@ from machine import describe
 from saving import save
 
 _OPEN_FILES = 8192
+_UNDISTURBED = 0.95  # drains per step
 
 
 def argument_parser(doc: str | None, results: str, *, rounds: int | None = None) -> argparse.ArgumentParser:
@@ -64,6 +65,20 @@ def allow_many_files() -> None:
 def progress(text: str) -> None:
     """One line on stderr while the measurement runs."""
     print(text, file=sys.stderr)
+
+
+def rotated(ways: list[str], number: int) -> list[str]:
+    """The contenders in the order of a round: another one begins each."""
+    first = number % len(ways)
+    return ways[first:] + ways[:first]
+
+
+def disturbed(drains_per_step: dict[str, float]) -> str:
+    """A paragraph that names the ways whose steps went out several at a time; empty, if there are none."""
+    late = [name for name, drains in drains_per_step.items() if drains < _UNDISTURBED]
+    if not late:
+        return ""
+    return f"\n\nNOT COMPARABLE, because several steps went out together: {', '.join(late)}."
 
 
 def command_line() -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from tokenizers import Tokenizer
@@ -67,10 +67,10 @@ def pieces_of(tokenizer: Tokenizer, writing: Writing) -> Iterator[list[Piece]]:
     Special tokens, and ids that the vocabulary does not have, stand for no bytes.
     """
     added = tokenizer.get_added_tokens_decoder()
-    spelled: Callable[[list[str]], list[Piece]]
+    spelled: Callable[[list[str]], Sequence[Piece]]
     known: dict[int, bytes]
     if writing.byte_level:
-        spelled, known = _byte_level_bytes, {token_id: token.content.encode() for token_id, token in added.items()}
+        spelled, known = byte_level_bytes, {token_id: token.content.encode() for token_id, token in added.items()}
     else:
         spelled, known = _byte_fallback_text, _fallback_bytes(tokenizer)
     known |= {token_id: b"" for token_id, token in added.items() if token.special}
@@ -123,13 +123,13 @@ def _names(tokenizer: Tokenizer) -> Iterator[tuple[range, list[str | None]]]:
             yield token_ids, names
 
 
-def _byte_level_bytes(names: list[str]) -> list[Piece]:
+def byte_level_bytes(names: list[str]) -> list[bytes]:
     """The bytes behind byte-level tokens.
 
     In GPT-2's alphabet each byte has a visible character: printable ones stand for themselves, the others take the
     code points from 256 on, in order. A token with any other character is its own UTF-8.
     """
-    pieces: list[Piece] = []
+    pieces: list[bytes] = []
     for name, piece in zip(names, _BETWEEN.join(names).translate(_BYTE_OF).split(_BETWEEN), strict=True):
         try:
             pieces.append(piece.encode("latin-1"))

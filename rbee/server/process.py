@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_SWITCH_INTERVAL = 0.0005  # seconds after which a thread gives Python's lock to one that waits for it
+SWITCH_INTERVAL = 0.0005  # seconds after which a thread gives Python's lock to one that waits for it
 
 
 def run(config: Config, model: ModelFolder | None) -> int:
@@ -69,7 +69,7 @@ def run(config: Config, model: ModelFolder | None) -> int:
     allow_descriptors(options.max_requests, "--max-requests")
     allow_descriptors(options.max_connections, "--max-connections")
     # Work in a thread must not keep the event loop from a token: Python's usual 5 ms are a step of the engine.
-    sys.setswitchinterval(_SWITCH_INTERVAL)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     with contextlib.ExitStack() as resources:
         traces = assembly.make_traces(options)
         if traces is not None:

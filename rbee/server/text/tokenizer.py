@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from rbee.errors import ModelError
 from rbee.models import token_pieces
 from rbee.server.text.detokenizer import Detokenizer, detokenizers
+from rbee.server.text.plain_texts import PlainTexts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,6 +46,7 @@ class TextCodec:
 
     def __init__(self, tokenizer: Tokenizer, pieces: Iterable[list[Piece]] | None = None) -> None:
         self._tokenizer = tokenizer
+        self._plain_texts = PlainTexts(tokenizer)
         self._detokenizers = detokenizers(tokenizer, pieces)
         self.table = self._detokenizers.table  # these two: see `Detokenizers`
         self.token_bytes = self._detokenizers.token_bytes
@@ -112,8 +114,9 @@ class TextCodec:
         return [] if both[len(before) :] == alone else before
 
     def _encoding(self, text: str, add_special_tokens: bool) -> Encoding:  # noqa: FBT001 - private
+        tokenizer = self._plain_texts.tokenizer_for(text)
         # The batch call alone gives up Python's lock, so that other threads run meanwhile.
-        [encoding] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return encoding
 
     def decode(self, token_ids: list[int]) -> str:

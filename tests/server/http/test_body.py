@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from rbee.server.http.body import SMALL, Bodies
+from rbee.server.http.writer import HAS_LEFT
 
 pytestmark = pytest.mark.anyio
 
@@ -40,3 +42,32 @@ async def test_large_bodies_are_worked_on_one_after_the_other():
         may_end.set()
     assert await asyncio.gather(*large) == [(SMALL + 1, False)] * 2
     assert began[-1] == "second"
+
+
+async def test_tiny_bodies_are_worked_on_in_one_turn_of_the_event_loop_each():
+    """What is due between them comes between them, and one whose client leaves meanwhile is left out."""
+    bodies = Bodies(2**20)
+    order: list[str] = []
+    has_left = False
+
+    def turn() -> None:
+        order.append("turn")
+        asyncio.get_running_loop().call_soon(turn)
+
+    def work(_: bytes, name: str) -> None:
+        order.append(name)
+
+    def start(name: str, scope: dict[str, Any]) -> asyncio.Task[None]:
+        return asyncio.ensure_future(bodies.work(Request(scope), b"{}", work, name))
+
+    started = [start(name, SCOPE) for name in ("first", "second", "third")]
+    leaving = start("leaves", SCOPE | {"extensions": {HAS_LEFT: lambda: has_left}})
+    asyncio.get_running_loop().call_soon(turn)
+    await started[0]
+    has_left = True
+    await asyncio.gather(*started)
+    with pytest.raises(ClientDisconnect):
+        await leaving
+    assert [name for name in order if name != "turn"] == ["first", "second", "third"]
+    assert "turn" in order[order.index("first") : order.index("second")]
+    assert "turn" in order[order.index("second") : order.index("third")]
