@@ -56,6 +56,13 @@ class Asked(NamedTuple):
     resumable: bool  # whether it wants to be able to resume the stream
 
 
+class Tokenized(NamedTuple):
+    """The tokens of a text."""
+
+    token_ids: list[int]
+    names: list[str] | None  # None: nobody asked for them
+
+
 class RequestReader:
     """Reads the requests for one model. All methods raise Refusal for what cannot be done, naming the field."""
 
@@ -108,8 +115,8 @@ class RequestReader:
         )
         return self._asked(request, reader, CompletionDialect, generation, engine)
 
-    def tokenize(self, body: bytes, max_model_len: int) -> list[int]:
-        """The token ids of a prompt or of messages, which may be longer than the model takes (0: not known yet)."""
+    def tokenize(self, body: bytes, max_model_len: int) -> Tokenized:
+        """The tokens of a prompt or of messages, which may be longer than the model takes (0: not known yet)."""
         limit = max(MAX_TOKENIZED, max_model_len)
         reader = FieldReader(lenient=self._lenient)
         asked = reader.read(decode_object(body), TokenizeRequest, {})
@@ -123,13 +130,14 @@ class RequestReader:
             else:
                 messages = read_messages(asked.messages, reader)
                 pieces = self._reader.chat_pieces(messages, limit, add_generation_prompt=asked.add_generation_prompt)
-            return self._codec.encode_pieces(pieces, add_special_tokens=add_special_tokens, limit=limit)
+            token_ids = self._codec.encode_pieces(pieces, add_special_tokens=add_special_tokens, limit=limit)
         except TooManyTokensError as error:
             raise invalid(
                 "prompt" if asked.messages is None else "messages",
                 f"The text has at least {error.found} tokens, and this route counts {limit} at most; send it in parts.",
                 code="too_many_tokens",
             ) from None
+        return Tokenized(token_ids, self._codec.token_names(token_ids) if asked.return_token_strs else None)
 
     def detokenize(self, body: bytes) -> str:
         asked = FieldReader(lenient=self._lenient).read(decode_object(body), DetokenizeRequest, {})

@@ -106,8 +106,9 @@ class OpenAiApi:
         max_model_len = engine and engine.max_model_len
 
         def answer(body: bytes) -> Response:
-            token_ids = self._reader.tokenize(body, max_model_len or 0)
-            return json_response({"count": len(token_ids), "max_model_len": max_model_len, "tokens": token_ids})
+            token_ids, names = self._reader.tokenize(body, max_model_len or 0)
+            shown = {"count": len(token_ids), "max_model_len": max_model_len, "tokens": token_ids, "token_strs": names}
+            return json_response(shown)
 
         async with self._bodies.reading(request) as body:
             return await self._bodies.work(request, body, answer)
