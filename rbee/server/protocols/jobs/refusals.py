@@ -16,6 +16,8 @@ from rbee.server.http.refusals import headers_of, status_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from starlette.types import Scope
+
 CANCELLED = "cancelled"  # the code of a job's refusal after a cancel
 _LONGEST_VALUE = 64  # characters of a value that an error repeats
 _LARGEST_NUMBER = 2**64  # of a number that it repeats: JSON's can have thousands of digits
@@ -77,7 +79,7 @@ def incomplete() -> Refusal:
     return Refusal(RefusalKind.TIMED_OUT, message, code="REQUEST_TIMEOUT")
 
 
-def answer(refusal: Refusal, request_id: str = "") -> Response:  # noqa: ARG001 - a `RefusalFormat`
+def answer(refusal: Refusal, scope: Scope | None = None) -> Response:  # noqa: ARG001 - a `RefusalFormat`
     """`{"errors": [...]}` for an invalid request, else `{"code", "message", "retriable"}`."""
     if refusal.kind is RefusalKind.INVALID:
         errors = refusal.errors if isinstance(refusal, InvalidJob) else [FieldError.from_refusal(refusal)]
