@@ -10,7 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rbee.server.errors import invalid
-from rbee.server.protocols.fields import FieldReader, decode_object, respelled
+from rbee.server.protocols.fields import FieldReader, decode_object, in_words_of, respelled
 from rbee.server.protocols.generation_reader import GenerationReader
 from rbee.server.protocols.openai.dialect import ChatDialect, CompletionDialect
 from rbee.server.protocols.openai.fingerprint import system_fingerprint
@@ -74,8 +74,18 @@ class RequestReader:
 
     def read_chat(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         """`deadlines` are the values of the X-Request-Deadline headers; for `received_ns` see `Generation`."""
+        given = decode_object(body)
+        with in_words_of(given, SYNONYMS):
+            return self._chat(respelled(given, SYNONYMS), deadlines, engine, received_ns)
+
+    def read_completion(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
+        given = decode_object(body)
+        with in_words_of(given, SYNONYMS):
+            return self._completion(respelled(given, SYNONYMS), deadlines, engine, received_ns)
+
+    def _chat(self, given: dict[str, Any], deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         reader = FieldReader(lenient=self._lenient)
-        request, messages = read_chat(self._decoded(body), reader)
+        request, messages = read_chat(self._reader.with_defaults(given), reader)
         self.check_model(request.model)
         prompt = self._reader.chat_prompt(
             messages,
@@ -95,12 +105,12 @@ class RequestReader:
         )
         return self._asked(request, reader, ChatDialect, generation, engine)
 
-    def read_completion(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
+    def _completion(self, given: dict[str, Any], deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         reader = FieldReader(lenient=self._lenient)
-        request, given = read_completion(self._decoded(body), reader)
+        request, prompts = read_completion(self._reader.with_defaults(given), reader)
         self.check_model(request.model)
-        self._reader.check_choices(request, len(given))
-        first, *more = [self._prompt(request, prompt, engine) for prompt in given]
+        self._reader.check_choices(request, len(prompts))
+        first, *more = [self._prompt(request, prompt, engine) for prompt in prompts]
         max_tokens = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
         generation = self._reader.generation(
             request,
@@ -144,10 +154,6 @@ class RequestReader:
         self.check_model(asked.model)
         check_token_ids(asked.tokens, "tokens", self._codec.size)
         return self._codec.decode(asked.tokens)
-
-    def _decoded(self, body: bytes) -> dict[str, Any]:
-        """A request's fields under their usual names, with the model's defaults where it is silent."""
-        return self._reader.with_defaults(respelled(decode_object(body), SYNONYMS))
 
     def _template_variables(self, request: ChatRequest, reader: FieldReader) -> dict[str, Any]:
         """What the chat template gets; of the fields that only some templates know, this one's."""
