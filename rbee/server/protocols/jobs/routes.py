@@ -50,7 +50,11 @@ class JobsApi:
         self._bodies = bodies
         supervisor = backend.supervisor
         self._reader = JobReader(
-            model, num_rings=supervisor.num_rings, ring_capacity=supervisor.ring_capacity, lenient=lenient
+            model,
+            num_rings=supervisor.num_rings,
+            ring_capacity=supervisor.ring_capacity,
+            lenient=lenient,
+            engine_memory=lambda: supervisor.engine_memory,
         )
 
     def routes(self) -> list[Route]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 JOBS = "/v1/jobs"
 INFERENCE = "/v1/inference"
 DONE = "[DONE]"
+WHOLE = ["started", "token", "metrics", "end", DONE]  # the kinds of events of a job that ends by itself
 SHORT = {"prompt": "job", "max_tokens": 12}
 LONG = {"prompt": "long", "max_tokens": 2048}
 CANCELLED = {
