@@ -14,30 +14,21 @@ from rbee.server.http.responses import json_response
 from rbee.server.protocols.anthropic.errors import REQUEST_ID, AnthropicError
 from rbee.server.protocols.anthropic.reader import MessagesReader
 from rbee.server.protocols.anthropic.schemas import ADVISORY, NEUTRAL, CountRequest, MessagesRequest
-from rbee.server.protocols.generating import respond
+from rbee.server.protocols.generating import GeneratingApi
 from rbee.server.protocols.openapi import Body, Operation
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from rbee.server.http.body import Bodies
-    from rbee.server.streams.exchange import Backend
-    from rbee.server.text.served_model import ServedModel
 
 PATH = "/v1/messages"  # and all below it
 
 
-class AnthropicApi:
-    """Anthropic's routes of one server. With `lenient` unknown fields are ignored, else refused."""
+class AnthropicApi(GeneratingApi[MessagesReader]):
+    """Anthropic's routes of one server."""
 
-    def __init__(self, backend: Backend, model: ServedModel, bodies: Bodies, *, lenient: bool) -> None:
-        self._backend = backend
-        self._bodies = bodies
-        supervisor = backend.supervisor
-        self._reader = MessagesReader(
-            model, num_rings=supervisor.num_rings, ring_capacity=supervisor.ring_capacity, lenient=lenient
-        )
+    reader_class = MessagesReader
 
     def routes(self) -> list[Route]:
         return [
@@ -55,7 +46,7 @@ class AnthropicApi:
         ]
 
     async def messages(self, request: Request) -> Response:
-        return await respond(self._backend, self._bodies, request, self._reader.read)
+        return await self._respond(request)
 
     async def count_tokens(self, request: Request) -> Response:
         engine = self._backend.supervisor.ready

@@ -9,7 +9,7 @@ from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.protocols.jobs.dialect import JobDialect
 from rbee.server.protocols.jobs.refusals import cancelled
 from rbee.server.streams.outcome import Outcome, finish_refusal
-from tests.server.protocols.jobs.jobs_parts import DONE, event_of
+from tests.server.protocols.jobs.events_parts import DONE, event_of
 
 
 def events(frames):

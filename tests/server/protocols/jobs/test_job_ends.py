@@ -16,20 +16,8 @@ import pytest
 from rbee.messages import FinishReason
 from rbee.server.text import served_model
 from tests.fakes import RecordingEngine
-from tests.server.protocols.jobs.jobs_parts import (
-    CANCELLED,
-    DONE,
-    INFERENCE,
-    JOBS,
-    LONG,
-    SHORT,
-    WHOLE,
-    JobClient,
-    event_of,
-    kinds,
-    refusal_of,
-    text_of,
-)
+from tests.server.protocols.jobs.events_parts import CANCELLED, DONE, WHOLE, event_of, kinds, text_of
+from tests.server.protocols.jobs.jobs_parts import INFERENCE, JOBS, LONG, SHORT, JobClient, refusal_of
 from tests.server.protocols.parameters_parts import ready
 from tests.server.server_parts import expected, serving, until_full, until_rings
 

@@ -15,19 +15,8 @@ import psutil
 import pytest
 
 from tests.raw_client import COMPLETIONS, Client
-from tests.server.protocols.jobs.jobs_parts import (
-    DONE,
-    INFERENCE,
-    JOBS,
-    LONG,
-    SHORT,
-    WHOLE,
-    JobClient,
-    event_of,
-    kinds,
-    refusal_of,
-    text_of,
-)
+from tests.server.protocols.jobs.events_parts import DONE, WHOLE, event_of, kinds, text_of
+from tests.server.protocols.jobs.jobs_parts import INFERENCE, JOBS, LONG, SHORT, JobClient, refusal_of
 from tests.server.server_parts import counters, expected, rings_in_use, until_full, until_rings
 
 SYNTHETIC = ["--model", "synthetic", "--synthetic-step-ms", "1"]

@@ -15,7 +15,8 @@ from rbee.server import assembly
 from rbee.server.protocols.jobs.loading import LoadingStream
 from rbee.transport import ServerState
 from tests.server.asgi_parts import synthetic_config, synthetic_model, under_hypercorn
-from tests.server.protocols.jobs.jobs_parts import DONE, JOBS, SHORT, WHOLE, JobClient, event_of, kinds, text_of
+from tests.server.protocols.jobs.events_parts import DONE, WHOLE, event_of, kinds, text_of
+from tests.server.protocols.jobs.jobs_parts import JOBS, SHORT, JobClient
 from tests.server.server_parts import PATIENCE, expected, serving_app
 
 if TYPE_CHECKING:
