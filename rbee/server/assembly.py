@@ -28,6 +28,7 @@ from rbee.server.protocols.jobs.routes import PROGRESS, JobsApi
 from rbee.server.protocols.models import PATH as MODELS_PATH
 from rbee.server.protocols.models import ModelsApi
 from rbee.server.protocols.models import refuse as refuse_models
+from rbee.server.protocols.openai.answers import RESUMABLE
 from rbee.server.protocols.openai.routes import OpenAiApi
 from rbee.server.protocols.openapi import OpenApi
 from rbee.server.protocols.operations import OperationsApi
@@ -123,6 +124,7 @@ def assemble(
         ResumableStreams(watch, resume_timeout=config.resume_timeout, max_ended=config.max_requests),
         watch,
         replay_window=config.replay_window,
+        events=RESUMABLE,
     )
     backend = Backend(supervisor, model.codec, watch, share_prefix_cache=config.share_prefix_cache)
     bodies = Bodies(config.max_body_mib * 2**20)  # one bound for all of them

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from starlette.datastructures import Headers
 from starlette.routing import Route
@@ -16,7 +16,7 @@ from rbee.server.http import refusals
 from rbee.server.http.responses import json_response
 from rbee.server.protocols.anthropic import errors as anthropic_errors
 from rbee.server.protocols.generation_reader import check_served
-from rbee.server.protocols.openapi import Operation
+from rbee.server.protocols.openapi import Operation, Shape
 from rbee.server.protocols.parameters import defaults_in_force
 
 if TYPE_CHECKING:
@@ -31,6 +31,56 @@ if TYPE_CHECKING:
 PATH = "/v1/models"  # and all below it
 _VERSION = "anthropic-version"  # Anthropic's clients send it with every request, and no others do
 _CURSORS = ("after_id", "before_id")  # nothing is before or after the only model
+
+
+class DefaultSampling(Shape):
+    """The parameters of a request that sets none."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+
+
+class Model(Shape):
+    """The served model; `max_model_len` is null until the engine is ready."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: Literal["rbee"]
+    root: str
+    parent: None
+    max_model_len: int | None
+    default_sampling_params: DefaultSampling
+
+
+class ModelList(Shape):
+    """The served model, as a list."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class AnthropicModel(Shape, tag_field="type", tag="model"):
+    """The same in Anthropic's words."""
+
+    id: str
+    display_name: str
+    created_at: str
+    lifecycle: Literal["active"]
+    max_input_tokens: int | None
+    max_tokens: int | None
+
+
+class AnthropicModels(Shape):
+    """The only page."""
+
+    data: list[AnthropicModel]
+    has_more: Literal[False]
+    first_id: str | None
+    last_id: str | None
 
 
 class ModelsApi:
@@ -49,8 +99,14 @@ class ModelsApi:
 
     def operations(self) -> list[Operation]:
         return [
-            Operation("GET", PATH, "The served model, as a list."),
-            Operation("GET", PATH + "/{name:path}", "The served model.", refusals=(404,)),
+            Operation("GET", PATH, "The served model, as a list.", answer=(ModelList, AnthropicModels)),
+            Operation(
+                "GET",
+                PATH + "/{name:path}",
+                "The served model.",
+                answer=(Model, AnthropicModel),
+                refusals=(404,),
+            ),
         ]
 
     async def list_models(self, request: Request) -> Response:

@@ -11,6 +11,7 @@ import msgspec
 from starlette.responses import Response
 
 from rbee.server.http.refusals import headers_of, status_of
+from rbee.server.protocols.openapi import Shape
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -29,14 +30,14 @@ _TYPES = {
 }
 
 
-class AnthropicErrorFields(msgspec.Struct):
+class AnthropicErrorFields(Shape):
     """What went wrong: Anthropic's word for its kind, and a sentence."""
 
     type: str
     message: str
 
 
-class AnthropicError(msgspec.Struct, tag_field="type", tag="error"):
+class AnthropicError(Shape, tag_field="type", tag="error"):
     """A refusal in Anthropic's envelope."""
 
     error: AnthropicErrorFields

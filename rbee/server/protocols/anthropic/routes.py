@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from starlette.routing import Route
 
 from rbee.server.http.responses import json_response
+from rbee.server.protocols.anthropic import answers
 from rbee.server.protocols.anthropic.errors import REQUEST_ID, AnthropicError
 from rbee.server.protocols.anthropic.reader import MessagesReader
 from rbee.server.protocols.anthropic.schemas import ADVISORY, NEUTRAL, CountRequest, MessagesRequest
@@ -39,9 +40,22 @@ class AnthropicApi(GeneratingApi[MessagesReader]):
     def operations(self) -> list[Operation]:
         message, count = Body(MessagesRequest, ADVISORY, NEUTRAL), Body(CountRequest, ADVISORY, NEUTRAL)
         return [
-            Operation("POST", PATH, "Answer a conversation.", message, streams=True, error=AnthropicError),
             Operation(
-                "POST", f"{PATH}/count_tokens", "How many tokens a conversation has.", count, error=AnthropicError
+                "POST",
+                PATH,
+                "Answer a conversation.",
+                message,
+                answer=(answers.AnthropicMessage,),
+                events=(*answers.STREAMED, AnthropicError),
+                error=AnthropicError,
+            ),
+            Operation(
+                "POST",
+                f"{PATH}/count_tokens",
+                "How many tokens a conversation has.",
+                count,
+                answer=(answers.TokenCount,),
+                error=AnthropicError,
             ),
         ]
 

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http.refusals import headers_of, status_of
+from rbee.server.protocols.openapi import Shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,7 @@ _RETRIABLE = frozenset(
 )
 
 
-class FieldError(msgspec.Struct, frozen=True):
+class FieldError(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One thing that is wrong with a request; `value` is what was sent, if that is short."""
 
     field: str
@@ -59,7 +60,7 @@ class InvalidJob(Refusal):
         self.errors = errors
 
 
-class JobRefusal(msgspec.Struct):
+class JobRefusal(Shape):
     """All that is wrong with a request; or, of another kind of refusal, a word, a sentence and whether to try again."""
 
     errors: list[FieldError] | msgspec.UnsetType = msgspec.UNSET

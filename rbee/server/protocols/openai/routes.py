@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from starlette.routing import Route
 
 from rbee.server.http.responses import json_response
+from rbee.server.protocols.openai import answers
 from rbee.server.protocols.openai.embeddings import EmbeddingsApi
 from rbee.server.protocols.openai.reader import RequestReader
 from rbee.server.protocols.openai.schemas import (
@@ -26,7 +27,7 @@ from rbee.server.protocols.openai.schemas import (
     DetokenizeRequest,
     TokenizeRequest,
 )
-from rbee.server.protocols.openapi import Body, Operation
+from rbee.server.protocols.openapi import Body, ErrorEnvelope, Operation
 from rbee.server.protocols.parameters import DEADLINE_HEADER
 from rbee.server.streams.exchange import GenerationResponse
 
@@ -73,13 +74,37 @@ class OpenAiApi:
     def operations(self) -> list[Operation]:
         chat = Body(ChatRequest, ADVISORY_CHAT, NEUTRAL_CHAT, SYNONYMS)
         completion = Body(CompletionRequest, ADVISORY_COMPLETION, NEUTRAL_COMPLETION, SYNONYMS)
-        generates = partial(Operation, "POST", streams=True, refusals=(409, 410))
+        generates = partial(Operation, "POST", refusals=(409, 410))
         return [
-            generates("/v1/chat/completions", "Answer a conversation.", chat),
-            generates("/v1/completions", "Continue a text.", completion),
+            generates(
+                "/v1/chat/completions",
+                "Answer a conversation.",
+                chat,
+                answer=(answers.ChatCompletion,),
+                events=(answers.ChatChunk, ErrorEnvelope),
+            ),
+            generates(
+                "/v1/completions",
+                "Continue a text.",
+                completion,
+                answer=(answers.Completion,),
+                events=(answers.CompletionChunk, ErrorEnvelope),
+            ),
             *self._embeddings.operations(),
-            Operation("POST", "/tokenize", "The token ids of a text or a conversation.", Body(TokenizeRequest)),
-            Operation("POST", "/detokenize", "The text of token ids.", Body(DetokenizeRequest)),
+            Operation(
+                "POST",
+                "/tokenize",
+                "The token ids of a text or a conversation.",
+                Body(TokenizeRequest),
+                answer=(answers.TokenizeAnswer,),
+            ),
+            Operation(
+                "POST",
+                "/detokenize",
+                "The text of token ids.",
+                Body(DetokenizeRequest),
+                answer=(answers.DetokenizeAnswer,),
+            ),
         ]
 
     async def chat_completions(self, request: Request) -> Response:

@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from rbee.server.protocols.generating import GeneratingApi
 from rbee.server.protocols.openapi import Body, Operation
+from rbee.server.protocols.responses.answers import STREAMED, ResponseObject
 from rbee.server.protocols.responses.reader import ResponsesReader
 from rbee.server.protocols.responses.schemas import ADVISORY, NEUTRAL, STATEFUL, ResponsesRequest
 
@@ -31,7 +32,8 @@ class ResponsesApi(GeneratingApi[ResponsesReader]):
     def operations(self) -> list[Operation]:
         neutral = NEUTRAL | {name: values for name, (values, _) in STATEFUL.items()}
         body = Body(ResponsesRequest, ADVISORY | {"store"}, neutral)
-        return [Operation("POST", "/v1/responses", "Answer a conversation.", body, streams=True)]
+        summary = "Answer a conversation."
+        return [Operation("POST", "/v1/responses", summary, body, answer=(ResponseObject,), events=STREAMED)]
 
     async def responses(self, request: Request) -> Response:
         return await self._respond(request)
