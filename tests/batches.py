@@ -31,6 +31,6 @@ def scored(token_id: int, logprob: float, *top: Record) -> list[Record]:
     return [(token_id, logprob), *((other | SIDE_RECORD, other_logprob) for other, other_logprob in top)]
 
 
-def scored_prompt(token_id: int, logprob: float, *top: Record) -> list[Record]:
-    """The records of a prompt token and the most likely ones at its place."""
-    return [(other | SIDE_RECORD, other_logprob) for other, other_logprob in ((token_id, logprob), *top)]
+def scored_prompt(rank: int, logprob: float, *top: Record) -> list[Record]:
+    """The records of a prompt token, and of the most likely ones at its place."""
+    return [(other | SIDE_RECORD, other_logprob) for other, other_logprob in ((rank, logprob), *top)]

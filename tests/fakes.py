@@ -175,10 +175,12 @@ class RecordingEngine:
         client: as a Supervisor has it.
         num_rings: as a Supervisor has it.
         ring_capacity: as a Supervisor has it.
+        engine_memory: as a Supervisor has it.
     """
 
     num_rings = 64
     ring_capacity = 1024
+    engine_memory = None
 
     def __init__(self, ready: Ready, token_id: int | None, reason: FinishReason = FinishReason.LENGTH) -> None:
         """Describe the engine, what it always says (None: nothing), and how that ends."""

@@ -139,18 +139,21 @@ void sample(const Logits& logits, const nb::sequence& rows, const Array<std::uin
 }
 
 void score(const Logits& logits, const Array<const std::uint32_t>& token_ids, const Array<float>& logprobs,
-           const Table<std::uint32_t>& top_ids, const Table<float>& top_logprobs, kernels::ThreadPool* pool,
-           bool portable) {
+           const Array<std::uint32_t>& ranks, const Table<std::uint32_t>& top_ids, const Table<float>& top_logprobs,
+           kernels::ThreadPool* pool, bool portable) {
     const std::size_t n = logits.shape(0), size = logits.shape(1), width = top_ids.shape(1);
     check_sizes(logits);
-    check(token_ids.shape(0) == n && logprobs.shape(0) == n && top_ids.shape(0) == n && top_logprobs.shape(0) == n &&
-              top_logprobs.shape(1) == width,
+    check(token_ids.shape(0) == n && logprobs.shape(0) == n && ranks.shape(0) == n && top_ids.shape(0) == n &&
+              top_logprobs.shape(0) == n && top_logprobs.shape(1) == width,
           "token_ids and all results must have an entry per row of the logits.");
     check(width <= size, "There are not as many tokens as logprobs are due.");
     const nb::gil_scoped_release release;
     for_rows(n, pool, portable, [&](std::size_t i, kernels::Sampler& memory) {
-        logprobs.data()[i] = memory.score(logits.data() + i * size, size, token_ids.data()[i], width,
-                                          top_ids.data() + i * width, top_logprobs.data() + i * width);
+        const float* row = logits.data() + i * size;
+        const std::uint32_t token_id = token_ids.data()[i];
+        logprobs.data()[i] =
+            memory.score(row, size, token_id, width, top_ids.data() + i * width, top_logprobs.data() + i * width);
+        ranks.data()[i] = kernels::Sampler::rank(row, size, token_id);
     });
 }
 
@@ -202,8 +205,8 @@ void bind_sampling(nb::module_& m) {
     const auto array = [](const char* name) { return nb::arg(name).noconvert(); };
     m.def("sample", &sample, array("logits"), "rows"_a, nb::kw_only(), array("token_ids"), array("logprobs"),
           array("valid"), array("top_ids"), array("top_logprobs"), "pool"_a = nb::none(), "portable"_a = false);
-    m.def("score", &score, array("logits"), array("token_ids"), nb::kw_only(), array("logprobs"), array("top_ids"),
-          array("top_logprobs"), "pool"_a = nb::none(), "portable"_a = false);
+    m.def("score", &score, array("logits"), array("token_ids"), nb::kw_only(), array("logprobs"), array("ranks"),
+          array("top_ids"), array("top_logprobs"), "pool"_a = nb::none(), "portable"_a = false);
     m.def("distribution", &distribution, array("logits"), "row"_a, nb::kw_only(), array("probabilities"),
           "portable"_a = false);
     m.def("uniform", &kernels::uniform, "seed"_a, "position"_a);

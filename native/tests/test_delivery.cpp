@@ -52,6 +52,29 @@ void text_does_not_depend_on_where_it_is_cut() {
     }
 }
 
+void an_emoji_waits_for_the_next_character() {
+    rbee::Vocabulary vocabulary;
+    for (const char* piece : {"\xf0\x9f\x91", "\x8b", "\xf0\x9f\x8f\xbd", " \"x\"", "\xe2\x80\x8d"}) {
+        vocabulary.add(piece, false);
+    }
+    vocabulary.add("\xf0\x9f\x90\x9d", true);
+    const std::string waving = "\xf0\x9f\x91\x8b\xf0\x9f\x8f\xbd";
+    rbee::TokenText text(vocabulary, false);
+    std::string out;
+    for (const std::uint32_t token : {0U, 1U, 2U, 4U, 0U}) {
+        text.push(token, out);
+        CHECK(out.empty());  // also where the bytes of the next one have begun
+    }
+    text.push(5, out);  // is text, so that those bytes are no character
+    CHECK(out == waving + "\xe2\x80\x8d\xef\xbf\xbd");
+    out.clear();
+    text.push(3, out);
+    CHECK(out == "\xf0\x9f\x90\x9d \\\"x\\\"");
+    text.push(5, out);
+    text.flush(out);
+    CHECK(out == "\xf0\x9f\x90\x9d \\\"x\\\"\xf0\x9f\x90\x9d");
+}
+
 /// A connection whose server end takes little before it is full.
 struct Connection {
     Connection() {
@@ -217,6 +240,7 @@ void full_sockets_lose_nothing() {
 extern const Test kDeliveryTests[];
 const Test kDeliveryTests[] = {{"characters come out whole", characters_come_out_whole},
                                {"text does not depend on where it is cut", text_does_not_depend_on_where_it_is_cut},
+                               {"an emoji waits for the next character", an_emoji_waits_for_the_next_character},
                                {"templates are compiled or refused", templates_are_compiled_or_refused},
                                {"full sockets lose nothing", full_sockets_lose_nothing},
                                {nullptr, nullptr}};

@@ -289,14 +289,15 @@ def score(
     token_ids: NDArray[np.uint32],
     *,
     logprobs: NDArray[np.float32],
+    ranks: NDArray[np.uint32],
     top_ids: NDArray[np.uint32],
     top_logprobs: NDArray[np.float32],
     pool: ThreadPool | None = None,
     portable: bool = False,
 ) -> None:
-    """Write the logprobs [m] of one token per row of the logits, and the best k of each row to top_* [m, k].
+    """Write logprobs and ranks [m] of one token per row of the logits, and the best k of each row to top_* [m, k].
 
-    NaN, and ids of 0, in rows that hold NaN or infinity, or nothing but -inf.
+    NaN, ids of 0, and ranks that mean nothing, in rows that hold NaN or infinity, or nothing but -inf.
 
     Raises:
         ValueError: sizes do not fit.

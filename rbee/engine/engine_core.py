@@ -153,7 +153,7 @@ class EngineCore:
                 self._fail(live)
                 continue
             self._report_cached(live)
-            self._publisher.prompt_scores(sequence.ring, token_ids, scored)
+            self._publisher.prompt_scores(sequence.ring, scored)
             sequence.num_scored_tokens = end
 
     def _take_tokens(self, lives: list[Live], sampled: sampler.Sampled) -> None:

@@ -1,6 +1,6 @@
-"""How much memory this process has, and may still take.
+"""How much memory this process may still take.
 
-Owns where that stands: /proc/self/statm, /proc/meminfo, and the limits of the control groups around this process. Does
+Owns where that stands: /proc/meminfo, and the limits of the control groups around this process. Does
 not know what the memory is for.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,12 +30,6 @@ def available_memory(root: Path = _ROOT) -> int:
     machine = machine_memory(root)
     in_groups = [_left(group, limit) for group, limit in _limits(root)]
     return min([machine.get("MemAvailable", machine.get("MemFree", _UNLIMITED)), *in_groups])
-
-
-def private_memory(root: Path = _ROOT) -> int:
-    """Bytes that this process holds for itself: without the pages of files, which the kernel can take back."""
-    _, resident, shared, *_ = (root / "proc/self/statm").read_text().split()
-    return (int(resident) - int(shared)) * resource.getpagesize()
 
 
 def machine_memory(root: Path = _ROOT) -> dict[str, int]:

@@ -24,7 +24,6 @@ from rbee.child import die_with_parent, ignore_group_signals
 from rbee.config import check_bounds
 from rbee.engine.engine_core import EngineCore
 from rbee.engine.intake import Intake
-from rbee.engine.memory import private_memory
 from rbee.engine.publisher import Publisher
 from rbee.engine.request_times import RequestTimes
 from rbee.engine.runners import choice
@@ -33,6 +32,7 @@ from rbee.engine.scheduling.scheduler import Scheduler
 from rbee.engine.scheduling.step_cost import StepCost
 from rbee.errors import RbeeError
 from rbee.messages import FinishReason
+from rbee.process_memory import private_memory
 from rbee.transport import Arena, EngineState, LifeLine, Producer
 from rbee.transport.control import ControlChannel
 

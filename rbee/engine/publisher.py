@@ -63,9 +63,9 @@ class Publisher:
             )
         )
 
-    def prompt_scores(self, ring: int, token_ids: NDArray[np.uint32], scored: Scored) -> None:
-        """Add side records for a prompt's tokens [m]: its logprob, then the most likely tokens in its place."""
-        records = np.column_stack([token_ids, scored.top_ids]).ravel() | _SIDE_RECORD
+    def prompt_scores(self, ring: int, scored: Scored) -> None:
+        """Add side records of a prompt's tokens: rank and logprob of each, then the most likely ones in its place."""
+        records = np.column_stack([scored.ranks, scored.top_ids]).ravel() | _SIDE_RECORD
         rings = np.full(len(records), ring, np.uint32)
         logprobs = np.column_stack([scored.logprobs, scored.top_logprobs]).ravel()
         self._records.append(_Records(rings, records, logprobs))

@@ -84,9 +84,13 @@ class Sampled(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """One entry per token; a logprob is NaN where the logits held NaN or +inf, or nothing but -inf."""
+    """One entry per token.
+
+    Where the logits held NaN or +inf, or nothing but -inf, logprobs are NaN, and ranks mean nothing.
+    """
 
     logprobs: NDArray[np.float32]  # float32 [m], of the token
+    ranks: NDArray[np.uint32]  # uint32 [m], its place among all tokens, from 1, in the order of top_ids
     top_ids: NDArray[np.uint32]  # uint32 [m, k], the most likely tokens, the best first, of equal ones the lowest id
     top_logprobs: NDArray[np.float32]  # float32 [m, k], theirs
 
@@ -142,13 +146,22 @@ def score(
     pool: ThreadPool | None = None,
     portable: bool = False,
 ) -> Scored:
-    """The logprobs of `token_ids` [m] under `logits` [m, vocab_size], both C-contiguous, and the k most likely ones."""
+    """Logprobs and ranks of `token_ids` [m] under `logits` [m, vocab_size], and the k most likely tokens of each row.
+
+    Both arrays are C-contiguous.
+    """
     m = len(token_ids)
-    result = Scored(np.empty(m, np.float32), np.empty((m, k), np.uint32), np.empty((m, k), np.float32))
+    result = Scored(
+        logprobs=np.empty(m, np.float32),
+        ranks=np.empty(m, np.uint32),
+        top_ids=np.empty((m, k), np.uint32),
+        top_logprobs=np.empty((m, k), np.float32),
+    )
     _kernels.score(
         logits,
         token_ids,
         logprobs=result.logprobs,
+        ranks=result.ranks,
         top_ids=result.top_ids,
         top_logprobs=result.top_logprobs,
         pool=pool,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rbee.models.progress import Progress
 
 # Counted up when the content of these folders changes, so that a newer rbee writes them again.
-FOLDER_FORMAT = 5
+FOLDER_FORMAT = 6
 
 _KEY_DIGITS = 16
 

@@ -25,6 +25,10 @@ from rbee.server.protocols.anthropic.routes import PATH as ANTHROPIC_PATH
 from rbee.server.protocols.anthropic.routes import AnthropicApi
 from rbee.server.protocols.jobs.registry import Jobs
 from rbee.server.protocols.jobs.routes import PROGRESS, JobsApi
+from rbee.server.protocols.models import PATH as MODELS_PATH
+from rbee.server.protocols.models import ModelsApi
+from rbee.server.protocols.models import refuse as refuse_models
+from rbee.server.protocols.openai.answers import RESUMABLE
 from rbee.server.protocols.openai.routes import OpenAiApi
 from rbee.server.protocols.openapi import OpenApi
 from rbee.server.protocols.operations import OperationsApi
@@ -120,6 +124,7 @@ def assemble(
         ResumableStreams(watch, resume_timeout=config.resume_timeout, max_ended=config.max_requests),
         watch,
         replay_window=config.replay_window,
+        events=RESUMABLE,
     )
     backend = Backend(supervisor, model.codec, watch, share_prefix_cache=config.share_prefix_cache)
     bodies = Bodies(config.max_body_mib * 2**20)  # one bound for all of them
@@ -148,7 +153,8 @@ def assemble(
             if traces is not None:
                 await asyncio.to_thread(traces.close)
 
-    protocols = (openai, responses, anthropic, jobs, resuming, operations)
+    models = ModelsApi(supervisor, model)
+    protocols = (openai, models, responses, anthropic, jobs, resuming, operations)
     openapi = OpenApi(
         [operation for protocol in protocols for operation in protocol.operations()],
         has_keys=len(door.keys) > 0,
@@ -159,7 +165,7 @@ def assemble(
     return build_app(
         routes,
         door,
-        {ANTHROPIC_PATH: anthropic_errors.answer} | jobs.formats(),
+        {ANTHROPIC_PATH: anthropic_errors.answer, MODELS_PATH: refuse_models} | jobs.formats(),
         lifespan=lifespan,
         answered=answered,
         reports=reports,

@@ -5,7 +5,7 @@ Owns the arena, its two sides and the framing of the control socket (docs/transp
 
 from __future__ import annotations
 
-from rbee.transport._native import Consumer, Drained, Outlet, Producer, Progress, Slot, TokenGaps, Vocabulary
+from rbee.transport._native import Consumer, Drained, EmojiHold, Outlet, Producer, Progress, Slot, TokenGaps, Vocabulary
 from rbee.transport.arena import Arena, create_doorbell
 from rbee.transport.frame_template import FrameTemplate, LastFrames
 from rbee.transport.life_line import LifeLine
@@ -32,6 +32,7 @@ __all__ = [
     "Arena",
     "Consumer",
     "Drained",
+    "EmojiHold",
     "EngineState",
     "FoundServer",
     "FrameTemplate",

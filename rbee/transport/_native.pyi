@@ -191,6 +191,16 @@ class Drained(NamedTuple):
     ended: list[tuple[int, int]]
     """Attached rings that have finished, each with its finish. All their tokens have been sent, or are in `blocked`."""
 
+class EmojiHold:
+    """Withholds an emoji at the end of a text until the next character shows that it is whole."""
+
+    def __init__(self) -> None: ...
+    def push(self, text: str) -> str:
+        """What was held and `text`, as far as it cannot change any more."""
+
+    def flush(self) -> str:
+        """What is held: no further character comes."""
+
 class Vocabulary:
     """What each token id stands for. Immutable; shared by all streams."""
 

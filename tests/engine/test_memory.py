@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import resource
 
 import psutil
 import pytest
 
-from rbee.engine.memory import available_memory, machine_memory, memory_limit, private_memory
+from rbee.engine.memory import available_memory, machine_memory, memory_limit
 
 MIB = 1 << 20
 
@@ -30,14 +29,6 @@ def system(tmp_path):
 def test_this_machine_has_memory():
     """As the kernel counts it, unless a control group allows less."""
     assert 0 < available_memory() <= psutil.virtual_memory().total
-
-
-def test_memory_of_this_process(system):
-    """What is resident without what is shared, in pages; and of this process at least what it has just written to."""
-    root = system("proc/self/statm", "9999 300 100 5 0 400 0\n")
-    assert private_memory(root) == 200 * resource.getpagesize()
-    written = b"x" * (8 * MIB)
-    assert private_memory() >= len(written)
 
 
 def test_a_machine_without_control_groups(system):

@@ -82,7 +82,7 @@ def test_logprobs_are_those_of_the_unmodified_logits():
 
 @pytest.mark.parametrize("portable", [False, True])
 def test_score_is_log_softmax(portable):
-    """Given tokens' logprobs and each row's best, equal ones by id; tokens that cannot be have -inf."""
+    """Given tokens' logprobs and ranks, and each row's best, equal ones by id; tokens that cannot be have -inf."""
     logits = np.random.default_rng(4).integers(-8, 8, (5, 700)).astype(np.float32)
     logits[1, 5:] = -np.inf
     logits[2] = 0
@@ -90,7 +90,9 @@ def test_score_is_log_softmax(portable):
     result = score(logits, tokens, 9, portable=portable)
     exact = torch.from_numpy(logits).double().log_softmax(-1).numpy()
     np.testing.assert_allclose(result.logprobs, exact[np.arange(5), tokens], rtol=0, atol=2e-6)
-    best = np.lexsort((np.broadcast_to(np.arange(700), (5, 700)), -exact))[:, :9]
+    order = np.lexsort((np.broadcast_to(np.arange(700), (5, 700)), -logits))
+    assert (result.ranks == (order == tokens[:, None]).argmax(1) + 1).all()
+    best = order[:, :9]
     assert (result.top_ids == best).all()
     np.testing.assert_allclose(result.top_logprobs, np.take_along_axis(exact, best, 1), rtol=0, atol=2e-6)
     assert score(logits, tokens, 0).top_ids.shape == (5, 0)

@@ -41,13 +41,13 @@ def test_logprobs_reach_the_ring():
 
 @pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 5}, {"ring_capacity": 8}])
 def test_prompt_is_scored_before_its_first_token(options):
-    """Each prompt token but the first comes with its logprob and the most likely one, also in chunks; then output."""
+    """Of each prompt token but the first its rank and logprob, and the most likely one, also in chunks; then output."""
     with InProcessEngine(synthetic(), **options) as engine:
         prompt = [7, 9, 9, 200, 3, 1, 1, 1, 1, 1, 40]
         request = engine.submit(prompt, max_tokens=3, num_prompt_logprobs=1, num_logprobs=0)
         beside = engine.submit([5], max_tokens=30)
         engine.run()
-        expected = [(token, True, 0.0) for token in prompt[1:] for _ in range(2)]
+        expected = [(number, True, 0.0) for token in prompt[1:] for number in (1, token)]
         assert records_of(request) == expected + [(token, False, 0.0) for token in expected_tokens(prompt, 3)]
         assert beside.tokens == expected_tokens([5], 30)
         engine.assert_at_baseline()
@@ -63,7 +63,7 @@ def test_prompt_is_scored_once_whatever_happens():
         request = engine.submit(prompt, max_tokens=2, num_prompt_logprobs=0, received_ns=3)
         engine.run()
         assert engine.scheduler.num_preemptions > 0
-        assert request.tokens == [token | SIDE_RECORD for token in prompt[1:]] + expected_tokens(prompt, 2)
+        assert request.tokens == [1 | SIDE_RECORD] * (len(prompt) - 1) + expected_tokens(prompt, 2)
         assert (request.cached_tokens, earlier.finish) == (0, FinishReason.LENGTH)
         assert [other.tokens for other in older] == [expected_tokens([n], 15) for n in (50, 60)]
         engine.assert_at_baseline()
@@ -123,7 +123,7 @@ def test_number_of_cached_tokens_can_be_had_before_anything_else():
         answer = expected_tokens(prompt, 2)
         assert [request.tokens[1:] for request in requests[:2]] == [answer, answer]
         assert requests[2].tokens[1:] == [
-            *(token | SIDE_RECORD for token in prompt[1:] for _ in range(2)),
+            *(number | SIDE_RECORD for token in prompt[1:] for number in (1, token)),
             *(answer[0], answer[0] | SIDE_RECORD, answer[1], answer[1] | SIDE_RECORD),
         ]  # fmt: skip
         engine.assert_at_baseline()

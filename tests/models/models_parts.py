@@ -90,6 +90,7 @@ def write_tiny_gguf(
     architecture: str = "llama",
     pre: str = "smollm",
     tensors_per_file: int = 0,
+    pooling: gguf.PoolingType | None = None,
 ) -> Path:
     """Write a Llama model as llama.cpp's converter does: renamed, q and k permuted, matrices of the MLP in Q8_0."""
     writer = gguf.GGUFWriter(path, architecture, split_max_tensors=tensors_per_file)
@@ -116,6 +117,8 @@ def write_tiny_gguf(
     writer.add_eot_token_id(2)
     writer.add_add_bos_token(False)
     writer.add_chat_template(CHAT_TEMPLATE)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LAYERS)
     for name, weight in (tiny_weights() if weights is None else weights).items():
         stored = weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,12 +10,14 @@ import signal
 import subprocess
 import sys
 
+import gguf
 import pytest
 from tokenizers import Tokenizer
 
 from rbee.errors import ModelError
 from rbee.models import cache as cache_module
 from rbee.models import gguf_of, prepare
+from rbee.models.pooling import POOLING_FILE, ModelPooling, read_pooling
 from tests.models.models_parts import FFN, HIDDEN, PREPARE, RecordingProgress, start_prepare, write_tiny_gguf
 
 STAGES = ["reading the model's configuration", "building the tokenizer"]
@@ -58,7 +61,7 @@ def test_the_manifest_says_where_the_folder_comes_from(prepared_tiny, tiny_gguf)
     """rbee.json has source, format and the size of each file."""
     folder, _ = prepared_tiny
     manifest = json.loads((folder.path / "rbee.json").read_text())
-    assert (manifest["source"], manifest["format"]) == (str(tiny_gguf), 5)
+    assert (manifest["source"], manifest["format"]) == (str(tiny_gguf), 6)
     assert set(manifest["files"]) == {path.name for path in folder.path.iterdir()} - {"rbee.json"}
 
 
@@ -96,7 +99,7 @@ def test_what_older_versions_left_of_a_model_is_removed(tiny_gguf, cache, progre
     entries = {
         f"tiny-{key}": {"format": 1, "name": "tiny"},
         f"tiny-{key}.packed-{key}": {"format": 1, "name": f"tiny-{key}", "matrices": {}},
-        f"tiny-{key[::-1]}": {"format": 5, "name": "tiny"},
+        f"tiny-{key[::-1]}": {"format": 6, "name": "tiny"},
         f"tiny-er-{key}": {"format": 1, "name": "tiny-er"},
         f"tiny-er-{key}.packed-{key}": {"format": 1, "matrices": {}},
         f"tiny-{key[1:]}9": {"format": 1, "name": "tiny!"},
@@ -109,6 +112,22 @@ def test_what_older_versions_left_of_a_model_is_removed(tiny_gguf, cache, progre
     folder = prepare(str(tiny_gguf), progress=progress).path
     after = {path.name for path in cache.iterdir() if path.is_dir()}
     assert after == entries.keys() - {f"tiny-{key}", f"tiny-{key}.packed-{key}"} | {folder.name}
+
+
+def test_an_embedding_model_that_an_older_version_prepared_gets_its_pooling(tmp_path, cache, progress):
+    """Format 5 had no pooling.json: such a folder is whole, and is made again all the same."""
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", pooling=gguf.PoolingType.MEAN)
+    made = prepare(str(path), progress=progress).path
+    manifest = json.loads((made / "rbee.json").read_text())
+    older = cache / f"tiny-{hashlib.sha256(b'5|' + manifest['gguf_identity'].encode()).hexdigest()[:16]}"
+    made.rename(older)
+    (older / POOLING_FILE).unlink()
+    del manifest["files"][POOLING_FILE]
+    (older / "rbee.json").write_text(json.dumps({**manifest, "format": 5}))
+    assert cache_module.is_whole(older)
+    folder = prepare(str(path), progress=progress).path
+    assert read_pooling(folder) == ModelPooling("mean")
+    assert not older.exists()
 
 
 HOLDING = """

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "rbee/emoji.h"
 #include "rbee/text.h"
 
 namespace rbee {
@@ -47,7 +48,7 @@ public:
     /// `strip`: the vocabulary writes a space before the first word, which is not shown.
     TokenText(const Vocabulary& vocabulary, bool strip) : vocabulary_(vocabulary), strip_(strip) {}
 
-    /// Appends the text that this token completes.
+    /// Appends the text that this token completes, but for an emoji at its end.
     void push(std::uint32_t token, std::string& out) {
         const std::size_t before = out.size();
         if (vocabulary_.is_text(token)) {
@@ -62,14 +63,21 @@ public:
                 out.erase(before, 1);
             }
         }
+        emoji_.push(out, before);
     }
 
     /// Appends the text of what is still incomplete, once no further token comes.
-    void flush(std::string& out) { utf8_.flush(out); }
+    void flush(std::string& out) {
+        const std::size_t before = out.size();
+        utf8_.flush(out);
+        emoji_.push(out, before);
+        emoji_.flush(out);
+    }
 
 private:
     const Vocabulary& vocabulary_;
     Utf8Stream utf8_;
+    EmojiHold emoji_;
     bool strip_;
 };
 

@@ -106,6 +106,23 @@ public:
         return token_id < size ? logprob(row[token_id]) : -kInfinity;
     }
 
+    /// The place of a token among all of a row's, from 1, the best first and of equal ones the lowest id; 0 if there is
+    /// no such token. Means nothing for a row that is not valid.
+    static std::uint32_t rank(const float* logits, std::size_t size, std::uint32_t token_id) {
+        if (token_id >= size) {
+            return 0;
+        }
+        const float own = logits[token_id];
+        std::uint32_t before = 0;  // no wider than a float, so that the loops are vectors
+        for (std::size_t i = 0; i < token_id; ++i) {
+            before += logits[i] >= own ? 1U : 0U;
+        }
+        for (std::size_t i = token_id + 1; i < size; ++i) {
+            before += logits[i] > own ? 1U : 0U;
+        }
+        return before + 1;
+    }
+
 private:
     /// What filters have left of a row: as long as none has removed a token, the row itself.
     struct Left {

@@ -118,7 +118,7 @@ class _Refusals:
         path = scope["path"]
         for prefix, make in self._formats:
             if path.startswith(prefix):
-                return make(refusal, scope["state"]["request_id"])
+                return make(refusal, scope)
         return refusals.answer(refusal)
 
     async def on_refusal(self, request: Request, error: Exception) -> Response:

@@ -5,16 +5,20 @@ Owns that mapping; a protocol with another one brings its own `RefusalFormat`. D
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 from starlette.responses import Response
 
 from rbee.server.errors import Refusal, RefusalKind
 
-# The answer, as long as no response has started, to a refusal of the request with this id.
-RefusalFormat: TypeAlias = Callable[[Refusal, str], Response]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.types import Scope
+
+# The answer, as long as no response has started, to a refusal of the request with this ASGI scope.
+RefusalFormat: TypeAlias = "Callable[[Refusal, Scope], Response]"
 
 STATE = "refused"  # in a scope's state: the Refusal with which a server has this request answered, whatever it asks
 

@@ -1,6 +1,6 @@
 """The server's end of the token path: the one drain loop, and what requests ask of the engine.
 
-Owns which ring belongs to which open sequence, and the reader of the doorbell. One callback delivers the tokens of all
+Owns the reader of the doorbell, and the order of what is asked and delivered. One callback delivers the tokens of all
 requests, `on_wake`: no queue and no task lies between a ring and its sink. The native drain itself sends the tokens of
 a DirectTarget to its socket. Does not know what a sink does with tokens, or how the engine process is run.
 """
@@ -20,16 +20,17 @@ from rbee.messages import FinishReason, Submit, ToEngine, Wake, pack_token_ids
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.link.admission import ANYONE, Admission, AdmissionControl
 from rbee.server.link.orphans import Orphans
-from rbee.server.link.sequences import DirectTarget, SequenceHandle, Submitted
+from rbee.server.link.ring_table import RingTable, split
+from rbee.server.link.sequences import SequenceHandle, Submitted
 from rbee.server.link.sinks import TokenBatch
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from rbee.server.link.admission import Requester
-    from rbee.server.link.sequences import Choice, Entry
-    from rbee.server.link.sinks import Account, DirectSink, Sink, TokenSink
+    from rbee.server.link.sequences import Choice, DirectTarget
+    from rbee.server.link.sinks import Account, Sink, TokenSink
     from rbee.transport import Consumer, Drained
 
 _log = logging.getLogger(__name__)
@@ -78,23 +79,12 @@ class EngineClient:
         self._admission = AdmissionControl(admission or Admission(), consumer, num_rings, clock)
         self._busy_poll = busy_poll
         self._keep_unbegun = keep_unbegun
-        self._on_end = on_end
-        self._clock = clock
+        self._orphans = Orphans(send, self._fail)
+        self._rings = RingTable(consumer, num_rings, self._admission, self._orphans, on_end=on_end, clock=clock)
         self._doorbell: int | None = None
         self._polling = self._stopped = False
-        # By ring. An open sequence has a generation other than 0, and a sink in one of the two lists.
-        self._generations = [0] * num_rings
         self._delivering: Drained | None = None  # by `_deliver`, whose callbacks come back here
         self._delivered: list[Callable[[], None]] = []  # what that calls at its end
-        self._received_ns = [0] * num_rings
-        self._token_sinks: list[TokenSink | None] = [None] * num_rings
-        self._direct_sinks: list[DirectSink | None] = [None] * num_rings
-        self._submitted: dict[int, Submitted] = {}  # by ring, if they are kept
-        self._accounts: list[Entry | None] = [None] * num_rings
-        self._num_open = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._orphans = Orphans(send, self._fail)
 
     @property
     def queued_tokens(self) -> int:
@@ -206,11 +196,11 @@ class EngineClient:
     def submit(self, sequence: Submitted) -> None:
         """Submit a sequence, perhaps again, for which there must be a ring."""
         record = sequence.record
-        ring, generation = self._open(sequence)
+        ring, generation = self._rings.open(sequence)
         sequence.handle.move(self, ring, generation)
         record = sequence.record = msgspec.structs.replace(record, ring=ring, generation=generation)
         if self._keep_unbegun:
-            self._submitted[ring] = sequence
+            self._rings.submitted[ring] = sequence
         if sequence.handle.paused:
             self._consumer.pause(ring)
         self._send(record)
@@ -228,9 +218,9 @@ class EngineClient:
         self._delivered.append(callback)
 
     def cancel(self, ring: int, generation: int, reason: int = FinishReason.ABORT) -> None:
-        if self._generations[ring] != generation:
+        if not self._rings.holds(ring, generation):
             return
-        self._end(ring, reason)
+        self._rings.end(ring, reason)
         if self._has_ended(ring):
             return
         if self._consumer.cancel(ring):
@@ -239,26 +229,26 @@ class EngineClient:
             self._loop.call_soon(self.on_wake)
 
     def pause(self, ring: int, generation: int) -> None:
-        if self._generations[ring] == generation and not self._has_ended(ring):
+        if self._rings.holds(ring, generation) and not self._has_ended(ring):
             self._consumer.pause(ring)
 
     def resume(self, ring: int, generation: int) -> None:
-        if self._generations[ring] == generation and not self._has_ended(ring) and self._consumer.resume(ring):
+        if self._rings.holds(ring, generation) and not self._has_ended(ring) and self._consumer.resume(ring):
             self._loop.call_soon(self.on_wake)
 
     def orphan(self, ring: int, generation: int) -> None:
-        if self._generations[ring] == generation:
+        if self._rings.holds(ring, generation):
             self._consumer.pause(ring)
             self._orphans.add(ring)
 
     def adopt(self, ring: int, generation: int) -> None:
-        if self._generations[ring] == generation:
+        if self._rings.holds(ring, generation):
             self._orphans.adopt(ring)
 
     def redirect(self, ring: int, generation: int, sink: TokenSink | DirectTarget) -> None:
-        if self._generations[ring] == generation:
-            self._set_sink(ring, sink)
-            if (sequence := self._submitted.get(ring)) is not None:
+        if self._rings.holds(ring, generation):
+            self._rings.set_sink(ring, sink)
+            if (sequence := self._rings.submitted.get(ring)) is not None:
                 sequence.target = sink
 
     def on_wake(self) -> None:
@@ -271,7 +261,7 @@ class EngineClient:
 
     def _poll(self) -> None:
         """In place of `on_wake` while a request is open: poll in every turn of the event loop."""
-        if self._num_open:
+        if self._rings.num_open:
             if self._consumer.poll(_POLL_PATIENCE_NS):
                 self._turn()
             else:
@@ -283,13 +273,13 @@ class EngineClient:
 
     def fail_all(self, error: Refusal) -> None:
         """End every open sequence with `error`, and cancel it in the engine."""
-        for ring, _, _ in self._open_sequences():
+        for ring, _, _ in self._rings.open_sequences():
             self._fail(ring, error)
 
     def _fail(self, ring: int, error: Refusal) -> None:
-        sink = self._token_sinks[ring] or self._direct_sinks[ring]
+        sink = self._rings.sink(ring)
         assert sink is not None, "the sequence is open"
-        self.cancel(ring, self._generations[ring])
+        self.cancel(ring, self._rings.generations[ring])
         sink.fail(error)
 
     def engine_died(self, error: Refusal, keep: Callable[[Submitted], bool] = lambda _: False) -> None:
@@ -303,17 +293,16 @@ class EngineClient:
             self._deliver(drained)
             if not drained.more:
                 break
-        for ring, sequence in list(self._submitted.items()):
+        for ring, sequence in list(self._rings.submitted.items()):
             if not self._consumer.has_begun(ring) and keep(sequence):
-                self._forget(ring)
-        for ring, _, sink in self._open_sequences():
-            self._end(ring, FinishReason.ERROR)
+                self._rings.forget(ring)
+        for ring, _, sink in self._rings.open_sequences():
+            self._rings.end(ring, FinishReason.ERROR)
             sink.fail(error)
         self._orphans.on_engine_death()
 
     async def wait_idle(self) -> None:
-        while self._num_open:  # an end may have submitted another
-            await self._idle.wait()
+        await self._rings.wait_idle()
 
     def _turn(self) -> bool:
         """Drain once and deliver; True if more is left, without a wakeup to come."""
@@ -334,70 +323,41 @@ class EngineClient:
             self._give_up()
             return None
 
-    def _open(self, sequence: Submitted) -> tuple[int, int]:
-        """The ring and generation of a new sequence."""
-        record, entry, num_tokens = sequence.record, sequence.entry, len(sequence.record.prompt) // 4
-        received_ns = record.received_ns if sequence.timed else 0
-        assigned = self._consumer.assign(received_ns, num_tokens, entry and entry[0].gaps)
-        assert assigned is not None, "there is room"
-        ring, generation = assigned
-        self._admission.on_submitted(ring, num_tokens, sequence.caller)
-        self._generations[ring] = generation
-        self._received_ns[ring] = record.received_ns
-        self._accounts[ring] = entry
-        self._set_sink(ring, sequence.target)
-        self._num_open += 1
-        self._idle.clear()
-        return ring, generation
-
-    def _set_sink(self, ring: int, sink: TokenSink | DirectTarget) -> None:
-        if isinstance(sink, DirectTarget):
-            self._token_sinks[ring], self._direct_sinks[ring] = None, sink.sink
-            self._consumer.attach(ring, sink.outlet)
-        else:
-            self._token_sinks[ring], self._direct_sinks[ring] = sink, None
-
-    def _open_sequences(self) -> Iterator[tuple[int, int, Sink]]:
-        """(ring, generation, sink) of each sequence that is open when its turn comes."""
-        for ring, generation in enumerate(self._generations):
-            sink = self._token_sinks[ring] or self._direct_sinks[ring]
-            if sink is not None:
-                yield ring, generation, sink
-
     def _deliver(self, drained: Drained) -> None:
         # A callback may end other sequences: each sink is looked up when its turn comes.
         self._delivering = drained
+        rings = self._rings
         start = 0
         for ring, end, code in zip(drained.rings, drained.ends, drained.finishes, strict=True):
-            sink, received_ns, entry = self._token_sinks[ring], self._received_ns[ring], None
+            sink, received_ns, entry = rings.token_sinks[ring], rings.received_ns[ring], None
             if code:
                 self._admission.on_released(ring)
-                entry = self._forget(ring, code)
+                entry = rings.forget(ring, code)
                 self._orphans.on_free(ring)
             if sink is not None:
                 batch = TokenBatch(
                     drained.tokens[start:end],
                     drained.logprobs[start:end],
                     drained.commit_ns[start:end],
-                    *_split(code),
+                    *split(code),
                 )
                 shown = self._call(ring, sink, sink.deliver, batch)
                 if code:
-                    self._count_end(FinishReason.ERROR if shown is None else shown, received_ns, entry)
+                    rings.count_end(FinishReason.ERROR if shown is None else shown, received_ns, entry)
             start = end
         if start:
             self._consumer.note_delivered()
         for ring, rest in drained.blocked:
-            if (direct := self._direct_sinks[ring]) is not None:
+            if (direct := rings.direct_sinks[ring]) is not None:
                 self._call(ring, direct, direct.on_blocked, rest)
         for ring in drained.broken:
-            if (direct := self._direct_sinks[ring]) is not None:
+            if (direct := rings.direct_sinks[ring]) is not None:
                 self._call(ring, direct, direct.on_broken)
         for ring, code in drained.ended:
             self._admission.on_released(ring)
-            if (direct := self._direct_sinks[ring]) is not None:
-                self._end(ring, _split(code)[0], code)
-                self._call(ring, direct, direct.on_finish, *_split(code))
+            if (direct := rings.direct_sinks[ring]) is not None:
+                rings.end(ring, split(code)[0], code)
+                self._call(ring, direct, direct.on_finish, *split(code))
         self._delivering = None
         if self._delivered:
             callbacks, self._delivered = self._delivered, []
@@ -420,43 +380,8 @@ class EngineClient:
             return method(*values, **named)
         except Exception:  # noqa: BLE001 - logged; the other requests go on
             _log.exception("delivering tokens failed; the request is ended")
-            if sink in (self._token_sinks[ring], self._direct_sinks[ring]):
-                self.cancel(ring, self._generations[ring], FinishReason.ERROR)
+            if sink is self._rings.sink(ring):
+                self.cancel(ring, self._rings.generations[ring], FinishReason.ERROR)
             message = "The server failed while writing this answer."
             sink.fail(Refusal(RefusalKind.FAILED, message, code="internal_error"))
             return None
-
-    def _end(self, ring: int, reason: int, code: int = 0) -> None:
-        """Forget the sequence of a ring, and count its end. Does nothing if there is none any more."""
-        if self._generations[ring]:
-            self._count_end(reason, self._received_ns[ring], self._forget(ring, code))
-
-    def _count_end(self, reason: int, received_ns: int, entry: Entry | None) -> None:
-        self._on_end(reason, self._clock() - received_ns / 1e9)
-        if entry is not None:
-            account, index = entry
-            account.end(index, reason)
-
-    def _forget(self, ring: int, code: int = 0) -> Entry | None:
-        """Have the account take the times; returns it. `code` is the ring's finish, if that has been drained."""
-        if not self._generations[ring]:
-            return None
-        entry, self._accounts[ring] = self._accounts[ring], None
-        if entry is not None:
-            account, index = entry
-            account.take(index, self._consumer.times(ring), _split(code)[1] if code else None)
-        self._generations[ring] = 0
-        self._submitted.pop(ring, None)
-        self._admission.on_ended(ring)
-        self._token_sinks[ring] = self._direct_sinks[ring] = None
-        self._consumer.detach(ring)
-        self._orphans.forget(ring)
-        self._num_open -= 1
-        if not self._num_open:
-            self._idle.set()
-        return entry
-
-
-def _split(code: int) -> tuple[int, int]:
-    """Reason and number of cached prompt tokens."""
-    return code & 0xFF, code >> 8

@@ -90,6 +90,11 @@ class Supervisor:
         """Where the engine computes, as far as that is known."""
         return self._settings.config.device if self.ready is None else self.ready.device
 
+    @property
+    def engine_memory(self) -> int | None:
+        """Bytes that the engine process holds for itself; None while there is none."""
+        return self._engine.memory_bytes if self._epoch else None
+
     def sample(self) -> Sample | None:
         """What the processes of this epoch have counted; None while there is no engine."""
         return self._engine.sample() if self._epoch else None

@@ -6,6 +6,7 @@ know which fields a protocol has, or what they mean.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import re
@@ -13,14 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from rbee.server.errors import invalid
+from rbee.server.errors import Refusal, invalid
 from rbee.server.protocols.json_shape import check_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from collections.abc import Set as AbstractSet
-
-    from rbee.server.errors import Refusal
 
 T = TypeVar("T")
 
@@ -114,6 +113,34 @@ def respelled(given: dict[str, Any], synonyms: Mapping[str, str]) -> dict[str, A
             raise invalid(name, f"{name} and {usual} are the same parameter and differ; send {usual} only.")
         result[usual] = value
     return result
+
+
+@contextlib.contextmanager
+def in_words_of(given: Mapping[str, Any], synonyms: Mapping[str, str]) -> Iterator[None]:
+    """A refusal that is raised inside names each field as `given` does, which is not `respelled` yet.
+
+    What its message quotes of the request stays.
+    """
+    try:
+        yield
+    except Refusal as refusal:
+        sent = {
+            usual: name for name, usual in synonyms.items() if given.get(name) is not None and given.get(usual) is None
+        }
+        if not sent:
+            raise
+        quoted_or_named = re.compile(rf"(?<!\w)'[^']*'|\b({'|'.join(map(re.escape, sent))})\b")
+
+        def as_sent(text: str) -> str:
+            return quoted_or_named.sub(lambda found: sent.get(found[1], found[0]), text)
+
+        raise Refusal(
+            refusal.kind,
+            as_sent(refusal.message),
+            param=refusal.param and as_sent(refusal.param),
+            code=refusal.code,
+            retry_after=refusal.retry_after,
+        ) from None
 
 
 def convert(value: Any, shape: type[T]) -> T:

@@ -38,13 +38,8 @@ class GenerationReader:
 
     def check_model(self, name: str | None) -> None:
         """A request may leave the model out: there is only one."""
-        if name is not None and name != self.model.name:
-            raise Refusal(
-                RefusalKind.NOT_FOUND,
-                f"The model {name!r} is not served here; this is {self.model.name!r}.",
-                param="model",
-                code="model_not_found",
-            )
+        if name is not None:
+            check_served(self.model, name)
 
     def check_choices(self, request: GenerationRequest, num_prompts: int) -> None:
         """See `check_choices` of the parameters; for protocols that take several prompts, before they read them."""
@@ -146,6 +141,17 @@ class GenerationReader:
             priority=request.priority,
             deadline_ns=parameters.deadline_ns,
             cache_salt=request.cache_salt,
+        )
+
+
+def check_served(model: ServedModel, name: str) -> None:
+    """Raise Refusal unless clients call `model` by this name."""
+    if name != model.name:
+        raise Refusal(
+            RefusalKind.NOT_FOUND,
+            f"The model {name!r} is not served here; this is {model.name!r}.",
+            param="model",
+            code="model_not_found",
         )
 
 

@@ -1,4 +1,4 @@
-"""What the routes of this server take and answer, for programs: OpenAPI 3.1, made from the shapes that read requests.
+"""What the routes of this server take and answer, for programs: OpenAPI 3.1, made from the shapes of both.
 
 Owns how an `Operation` becomes that document, and its route. Each protocol lists its own operations. Does not know what
 a field means (`rbee.server.protocols.meanings`).
@@ -61,22 +61,31 @@ class Body(NamedTuple):
     synonyms: Mapping[str, str] = {}  # other names, each with the usual one
 
 
+class Shape(msgspec.Struct, forbid_unknown_fields=True):
+    """What a JSON object of an answer has: these members, and no others."""
+
+
 class Operation(NamedTuple):
-    """A method of a path."""
+    """A method of a path.
+
+    The shapes are structs. Where there are several, an answer or an event has one of them.
+    """
 
     method: str
     path: str  # as in its route
     summary: str
     body: Body | None = None
     status: int = 200  # of the answer
-    streams: bool = False  # the answer may be, or is, server-sent events
+    answer: tuple[Any, ...] = ()  # the shapes of an answer in JSON; none: any object
+    events: tuple[Any, ...] = ()  # the shapes of what server-sent events hold, if the answer may be such a stream
     kind: str | None = _JSON  # of an answer that is no stream; None: it always is one
+    others: Mapping[int, Any] = {}  # the shapes of answers with another status that are no errors
     refusals: tuple[int, ...] = ()  # statuses beside those that any request may get
     error: type | None = None  # the envelope of refusals; a msgspec struct; None: OpenAI's
     needs_key: bool = True
 
 
-class ErrorFields(msgspec.Struct):
+class ErrorFields(Shape):
     """What went wrong: a sentence, OpenAI's word for its kind, the field to blame, and a word for programs."""
 
     message: str
@@ -85,7 +94,7 @@ class ErrorFields(msgspec.Struct):
     code: str | None
 
 
-class ErrorEnvelope(msgspec.Struct):
+class ErrorEnvelope(Shape):
     """A refusal in OpenAI's envelope."""
 
     error: ErrorFields
@@ -153,16 +162,16 @@ def _operation(operation: Operation, schemas: dict[str, Any], *, lenient: bool) 
     statuses = [*_EVERYWHERE, *(_WITH_BODY if operation.body else ()), *operation.refusals]
     error = _reference(operation.error or ErrorEnvelope, schemas)
     refusal = {"content": {_JSON: {"schema": error}}}
-    answer: dict[str, Any] = {"description": "The answer."}
-    kinds = [kind for kind in (operation.kind, _EVENTS if operation.streams else None) if kind]
-    if operation.status != 204:
-        answer["content"] = {kind: {"schema": {"type": "object"} if kind == _JSON else {}} for kind in kinds}
     result: dict[str, Any] = {
         "summary": operation.summary,
         "operationId": re.sub(r"\W+", "_", f"{operation.method.lower()}{operation.path}").strip("_"),
         "responses": {
-            str(operation.status): answer,
+            str(operation.status): _answer(operation, schemas),
             **{str(status): {"description": _MEANS[status], **refusal} for status in sorted(set(statuses))},
+            **{
+                str(status): {"description": _MEANS[status], "content": {_JSON: {"schema": _reference(shape, schemas)}}}
+                for status, shape in operation.others.items()
+            },
         },
     }
     if names := _PATH_PARAMETER.findall(operation.path):
@@ -175,6 +184,26 @@ def _operation(operation: Operation, schemas: dict[str, Any], *, lenient: bool) 
     if not operation.needs_key:
         result["security"] = []
     return result
+
+
+def _answer(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
+    """The answer of an ordinary request: whole, or as a stream."""
+    if operation.status == 204:
+        return {"description": "The answer, which is empty."}
+    content: dict[str, Any] = {}
+    if operation.kind == _JSON:
+        content[_JSON] = {"schema": _one_of(operation.answer, schemas) if operation.answer else {"type": "object"}}
+    elif operation.kind:
+        content[operation.kind] = {"schema": {}}
+    if operation.events:
+        # What OpenAPI 3.2 calls itemSchema.
+        content[_EVENTS] = {"schema": {}, "x-itemSchema": _one_of(operation.events, schemas)}
+    return {"description": "The answer.", "content": content}
+
+
+def _one_of(shapes: Sequence[Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    references = [_reference(shape, schemas) for shape in shapes]
+    return references[0] if len(references) == 1 else {"anyOf": references}
 
 
 def _reference(shape: type, schemas: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Owns their answers. None of them waits, so that they are true under any load. Do
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from starlette.responses import Response
@@ -16,7 +16,7 @@ from rbee import __version__
 from rbee.server.errors import Refusal
 from rbee.server.http.refusals import headers_of
 from rbee.server.http.responses import json_response
-from rbee.server.protocols.openapi import Operation
+from rbee.server.protocols.openapi import Operation, Shape
 from rbee.transport import ServerState
 
 if TYPE_CHECKING:
@@ -29,6 +29,63 @@ if TYPE_CHECKING:
 
 
 _LEAVING = "The server is going to shut down; send new requests to another one."
+
+
+class Health(Shape):
+    """The answer to GET /health."""
+
+    status: Literal["ok"]
+
+
+class EngineFacts(Shape):
+    """How the engine computes; `max_model_len` is for prompt and output together, in tokens."""
+
+    runner: str
+    device: str
+    dtype: str
+    max_model_len: int
+    vocab_size: int
+    num_blocks: int
+    block_size: int
+    load_seconds: float
+    kernels: str
+    hidden_size: int
+    has_head: bool
+
+
+class IsReady(Shape):
+    """The answer to GET /ready, with 200."""
+
+    ready: Literal[True]
+    state: Literal["ready"]
+    model: str
+    engine: EngineFacts
+    rings_in_use: int
+
+
+class StageProgress(Shape):
+    """How much of a stage of loading is done."""
+
+    stage: str
+    done: int
+    total: int
+
+
+class IsNotReady(Shape):
+    """The answer to GET /ready, with 503."""
+
+    ready: Literal[False]
+    state: str
+    reason: str
+    model: str
+    progress_url: str | msgspec.UnsetType = msgspec.UNSET
+    progress: StageProgress | msgspec.UnsetType = msgspec.UNSET
+
+
+class Version(Shape):
+    """The answer to GET /version."""
+
+    version: str
 
 
 class OperationsApi:
@@ -56,9 +113,16 @@ class OperationsApi:
 
     def operations(self) -> list[Operation]:
         return [
-            Operation("GET", "/health", "Whether the server process answers.", needs_key=False),
-            Operation("GET", "/ready", "Whether a request sent now would be taken.", refusals=(503,), needs_key=False),
-            Operation("GET", "/version", "The version of the server."),
+            Operation("GET", "/health", "Whether the server process answers.", answer=(Health,), needs_key=False),
+            Operation(
+                "GET",
+                "/ready",
+                "Whether a request sent now would be taken.",
+                answer=(IsReady,),
+                others={503: IsNotReady},
+                needs_key=False,
+            ),
+            Operation("GET", "/version", "The version of the server.", answer=(Version,)),
             Operation("GET", "/metrics", "Counters and histograms for Prometheus.", kind="text/plain"),
         ]
 

@@ -6,7 +6,7 @@ which events it still lacks.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -30,9 +30,15 @@ _MAX_SHOWN = 128  # characters of a name that is unknown
 
 
 class Resuming:
-    """Streams that can be resumed, for all protocols of a server. `replay_window` is in tokens."""
+    """Streams that can be resumed, for all protocols of a server.
 
-    def __init__(self, streams: ResumableStreams, watch: ReplyWatch, *, replay_window: int) -> None:
+    `replay_window` is in tokens. `events` are the shapes of what such streams hold.
+    """
+
+    def __init__(
+        self, streams: ResumableStreams, watch: ReplyWatch, *, replay_window: int, events: tuple[Any, ...]
+    ) -> None:
+        self._events = events
         self._streams = streams
         self._watch = watch
         self._replay_window = replay_window
@@ -42,7 +48,7 @@ class Resuming:
 
     def operations(self) -> list[Operation]:
         summary = "The rest of a stream that lost its connection (Last-Event-ID)."
-        return [Operation("GET", "/v1/streams/{id}", summary, streams=True, kind=None, refusals=(404, 409, 410))]
+        return [Operation("GET", "/v1/streams/{id}", summary, events=self._events, kind=None, refusals=(404, 409, 410))]
 
     async def resume(self, request: Request) -> Response:
         if request.method != "GET":  # HEAD, which would take the stream away from its reader

@@ -149,23 +149,25 @@ class LogprobsChoice(ChoiceSink):
         self._entries: list[TokenLogprob] = []  # of tokens whose text has not begun to show
         self.prompt_entries: list[TokenLogprob] = []
         if records.scores_prompt:
-            self._add_prompt_entry(first_prompt_token, None, [])
+            self._add_prompt_entry(first_prompt_token, None, [], None)
 
     def _take(self, batch: TokenBatch, pieces: list[Piece]) -> int | None:
         committed_ns: int | None = None
         for token in self._records.take(batch):
             committed_ns = token.committed_ns
-            if token.of_prompt:
-                self._add_prompt_entry(token.token_id, token.logprob, token.top)
+            if token.rank is not None:
+                self._add_prompt_entry(token.token_id, token.logprob, token.top, token.rank)
             else:
                 self._take_output(token, pieces)
             if self._text.stopped:
                 break
         return committed_ns
 
-    def _add_prompt_entry(self, token_id: int, logprob: float | None, top: list[tuple[int, float]]) -> None:
+    def _add_prompt_entry(
+        self, token_id: int, logprob: float | None, top: list[tuple[int, float]], rank: int | None
+    ) -> None:
         offset = 0 if self._echo is None else self._echo.offsets[len(self.prompt_entries)]
-        self.prompt_entries.append(TokenLogprob(token_id, logprob, top, offset))
+        self.prompt_entries.append(TokenLogprob(token_id, logprob, top, offset, rank))
 
     def _take_output(self, token: ScoredToken, pieces: list[Piece]) -> None:
         if self._echo is not None:

@@ -304,7 +304,7 @@ def _choice(index: int, codec: TextCodec, generation: Generation, prompt: Prompt
         index,
         reply,
         text,
-        TokenRecords(sampling, len(prompt.token_ids)),
+        TokenRecords(sampling, prompt.token_ids),
         report_cached=bool(generation.stops),
         logprobs=lists_tokens,
         echo=echo,

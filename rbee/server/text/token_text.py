@@ -1,4 +1,4 @@
-"""The text of one sequence as it may be shown: no special or stop tokens, no stop strings, after an echoed prompt.
+"""The text of one sequence as it may be shown: no special or stop tokens, no stop strings, no part of an emoji.
 
 Owns what of a token's text is shown, and when. Knows neither logprobs nor replies.
 """
@@ -6,6 +6,8 @@ Owns what of a token's text is shown, and when. Knows neither logprobs nor repli
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
+
+from rbee.transport import EmojiHold
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -79,6 +81,7 @@ class TokenText:
         num_echoed: int = 0,
     ) -> None:
         self._detokenizer = detokenizer
+        self._emoji = EmojiHold()
         self._stops = stops
         self._stop_token_ids = frozenset(stop_token_ids)
         self._min_tokens = min_tokens
@@ -101,16 +104,18 @@ class TokenText:
     def flush(self) -> str:
         """The text that waited for a next token which will not come."""
         text = self._show(self._detokenizer.flush())
-        if self._stops is not None and not self.stopped:
-            held = self._stops.flush()
-            self.num_shown += len(held)
-            text += held
-        return text
+        rest = "" if self._stops is None or self.stopped else self._stops.flush()
+        rest = self._emoji.push(rest) + self._emoji.flush()
+        self.num_shown += len(rest)
+        return text + rest
 
     def _show(self, text: str) -> str:
         self.num_decoded += len(text)
         if self._stops is not None and text:
             text, self.stopped = self._stops.push(text, may_end=self.num_tokens > self._min_tokens)
+        text = self._emoji.push(text)
+        if self.stopped:
+            text += self._emoji.flush()
         self.num_shown += len(text)
         return text
 

@@ -130,6 +130,11 @@ class TextCodec:
         added = self._tokenizer.get_added_tokens_decoder().values()
         return [token.content for token in added if token.special]
 
+    def token_names(self, token_ids: list[int]) -> list[str]:
+        """Each of `token_ids` as the vocabulary spells it: where a space is a character of its own, with that."""
+        name = self._tokenizer.id_to_token
+        return [name(token_id) or "" for token_id in token_ids]
+
     def token_id(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
 

@@ -51,6 +51,9 @@ def _run(ask: Question, seen: Observations) -> None:
         assert text == stream.get_final_text(), "the helper's texts are not its final text"
         _add(seen, "message", "messages.stream", final)
 
+        seen.add("models", "models.list", names=[card.id for card in client.models.list()])
+        assert client.models.retrieve(ask.model).id == ask.model
+
         count = client.messages.count_tokens(model=ask.model, messages=ask.messages)
         seen.add("token count", "messages.count_tokens", count=count.input_tokens)
 

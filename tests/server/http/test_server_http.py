@@ -154,7 +154,9 @@ def test_tokenize_and_back(synthetic_server):
     """A prompt, or messages through the chat template, as token ids; and ids as text."""
     url = synthetic_server.url
     answer = httpx.post(url + "/tokenize", json={"prompt": "hé"}).json()
-    assert answer == {"count": 3, "max_model_len": 8192, "tokens": list("hé".encode())}
+    assert answer == {"count": 3, "max_model_len": 8192, "tokens": list("hé".encode()), "token_strs": None}
+    named = httpx.post(url + "/tokenize", json={"prompt": "hé", "return_token_strs": True}).json()
+    assert named == answer | {"token_strs": ["h", "Ã", "©"]}
     chat = httpx.post(url + "/tokenize", json=HI).json()["tokens"]
     assert httpx.post(url + "/detokenize", json={"tokens": chat}).json() == {"prompt": "user: hi\nassistant: "}
 

@@ -4,6 +4,7 @@ import pytest
 
 from rbee.sampling_params import SamplingParams
 from rbee.server.http.refusals import status_of
+from rbee.server.protocols.openai.schemas import SYNONYMS
 from tests.raw_client import CHAT, COMPLETIONS
 from tests.server.protocols.parameters_parts import BOTH, HI_TOKENS, PARAMETERS, read, refusal
 
@@ -256,6 +257,35 @@ def test_llama_cpps_spellings(route):
     assert read(route, {"n_predict": 3, "max_tokens": 3, "repeat_penalty": None}).sampling.max_tokens == 3
     error = refusal(route, {"n_predict": 3, "max_tokens": 4})
     assert (error.param, "max_tokens" in error.message) == ("n_predict", True)
+
+
+@pytest.mark.parametrize("name", SYNONYMS)
+@pytest.mark.parametrize("value", [{"a": 1}, -1, 2**40], ids=["a wrong type", "too small", "too large"])
+@BOTH
+def test_a_refusal_names_the_field_that_was_sent(route, name, value):
+    """Whatever its usual name is; both names are the usual one's matter."""
+    usual = SYNONYMS[name]
+    error = refusal(route, {name: value})
+    assert (error.param, error.message.count(name), usual in error.message) == (name, 1, False)
+    assert refusal(route, {name: value, usual: None}).message == error.message
+    both = refusal(route, {name: value, usual: value})
+    assert both.param == usual
+    assert both.message == error.message.replace(name, usual)
+
+
+@BOTH
+def test_the_remedy_of_a_refusal_names_the_field_that_was_sent(route):
+    """Where another field is to blame, too; what is quoted of the request stays as it is."""
+    error = refusal(route, {"n_predict": 200})
+    assert error.code == "context_length_exceeded"
+    assert error.message.endswith("Shorten the prompt or lower n_predict.")
+    error = refusal(route, {"n_predict": 5, "model": "max_tokens"})
+    assert "The model 'max_tokens' is not served here" in error.message
+    error = refusal(route, {"n_predict": 5, "temperature": -1})
+    assert (error.param, error.message) == ("temperature", "temperature must be from 0 to 1000, not -1.0.")
+    if route == CHAT:
+        error = refusal(route, {"n_predict": 5, "max_completion_tokens": 6})
+        assert error.message.startswith("n_predict and max_completion_tokens differ;")
 
 
 @BOTH

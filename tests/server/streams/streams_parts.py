@@ -73,7 +73,7 @@ def make_choices(reply: Any, texts: Sequence[TokenText], *, logprobs: bool = Fal
     sinks: list[ChoiceSink] = []
     for index, text in enumerate(texts):
         if logprobs:
-            records = TokenRecords(SamplingParams(max_tokens=99, num_logprobs=0), 3)
+            records = TokenRecords(SamplingParams(max_tokens=99, num_logprobs=0), [1, 2, 3])
             sinks.append(LogprobsChoice(index, reply, text, records, logprobs=True))
         else:
             sinks.append(ChoiceSink(index, reply, text))

@@ -41,7 +41,7 @@ class Case:
             min_tokens=min_tokens,
             num_echoed=0 if echo is None else len(echo.text),
         )
-        records = TokenRecords(sampling, len(prompt))
+        records = TokenRecords(sampling, list(prompt))
         logprobs = sampling.num_logprobs is not None or sampling.num_prompt_logprobs is not None
         self.choice = LogprobsChoice(
             0, self, self.shown, records, logprobs=logprobs, echo=echo, first_prompt_token=prompt[0], **options
@@ -226,14 +226,18 @@ def test_echo_comes_first():
 def test_echo_with_logprobs():
     """The prompt's tokens are listed with it, the first one without a logprob; offsets count over the whole."""
     case = Case(prompt=ids("aé"), echo=Echo.of(ids("aé"), None, CODEC), num_logprobs=1, num_prompt_logprobs=1)
-    case.choice.deliver(record_batch(scored_prompt(0xC3, -1.0, (5, -0.5))))
+    case.choice.deliver(record_batch(scored_prompt(4, -1.0, (5, -0.5))))
     assert case.pieces == []
-    published = [*scored_prompt(0xA9, -2.0, (6, -0.25)), *scored(98, -3.0, (7, -0.125))]
+    published = [*scored_prompt(200, -2.0, (6, -0.25)), *scored(98, -3.0, (7, -0.125))]
     case.choice.deliver(record_batch(published, FinishReason.LENGTH))
     prompt, output = case.pieces
     assert (prompt.text, output.text) == ("aé", "b")
-    assert prompt.entries == [(97, None, [], 0), (0xC3, -1.0, [(5, -0.5)], 1), (0xA9, -2.0, [(6, -0.25)], 1)]
-    assert output.entries == [(98, -3.0, [(7, -0.125)], 2)]
+    assert prompt.entries == [
+        (97, None, [], 0, None),
+        (0xC3, -1.0, [(5, -0.5)], 1, 4),
+        (0xA9, -2.0, [(6, -0.25)], 1, 200),
+    ]
+    assert output.entries == [(98, -3.0, [(7, -0.125)], 2, None)]
 
 
 def test_prompt_alone():
@@ -246,7 +250,7 @@ def test_prompt_alone():
         num_prompt_logprobs=0,
         stop_token_ids=[99],
     )
-    case.choice.deliver(record_batch([*scored_prompt(98, -1.0), *scored(99, -2.0)], FinishReason.STOP))
+    case.choice.deliver(record_batch([*scored_prompt(1, -1.0), *scored(99, -2.0)], FinishReason.STOP))
     assert case.listed() == [("ab", [97, 98])]
     assert case.reasons == [FinishReason.LENGTH]
     assert case.choice.num_tokens == 0

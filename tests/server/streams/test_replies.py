@@ -25,11 +25,21 @@ async def test_a_frame_for_each_token_and_one_write_for_each_drain():
 
 
 async def test_token_without_text_has_no_frame():
-    """An emoji of four tokens is one frame; nothing empty is written before it."""
+    """A character of three tokens is one frame; nothing empty is written before it."""
     case = Case()
-    for byte in "🐝".encode():
+    for byte in "海".encode():
         case.deliver(bytes([byte]))
-    assert case.chunks() == [("🐝", None)]
+    assert case.chunks() == [("海", None)]
+
+
+async def test_emoji_waits_for_what_follows_it():
+    """It may become another one; with the next token, or the end, it is shown."""
+    case = Case()
+    case.deliver("a👋".encode())
+    case.deliver("🏽".encode())
+    assert case.chunks() == [("a", None)]
+    case.deliver("!🐝".encode(), FinishReason.LENGTH)
+    assert case.chunks() == [("a", None), ("👋🏽!", None), ("🐝", "length"), "[DONE]"]
 
 
 async def test_stop_token_is_not_shown():

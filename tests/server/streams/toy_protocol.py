@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from starlette.requests import Request
+    from starlette.types import Scope
 
     from rbee.server.streams.dialect import CollectedChoice, Piece
     from rbee.server.streams.outcome import Outcome
@@ -93,6 +94,6 @@ class ToyApi:
         return job.claim()
 
 
-def toy_refusal(refusal: Refusal, request_id: str) -> Response:  # noqa: ARG001
+def toy_refusal(refusal: Refusal, scope: Scope) -> Response:  # noqa: ARG001
     """A refusal in the protocol's own words and with its own status."""
     return Response(f"refused: {refusal.message}", 418, media_type="text/plain")

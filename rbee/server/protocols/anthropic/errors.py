@@ -11,8 +11,11 @@ import msgspec
 from starlette.responses import Response
 
 from rbee.server.http.refusals import headers_of, status_of
+from rbee.server.protocols.openapi import Shape
 
 if TYPE_CHECKING:
+    from starlette.types import Scope
+
     from rbee.server.errors import Refusal
 
 REQUEST_ID = "request-id"  # the header that Anthropic's clients show with an error
@@ -27,14 +30,14 @@ _TYPES = {
 }
 
 
-class AnthropicErrorFields(msgspec.Struct):
+class AnthropicErrorFields(Shape):
     """What went wrong: Anthropic's word for its kind, and a sentence."""
 
     type: str
     message: str
 
 
-class AnthropicError(msgspec.Struct, tag_field="type", tag="error"):
+class AnthropicError(Shape, tag_field="type", tag="error"):
     """A refusal in Anthropic's envelope."""
 
     error: AnthropicErrorFields
@@ -49,7 +52,8 @@ def envelope(refusal: Refusal, request_id: str) -> bytes:
     return msgspec.json.encode({"type": "error", "error": error, "request_id": request_id})
 
 
-def answer(refusal: Refusal, request_id: str) -> Response:
+def answer(refusal: Refusal, scope: Scope) -> Response:
     """The `RefusalFormat` of Anthropic's paths."""
+    request_id: str = scope["state"]["request_id"]
     headers = headers_of(refusal) | {REQUEST_ID: request_id}
     return Response(envelope(refusal, request_id), status_of(refusal), headers, media_type="application/json")

@@ -11,33 +11,25 @@ from typing import TYPE_CHECKING
 from starlette.routing import Route
 
 from rbee.server.http.responses import json_response
+from rbee.server.protocols.anthropic import answers
 from rbee.server.protocols.anthropic.errors import REQUEST_ID, AnthropicError
 from rbee.server.protocols.anthropic.reader import MessagesReader
 from rbee.server.protocols.anthropic.schemas import ADVISORY, NEUTRAL, CountRequest, MessagesRequest
-from rbee.server.protocols.generating import respond
+from rbee.server.protocols.generating import GeneratingApi
 from rbee.server.protocols.openapi import Body, Operation
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from rbee.server.http.body import Bodies
-    from rbee.server.streams.exchange import Backend
-    from rbee.server.text.served_model import ServedModel
 
 PATH = "/v1/messages"  # and all below it
 
 
-class AnthropicApi:
-    """Anthropic's routes of one server. With `lenient` unknown fields are ignored, else refused."""
+class AnthropicApi(GeneratingApi[MessagesReader]):
+    """Anthropic's routes of one server."""
 
-    def __init__(self, backend: Backend, model: ServedModel, bodies: Bodies, *, lenient: bool) -> None:
-        self._backend = backend
-        self._bodies = bodies
-        supervisor = backend.supervisor
-        self._reader = MessagesReader(
-            model, num_rings=supervisor.num_rings, ring_capacity=supervisor.ring_capacity, lenient=lenient
-        )
+    reader_class = MessagesReader
 
     def routes(self) -> list[Route]:
         return [
@@ -48,14 +40,27 @@ class AnthropicApi:
     def operations(self) -> list[Operation]:
         message, count = Body(MessagesRequest, ADVISORY, NEUTRAL), Body(CountRequest, ADVISORY, NEUTRAL)
         return [
-            Operation("POST", PATH, "Answer a conversation.", message, streams=True, error=AnthropicError),
             Operation(
-                "POST", f"{PATH}/count_tokens", "How many tokens a conversation has.", count, error=AnthropicError
+                "POST",
+                PATH,
+                "Answer a conversation.",
+                message,
+                answer=(answers.AnthropicMessage,),
+                events=(*answers.STREAMED, AnthropicError),
+                error=AnthropicError,
+            ),
+            Operation(
+                "POST",
+                f"{PATH}/count_tokens",
+                "How many tokens a conversation has.",
+                count,
+                answer=(answers.TokenCount,),
+                error=AnthropicError,
             ),
         ]
 
     async def messages(self, request: Request) -> Response:
-        return await respond(self._backend, self._bodies, request, self._reader.read)
+        return await self._respond(request)
 
     async def count_tokens(self, request: Request) -> Response:
         engine = self._backend.supervisor.ready

@@ -18,6 +18,8 @@ from rbee.server.protocols.jobs.schemas import CancelBody, JobBody, limit_errors
 from rbee.server.protocols.parameters import GenerationRequest, parameter_refusals
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rbee.messages import Ready
     from rbee.server.streams.generation import Generation
     from rbee.server.text.served_model import ServedModel
@@ -34,9 +36,18 @@ class Asked(NamedTuple):
 
 
 class JobReader:
-    """Reads the jobs for one model."""
+    """Reads the jobs for one model; for `engine_memory` see `JobDialect`."""
 
-    def __init__(self, model: ServedModel, *, num_rings: int, ring_capacity: int, lenient: bool) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        *,
+        num_rings: int,
+        ring_capacity: int,
+        lenient: bool,
+        engine_memory: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        self._engine_memory = engine_memory
         self._reader = GenerationReader(model, num_rings=num_rings, ring_capacity=ring_capacity)
         self._lenient = lenient
 
@@ -60,7 +71,7 @@ class JobReader:
         )
         # The end of a stream has the time that decoding took.
         generation = dataclasses.replace(generation, timings=True)
-        return Asked(generation, JobDialect(self._reader.model.name), fields.ignored)
+        return Asked(generation, JobDialect(self._reader.model.name, self._engine_memory), fields.ignored)
 
 
 def read_body(given: dict[str, Any], reader: FieldReader) -> JobBody:

@@ -12,9 +12,12 @@ from starlette.responses import Response
 
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http.refusals import headers_of, status_of
+from rbee.server.protocols.openapi import Shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from starlette.types import Scope
 
 CANCELLED = "cancelled"  # the code of a job's refusal after a cancel
 _LONGEST_VALUE = 64  # characters of a value that an error repeats
@@ -30,7 +33,7 @@ _RETRIABLE = frozenset(
 )
 
 
-class FieldError(msgspec.Struct, frozen=True):
+class FieldError(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One thing that is wrong with a request; `value` is what was sent, if that is short."""
 
     field: str
@@ -57,7 +60,7 @@ class InvalidJob(Refusal):
         self.errors = errors
 
 
-class JobRefusal(msgspec.Struct):
+class JobRefusal(Shape):
     """All that is wrong with a request; or, of another kind of refusal, a word, a sentence and whether to try again."""
 
     errors: list[FieldError] | msgspec.UnsetType = msgspec.UNSET
@@ -77,7 +80,7 @@ def incomplete() -> Refusal:
     return Refusal(RefusalKind.TIMED_OUT, message, code="REQUEST_TIMEOUT")
 
 
-def answer(refusal: Refusal, request_id: str = "") -> Response:  # noqa: ARG001 - a `RefusalFormat`
+def answer(refusal: Refusal, scope: Scope | None = None) -> Response:  # noqa: ARG001 - a `RefusalFormat`
     """`{"errors": [...]}` for an invalid request, else `{"code", "message", "retriable"}`."""
     if refusal.kind is RefusalKind.INVALID:
         errors = refusal.errors if isinstance(refusal, InvalidJob) else [FieldError.from_refusal(refusal)]

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from rbee.server.http.responses import json_response
 from rbee.server.protocols.ignored_fields import warning_header
-from rbee.server.protocols.jobs import refusals
+from rbee.server.protocols.jobs import answers, refusals
 from rbee.server.protocols.jobs.loading import LoadingStream
 from rbee.server.protocols.jobs.reader import JobReader, read_cancel
 from rbee.server.protocols.jobs.registry import Job
@@ -50,7 +50,11 @@ class JobsApi:
         self._bodies = bodies
         supervisor = backend.supervisor
         self._reader = JobReader(
-            model, num_rings=supervisor.num_rings, ring_capacity=supervisor.ring_capacity, lenient=lenient
+            model,
+            num_rings=supervisor.num_rings,
+            ring_capacity=supervisor.ring_capacity,
+            lenient=lenient,
+            engine_memory=lambda: supervisor.engine_memory,
         )
 
     def routes(self) -> list[Route]:
@@ -67,17 +71,21 @@ class JobsApi:
 
     def operations(self) -> list[Operation]:
         body, cancel = Body(JobBody), Body(CancelBody)
-        of_job = partial(Operation, error=refusals.JobRefusal, refusals=(404,))
-        taken = partial(Operation, streams=True, kind=None, error=refusals.JobRefusal, refusals=(404, 409))
+        started, cancelled = (answers.JobAccepted,), (answers.JobCancelled,)
+        operation = partial(Operation, error=refusals.JobRefusal)
+        read = partial(operation, events=answers.STREAMED, kind=None, refusals=(404, 409))
+        delete = partial(operation, refusals=(404,))
         return [
-            Operation("POST", _JOBS, "Start a job.", body, error=refusals.JobRefusal),
-            Operation("POST", _INFERENCE, "Start a job.", body, error=refusals.JobRefusal),
-            taken("GET", _JOBS + "/{id}/stream", "The events of a job, for its one reader."),
-            taken("GET", _INFERENCE + "/{id}/stream", "The events of a job, for its one reader."),
-            of_job("DELETE", _JOBS + "/{id}", "Cancel a job."),
-            of_job("DELETE", _INFERENCE + "/{id}", "Cancel a job.", status=204),
-            Operation("POST", _CANCEL, "Cancel a job.", cancel, status=202, error=refusals.JobRefusal),
-            Operation("GET", _LOADING + "/progress", "How far the engine is with the model.", streams=True, kind=None),
+            operation("POST", _JOBS, "Start a job.", body, answer=started),
+            operation("POST", _INFERENCE, "Start a job.", body, answer=started),
+            read("GET", _JOBS + "/{id}/stream", "The events of a job, for its one reader."),
+            read("GET", _INFERENCE + "/{id}/stream", "The events of a job, for its one reader."),
+            delete("DELETE", _JOBS + "/{id}", "Cancel a job.", answer=cancelled),
+            delete("DELETE", _INFERENCE + "/{id}", "Cancel a job.", status=204),
+            operation("POST", _CANCEL, "Cancel a job.", cancel, status=202, answer=cancelled),
+            Operation(
+                "GET", PROGRESS, "How far the engine is with the model.", events=(answers.LoadingProgress,), kind=None
+            ),
         ]
 
     def formats(self) -> dict[str, RefusalFormat]:

@@ -24,6 +24,7 @@ from rbee.server.http.writer import writer_of
 from rbee.server.protocols.fields import FieldReader, decode_object
 from rbee.server.protocols.generation_reader import GenerationReader
 from rbee.server.protocols.ignored_fields import warning_header
+from rbee.server.protocols.openai.answers import EmbeddingList
 from rbee.server.protocols.openapi import Body, Operation
 from rbee.server.protocols.parameters import DEADLINE_HEADER, check_token_ids, read_deadline
 from rbee.server.streams.embeddings import Embeddings, EmbeddingsAccount, submit
@@ -193,7 +194,8 @@ class EmbeddingsApi:
         return [Route("/v1/embeddings", self.embeddings, methods=["POST"])]
 
     def operations(self) -> list[Operation]:
-        return [Operation("POST", "/v1/embeddings", "A vector for each text.", Body(EmbeddingsRequest, ADVISORY))]
+        body = Body(EmbeddingsRequest, ADVISORY)
+        return [Operation("POST", "/v1/embeddings", "A vector for each text.", body, answer=(EmbeddingList,))]
 
     async def embeddings(self, request: Request) -> Response:
         async with self._bodies.reading(request) as body:

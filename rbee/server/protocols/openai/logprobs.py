@@ -69,19 +69,18 @@ def prompt_logprobs(
 ) -> list[dict[str, dict[str, Any]] | None]:
     """The `prompt_logprobs` of an answer: for each token of the prompt itself and `number` others, by their ids.
 
-    The first token follows nothing, and has none. `rank` counts from 1; it is null for a token that is not among the
-    most likely ones that were asked for.
+    The first token follows nothing, and has none. `rank` counts from 1, among all tokens of the vocabulary.
     """
     listed: list[dict[str, dict[str, Any]] | None] = []
     for entry in entries:
         if entry.logprob is None:
             listed.append(None)
             continue
-        ranks = {token_id: rank for rank, (token_id, _) in enumerate(entry.top[:number], start=1)}
+        likely = [(token_id, logprob, rank) for rank, (token_id, logprob) in enumerate(entry.top[:number], start=1)]
         members: dict[str, dict[str, Any]] = {}
-        for token_id, logprob in [(entry.token_id, entry.logprob), *entry.top[:number]]:
+        for token_id, logprob, rank in [(entry.token_id, entry.logprob, entry.rank), *likely]:
             decoded = token_bytes(token_id).decode(errors="replace")
-            member = {"logprob": _finite(logprob), "rank": ranks.get(token_id), "decoded_token": decoded}
+            member = {"logprob": _finite(logprob), "rank": rank, "decoded_token": decoded}
             members.setdefault(str(token_id), member)
         listed.append(members)
     return listed

@@ -10,7 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rbee.server.errors import invalid
-from rbee.server.protocols.fields import FieldReader, decode_object, respelled
+from rbee.server.protocols.fields import FieldReader, decode_object, in_words_of, respelled
 from rbee.server.protocols.generation_reader import GenerationReader
 from rbee.server.protocols.openai.dialect import ChatDialect, CompletionDialect
 from rbee.server.protocols.openai.fingerprint import system_fingerprint
@@ -56,6 +56,13 @@ class Asked(NamedTuple):
     resumable: bool  # whether it wants to be able to resume the stream
 
 
+class Tokenized(NamedTuple):
+    """The tokens of a text."""
+
+    token_ids: list[int]
+    names: list[str] | None  # None: nobody asked for them
+
+
 class RequestReader:
     """Reads the requests for one model. All methods raise Refusal for what cannot be done, naming the field."""
 
@@ -67,8 +74,18 @@ class RequestReader:
 
     def read_chat(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         """`deadlines` are the values of the X-Request-Deadline headers; for `received_ns` see `Generation`."""
+        given = decode_object(body)
+        with in_words_of(given, SYNONYMS):
+            return self._chat(respelled(given, SYNONYMS), deadlines, engine, received_ns)
+
+    def read_completion(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
+        given = decode_object(body)
+        with in_words_of(given, SYNONYMS):
+            return self._completion(respelled(given, SYNONYMS), deadlines, engine, received_ns)
+
+    def _chat(self, given: dict[str, Any], deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         reader = FieldReader(lenient=self._lenient)
-        request, messages = read_chat(self._decoded(body), reader)
+        request, messages = read_chat(self._reader.with_defaults(given), reader)
         self.check_model(request.model)
         prompt = self._reader.chat_prompt(
             messages,
@@ -88,12 +105,12 @@ class RequestReader:
         )
         return self._asked(request, reader, ChatDialect, generation, engine)
 
-    def read_completion(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
+    def _completion(self, given: dict[str, Any], deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         reader = FieldReader(lenient=self._lenient)
-        request, given = read_completion(self._decoded(body), reader)
+        request, prompts = read_completion(self._reader.with_defaults(given), reader)
         self.check_model(request.model)
-        self._reader.check_choices(request, len(given))
-        first, *more = [self._prompt(request, prompt, engine) for prompt in given]
+        self._reader.check_choices(request, len(prompts))
+        first, *more = [self._prompt(request, prompt, engine) for prompt in prompts]
         max_tokens = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
         generation = self._reader.generation(
             request,
@@ -108,8 +125,8 @@ class RequestReader:
         )
         return self._asked(request, reader, CompletionDialect, generation, engine)
 
-    def tokenize(self, body: bytes, max_model_len: int) -> list[int]:
-        """The token ids of a prompt or of messages, which may be longer than the model takes (0: not known yet)."""
+    def tokenize(self, body: bytes, max_model_len: int) -> Tokenized:
+        """The tokens of a prompt or of messages, which may be longer than the model takes (0: not known yet)."""
         limit = max(MAX_TOKENIZED, max_model_len)
         reader = FieldReader(lenient=self._lenient)
         asked = reader.read(decode_object(body), TokenizeRequest, {})
@@ -123,23 +140,20 @@ class RequestReader:
             else:
                 messages = read_messages(asked.messages, reader)
                 pieces = self._reader.chat_pieces(messages, limit, add_generation_prompt=asked.add_generation_prompt)
-            return self._codec.encode_pieces(pieces, add_special_tokens=add_special_tokens, limit=limit)
+            token_ids = self._codec.encode_pieces(pieces, add_special_tokens=add_special_tokens, limit=limit)
         except TooManyTokensError as error:
             raise invalid(
                 "prompt" if asked.messages is None else "messages",
                 f"The text has at least {error.found} tokens, and this route counts {limit} at most; send it in parts.",
                 code="too_many_tokens",
             ) from None
+        return Tokenized(token_ids, self._codec.token_names(token_ids) if asked.return_token_strs else None)
 
     def detokenize(self, body: bytes) -> str:
         asked = FieldReader(lenient=self._lenient).read(decode_object(body), DetokenizeRequest, {})
         self.check_model(asked.model)
         check_token_ids(asked.tokens, "tokens", self._codec.size)
         return self._codec.decode(asked.tokens)
-
-    def _decoded(self, body: bytes) -> dict[str, Any]:
-        """A request's fields under their usual names, with the model's defaults where it is silent."""
-        return self._reader.with_defaults(respelled(decode_object(body), SYNONYMS))
 
     def _template_variables(self, request: ChatRequest, reader: FieldReader) -> dict[str, Any]:
         """What the chat template gets; of the fields that only some templates know, this one's."""

@@ -1,4 +1,4 @@
-"""OpenAI's routes: chat and plain completions, the model list; and /tokenize, /detokenize as vLLM has them.
+"""OpenAI's routes: chat and plain completions; and /tokenize, /detokenize as vLLM has them.
 
 Owns the way from a request to its response, or to the stream whose rest it asks for. Does not know fields or limits:
 `rbee.server.protocols.openai.reader` reads a request's content.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
 from rbee.server.http.responses import json_response
+from rbee.server.protocols.openai import answers
 from rbee.server.protocols.openai.embeddings import EmbeddingsApi
 from rbee.server.protocols.openai.reader import RequestReader
 from rbee.server.protocols.openai.schemas import (
@@ -26,8 +27,8 @@ from rbee.server.protocols.openai.schemas import (
     DetokenizeRequest,
     TokenizeRequest,
 )
-from rbee.server.protocols.openapi import Body, Operation
-from rbee.server.protocols.parameters import DEADLINE_HEADER, defaults_in_force
+from rbee.server.protocols.openapi import Body, ErrorEnvelope, Operation
+from rbee.server.protocols.parameters import DEADLINE_HEADER
 from rbee.server.streams.exchange import GenerationResponse
 
 if TYPE_CHECKING:
@@ -53,22 +54,18 @@ class OpenAiApi:
         self, backend: Backend, model: ServedModel, resuming: Resuming, bodies: Bodies, *, lenient: bool
     ) -> None:
         self._backend = backend
-        self._model = model
         self._resuming = resuming
         self._bodies = bodies
         supervisor = backend.supervisor
         self._reader = RequestReader(
             model, num_rings=supervisor.num_rings, ring_capacity=supervisor.ring_capacity, lenient=lenient
         )
-        self._created = int(time.time())
         self._embeddings = EmbeddingsApi(backend, model, self._bodies, lenient=lenient)
 
     def routes(self) -> list[Route]:
         return [
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
             Route("/v1/completions", self.completions, methods=["POST"]),
-            Route("/v1/models", self.list_models, methods=["GET"]),
-            Route("/v1/models/{name:path}", self.show_model, methods=["GET"]),
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/detokenize", self.detokenize, methods=["POST"]),
             *self._embeddings.routes(),
@@ -77,15 +74,37 @@ class OpenAiApi:
     def operations(self) -> list[Operation]:
         chat = Body(ChatRequest, ADVISORY_CHAT, NEUTRAL_CHAT, SYNONYMS)
         completion = Body(CompletionRequest, ADVISORY_COMPLETION, NEUTRAL_COMPLETION, SYNONYMS)
-        generates = partial(Operation, "POST", streams=True, refusals=(409, 410))
+        generates = partial(Operation, "POST", refusals=(409, 410))
         return [
-            generates("/v1/chat/completions", "Answer a conversation.", chat),
-            generates("/v1/completions", "Continue a text.", completion),
+            generates(
+                "/v1/chat/completions",
+                "Answer a conversation.",
+                chat,
+                answer=(answers.ChatCompletion,),
+                events=(answers.ChatChunk, ErrorEnvelope),
+            ),
+            generates(
+                "/v1/completions",
+                "Continue a text.",
+                completion,
+                answer=(answers.Completion,),
+                events=(answers.CompletionChunk, ErrorEnvelope),
+            ),
             *self._embeddings.operations(),
-            Operation("GET", "/v1/models", "The served model, as a list."),
-            Operation("GET", "/v1/models/{name:path}", "The served model.", refusals=(404,)),
-            Operation("POST", "/tokenize", "The token ids of a text or a conversation.", Body(TokenizeRequest)),
-            Operation("POST", "/detokenize", "The text of token ids.", Body(DetokenizeRequest)),
+            Operation(
+                "POST",
+                "/tokenize",
+                "The token ids of a text or a conversation.",
+                Body(TokenizeRequest),
+                answer=(answers.TokenizeAnswer,),
+            ),
+            Operation(
+                "POST",
+                "/detokenize",
+                "The text of token ids.",
+                Body(DetokenizeRequest),
+                answer=(answers.DetokenizeAnswer,),
+            ),
         ]
 
     async def chat_completions(self, request: Request) -> Response:
@@ -94,20 +113,14 @@ class OpenAiApi:
     async def completions(self, request: Request) -> Response:
         return await self._generate(request, self._reader.read_completion, _COMPLETION)
 
-    async def list_models(self, request: Request) -> Response:  # noqa: ARG002 - starlette's signature
-        return json_response({"object": "list", "data": [self._card()]})
-
-    async def show_model(self, request: Request) -> Response:
-        self._reader.check_model(request.path_params["name"])
-        return json_response(self._card())
-
     async def tokenize(self, request: Request) -> Response:
         engine = self._backend.supervisor.ready
         max_model_len = engine and engine.max_model_len
 
         def answer(body: bytes) -> Response:
-            token_ids = self._reader.tokenize(body, max_model_len or 0)
-            return json_response({"count": len(token_ids), "max_model_len": max_model_len, "tokens": token_ids})
+            token_ids, names = self._reader.tokenize(body, max_model_len or 0)
+            shown = {"count": len(token_ids), "max_model_len": max_model_len, "tokens": token_ids, "token_strs": names}
+            return json_response(shown)
 
         async with self._bodies.reading(request) as body:
             return await self._bodies.work(request, body, answer)
@@ -134,16 +147,3 @@ class OpenAiApi:
         if resumable:
             ticket = self._resuming.ticket(request, kind, dialect.answer_id)
         return GenerationResponse(self._backend, generation, dialect, stream=stream, ticket=ticket)
-
-    def _card(self) -> dict[str, Any]:
-        engine = self._backend.supervisor.ready
-        return {
-            "id": self._model.name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "rbee",
-            "root": self._model.name,  # `vllm bench serve` and SGLang's clients need these two
-            "parent": None,
-            "max_model_len": engine and engine.max_model_len,
-            "default_sampling_params": defaults_in_force(self._model.sampling_defaults),
-        }

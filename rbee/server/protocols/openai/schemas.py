@@ -98,6 +98,7 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     messages: list[dict[str, Any]] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
+    return_token_strs: bool = False  # the answer has the tokens as the vocabulary spells them, too
 
 
 class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):

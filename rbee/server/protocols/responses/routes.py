@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
-from rbee.server.protocols.generating import respond
+from rbee.server.protocols.generating import GeneratingApi
 from rbee.server.protocols.openapi import Body, Operation
+from rbee.server.protocols.responses.answers import STREAMED, ResponseObject
 from rbee.server.protocols.responses.reader import ResponsesReader
 from rbee.server.protocols.responses.schemas import ADVISORY, NEUTRAL, STATEFUL, ResponsesRequest
 
@@ -19,21 +20,11 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from rbee.server.http.body import Bodies
-    from rbee.server.streams.exchange import Backend
-    from rbee.server.text.served_model import ServedModel
 
+class ResponsesApi(GeneratingApi[ResponsesReader]):
+    """The route of one server."""
 
-class ResponsesApi:
-    """The route of one server. With `lenient` unknown fields are ignored, else refused."""
-
-    def __init__(self, backend: Backend, model: ServedModel, bodies: Bodies, *, lenient: bool) -> None:
-        self._backend = backend
-        self._bodies = bodies
-        supervisor = backend.supervisor
-        self._reader = ResponsesReader(
-            model, num_rings=supervisor.num_rings, ring_capacity=supervisor.ring_capacity, lenient=lenient
-        )
+    reader_class = ResponsesReader
 
     def routes(self) -> list[Route]:
         return [Route("/v1/responses", self.responses, methods=["POST"])]
@@ -41,7 +32,8 @@ class ResponsesApi:
     def operations(self) -> list[Operation]:
         neutral = NEUTRAL | {name: values for name, (values, _) in STATEFUL.items()}
         body = Body(ResponsesRequest, ADVISORY | {"store"}, neutral)
-        return [Operation("POST", "/v1/responses", "Answer a conversation.", body, streams=True)]
+        summary = "Answer a conversation."
+        return [Operation("POST", "/v1/responses", summary, body, answer=(ResponseObject,), events=STREAMED)]
 
     async def responses(self, request: Request) -> Response:
-        return await respond(self._backend, self._bodies, request, self._reader.read)
+        return await self._respond(request)

@@ -143,9 +143,10 @@ def records_of(request: Request) -> list[tuple[int, bool, float]]:
 
 
 def expected_records(logprobs: np.ndarray, token: int, count: int, *, side: bool) -> list[tuple[int, bool, float]]:
-    """Of a token at the place of these logprobs [vocab], and of the `count` most likely ones."""
+    """Of a token, or its rank, at the place of these logprobs [vocab], and of the `count` most likely ones."""
     best = np.argsort(-logprobs)[:count]
-    return [(token, side, logprobs[token]), *((int(other), True, logprobs[other]) for other in best)]
+    own = 1 + int((logprobs > logprobs[token]).sum()) if side else token
+    return [(own, side, logprobs[token]), *((int(other), True, logprobs[other]) for other in best)]
 
 
 def assert_records(records: list[tuple[int, bool, float]], wanted: list[tuple[int, bool, float]]) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of jobs share: a client that reads line by line and chokes on anything but data."""
+"""A client of jobs that reads line by line, and what it asks for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import http.client
 import json
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tests.server.protocols.jobs.events_parts import event_of
 from tests.server.server_parts import PATIENCE
 
 if TYPE_CHECKING:
@@ -16,15 +17,8 @@ if TYPE_CHECKING:
 
 JOBS = "/v1/jobs"
 INFERENCE = "/v1/inference"
-DONE = "[DONE]"
 SHORT = {"prompt": "job", "max_tokens": 12}
 LONG = {"prompt": "long", "max_tokens": 2048}
-CANCELLED = {
-    "type": "error",
-    "code": "CANCELLED",
-    "message": "The job was cancelled by a request of its client.",
-    "retriable": False,
-}
 
 Answer: TypeAlias = tuple[int, dict[str, str], bytes]  # status, headers in small letters, body
 
@@ -77,26 +71,6 @@ class JobClient:
                 body = body if isinstance(body, bytes) else json.dumps(body)
             connection.request(method, path, body, sent)
             yield connection.getresponse()
-
-
-def event_of(line: bytes) -> Any:
-    """What a line says: it is data, and JSON or the end, or no client of this protocol can read it."""
-    name, _, data = line.decode().partition(": ")
-    assert name == "data", line
-    return DONE if data.strip() == DONE else json.loads(data)
-
-
-def text_of(events: list[Any]) -> str:
-    """What the tokens of a whole stream say, if their numbers are right."""
-    tokens = [event for event in events if event != DONE and event["type"] == "token"]
-    assert [event["i"] for event in tokens] == list(range(len(tokens)))
-    return "".join(event["t"] for event in tokens)
-
-
-def kinds(events: list[Any]) -> list[str]:
-    """The types of the events, each run of tokens once."""
-    named = [event if event == DONE else event["type"] for event in events]
-    return [name for before, name in zip(["", *named], named, strict=False) if (before, name) != ("token", "token")]
 
 
 def refusal_of(answer: Answer) -> tuple[int, str, bool]:

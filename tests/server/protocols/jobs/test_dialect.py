@@ -9,7 +9,7 @@ from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.protocols.jobs.dialect import JobDialect
 from rbee.server.protocols.jobs.refusals import cancelled
 from rbee.server.streams.outcome import Outcome, finish_refusal
-from tests.server.protocols.jobs.jobs_parts import DONE, event_of
+from tests.server.protocols.jobs.events_parts import DONE, event_of
 
 
 def events(frames):
@@ -17,10 +17,13 @@ def events(frames):
     return [event_of(line) for line in frames.splitlines() if line]
 
 
-def outcome(reason, stop_string=None):
+TIMINGS = {"predicted_ms": 12.6, "predicted_per_second": 476.19}
+
+
+def outcome(reason, stop_string=None, timings=TIMINGS):
     """Of an answer of 7 tokens, whose decoding took 12.6 ms."""
     made = Outcome(0)
-    made.reason, made.stop_string, made.completion_tokens, made.timings = reason, stop_string, 7, {"predicted_ms": 12.6}
+    made.reason, made.stop_string, made.completion_tokens, made.timings = reason, stop_string, 7, timings
     return made
 
 
@@ -38,6 +41,25 @@ def test_ends(reason, stop_string, stop_reason):
     if stop_string is not None:
         end["stop_sequence_matched"] = stop_string
     assert events(JobDialect("m").finish(outcome(reason, stop_string))) == [end, DONE]
+
+
+@pytest.mark.parametrize(
+    ("reason", "timings", "memory", "shown"),
+    [
+        (FinishReason.STOP, TIMINGS, 123, True),
+        (FinishReason.STOP, {}, 123, False),
+        (FinishReason.STOP, None, 123, False),
+        (FinishReason.STOP, TIMINGS, None, False),
+        (FinishReason.DEADLINE, TIMINGS, 123, False),
+    ],
+    ids=["known", "one token", "no times", "no engine", "deadline"],
+)
+def test_metrics(*, reason, timings, memory, shown):
+    """Directly before an ordinary end, if both are known."""
+    *before, end, done = events(JobDialect("m", lambda: memory).finish(outcome(reason, timings=timings)))
+    metrics = {"type": "metrics", "tokens_per_sec": 476.19, "memory_bytes": 123}
+    assert before == [metrics] * shown
+    assert (end["type"], done) == ("error" if reason == FinishReason.DEADLINE else "end", DONE)
 
 
 @pytest.mark.parametrize(

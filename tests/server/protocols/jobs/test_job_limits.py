@@ -15,7 +15,8 @@ from rbee.server.protocols.jobs.reader import JobReader, read_body
 from rbee.server.protocols.jobs.refusals import InvalidJob, answer
 from rbee.server.protocols.jobs.schemas import JobBody
 from rbee.server.text.served_model import load_synthetic
-from tests.server.protocols.jobs.jobs_parts import JOBS, SHORT, JobClient, kinds, refusal_of, text_of
+from tests.server.protocols.jobs.events_parts import kinds, text_of
+from tests.server.protocols.jobs.jobs_parts import JOBS, SHORT, JobClient, refusal_of
 from tests.server.protocols.parameters_parts import ready
 from tests.server.server_parts import expected
 

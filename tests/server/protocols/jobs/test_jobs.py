@@ -11,21 +11,12 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.raw_client import COMPLETIONS, Client
-from tests.server.protocols.jobs.jobs_parts import (
-    DONE,
-    INFERENCE,
-    JOBS,
-    LONG,
-    SHORT,
-    JobClient,
-    event_of,
-    kinds,
-    refusal_of,
-    text_of,
-)
+from tests.server.protocols.jobs.events_parts import DONE, WHOLE, event_of, kinds, text_of
+from tests.server.protocols.jobs.jobs_parts import INFERENCE, JOBS, LONG, SHORT, JobClient, refusal_of
 from tests.server.server_parts import counters, expected, rings_in_use, until_full, until_rings
 
 SYNTHETIC = ["--model", "synthetic", "--synthetic-step-ms", "1"]
@@ -58,11 +49,11 @@ DIRECT = {
 
 @pytest.mark.parametrize("body", [FROM_A_HIVE, DIRECT, SHORT], ids=["from a hive", "direct", "least"])
 @pytest.mark.parametrize("path", [JOBS, INFERENCE])
-def test_events_in_their_order(client, body, path):
-    """Started, tokens with numbers from 0, the end with what the job has cost, [DONE], and nothing else."""
+def test_events_in_their_order(client, synthetic_server, body, path):
+    """Started, tokens with numbers from 0, rate and memory, the end with its cost, [DONE]; nothing else."""
     before, clock = datetime.now(UTC), time.monotonic()
     job_id = client.start(body, path)
-    started, *tokens, end, done = client.read(job_id, path)
+    started, *tokens, metrics, end, done = client.read(job_id, path)
     most_ms = (time.monotonic() - clock) * 1e3
     assert re.fullmatch(r"job-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", job_id)
     assert list(started) == ["type", "job_id", "model", "started_at"]
@@ -74,6 +65,11 @@ def test_events_in_their_order(client, body, path):
     assert (end["type"], end["tokens_out"], end["stop_reason"], done) == ("end", 12, "MAX_TOKENS", DONE)
     assert isinstance(end["decode_time_ms"], int)
     assert 0 <= end["decode_time_ms"] <= most_ms
+    assert list(metrics) == ["type", "tokens_per_sec", "memory_bytes"]
+    assert metrics["type"] == "metrics"
+    assert metrics["tokens_per_sec"] >= 11 / most_ms * 1e3, "the 11 tokens behind the first, in less than all the time"
+    held = psutil.Process(synthetic_server.engine.pid).memory_info()
+    assert 0.5 < metrics["memory_bytes"] / (held.rss - held.shared) < 2
 
 
 def test_natively_and_through_python_the_same_bytes(client, synthetic_server):
@@ -84,7 +80,8 @@ def test_natively_and_through_python_the_same_bytes(client, synthetic_server):
         _, headers, content = client.ask("GET", f"{JOBS}/{client.start(body)}/stream")
         assert headers["content-type"] == "text/event-stream; charset=utf-8"
         direct = counters(synthetic_server)["direct_tokens"] - before
-        return re.sub(rb'job-[-0-9a-f]+|"started_at":"[^"]+"|"decode_time_ms":\d+', b"", content), direct
+        varying = rb'job-[-0-9a-f]+|"started_at":"[^"]+"|"(decode_time_ms|tokens_per_sec|memory_bytes)":[\d.]+'
+        return re.sub(varying, b"", content), direct
 
     (natively, direct), (in_python, none) = stream(SHORT), stream(SHORT | {"stop": ["\x00"]})
     assert (direct, none) == (12, 0)
@@ -136,7 +133,7 @@ def test_job_generates_before_its_stream_is_asked_for(start_server):
     with start_server(*SYNTHETIC, "--ring-capacity", "16") as server:
         events = asyncio.run(_without_a_reader(server))
         assert text_of(events) == expected("job", 40)
-        assert kinds(events) == ["started", "token", "end", DONE]
+        assert kinds(events) == WHOLE
 
 
 def test_many_jobs_at_once(client, synthetic_server):
@@ -146,7 +143,7 @@ def test_many_jobs_at_once(client, synthetic_server):
     with concurrent.futures.ThreadPoolExecutor(len(jobs)) as pool:
         streams = list(pool.map(client.read, [job_id for job_id, _ in reversed(jobs)]))
     for events, body in zip(streams, reversed(bodies), strict=True):
-        assert kinds(events) == ["started", "token", "end", DONE]
+        assert kinds(events) == WHOLE
         assert text_of(events) == expected(body["prompt"], body["max_tokens"])
     assert asyncio.run(rings_in_use(synthetic_server)) == 0
 
@@ -168,7 +165,7 @@ def test_slow_reader(start_server):
     lines = [line for line in content.split(b"\n") if line.startswith(b"data: ")]
     events = [event_of(line) for line in lines]
     assert text_of(events) == expected("slow", 2000)
-    assert kinds(events) == ["started", "token", "end", DONE]
+    assert kinds(events) == WHOLE
 
 
 @pytest.mark.parametrize("more", [{}, {"stop": ["\x00"]}], ids=["natively", "through Python"])
@@ -182,7 +179,7 @@ def test_http_1_0(client, synthetic_server, more):
     assert b"transfer-encoding" not in head.lower()
     events = [event_of(line) for line in body.splitlines() if line]
     assert text_of(events) == expected("job", 12)
-    assert kinds(events) == ["started", "token", "end", DONE]
+    assert kinds(events) == WHOLE
 
 
 # ---- one reader ------------------------------------------------------------------------------------------------------
@@ -244,7 +241,7 @@ def test_silence_is_broken_by_a_blank_line(synthetic_server):
     content = b"".join(re.split(rb"\r\n[0-9a-f]+\r\n", answer.partition(b"\r\n\r\n")[2].partition(b"\r\n")[2]))
     events = [event_of(line) for line in content.split(b"\n")[:-1] if line.strip()]
     assert text_of(events) == expected("job", 12)
-    assert kinds(events) == ["started", "token", "end", DONE]
+    assert kinds(events) == WHOLE
 
 
 def test_job_without_a_reader_is_forgotten(start_server):

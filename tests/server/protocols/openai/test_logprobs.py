@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from rbee.messages import FinishReason
 from rbee.sampling_params import SamplingParams
 from rbee.server.protocols.openai.dialect import ChatDialect, CompletionDialect
-from rbee.server.protocols.openai.logprobs import LEAST, chat_logprobs, completion_logprobs
+from rbee.server.protocols.openai.logprobs import LEAST, chat_logprobs, completion_logprobs, prompt_logprobs
 from rbee.server.protocols.openai.schemas import StreamOptions
 from rbee.server.streams.dialect import CollectedChoice, Piece
 from rbee.server.streams.generation import Generation
@@ -30,31 +30,32 @@ BEE = "🐝".encode()
 
 def taken(records, batches):
     """What comes of these batches, without the commit times."""
-    return [(token.token_id, token.logprob, token.top, token.of_prompt) for b in batches for token in records.take(b)]
+    return [(token.token_id, token.logprob, token.top, token.rank) for b in batches for token in records.take(b)]
 
 
 def test_token_comes_with_its_notes():
-    """Notes of the prompt before the output, each token of it with its own; none for the first token of a prompt."""
+    """Notes of the prompt, with ranks, before the output, each token of it with its own; none for a prompt's first."""
     sampling = SamplingParams(max_tokens=5, num_logprobs=2, num_prompt_logprobs=1)
     published = [
-        *scored_prompt(11, -1.0, (12, -0.5)),
-        *scored_prompt(13, -2.0, (13, -2.0)),
+        *scored_prompt(2, -1.0, (12, -0.5)),
+        *scored_prompt(1, -2.0, (13, -2.0)),
         *scored(14, -3.0, (15, -0.1), (16, -0.2)),
         *scored(17, -4.0, (17, -4.0), (18, -5.0)),
     ]
-    assert taken(TokenRecords(sampling, 3), [record_batch(published)]) == [
-        (11, -1.0, [(12, -0.5)], True),
-        (13, -2.0, [(13, -2.0)], True),
-        (14, -3.0, [(15, -0.1), (16, -0.2)], False),
-        (17, -4.0, [(17, -4.0), (18, -5.0)], False),
+    assert taken(TokenRecords(sampling, [10, 11, 13]), [record_batch(published)]) == [
+        (11, -1.0, [(12, -0.5)], 2),
+        (13, -2.0, [(13, -2.0)], 1),
+        (14, -3.0, [(15, -0.1), (16, -0.2)], None),
+        (17, -4.0, [(17, -4.0), (18, -5.0)], None),
     ]
 
 
 def test_logprobs_without_others():
     """A request may ask for the logprobs of its tokens alone: there are no notes then, but those of the prompt."""
     sampling = SamplingParams(max_tokens=5, num_logprobs=0, num_prompt_logprobs=0)
-    published = [*scored_prompt(11, -1.0), *scored(12, -2.0)]
-    assert taken(TokenRecords(sampling, 2), [record_batch(published)]) == [(11, -1.0, [], True), (12, -2.0, [], False)]
+    published = [*scored_prompt(7, -1.0), *scored(12, -2.0)]
+    records = TokenRecords(sampling, [10, 11])
+    assert taken(records, [record_batch(published)]) == [(11, -1.0, [], 7), (12, -2.0, [], None)]
 
 
 @given(
@@ -67,18 +68,35 @@ def test_batch_may_end_anywhere(prompt, outputs, asked, cuts):
     """Between a token and its notes too: what comes in the end is the same, each token with its last record."""
     num_logprobs, num_prompt_logprobs = asked
     sampling = SamplingParams(max_tokens=5, num_logprobs=num_logprobs, num_prompt_logprobs=num_prompt_logprobs)
-    published, wanted = [], []
+    published: list[tuple[int, float]] = []
+    wanted: list[tuple[int, float, list[tuple[int, float]], int | None]] = []
     for n in range(prompt - 1 if num_prompt_logprobs is not None else 0):
         top = [(40 + k, -0.5 * k) for k in range(num_prompt_logprobs)]
-        published += scored_prompt(n, -1.0 * n, *top)
-        wanted.append((n, -1.0 * n, top, True))
+        published += scored_prompt(5 + n, -1.0 * n, *top)
+        wanted.append((21 + n, -1.0 * n, top, 5 + n))
     for n in range(outputs):
         top = [(80 + k, -0.25 * k) for k in range(num_logprobs or 0)]
         published += scored(n, -2.0 * n, *top)
-        wanted.append((n, -2.0 * n, top, False))
+        wanted.append((n, -2.0 * n, top, None))
     ends = sorted({0, len(published), *(cut for cut in cuts if cut < len(published))})
     batches = [record_batch(published[start:end]) for start, end in itertools.pairwise(ends)]
-    assert taken(TokenRecords(sampling, prompt), batches) == wanted
+    assert taken(TokenRecords(sampling, list(range(20, 20 + prompt))), batches) == wanted
+
+
+def test_prompt_logprobs():
+    """The token that is there first, with its own rank however far down; it is not repeated among the likely ones."""
+    top = [(65, -0.5), (66, -1.0)]
+    entries = [
+        TokenLogprob(67, None, [], 0),
+        TokenLogprob(68, -math.inf, top, 1, rank=200),
+        TokenLogprob(66, -1.0, top, 2, rank=2),
+    ]
+    a, b = {"logprob": -0.5, "rank": 1, "decoded_token": "A"}, {"logprob": -1.0, "rank": 2, "decoded_token": "B"}
+    d = {"logprob": LEAST, "rank": 200, "decoded_token": "D"}
+    shown = prompt_logprobs(entries, 2, token_bytes=BYTES)
+    assert shown == [None, {"68": d, "65": a, "66": b}, {"66": b, "65": a}]
+    assert [[*listed] for listed in shown if listed] == [["68", "65", "66"], ["66", "65"]]
+    assert prompt_logprobs(entries, 0, token_bytes=BYTES) == [None, {"68": d}, {"66": b}]
 
 
 def test_chat_logprobs():

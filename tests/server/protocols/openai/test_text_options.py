@@ -162,7 +162,7 @@ def test_prompt_logprobs_as_vllm_lists_them(synthetic_server):
     listed = chat["prompt_logprobs"]
     assert "prompt_logprobs" not in chat["choices"][0]
     assert [*listed[1]] == [str(ord("s"))]
-    assert listed[1]["115"] == {"logprob": 0.0, "rank": None, "decoded_token": "s"}
+    assert listed[1]["115"] == {"logprob": 0.0, "rank": 1, "decoded_token": "s"}
     assert len(listed) == len(HI_PROMPT)
     assert post(synthetic_server, CHAT, max_tokens=1)["prompt_logprobs"] is None
 

@@ -1,0 +1,210 @@
+"""The shapes of the response object, and of the typed events of its stream, for /openapi.json.
+
+Owns names and types. The dialect writes the JSON, the deltas natively; tests hold both to each other, key by key.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from rbee.server.protocols.openapi import Shape
+
+
+class OutputText(Shape, tag_field="type", tag="output_text"):
+    """A part of a message."""
+
+    text: str
+    annotations: list[None]  # always empty, as the next one
+    logprobs: list[None]
+
+
+class OutputMessage(Shape, tag_field="type", tag="message"):
+    """An item of the output."""
+
+    id: str
+    status: Literal["in_progress", "completed", "incomplete"]
+    role: Literal["assistant"]
+    content: list[OutputText]
+
+
+class InputTokensDetails(Shape):
+    """What the prefix cache saved."""
+
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class OutputTokensDetails(Shape):
+    """What of the output is not shown."""
+
+    reasoning_tokens: int
+
+
+class ResponsesUsage(Shape):
+    """Tokens of a response."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class ResponseFailure(Shape):
+    """Why a response failed."""
+
+    code: Literal["server_error"]
+    message: str
+
+
+class IncompleteDetails(Shape):
+    """Why a response is not complete; the second word is ours."""
+
+    reason: Literal["max_output_tokens", "deadline"]
+
+
+class ReasoningConfig(Shape):
+    """How much a model may think: nothing."""
+
+    effort: None
+    summary: None
+
+
+class PlainText(Shape, tag_field="type", tag="text"):
+    """The form of an answer's text."""
+
+
+class TextFormat(Shape):
+    """The same, as requests have it."""
+
+    format: PlainText
+
+
+class ResponseObject(Shape):
+    """The answer to POST /v1/responses; it repeats what was asked for."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    background: Literal[False]
+    completed_at: int | None
+    error: ResponseFailure | None
+    incomplete_details: IncompleteDetails | None
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: None
+    metadata: dict[str, Any]
+    model: str
+    output: list[OutputMessage]
+    parallel_tool_calls: bool
+    previous_response_id: None
+    prompt_cache_key: None
+    reasoning: ReasoningConfig
+    safety_identifier: None
+    service_tier: Literal["default"]
+    store: Literal[False]
+    temperature: float
+    text: TextFormat
+    tool_choice: Literal["auto"]
+    tools: list[None]
+    top_logprobs: int
+    top_p: float
+    truncation: Literal["disabled"]
+    usage: ResponsesUsage | None
+    user: str | None
+
+
+class _Event(Shape, tag_field="type"):
+    """What all events have."""
+
+    sequence_number: int
+
+
+class _OfResponse(_Event):
+    """Those that have the response as it is."""
+
+    response: ResponseObject
+
+
+class ResponseCreated(_OfResponse, tag="response.created"):
+    """The first event."""
+
+
+class ResponseInProgress(_OfResponse, tag="response.in_progress"):
+    """The second event."""
+
+
+class ResponseCompleted(_OfResponse, tag="response.completed"):
+    """The last event of a response that the model ended."""
+
+
+class ResponseIncomplete(_OfResponse, tag="response.incomplete"):
+    """The last event of one that it did not end."""
+
+
+class ResponseFailed(_OfResponse, tag="response.failed"):
+    """The last event of one that failed."""
+
+
+class OutputItemAdded(_Event, tag="response.output_item.added"):
+    """An item begins."""
+
+    output_index: int
+    item: OutputMessage
+
+
+class OutputItemDone(_Event, tag="response.output_item.done"):
+    """An item is whole."""
+
+    output_index: int
+    item: OutputMessage
+
+
+class _OfPart(_Event):
+    """Those of a part of a message."""
+
+    item_id: str
+    output_index: int
+    content_index: int
+
+
+class ContentPartAdded(_OfPart, tag="response.content_part.added"):
+    """A part begins."""
+
+    part: OutputText
+
+
+class ContentPartDone(_OfPart, tag="response.content_part.done"):
+    """A part is whole."""
+
+    part: OutputText
+
+
+class OutputTextDelta(_OfPart, tag="response.output_text.delta"):
+    """More of a part's text."""
+
+    delta: str
+    logprobs: list[None]
+
+
+class OutputTextDone(_OfPart, tag="response.output_text.done"):
+    """All of a part's text."""
+
+    text: str
+    logprobs: list[None]
+
+
+STREAMED: tuple[Any, ...] = (
+    ResponseCreated,
+    ResponseInProgress,
+    OutputItemAdded,
+    ContentPartAdded,
+    OutputTextDelta,
+    OutputTextDone,
+    ContentPartDone,
+    OutputItemDone,
+    ResponseCompleted,
+    ResponseIncomplete,
+    ResponseFailed,
+)
