@@ -6,7 +6,8 @@ know tokens, requests or protocols.
 
 from __future__ import annotations
 
+from rbee.server.text.output.formats import ModelFormat, output_format
 from rbee.server.text.output.interface import OutputFormat, OutputKind, OutputParser, Span, ToolChoice
 from rbee.server.text.output.tools import Tool
 
-__all__ = ["OutputFormat", "OutputKind", "OutputParser", "Span", "Tool", "ToolChoice"]
+__all__ = ["ModelFormat", "OutputFormat", "OutputKind", "OutputParser", "Span", "Tool", "ToolChoice", "output_format"]

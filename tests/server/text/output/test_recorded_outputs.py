@@ -1,0 +1,47 @@
+"""Recorded outputs of each format say what they say, however they are cut."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.server.text.output import recorded_json_parts, recorded_other_parts
+
+if TYPE_CHECKING:
+    from tests.server.text.output.recorded_parts import Recorded
+
+RECORDED = [
+    *recorded_json_parts.HERMES,
+    *recorded_json_parts.QWEN3_CODER,
+    *recorded_json_parts.LLAMA,
+    *recorded_json_parts.MISTRAL,
+    *recorded_json_parts.GRANITE,
+    *recorded_other_parts.FUNCTIONARY,
+    *recorded_other_parts.DEEPSEEK,
+    *recorded_other_parts.HARMONY,
+    *recorded_other_parts.REASONING,
+]
+
+
+@pytest.fixture(params=RECORDED, ids=lambda output: f"{output.reasoning_parser}-{output.tool_parser}-{output.what}")
+def recorded(request: pytest.FixtureRequest) -> Recorded:
+    """One output."""
+    output: Recorded = request.param
+    return output
+
+
+def test_whole(recorded):
+    """In one piece."""
+    assert recorded.read([recorded.text]) == recorded.said
+
+
+def test_cut_at_every_character(recorded):
+    """Character by character."""
+    assert recorded.read(recorded.text) == recorded.said
+
+
+def test_cut_in_two(recorded):
+    """In two pieces, at each place."""
+    for place in range(1, len(recorded.text)):
+        assert recorded.read([recorded.text[:place], recorded.text[place:]]) == recorded.said
