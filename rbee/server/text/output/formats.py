@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from rbee.errors import ConfigError
+from rbee.server.text.output.grammars import Demand
 from rbee.server.text.output.harmony import Harmony
 from rbee.server.text.output.qwen3_coder import Qwen3Coder
 from rbee.server.text.output.reading import GeneratorParser
@@ -17,10 +18,15 @@ from rbee.server.text.output.tagged import Tagged
 from rbee.server.text.output.tool_formats import DeepSeek, FunctionTags, JsonTags, Mistral, Recipients, ToolFormat
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from rbee.server.text.output.interface import OutputParser
+    from rbee.server.text.output.interface import OutputParser, ToolChoice
     from rbee.server.text.output.tools import Tool
+
+
+def _no_token(_text: str) -> None:
+    """No text is a token."""
+
 
 AUTO, NONE, HARMONY = "auto", "none", "openai"
 _F = TypeVar("_F")
@@ -72,6 +78,7 @@ REASONING_FORMATS: Mapping[str, Known[ReasoningFormat]] = {
 def output_format(
     template: str | None,
     special_tokens: Iterable[str] = (),
+    token_id: Callable[[str], int | None] = _no_token,
     *,
     tool_parser: str = AUTO,
     reasoning_parser: str = AUTO,
@@ -81,6 +88,7 @@ def output_format(
     Args:
         template: the source of its chat template.
         special_tokens: its tokens with a meaning of their own.
+        token_id: the id of a token of its.
         tool_parser: the name of a format; "auto" for the template's, "none" for outputs whose calls stay text.
         reasoning_parser: the same for reasoning.
 
@@ -92,6 +100,7 @@ def output_format(
         _choice("--tool-parser", tool_parser, TOOL_FORMATS, source) or _WITHOUT_CALLS,
         _choice("--reasoning-parser", reasoning_parser, REASONING_FORMATS, source) or NONE,
         special_tokens,
+        token_id,
     )
 
 
@@ -117,23 +126,60 @@ class ModelFormat:
         tool_parser: the name of its format of calls, or "none".
         reasoning_parser: the same of reasoning.
         special_tokens: of the model; those that are no tags of the formats are taken out of texts.
+        token_id: the id of a token of the model; None for a text that is none.
     """
 
-    def __init__(self, tool_parser: str, reasoning_parser: str, special_tokens: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        tool_parser: str,
+        reasoning_parser: str,
+        special_tokens: Iterable[str] = (),
+        token_id: Callable[[str], int | None] = _no_token,
+    ) -> None:
         self.tool_parser = tool_parser
         self.reasoning_parser = reasoning_parser
         self.has_reasoning = reasoning_parser != NONE  # outputs may have some, also where no tools are given
         hidden = frozenset(token for token in special_tokens if token.strip())
+        self._reasoning = REASONING_FORMATS[reasoning_parser].format if self.has_reasoning else None
         self._has_calls = tool_parser != NONE
+        self._hidden = hidden
+        self._token_id = token_id
         self._readers = {has_calls: self._reader(hidden, has_calls=has_calls) for has_calls in {False, self._has_calls}}
 
     def parser(self, *, tools: Sequence[Tool], reasoning_open: bool) -> OutputParser:
         reader = self._readers[self._has_calls and bool(tools)]
         return GeneratorParser(reader.read, {tool.name: tool for tool in tools}, reasoning_open=reasoning_open)
 
+    def grammar(
+        self,
+        tools: Sequence[Tool],
+        *,
+        choice: ToolChoice,
+        parallel: bool,
+        answer: str | None,
+        reasoning_open: bool = False,
+    ) -> str | None:
+        demand = Demand(
+            self._token_of,
+            tools if self._has_calls else (),
+            required=choice == "required",
+            parallel=parallel,
+            answer=answer,
+            reasoning_open=reasoning_open,
+        )
+        if demand.is_empty:
+            return None
+        if HARMONY in (self.tool_parser, self.reasoning_parser):
+            return demand.harmony()
+        return demand.tagged(self._reasoning or NO_REASONING, self.tool_parser)
+
+    def _token_of(self, tag: str) -> int | None:
+        """The id of a tag that grammars match as a token: a special one, or one in angle brackets."""
+        is_tag = tag in self._hidden or (tag.startswith("<") and tag.endswith(">"))
+        return self._token_id(tag) if is_tag else None
+
     def _reader(self, hidden: frozenset[str], *, has_calls: bool) -> Harmony | Tagged:
         if HARMONY in (self.tool_parser, self.reasoning_parser):
             return Harmony(hidden, has_reasoning=self.has_reasoning, has_calls=has_calls)
-        reasoning = REASONING_FORMATS[self.reasoning_parser].format if self.has_reasoning else None
         calls = TOOL_FORMATS[self.tool_parser].format if has_calls else None
-        return Tagged(reasoning or NO_REASONING, calls, hidden)
+        return Tagged(self._reasoning or NO_REASONING, calls, hidden)

@@ -56,7 +56,15 @@ class OutputFormat(Protocol):
         `reasoning_open` says that the prompt ends inside of the reasoning.
         """
 
-    def grammar(self, tools: Sequence[Tool], *, choice: ToolChoice, parallel: bool, answer: str | None) -> str | None:
+    def grammar(
+        self,
+        tools: Sequence[Tool],
+        *,
+        choice: ToolChoice,
+        parallel: bool,
+        answer: str | None,
+        reasoning_open: bool = False,
+    ) -> str | None:
         """A grammar of the whole output, in llguidance's Lark; None if there is nothing to constrain.
 
         The reasoning in front is free. With "required" there is at least one call, of one of `tools`. With "auto" the
@@ -68,4 +76,5 @@ class OutputFormat(Protocol):
             choice: whether there must be a call.
             parallel: there may be several.
             answer: the body of a Lark rule that an answer without calls follows.
+            reasoning_open: the prompt ends inside of the reasoning.
         """

@@ -224,7 +224,7 @@ REASONING = tuple(
             False,
             f"<think>{_tagged(PARIS)}</think>Yes.",
             (("reasoning", f"\n{json_call('get_weather', PARIS)}\n"), text("Yes.")),
-            True,
+            False,
         ),
         (
             "qwen3",
@@ -261,6 +261,6 @@ REASONING = tuple(
             True,
         ),
         ("granite", "half a phrase", False, "Here is my thou", (text("Here is my thou"),), True),
-        ("none", "no format", True, "<think>a</think>", (text("<think>a</think>"),), True),
+        ("none", "no format", True, "<think>a</think>", (text("<think>a</think>"),), False),
     )
 )

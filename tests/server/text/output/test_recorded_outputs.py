@@ -6,22 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.server.text.output import recorded_json_parts, recorded_other_parts
+from tests.server.text.output.all_recorded_parts import RECORDED
 
 if TYPE_CHECKING:
     from tests.server.text.output.recorded_parts import Recorded
-
-RECORDED = [
-    *recorded_json_parts.HERMES,
-    *recorded_json_parts.QWEN3_CODER,
-    *recorded_json_parts.LLAMA,
-    *recorded_json_parts.MISTRAL,
-    *recorded_json_parts.GRANITE,
-    *recorded_other_parts.FUNCTIONARY,
-    *recorded_other_parts.DEEPSEEK,
-    *recorded_other_parts.HARMONY,
-    *recorded_other_parts.REASONING,
-]
 
 
 @pytest.fixture(params=RECORDED, ids=lambda output: f"{output.reasoning_parser}-{output.tool_parser}-{output.what}")
