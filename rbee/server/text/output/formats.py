@@ -71,7 +71,7 @@ REASONING_FORMATS: Mapping[str, Known[ReasoningFormat]] = {
     "mistral": Known(MAGISTRAL, "Magistral", (("[THINK]",),), ("magistral",)),
     "granite": Known(GRANITE, "Granite 3.2, 3.3", (("my thought process",), ("<response>",))),
     "deepseek_r1": Known(THINK, "DeepSeek R1, V3.1", (("</think>", "<｜Assistant｜>"),), ("deepseek_v3",)),
-    "qwen3": Known(THINK, "Qwen3, QwQ, SmolLM3 and others with <think>", (("</think>",),)),
+    "qwen3": Known(THINK, "Qwen3, QwQ, SmolLM3, other models that think", (("</think>",),)),
 }
 
 

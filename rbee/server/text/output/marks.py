@@ -30,12 +30,14 @@ class Marks:
 
         `ended`: nothing follows `text`, so that the beginning of a mark is none.
         """
-        for match in self._first.finditer(text, start):
-            at = match.start()
+        first = self._first.search(text, start)
+        while first is not None:
+            at = first.start()
             if not ended and len(text) - at < self._lengths[0] and text[at:] in self._beginnings:
                 return at, None
             for length in self._lengths:
                 word = text[at : at + length]
                 if word in self._words:
                     return at, word
+            first = self._first.search(text, at + 1)
         return len(text), None

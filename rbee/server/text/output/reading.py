@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 Waiting = Generator[None, None, _T]  # returns a _T once the text for it has come
 Write = Callable[[str], object]
+_MOST_SECOND_TRIES = 16  # in an output
 _SPACE = re.compile(r"\s*")
 
 
@@ -43,10 +44,18 @@ class Reader:
         self.text = ""
         self.at = 0
         self.ended = False
-        self._kept: list[str] | None = None
+        self._kept: list[str] | None = None  # what was read since `keep` of texts that came before
+        self._kept_from = 0  # where in this text
+        self._before = 0  # characters of the output before this text
+        self._furthest = 0  # characters of the output that have been read, and perhaps unread
+        self._num_second_tries = 0
 
     def feed(self, text: str) -> None:
+        if self._kept is not None:
+            self._kept.append(self.text[self._kept_from : self.at])
+            self._kept_from = 0
         self.text = self.text[self.at :] + text
+        self._before += self.at
         self.at = 0
 
     def more(self) -> Waiting[None]:
@@ -63,8 +72,6 @@ class Reader:
         """The text up to `end`, which is read with this."""
         piece = self.text[self.at : end]
         self.at = end
-        if self._kept is not None:
-            self._kept.append(piece)
         return piece
 
     @property
@@ -79,6 +86,7 @@ class Reader:
     def keep(self) -> None:
         """From here on, what is read can be unread."""
         self._kept = []
+        self._kept_from = self.at
 
     def forget(self) -> None:
         """What was read stays read."""
@@ -87,9 +95,24 @@ class Reader:
     def unread(self) -> None:
         """Go back to where `keep` was called."""
         assert self._kept is not None
-        self.text = "".join(self._kept) + self.text[self.at :]
-        self.at = 0
+        self._furthest = max(self._furthest, self._before + self.at)
+        self.at = self._kept_from
+        if self._kept:
+            before = "".join(self._kept)
+            self.text = before + self.text[self.at :]
+            self._before -= len(before) - self.at
+            self.at = 0
         self._kept = None
+
+    def may_try(self) -> bool:
+        """Whether to try to read what may have to be unread.
+
+        Not too often what was read before, else an output of tags that open nothing would take quadratic time.
+        """
+        if self._before + self.at >= self._furthest:
+            return True
+        self._num_second_tries += 1
+        return self._num_second_tries <= _MOST_SECOND_TRIES
 
     def peek(self) -> Waiting[str]:
         """The next character, which stays unread."""
@@ -179,13 +202,13 @@ class Spans:
         self.edge()
         self.num_calls += 1
         self.has_arguments = False
-        self._add(OutputKind.TOOL_NAME, name)
+        self._add(OutputKind.TOOL_NAME, name, self.num_calls - 1)
 
     def arguments(self, piece: str) -> None:
         """A part of the arguments of the call that began last."""
         if piece:
             self.has_arguments = True
-            self._add(OutputKind.TOOL_ARGUMENTS, piece)
+            self._add(OutputKind.TOOL_ARGUMENTS, piece, self.num_calls - 1)
 
     def end_call(self) -> None:
         """The call is complete. One that says nothing of arguments has none."""
@@ -215,15 +238,13 @@ class Spans:
                 self._blank.clear()
         self._add(kind, piece)
 
-    def _add(self, kind: OutputKind, piece: str) -> None:
-        call = self.num_calls - 1 if kind in _OF_CALLS else 0
-        if self._found and self._found[-1][:2] == (kind, call):
-            self._found[-1][2].append(piece)
-        else:
-            self._found.append((kind, call, [piece]))
-
-
-_OF_CALLS = frozenset({OutputKind.TOOL_NAME, OutputKind.TOOL_ARGUMENTS})
+    def _add(self, kind: OutputKind, piece: str, call: int = 0) -> None:
+        if self._found:
+            last_kind, last_call, pieces = self._found[-1]
+            if last_kind is kind and last_call == call:
+                pieces.append(piece)
+                return
+        self._found.append((kind, call, [piece]))
 
 
 class Reading(NamedTuple):
@@ -238,6 +259,8 @@ class Reading(NamedTuple):
 def attempt(reading: Reading, steps: Waiting[None]) -> Waiting[bool]:
     """Take these steps to read a call. Whether it was one: if none began, everything is unread."""
     reader, num_calls = reading.reader, reading.spans.num_calls
+    if not reader.may_try():
+        return False
     reader.keep()
     try:
         yield from steps

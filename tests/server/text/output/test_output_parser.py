@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 from hypothesis import assume, given, settings
@@ -173,3 +174,44 @@ def test_white_space_alone_is_an_answer():
     parser = ModelFormat("hermes", "qwen3").parser(tools=TOOLS, reasoning_open=False)
     assert parser.push("\n\n") == []
     assert parser.finish() == [Span(OutputKind.TEXT, "\n\n")]
+
+
+HOSTILE = [
+    ("mistral", '{"arguments": {"a": "[TOOL_CALLS]'),
+    ("mistral", "[TOOL_CALLS]"),
+    ("hermes", '<tool_call>{"arguments": '),
+    ("hermes", '<tool_call>{"name'),
+    ("hermes", "<tool_"),
+    ("llama3_json", '{"parameters": '),
+    ("qwen3_coder", "<tool_call><function=f>"),
+    ("qwen3_coder", "<function=f><parameter=a>\n"),
+    ("deepseek_v3", "<｜tool▁call▁begin｜>function<｜tool▁sep｜>ping\n"),
+    ("functionary_v3_2", ">>>ping\n"),
+    ("openai", "<|channel|>"),
+]
+
+
+@pytest.mark.parametrize(("tool_parser", "piece"), HOSTILE)
+def test_time_is_linear(tool_parser, piece):
+    """Twice as long an output takes twice as many steps, also where all that it has is begun and never ended."""
+
+    def steps(number):
+        """The calls of Python functions that an output of so many pieces takes."""
+        parser = ModelFormat(tool_parser, "none").parser(tools=TOOLS, reasoning_open=False)
+        count = 0
+
+        def note(_frame, event, _argument):
+            nonlocal count
+            count += event == "call"
+
+        before = sys.getprofile()
+        sys.setprofile(note)
+        try:
+            for character in piece * number:
+                parser.push(character)
+            parser.finish()
+        finally:
+            sys.setprofile(before)
+        return count
+
+    assert steps(200) < 2.3 * steps(100)
