@@ -6,8 +6,18 @@ know tokens, requests or protocols.
 
 from __future__ import annotations
 
-from rbee.server.text.output.formats import ModelFormat, output_format
+from rbee.server.text.output.formats import AUTO, ModelFormat, output_format
 from rbee.server.text.output.interface import OutputFormat, OutputKind, OutputParser, Span, ToolChoice
 from rbee.server.text.output.tools import Tool
 
-__all__ = ["ModelFormat", "OutputFormat", "OutputKind", "OutputParser", "Span", "Tool", "ToolChoice", "output_format"]
+__all__ = [
+    "AUTO",
+    "ModelFormat",
+    "OutputFormat",
+    "OutputKind",
+    "OutputParser",
+    "Span",
+    "Tool",
+    "ToolChoice",
+    "output_format",
+]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+
 import pytest
 
+from rbee.config import ServerConfig
 from rbee.errors import ConfigError
 from rbee.server.text.output import output_format
 from rbee.server.text.output.formats import REASONING_FORMATS, TOOL_FORMATS
@@ -103,3 +107,10 @@ def test_names_that_do_not_exist(option):
     """The error names the option and all that there are."""
     with pytest.raises(ConfigError, match=rf"{option} is 'qwen'; .*auto, none or one of .*mistral"):
         chosen(option, "qwen")
+
+
+@pytest.mark.parametrize(("option", "known"), [("tool_parser", TOOL_FORMATS), ("reasoning_parser", REASONING_FORMATS)])
+def test_help_has_all_names(option, known):
+    """That of the option of the command line."""
+    [field] = [field for field in dataclasses.fields(ServerConfig) if field.name == option]
+    assert set(known) <= set(re.findall(r"\w+", field.metadata["help"]))
