@@ -65,7 +65,7 @@ class Demand:
         answer = self._answer
         if self._writer.tools:
             answer = self._with_calls(CALL_GRAMMARS[tool_parser](self._writer))
-        return self._lark.source(f"{self._thoughts(reasoning)} {answer} {SPACE}")
+        return self._lark.source(f"{self._thoughts(reasoning)} {answer}")
 
     def _with_calls(self, calls: Calls) -> str:
         if self._required:

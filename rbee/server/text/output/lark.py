@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-# White space: some line breaks, some indentation. A small model could write it without end.
-_SPACE = r"\n{0,2}[ \t]{0,20}"
+# White space in JSON: a space, or a line break and some indentation. A small model could write it without end.
+_SPACE = r"(\n {0,20}| )?"
 SPACE, TEXT, NO_OBJECT = "SPACE", "TEXT", "NO_OBJECT"  # terminals
 _TERMINALS = {
-    SPACE: f"/{_SPACE}/",
+    SPACE: r"/(\n{1,2}| )?/",  # between tags, and in calls
     TEXT: "/(?s:.*)/",
     NO_OBJECT: r"/(\s*[^\s{](?s:.*))?/",  # any text that does not begin like a JSON object
 }
