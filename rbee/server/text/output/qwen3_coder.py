@@ -123,10 +123,9 @@ class _Value:
 
     def end(self) -> None:
         """The value is complete."""
-        text = "".join(self._pieces) + self._held
-        text = text.removesuffix("\n")
+        text = ("".join(self._pieces) + self._held).removesuffix("\n")
         if self._begun:
-            self._write(_as_json(text)[1:])
+            self._write('"')
         elif self._is_string:
             self._write(_as_json(text))
         else:

@@ -61,6 +61,13 @@ HERMES = (
     ),
     Recorded(
         "hermes",
+        "odd escapes in a string",
+        r'<tool_call>{"name": "search", "arguments": "\ud83d \ud83dé \u12g4 \x \/ \\"}</tool_call>',
+        (call("search", "\ufffd \ufffdé \\u12g4 \\x / \\"),),
+        is_whole=False,
+    ),
+    Recorded(
+        "hermes",
         "other members",
         f'<tool_call>{{"id": [1, {{}}], "type": "x", "function": {json_call("get_weather", PARIS)}}}</tool_call>',
         (WEATHER,),

@@ -91,6 +91,9 @@ DEEPSEEK = (
     Recorded("deepseek_v3", "no fence", _deepseek(_v31("function", "ping\n{}")), (PING,), is_whole=False),
     Recorded("deepseek_v3", "broken", _deepseek("ping"), (text("ping"),), is_whole=False),
     Recorded(
+        "deepseek_v3", "another type", _deepseek(_v31("code", "ping\n{}")), (text("codeping\n{}"),), is_whole=False
+    ),
+    Recorded(
         "deepseek_v3",
         "no arguments",
         _deepseek(_v31("function", "ping\n")),
@@ -181,6 +184,7 @@ HARMONY = tuple(
         ),
         ("no header", "Hello <|there|>", (text("Hello <|there|>"),), False),
         ("a broken header", "<|channel|>final\nHello", (text("Hello"),), False),
+        ("text in a header", "<|channel|>final Hello", (text(" Hello"),), False),
         ("an unclosed header", "<|channel|>commentary to=func", (), False),
         ("unclosed", '<|channel|>commentary to=functions.ping<|message|>{"', (call("ping", '{"'),), False),
     )
