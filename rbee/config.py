@@ -138,6 +138,18 @@ class ServerConfig:
         "How /v1/embeddings makes one vector of a text's hidden states: auto as the model says (one that says nothing "
         "is refused), or their mean, the last token's, or the first token's (cls).",
     )
+    tool_parser: str = option(
+        "auto",
+        "How the model writes tool calls: auto as its chat template shows, none if they shall stay text, or a format: "
+        "hermes, qwen3_coder, llama3_json, mistral, granite, functionary_v3_1, functionary_v3_2, deepseek_v3, "
+        "deepseek_v31, openai.",
+        metavar="NAME",
+    )
+    reasoning_parser: str = option(
+        "auto",
+        "The same for reasoning: qwen3, deepseek_r1, mistral, granite, openai.",
+        metavar="NAME",
+    )
     api_key: tuple[str, ...] = option(
         (),
         "A key that clients must send, as 'Authorization: Bearer KEY' or 'x-api-key: KEY'; may be given several times. "

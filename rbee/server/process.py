@@ -27,6 +27,7 @@ from rbee.server.http.listener import HttpServer, check_access, listen, listen_o
 from rbee.server.http.tls import ServerTls
 from rbee.server.service_manager import ServiceManager
 from rbee.server.text import served_model
+from rbee.server.text.output import output_format
 from rbee.standard_streams import say
 from rbee.transport import ServerState
 
@@ -62,6 +63,7 @@ def run(config: Config, model: ModelFolder | None) -> int:
     options = config.server
     door = assembly.make_door(options)
     tls = ServerTls(options.tls_cert, options.tls_key) if options.tls_cert else None
+    output_format(None, tool_parser=options.tool_parser, reasoning_parser=options.reasoning_parser)  # are there such?
     if not options.uds:
         check_access(options.host, door.keys, insecure=options.insecure)
     if door.keys.others_can_read:
@@ -163,6 +165,8 @@ def _load(options: ServerConfig, model: ModelFolder | None) -> ServedModel:
         use_generation_config=options.generation_config == "auto",
         trust_content=options.trust_content,
         pooling=options.pooling,
+        tool_parser=options.tool_parser,
+        reasoning_parser=options.reasoning_parser,
     )
 
 

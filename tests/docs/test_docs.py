@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.docs import door_table, field_tables, metrics_table, module_map
+from tests.docs import door_table, field_tables, format_table, metrics_table, module_map
 from tests.docs.generated_part import ROOT
 
 if TYPE_CHECKING:
@@ -67,6 +67,11 @@ def test_module_map_is_fresh():
 def test_table_of_bounds_is_fresh():
     """It has the code's values. If this fails: `python -m tests.docs.door_table` writes it anew."""
     assert door_table.PART.page.read_text() == door_table.PART.filled(door_table.table())
+
+
+def test_table_of_formats_is_fresh():
+    """It has the names that the options take. If this fails: `python -m tests.docs.format_table` writes it anew."""
+    assert format_table.PART.page.read_text() == format_table.PART.filled(format_table.tables())
 
 
 def test_bounds_are_shown_by_tests_that_exist():

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from rbee.config import Config, EngineConfig, ServerConfig
+from rbee.errors import ConfigError
 from rbee.server.http.listener import listen
+from rbee.server.process import run
 from tests.raw_client import COMPLETIONS, Client
 
 if TYPE_CHECKING:
@@ -49,6 +52,13 @@ async def test_few_descriptors_by_default(launch: Callable[..., Server]) -> None
             body = {"prompt": "hi", "max_tokens": 5}
             answers = await asyncio.gather(*(client.read(COMPLETIONS, body) for _ in range(100)))
             assert all(answer[-1] == "[DONE]" for answer in answers)
+
+
+def test_unknown_formats() -> None:
+    """They end the start before anything listens, with the names that there are."""
+    for server in (ServerConfig(port=0, tool_parser="qwen"), ServerConfig(port=0, reasoning_parser="qwen")):
+        with pytest.raises(ConfigError, match=r"-parser is 'qwen'; it must be auto, none or one of .*mistral"):
+            run(Config(engine=EngineConfig(model="synthetic"), server=server), None)
 
 
 def test_too_few_descriptors(launch: Callable[..., Server]) -> None:

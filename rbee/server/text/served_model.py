@@ -1,4 +1,4 @@
-"""What clients see of the model: its name, tokenizer, chat template, end-of-sequence tokens, defaults and pooling.
+"""What clients see of the model: its name, tokenizer, chat template, formats, end tokens, defaults and pooling.
 
 Owns how these are read from a model folder. Does not know weights and shapes.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rbee.errors import ModelError
@@ -16,6 +17,7 @@ from rbee.models.digest import model_digest
 from rbee.models.json_files import read_object
 from rbee.models.pooling import ModelPooling, NoPooling, read_pooling
 from rbee.models.sampling_defaults import sampling_defaults
+from rbee.server.text import output
 from rbee.server.text.chat_template import ChatTemplate
 from rbee.server.text.special_tokens import SpecialTokens
 from rbee.server.text.tokenizer import TextCodec
@@ -42,6 +44,7 @@ class ServedModel:
     no_chat_reason: str = "has no chat template"  # completes "The model X ..." if chat_template is None
     digest: str = ""  # of what it computes with, see `rbee.models.digest`
     pooling: ModelPooling | NoPooling = field(default_factory=NoPooling)  # how its vectors are made
+    output_format: output.ModelFormat = field(default_factory=partial(output.output_format, None))
 
 
 def load(
@@ -51,14 +54,17 @@ def load(
     use_generation_config: bool = True,
     trust_content: bool = False,
     pooling: PoolingChoice = "auto",
+    tool_parser: str = output.AUTO,
+    reasoning_parser: str = output.AUTO,
 ) -> ServedModel:
     """Read a model folder (tokenizer.json, tokenizer_config.json, chat templates, generation_config.json, pooling).
 
     `use_generation_config` says whether the model's recommended sampling parameters become defaults. With
     `trust_content` special tokens in messages are special tokens; without it they are text. For `pooling` see
-    `read_pooling`.
+    `read_pooling`, for the parsers `output_format`.
 
     Raises:
+        ConfigError: there is no such parser.
         ModelError: a file is missing or unreadable.
     """
     codec = TextCodec.load(folder)
@@ -72,6 +78,18 @@ def load(
     if defaults:
         shown = ", ".join(f"{key} {value:g}" for key, value in defaults.items())
         _log.info("Where a request leaves them out, %s: the model's own (--generation-config none ignores it)", shown)
+    output_format = output.output_format(
+        "\n".join(read_templates(folder).values()),
+        codec.special_tokens,
+        codec.token_id,
+        tool_parser=tool_parser,
+        reasoning_parser=reasoning_parser,
+    )
+    _log.info(
+        "Tool calls are read as %s, reasoning as %s (--tool-parser, --reasoning-parser)",
+        output_format.tool_parser,
+        output_format.reasoning_parser,
+    )
     return ServedModel(
         name=name,
         codec=codec,
@@ -80,6 +98,7 @@ def load(
         sampling_defaults=defaults,
         digest=model_digest(folder),
         pooling=read_pooling(folder, pooling),
+        output_format=output_format,
         **({"no_chat_reason": problem} if problem else {}),
     )
 

@@ -4,7 +4,6 @@ The forms are those of known families; their templates are written anew, with wh
 roles and loops, a system turn of their own, an exception.
 """
 
-# ruff: noqa: RUF001 - one family writes its tokens with wide bars
 from __future__ import annotations
 
 from typing import NamedTuple

@@ -6,9 +6,11 @@ import json
 import logging
 
 import pytest
+from tokenizers import AddedToken
 
 from rbee.models import synthetic
 from rbee.server.text import served_model
+from rbee.server.text.output import Tool
 
 
 @pytest.fixture
@@ -48,3 +50,21 @@ def test_a_template_that_does_not_compile_costs_the_chat_alone(folder, caplog):
     assert model.no_chat_reason == "has a chat template that does not compile"
     assert "The model's chat template does not compile: Expected" in caplog.text
     assert "chat requests are refused" in caplog.text
+
+
+def test_formats_of_outputs_are_those_of_the_templates_or_of_the_options(folder, caplog):
+    """One line of the log names them. Tags are tokens where the model has them."""
+    (folder / "chat_template.jinja").write_text("{{ '<think></think><tool_call>' }}")
+    tokenizer = synthetic.tokenizer()
+    tokenizer.add_special_tokens([AddedToken("<tool_call>", special=True)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with caplog.at_level(logging.INFO):
+        found = served_model.load("m", folder).output_format
+    assert (found.tool_parser, found.reasoning_parser) == ("hermes", "qwen3")
+    assert "Tool calls are read as hermes, reasoning as qwen3" in caplog.text
+    grammar = found.grammar([Tool("ping")], choice="required", parallel=True, answer=None)
+    assert grammar is not None
+    assert f"<[{tokenizer.token_to_id('<tool_call>')}]>" in grammar
+    assert '"</tool_call>"' in grammar
+    found = served_model.load("m", folder, tool_parser="mistral", reasoning_parser="none").output_format
+    assert (found.tool_parser, found.reasoning_parser) == ("mistral", "none")

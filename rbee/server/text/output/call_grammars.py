@@ -1,0 +1,232 @@
+"""How calls are written in each format, as grammars: what stands around a name and its arguments.
+
+The tags are those of the parsers; tests hold both to the same outputs.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rbee.server.text.output.lark import NO_OBJECT, SPACE, TEXT, Lark, either, literal
+from rbee.server.text.output.schema_types import types_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rbee.server.text.output.tools import Tool
+
+
+# Keywords of a schema that may allow members which "properties" does not mention.
+_FURTHER_MEMBERS = frozenset(
+    {
+        *("additionalProperties", "patternProperties", "unevaluatedProperties", "dependentSchemas"),
+        *("$ref", "allOf", "anyOf", "oneOf", "if"),
+    }
+)
+
+
+class Calls(NamedTuple):
+    """Expressions of one grammar. Only `alone` and `in_text` have calls, which are one or more."""
+
+    alone: str  # calls that an answer begins with
+    in_text: str  # text, then calls
+    text: str = TEXT  # what follows calls, or has none
+    before_text: str = ""  # what an answer that begins with text begins with
+
+
+class CallWriter(NamedTuple):
+    """Writes the calls of one request into a grammar."""
+
+    lark: Lark
+    tools: Sequence[Tool]
+    is_bound: Callable[[Tool], bool]  # the tool's arguments follow its schema
+    parallel: bool  # there may be several
+
+    def several(self, between: str, call: str) -> str:
+        """What may follow a call."""
+        return f"({between} {call})*" if self.parallel else ""
+
+    def arguments(self, tool: Tool) -> str:
+        """A tool's arguments as JSON."""
+        if not self.is_bound(tool):
+            return self.lark.json({"type": "object"}, lenient=True)
+        return self.lark.json(_closed(tool.parameters), lenient=not tool.strict)
+
+    def object(self, tool: Tool, arguments: str) -> str:
+        """A call as a JSON object; the arguments are its member of this name."""
+        name = literal(json.dumps(tool.name, ensure_ascii=False))
+        return (
+            f'"{{" {SPACE} "\\"name\\"" {SPACE} ":" {SPACE} {name} {SPACE} "," {SPACE} '
+            f'"\\"{arguments}\\"" {SPACE} ":" {SPACE} {self.arguments(tool)} {SPACE} "}}"'
+        )
+
+
+def _calls(
+    writer: CallWriter,
+    opener: str,
+    call: Callable[[Tool], str],
+    between: str = SPACE,
+    around: tuple[str, str] | None = None,
+) -> Calls:
+    """Calls behind a tag, each as `call` writes it.
+
+    Each has the tag; with `around`, which is what their list begins and ends with, it stands in front of all of them.
+    """
+    one = writer.lark.rule(either([call(tool) for tool in writer.tools]))
+    tag = writer.lark.tag(opener)
+    if around is None:
+        rest = f"{one} {writer.several(between, f'{tag} {one}')}"
+    else:
+        rest = f"{around[0]} {one} {writer.several(between, one)} {around[1]}"
+    return Calls(f"{tag} {rest}", f"{writer.lark.up_to([opener])} {rest}")
+
+
+def _hermes(writer: CallWriter) -> Calls:
+    end = writer.lark.tag("</tool_call>")
+    return _calls(writer, "<tool_call>", lambda tool: f"{SPACE} {writer.object(tool, 'arguments')} {SPACE} {end}")
+
+
+def _json_list(writer: CallWriter, opener: str) -> Calls:
+    return _calls(
+        writer,
+        opener,
+        lambda tool: writer.object(tool, "arguments"),
+        between=f'{SPACE} "," {SPACE}',
+        around=(f'{SPACE} "[" {SPACE}', f'{SPACE} "]"'),
+    )
+
+
+def _granite(writer: CallWriter) -> Calls:
+    return _json_list(writer, "<|tool_call|>")
+
+
+def _mistral(writer: CallWriter) -> Calls:
+    """Names where the model has a token for it, else a list."""
+    lark, opener = writer.lark, "[TOOL_CALLS]"
+    if not lark.is_token("[ARGS]"):
+        return _json_list(writer, opener)
+    call_id = f"({lark.tag('[CALL_ID]')} /[0-9A-Za-z]{{9}}/)?" if lark.is_token("[CALL_ID]") else ""
+    arguments = lark.tag("[ARGS]")
+    return _calls(
+        writer,
+        opener,
+        lambda tool: f"{literal(tool.name)} {call_id} {arguments} {writer.arguments(tool)}",
+        between="",
+    )
+
+
+def _llama(writer: CallWriter) -> Calls:
+    """An object of its own, or behind a tag: a text that begins like one is a call."""
+    opener = "<|python_tag|>"
+    one = writer.lark.rule(either([writer.object(tool, "parameters") for tool in writer.tools]))
+    more = writer.several(f'{SPACE} ";" {SPACE}', one)
+    return Calls(
+        f"({writer.lark.tag(opener)})? {one} {more}",
+        f"{writer.lark.up_to([opener], NO_OBJECT)} {one} {more}",
+        text=NO_OBJECT,
+    )
+
+
+def _function_tags(writer: CallWriter) -> Calls:
+    def call(tool: Tool) -> str:
+        return f'{literal(tool.name + ">")} {writer.arguments(tool)} "</function>"'
+
+    return _calls(writer, "<function=", call)
+
+
+def _recipients(writer: CallWriter) -> Calls:
+    """Text may hold >>>: it is a call where a tool's name follows."""
+    names = [f"{tool.name}\n" for tool in writer.tools]
+    arguments = [writer.arguments(tool) for tool in writer.tools]
+
+    def calls(begin: Callable[[str], str]) -> str:
+        return either([f"{begin(name)} {text}" for name, text in zip(names, arguments, strict=True)])
+
+    more = writer.several(SPACE, calls(lambda name: literal(f">>>{name}")))
+    return Calls(
+        f"{calls(literal)} {more}",
+        f"{calls(lambda name: writer.lark.up_to([f'>>>{name}']))} {more}",
+        before_text='"all\\n"',
+    )
+
+
+def _deepseek(writer: CallWriter, before_name: str, before_arguments: str, behind: str) -> Calls:
+    tag = writer.lark.tag
+
+    def call(tool: Tool) -> str:
+        name = literal(tool.name)
+        return (
+            f"{tag('<｜tool▁call▁begin｜>')} {before_name} {name} {before_arguments} {writer.arguments(tool)} "
+            f"{behind} {tag('<｜tool▁call▁end｜>')}"
+        )
+
+    return _calls(writer, "<｜tool▁calls▁begin｜>", call, around=("", tag("<｜tool▁calls▁end｜>")))
+
+
+def _deepseek_v3(writer: CallWriter) -> Calls:
+    separator = writer.lark.tag("<｜tool▁sep｜>")
+    return _deepseek(writer, f'"function" {separator}', '"\\n```json\\n"', '"\\n```"')
+
+
+def _deepseek_v31(writer: CallWriter) -> Calls:
+    return _deepseek(writer, "", writer.lark.tag("<｜tool▁sep｜>"), "")
+
+
+def _qwen3_coder(writer: CallWriter) -> Calls:
+    end = writer.lark.tag("</tool_call>")
+
+    def call(tool: Tool) -> str:
+        function = literal(f"\n<function={tool.name}>\n")
+        return f'{function} {_parameters(writer, tool)} "</function>\\n" {end}'
+
+    return _calls(writer, "<tool_call>", call)
+
+
+def _parameters(writer: CallWriter, tool: Tool) -> str:
+    """The parameters of a call: those of the schema in their order, or any."""
+    lark, end = writer.lark, "\n</parameter>\n"
+    properties = tool.parameters.get("properties")
+    if not writer.is_bound(tool) or not isinstance(properties, dict):
+        return f'("<parameter=" /[^<>\\n]+/ ">\\n" {lark.up_to([end])})*'
+    required = tool.parameters.get("required")
+    parameters = []
+    for key, schema in properties.items():
+        types = types_of(tool.parameters, key)
+        values = schema.get("enum") if isinstance(schema, dict) else None
+        if types == frozenset({"string"}) and values:
+            value = f"{either([literal(value) for value in values])} {literal(end)}"
+        elif types is not None and "string" in types:
+            value = lark.up_to([end])
+        else:
+            whole = {**_definitions(tool.parameters), **(schema if isinstance(schema, dict) else {})}
+            value = f"{lark.json(whole, lenient=not tool.strict)} {literal(end)}"
+        one = f"{literal(f'<parameter={key}>' + chr(10))} {value}"
+        parameters.append(one if isinstance(required, list) and key in required else f"({one})?")
+    return " ".join(parameters)
+
+
+def _definitions(schema: dict[str, Any]) -> dict[str, Any]:
+    """What references of a part of the schema lead to."""
+    return {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of arguments: an object, without members that it does not mention."""
+    closed = {"type": "object", **schema}
+    if "properties" in closed and not _FURTHER_MEMBERS & closed.keys():
+        closed["additionalProperties"] = False
+    return closed
+
+
+CALL_GRAMMARS: dict[str, Callable[[CallWriter], Calls]] = {
+    "hermes": _hermes,
+    "qwen3_coder": _qwen3_coder,
+    "llama3_json": _llama,
+    "mistral": _mistral,
+    "granite": _granite,
+    "functionary_v3_1": _function_tags,
+    "functionary_v3_2": _recipients,
+    "deepseek_v3": _deepseek_v3,
+    "deepseek_v31": _deepseek_v31,
+}

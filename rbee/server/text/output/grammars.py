@@ -1,0 +1,104 @@
+"""Grammars of whole outputs: reasoning, which is free, then text with calls, calls alone, or an answer.
+
+* White space is bounded.
+* Arguments follow the tool's schema where there must be a call, and where the tool is strict. Members that the schema
+  does not have are left out, unless it mentions additionalProperties. A keyword that llguidance does not know makes the
+  grammar of a strict tool invalid; for any other tool it does not count.
+* In Qwen3-Coder's format a value that may be a string is free, but for an enum; all other values follow their schema.
+* gpt-oss ends its output with a call: there is one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rbee.server.text.output.call_grammars import CALL_GRAMMARS, Calls, CallWriter
+from rbee.server.text.output.lark import SPACE, TEXT, Lark, either, literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rbee.server.text.output.reasoning_formats import ReasoningFormat
+    from rbee.server.text.output.tools import Tool
+
+
+class Demand:
+    """What a request demands of an output.
+
+    Args:
+        token_of: the id of a tag that is a token of the model; None for one that is text.
+        tools: that may be called.
+        required: there must be a call.
+        parallel: there may be several.
+        answer: the body of a rule that an answer without calls follows.
+        reasoning_open: the prompt ends inside of the reasoning.
+    """
+
+    def __init__(
+        self,
+        token_of: Callable[[str], int | None],
+        tools: Sequence[Tool],
+        *,
+        required: bool,
+        parallel: bool,
+        answer: str | None,
+        reasoning_open: bool,
+    ) -> None:
+        self._lark = Lark(token_of)
+        self._required = required
+        self._answer = None if answer is None else self._lark.rule(answer)
+        self._reasoning_open = reasoning_open
+        self._writer = CallWriter(self._lark, tools, lambda tool: required or tool.strict, parallel=parallel)
+
+    @property
+    def is_empty(self) -> bool:
+        """Any output does."""
+        tools = self._writer.tools
+        return (
+            self._answer is None
+            and not (tools and (self._required or not self._writer.parallel))
+            and not any(tool.strict for tool in tools)
+        )
+
+    def tagged(self, reasoning: ReasoningFormat, tool_parser: str) -> str:
+        """The grammar for a format with tags."""
+        answer = self._answer
+        if self._writer.tools:
+            answer = self._with_calls(CALL_GRAMMARS[tool_parser](self._writer))
+        return self._lark.source(f"{self._thoughts(reasoning)} {answer}")
+
+    def _with_calls(self, calls: Calls) -> str:
+        if self._required:
+            return calls.alone
+        if self._answer is not None:
+            return either([self._answer, calls.alone])
+        repeated = f"({calls.in_text})*" if self._writer.parallel else ""
+        text = f"{calls.before_text} {repeated} {calls.text}"
+        ways = [text, calls.alone]
+        if not self._writer.parallel:
+            ways.append(f"{calls.before_text} {calls.in_text}")
+        return either(ways)
+
+    def _thoughts(self, reasoning: ReasoningFormat) -> str:
+        """The reasoning that an output begins with."""
+        openers = reasoning.openers | reasoning.opening_phrases
+        if not openers:
+            return ""
+        thoughts = self._lark.up_to(reasoning.closers | reasoning.closing_phrases)
+        if self._reasoning_open:
+            return f"{thoughts} {SPACE}"
+        return f"({SPACE} {self._lark.any_of(openers)} {thoughts} {SPACE})?"
+
+    def harmony(self) -> str:
+        """The grammar for gpt-oss."""
+        tag = self._lark.tag
+        channel, message = tag("<|channel|>"), tag("<|message|>")
+        more = f'{channel} ("analysis" | "commentary") {message} {self._lark.up_to(["<|end|>"])}'
+        before = f'({more} {tag("<|start|>")} "assistant")*'
+        calls = [
+            f'{channel} {literal(f"commentary to=functions.{tool.name} ")} {tag("<|constrain|>")} "json" {message} '
+            f"{self._writer.arguments(tool)}"
+            for tool in self._writer.tools
+        ]
+        final = [] if self._required and calls else [f'{channel} "final" {message} {self._answer or TEXT}']
+        return self._lark.source(f"{before} {either([*calls, *final])}")

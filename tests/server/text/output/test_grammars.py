@@ -1,0 +1,158 @@
+"""Grammars of outputs accept what a parser reads as calls of the tools, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from rbee.models import synthetic
+from rbee.server.text.output import ModelFormat, ToolChoice
+from tests.server.text.output.all_recorded_parts import WHOLE
+from tests.server.text.output.grammar_parts import STRICT, TOKENS, Vocabulary, constrained, grammar, is_written_so
+from tests.server.text.output.recorded_parts import OSLO, PARIS, TOOLS, Recorded, json_call
+
+VOCABULARIES = {"tokens": TOKENS, "text": ()}
+
+
+@pytest.fixture(scope="module", params=VOCABULARIES)
+def vocabulary(request: pytest.FixtureRequest) -> Vocabulary:
+    """Each byte is a token; tags are tokens of their own, or text."""
+    return Vocabulary(synthetic.tokenizer(), VOCABULARIES[request.param])
+
+
+@pytest.fixture(params=WHOLE, ids=lambda output: f"{output.reasoning_parser}-{output.tool_parser}-{output.what}")
+def recorded(request: pytest.FixtureRequest) -> Recorded:
+    """One whole output."""
+    output: Recorded = request.param
+    return output
+
+
+def test_accepts_what_a_model_writes(recorded, vocabulary):
+    """Strict tools constrain calls only: whatever is whole is accepted, if calls are written as this model does."""
+    accepted = vocabulary.accepts(grammar(recorded, vocabulary), constrained(recorded.text))
+    assert accepted == is_written_so(recorded, vocabulary)
+
+
+def test_required_calls(recorded, vocabulary):
+    """At least one call, and nothing but calls behind the reasoning."""
+    kinds = [part[0] for part in recorded.said if part[0] != "reasoning"]
+    accepted = vocabulary.accepts(grammar(recorded, vocabulary, choice="required"), constrained(recorded.text))
+    is_preamble = recorded.tool_parser == "openai" and kinds[-1] == "call"
+    assert accepted == (is_written_so(recorded, vocabulary) and (set(kinds) == {"call"} or is_preamble))
+
+
+CALLS = [output for output in WHOLE if output.what == "one"]
+
+
+@pytest.fixture(params=CALLS, ids=lambda output: output.tool_parser)
+def one_call(request: pytest.FixtureRequest) -> Recorded:
+    """An output of each format that is a call of get_weather with {"city": "Paris"}."""
+    output: Recorded = request.param
+    return output
+
+
+NO_CALLS = [
+    ("get_weather", "get_news"),
+    ('"Paris"', "5"),
+    ('"city"', '"town"'),
+    (PARIS, "{}"),
+    (PARIS, '{"city": "Paris", "unit": "K"}'),
+    (PARIS, '{"city": "Paris", "more": 1}'),
+    (PARIS, f'{{"city":{" " * 50}"Paris"}}'),
+    (PARIS, '{"city": "Paris"'),
+    (PARIS, "now"),
+]
+
+
+def test_refuses_what_is_no_call_of_a_tool(one_call, vocabulary):
+    """Another name, arguments against the schema, white space without end, broken JSON."""
+    if not is_written_so(one_call, vocabulary):
+        return
+    # In Functionary's format what names no tool is text.
+    choices: tuple[ToolChoice, ...] = ("required", "auto")
+    for choice in choices[: 1 if one_call.tool_parser == "functionary_v3_2" else 2]:
+        source = grammar(one_call, vocabulary, choice=choice)
+        assert vocabulary.accepts(source, one_call.text)
+        for was, instead in NO_CALLS:
+            if was in one_call.text:
+                assert not vocabulary.accepts(source, one_call.text.replace(was, instead)), instead
+
+
+@pytest.mark.parametrize("value", ["<parameter=unit>\nK", "<parameter=days>\ntomorrow", "<parameter=more>\n1"])
+def test_refuses_values_against_the_schema(vocabulary, value):
+    """In tags."""
+    call = "<tool_call>\n<function=get_weather>\n<parameter=city>\nOslo\n</parameter>\n{}</function>\n</tool_call>"
+    source = grammar(Recorded("qwen3_coder", "", "", ()), vocabulary, choice="required")
+    assert vocabulary.accepts(source, call.format(""))
+    assert vocabulary.accepts(source, call.format("<parameter=days>\n3\n</parameter>\n"))
+    assert not vocabulary.accepts(source, call.format(f"{value}\n</parameter>\n"))
+
+
+def test_one_call_at_most(recorded, vocabulary):
+    """Where calls are not parallel, outputs with several are refused, whatever the tools are."""
+    num_calls = sum(part[0] == "call" for part in recorded.said)
+    is_last = not num_calls or recorded.said[-1][0] == "call"
+    accepted = vocabulary.accepts(
+        grammar(recorded, vocabulary, tools=TOOLS, parallel=False), constrained(recorded.text)
+    )
+    assert accepted == (is_written_so(recorded, vocabulary) and num_calls <= 1 and is_last)
+
+
+def test_an_answer_beside_tools(recorded, vocabulary):
+    """The output is an answer that follows the rule, or calls; where there must be a call, only calls."""
+    kinds = {part[0] for part in recorded.said}
+    sources = [
+        grammar(recorded, vocabulary, choice=choice, answer='"{" /[a-z]+/ "}"') for choice in ("auto", "required")
+    ]
+    if "text" not in kinds and is_written_so(recorded, vocabulary):
+        assert all(vocabulary.accepts(source, constrained(recorded.text)) for source in sources)
+    elif recorded.tool_parser != "openai":
+        assert not any(vocabulary.accepts(source, constrained(recorded.text)) for source in sources)
+    before = "<|channel|>final<|message|>" if recorded.tool_parser == "openai" else ""
+    if not recorded.reasoning_open:
+        assert [vocabulary.accepts(source, f"{before}{{yes}}") for source in sources] == [True, False]
+
+
+@pytest.mark.parametrize("tool_parser", ["hermes", "none", "openai"])
+def test_an_answer_without_tools(vocabulary, tool_parser):
+    """The reasoning is free, the answer is not."""
+    if tool_parser == "openai":
+        reasoning_parser, outputs = "openai", [
+            "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>yes",
+            "<|channel|>final<|message|>no",
+            "<|channel|>final<|message|>perhaps",
+        ]  # fmt: skip
+    else:
+        reasoning_parser, outputs = "qwen3", ["<think>\nHm.\n</think>\n\nyes", "no", "<think>Hm.</think>perhaps"]
+    recorded = Recorded(tool_parser, "", "", (), reasoning_parser=reasoning_parser)
+    source = grammar(recorded, vocabulary, tools=(), answer='"yes" | "no"')
+    assert [vocabulary.accepts(source, output) for output in outputs] == [True, True, False]
+
+
+def test_reasoning_must_end(vocabulary):
+    """A required call cannot be left out by going on with reasoning that the prompt has opened."""
+    call = f"<tool_call>{json_call('get_weather', PARIS)}</tool_call>"
+    for is_open, outputs in ((True, ["Hm.", call, f"Hm.</think>{call}"]), (False, ["Hm.", f"Hm.</think>{call}", call])):
+        recorded = Recorded("hermes", "", "", (), reasoning_parser="deepseek_r1", reasoning_open=is_open)
+        source = grammar(recorded, vocabulary, choice="required")
+        assert [vocabulary.accepts(source, output) for output in outputs] == [False, False, True]
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_nothing_to_constrain(choice):
+    """Free answers with free calls, or no tools, have no grammar; a format without calls has none for them."""
+    arguments = {"choice": choice, "parallel": True, "answer": None}
+    assert ModelFormat("hermes", "qwen3").grammar((), **arguments) is None
+    assert ModelFormat("none", "none").grammar(STRICT, **arguments) is None
+    assert (ModelFormat("hermes", "none").grammar(TOOLS, **arguments) is None) == (choice == "auto")
+
+
+def test_keywords_that_llguidance_does_not_know(vocabulary):
+    """They do not count; of a strict tool, they make the grammar invalid."""
+    [tool] = [dataclasses.replace(TOOLS[2], parameters={"type": "object", "not": {"required": ["a"]}})]
+    recorded = Recorded("hermes", "", "", ())
+    call = f"<tool_call>{json_call('ping', OSLO)}</tool_call>"
+    assert vocabulary.accepts(grammar(recorded, vocabulary, tools=[tool], choice="required"), call)
+    with pytest.raises(AssertionError, match="not"):
+        vocabulary.accepts(grammar(recorded, vocabulary, tools=[dataclasses.replace(tool, strict=True)]), call)
