@@ -72,8 +72,9 @@ def find_abilities(render: Callable[[dict[str, Any]], str], end: str = "") -> Ab
         thinking_switch=probe.thinking_switch(),
     )
     contents = as_object or as_text
-    if not contents:
-        return replace(abilities, shows_results=probe.shows([_USER, _turn(_TEXT), _result(_ID)], _RESULT))
+    if not contents:  # one that writes the names of all roles does not know the tool's for that
+        shows_results = shows_tools and probe.shows([_USER, _turn(_TEXT), _result(_ID)], _RESULT)
+        return replace(abilities, shows_results=shows_results)
     arguments: Any = _ARGUMENTS if as_object else text
     content = contents[0]
     call, other = _call(arguments), _call(arguments, _OTHER_CALL, _OTHER_ID)
@@ -152,9 +153,14 @@ class _Probe:
         return None
 
     def example(self, before: list[Message], after: list[Message]) -> str:
-        """What a template writes for the last turn behind the prompt for it."""
+        """What a template writes for the last turn behind the prompt for it, in words that say what stands where."""
         prompt, text = self.text(before, _FUNCTION) or "", self.text(after, _FUNCTION) or ""
-        return text.removeprefix(prompt) if text.startswith(prompt) else ""
+        if not text.startswith(prompt):
+            return ""
+        example = text.removeprefix(prompt)
+        for word, meaning in ((_CALL, "function_name"), (_KEY, "argument_name"), (_VALUE, "argument_value")):
+            example = example.replace(word, meaning)
+        return example
 
 
 def _turn(content: str | None, calls: list[Message] | None = None) -> Message:
