@@ -102,7 +102,7 @@ class ChatTemplate:
             )
         marks = Marks(self._in_messages, limit)
         given = adapted_messages([self._known_role(message) for message in messages], self.abilities)
-        marked = [marks.put(message) | {"role": message["role"]} for message in given]
+        marked = [marks.put_in_message(message) for message in given]
         marked_tools = marks.put(adapted_tools(tools, self.abilities))
         marked = with_generic_tools(marked, marked_tools, self.abilities, self.source)
         # Another mark shows where the last content ends, whatever the template puts after it.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 
+_ADAPTED = frozenset({"tool_calls", "tool_call_id", "reasoning"})
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 
@@ -38,8 +38,8 @@ def _adapted_tool(tool: Tool, abilities: Abilities) -> Message:
 
 def adapted_messages(messages: Sequence[Message], abilities: Abilities) -> list[Message]:
     """The messages for the template; those that `ChatTemplate.render` gets."""
-    if not any("tool_calls" in message or "reasoning" in message for message in messages):
-        return [_adapted(message, abilities) for message in messages]
+    if all(message.keys().isdisjoint(_ADAPTED) for message in messages):
+        return list(messages)
     if abilities.shows_calls and not abilities.parallel_calls:
         messages = list(_one_by_one(messages))
     return [_adapted(part, abilities) for message in messages for part in _parted(message, abilities)]
@@ -55,12 +55,16 @@ def _one_by_one(messages: Sequence[Message]) -> Iterator[Message]:
         if len(calls) < 2:
             yield message
             continue
-        results = list(takewhile(lambda each: each["role"] == "tool", messages[position:]))
-        position += len(results)
-        for number, call in enumerate(calls):
-            turn = message if number == 0 else {"role": "assistant", "content": None}
+        results = {}
+        while position < len(messages) and messages[position]["role"] == "tool":
+            results[messages[position]["tool_call_id"]] = messages[position]
+            position += 1
+        turn = message
+        for call in calls:
             yield turn | {"tool_calls": [call]}
-            yield from (result for result in results if result["tool_call_id"] == call.id)
+            if call.id in results:
+                yield results[call.id]
+            turn = {"role": "assistant", "content": None}
 
 
 def _parted(message: Message, abilities: Abilities) -> Iterator[Message]:

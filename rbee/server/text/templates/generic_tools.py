@@ -44,7 +44,7 @@ def with_generic_tools(
     """
     if not abilities.shows_calls:
         messages = [_with_calls_as_text(message, in_granite=_GRANITE_TAG in source) for message in messages]
-    if not abilities.shows_results:
+    if not abilities.shows_results and any(message["role"] == "tool" for message in messages):
         messages = _with_results_of_user(messages)
     if tools and not abilities.shows_tools:
         messages = _with_introduction(messages, tools, abilities)

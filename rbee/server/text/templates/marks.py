@@ -38,6 +38,10 @@ class Marks:
             return [self.put(item) for item in value]
         return value
 
+    def put_in_message(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The same for a message, whose own fields are the server's, and its role too."""
+        return {name: value if name == "role" else self.put(value) for name, value in message.items()}
+
     def cut(self, text: str) -> list[str]:
         """A text made of such values, in pieces without marks."""
         return text.split(self._mark) if self._count else [text]
