@@ -96,7 +96,7 @@ def test_a_choice_is_whole(choice, param):
 def test_the_name_of_a_result_is_its_calls():
     """Unless the client says another."""
     result = {"role": "tool", "tool_call_id": "a", "content": "x"}
-    assert prompt_of("chat", [ASK, TURN, result]).endswith("tool(f): x for a\n")
+    assert prompt_of("chat", [ASK, TURN, result]) == "user: Hi\nassistant: a=f({})\ntool(f): x for a\n"
     assert prompt_of("chat", [ASK, TURN, result | {"name": "g"}]).endswith("tool(g): x for a\n")
 
 
