@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rbee.server.errors import invalid
 from rbee.server.protocols.fields import decode_value
+from rbee.server.protocols.json_shape import UNCOUNTED_BYTES, check_shape
 from rbee.server.text.tool_use import ToolCall, ToolUse
 
 if TYPE_CHECKING:
@@ -103,56 +104,65 @@ def use_of(
     return ToolUse(tools, parallel=parallel)
 
 
-def read_call(call_id: str, name: str, arguments: str, path: str, fields: tuple[str, str, str]) -> ToolCall:
-    """A call whose arguments are JSON text; empty text is an empty object, as some models write it.
+class Calls:
+    """The calls of a conversation, read one after the other; those of a turn are open until their results are read.
 
-    `fields` are the paths of id, name and arguments within `path`.
-
-    Raises:
-        Refusal: an id or a name is not possible, or the arguments are no JSON object.
+    Arguments that are JSON text hold together about as much as a request may: a decoder takes long for more.
     """
-    of_id, of_name, of_arguments = (f"{path}.{field}" for field in fields)
-    check_id(call_id, of_id)
-    check_name(name, of_name)
-    text = arguments if arguments.strip() else "{}"
-    value = decode_value(text, of_arguments)
-    if not isinstance(value, dict):
-        raise invalid(of_arguments, f"{of_arguments} must be the JSON text of an object.")
-    check_depth(value, of_arguments)
-    return ToolCall(call_id, name, value, text)
-
-
-def check_id(call_id: str, param: str) -> None:
-    """Raise Refusal unless a call may have this id."""
-    if not 1 <= len(call_id) <= MAX_ID:
-        raise invalid(param, f"{param} must have 1 to {MAX_ID} characters, not {len(call_id)}.")
-
-
-class OpenCalls:
-    """The calls of an assistant's turn, each until its result is read."""
 
     def __init__(self) -> None:
-        self._calls: dict[str, str] = {}  # id to name
+        self._open: dict[str, str] = {}  # id to name
         self._answered: set[str] = set()
+        self._texts: list[str] = []  # of arguments
+        self._length = 0  # of all of them, in characters
+        self._next_count = UNCOUNTED_BYTES  # the length at which they are counted again
 
-    def add(self, call: ToolCall, param: str) -> None:
-        """A call whose result may follow. `param` is where its id stands."""
-        if call.id in self._calls:
-            raise invalid(param, f"{param} is {call.id!r}, as another call of this turn is; give each its own id.")
-        self._calls[call.id] = call.name
+    def read(self, call_id: str, name: str, arguments: str, path: str, fields: tuple[str, str, str]) -> ToolCall:
+        """A call whose arguments are JSON text; empty text is an empty object, as some models write it.
+
+        `fields` are the paths of id, name and arguments within `path`.
+
+        Raises:
+            Refusal: an id or a name is not possible, or the arguments are no JSON object.
+        """
+        of_id, of_name, of_arguments = (f"{path}.{field}" for field in fields)
+        self.add(call_id, name, of_id, of_name)
+        text = arguments if arguments.strip() else "{}"
+        self._count(text)
+        value = decode_value(text, of_arguments)
+        if not isinstance(value, dict):
+            raise invalid(of_arguments, f"{of_arguments} must be the JSON text of an object.")
+        check_depth(value, of_arguments)
+        return ToolCall(call_id, name, value, text)
+
+    def add(self, call_id: str, name: str, of_id: str, of_name: str) -> None:
+        """A call with this id and this name is open. Raises Refusal, with their paths, unless it can be."""
+        check_name(name, of_name)
+        if not 1 <= len(call_id) <= MAX_ID:
+            raise invalid(of_id, f"{of_id} must have 1 to {MAX_ID} characters, not {len(call_id)}.")
+        if call_id in self._open:
+            raise invalid(of_id, f"{of_id} is {call_id!r}, as another call of this turn is; give each its own id.")
+        self._open[call_id] = name
 
     def close(self) -> None:
         """Some other message: no results follow any more."""
-        self._calls, self._answered = {}, set()
+        self._open, self._answered = {}, set()
 
     def answer(self, call_id: str, param: str) -> str:
         """The name of the call that has this result. Raises Refusal if none is waiting for it."""
-        if call_id not in self._calls:
-            shown = ", ".join(repr(known) for known in self._calls)
+        if call_id not in self._open:
+            shown = ", ".join(repr(known) for known in self._open)
             reason = f"which has {shown}" if shown else "and what is before this one has no calls"
             message = f"{param} is {call_id!r}; results come right behind the turn with their calls, {reason}."
             raise invalid(param, message)
         if call_id in self._answered:
             raise invalid(param, f"{param} is {call_id!r}, which has its result already; send one for each call.")
         self._answered.add(call_id)
-        return self._calls[call_id]
+        return self._open[call_id]
+
+    def _count(self, text: str) -> None:
+        self._texts.append(text)
+        self._length += len(text)
+        if self._length > self._next_count:
+            check_shape(",".join(self._texts).encode(errors="surrogatepass"))
+            self._next_count = 2 * self._length

@@ -249,6 +249,25 @@ def test_arguments_are_the_text_of_an_object(protocol, arguments, says):
     assert caught.value.param in (param, None)  # what is too much is so of the whole body
 
 
+@pytest.mark.parametrize("protocol", ["chat", "responses"])
+def test_arguments_are_bounded_together(protocol):
+    """Many texts that hold little each hold no more than a request may."""
+
+    def chat(number: int) -> list[dict[str, Any]]:
+        text = '{"x": [' + "[]," * 5000 + "1]}"
+        called: dict[str, Any] = {"name": "f", "arguments": text}
+        if protocol == "responses":
+            return [*ASK, *({"type": "function_call", "call_id": f"{n}"} | called for n in range(number))]
+        calls = [{"id": f"{n}", "function": called} for n in range(number)]
+        return [*ASK, *({"role": "assistant", "tool_calls": [call]} for call in calls)]
+
+    source = "{{ messages | length }}"
+    assert read(protocol, chat(4), source=source)
+    with pytest.raises(Refusal, match="more than 32768 objects") as caught:
+        read(protocol, chat(14), source=source)
+    assert status_of(caught.value) == 400
+
+
 @ALL
 def test_calls_are_checked(protocol):
     """Their ids are there and differ, and a name is one that a tool may have."""

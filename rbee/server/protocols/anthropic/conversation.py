@@ -24,7 +24,7 @@ from rbee.server.protocols.anthropic.schemas import (
     ToolUseBlock,
     Turn,
 )
-from rbee.server.protocols.tools import OpenCalls, check_depth, check_id, check_name
+from rbee.server.protocols.tools import Calls, check_depth
 from rbee.server.text.templates.engine import to_json
 from rbee.server.text.tool_use import ToolCall
 
@@ -109,7 +109,7 @@ class _Blocks:
     def __init__(self, reader: FieldReader, *, shows_reasoning: bool) -> None:
         self._reader = reader
         self._shows_reasoning = shows_reasoning
-        self._calls = OpenCalls()
+        self._calls = Calls()
         self._role = ""  # of the last part
 
     def read_turn(self, given: dict[str, Any], path: str) -> list[_Part]:
@@ -160,12 +160,10 @@ class _Blocks:
 
     def _tool_use(self, given: dict[str, Any], path: str) -> _Part:
         block = self._reader.read(given, ToolUseBlock, {}, f"{path}.", advisory=ADVISORY_TOOL_BLOCK)
-        check_id(block.id, f"{path}.id")
-        check_name(block.name, f"{path}.name")
         check_depth(block.input, f"{path}.input")
         call = ToolCall(block.id, block.name, block.input, to_json(block.input))
         part = self._part("assistant", call=call)
-        self._calls.add(call, f"{path}.id")
+        self._calls.add(block.id, block.name, f"{path}.id", f"{path}.name")
         return part
 
     def _tool_result(self, given: dict[str, Any], path: str) -> _Part:

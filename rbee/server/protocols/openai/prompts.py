@@ -21,7 +21,7 @@ from rbee.server.protocols.openai.schemas import (
     Part,
 )
 from rbee.server.protocols.openai.tools import read_calls, refuse_former
-from rbee.server.protocols.tools import OpenCalls
+from rbee.server.protocols.tools import Calls
 
 if TYPE_CHECKING:
     from rbee.server.protocols.fields import FieldReader
@@ -67,13 +67,13 @@ def read_messages(
 
     With `shows_reasoning` the assistant's reasoning is among them, else it is listed as not followed.
     """
-    calls = OpenCalls()
+    calls = Calls()
     advisory = ADVISORY_MESSAGE - REASONING_MESSAGE if shows_reasoning else ADVISORY_MESSAGE
     return [_read_message(message, reader, f"messages[{n}]", advisory, calls) for n, message in enumerate(given)]
 
 
 def _read_message(
-    given: dict[str, Any], reader: FieldReader, path: str, advisory: frozenset[str], calls: OpenCalls
+    given: dict[str, Any], reader: FieldReader, path: str, advisory: frozenset[str], calls: Calls
 ) -> dict[str, Any]:
     refuse_former(given, FORMER_MESSAGE, f"{path}.")
     message = reader.read(given, Message, NEUTRAL_MESSAGE, f"{path}.", advisory=advisory)
@@ -110,15 +110,12 @@ def _only_of(owner: str, role: str, field: str, value: Any, path: str) -> None:
 
 
 def _of_assistant(
-    message: Message, reader: FieldReader, path: str, open_calls: OpenCalls, *, shows_reasoning: bool
+    message: Message, reader: FieldReader, path: str, calls: Calls, *, shows_reasoning: bool
 ) -> dict[str, Any]:
     """Calls, and what the model thought before them, if there are any."""
     read: dict[str, Any] = {}
-    calls = read_calls(message.tool_calls, reader, f"{path}.tool_calls")
-    for number, call in enumerate(calls):
-        open_calls.add(call, f"{path}.tool_calls[{number}].id")
-    if calls:
-        read["tool_calls"] = calls
+    if message.tool_calls:
+        read["tool_calls"] = read_calls(message.tool_calls, reader, f"{path}.tool_calls", calls)
     if shows_reasoning:
         for name in ("reasoning_content", "reasoning"):
             text = getattr(message, name)
@@ -129,7 +126,7 @@ def _of_assistant(
     return read
 
 
-def _of_tool(message: Message, path: str, calls: OpenCalls) -> dict[str, Any]:
+def _of_tool(message: Message, path: str, calls: Calls) -> dict[str, Any]:
     """Which call it is the result of."""
     param = f"{path}.tool_call_id"
     if message.tool_call_id is None:

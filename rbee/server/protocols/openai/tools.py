@@ -20,13 +20,14 @@ from rbee.server.protocols.openai.schemas import (
     NamedFunction,
     ToolChoice,
 )
-from rbee.server.protocols.tools import check_name, check_parameters, check_tools, read_call, use_of
+from rbee.server.protocols.tools import check_name, check_parameters, check_tools, use_of
 from rbee.server.text.output.tools import Tool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rbee.server.protocols.fields import FieldReader
+    from rbee.server.protocols.tools import Calls
     from rbee.server.text.tool_use import ToolCall, ToolUse
 
 _CHOICES = ("none", "auto", "required")
@@ -59,9 +60,9 @@ def read_tool_use(
     )
 
 
-def read_calls(given: list[dict[str, Any]], reader: FieldReader, path: str) -> list[ToolCall]:
-    """The calls of an assistant's message; `path` is where they stand."""
-    return [_read_call(call, reader, f"{path}[{number}]") for number, call in enumerate(given)]
+def read_calls(given: list[dict[str, Any]], reader: FieldReader, path: str, calls: Calls) -> list[ToolCall]:
+    """The calls of an assistant's message, which are among `calls` then; `path` is where they stand."""
+    return [_read_call(call, reader, f"{path}[{number}]", calls) for number, call in enumerate(given)]
 
 
 def refuse_former(given: Mapping[str, Any], former: Mapping[str, str] = FORMER_CHAT, path: str = "") -> None:
@@ -120,8 +121,8 @@ def _read_name(given: dict[str, Any] | None, reader: FieldReader, path: str) -> 
     return reader.read(given, NamedFunction, {}, f"{path}.function.").name
 
 
-def _read_call(given: dict[str, Any], reader: FieldReader, path: str) -> ToolCall:
+def _read_call(given: dict[str, Any], reader: FieldReader, path: str, calls: Calls) -> ToolCall:
     _check_function(given.get("type"), f"{path}.type")
     call = reader.read(given, FunctionCall, {}, f"{path}.", advisory=ADVISORY_CALL)
     function = reader.read(call.function, CalledFunction, {}, f"{path}.function.")
-    return read_call(call.id, function.name, function.arguments, path, ("id", "function.name", "function.arguments"))
+    return calls.read(call.id, function.name, function.arguments, path, ("id", "function.name", "function.arguments"))

@@ -19,7 +19,7 @@ from rbee.server.protocols.responses.schemas import (
     ReasoningItem,
     TextPart,
 )
-from rbee.server.protocols.tools import OpenCalls, read_call
+from rbee.server.protocols.tools import Calls
 
 if TYPE_CHECKING:
     from rbee.server.protocols.fields import FieldReader
@@ -63,7 +63,7 @@ class _Items:
     def __init__(self, reader: FieldReader, *, shows_reasoning: bool) -> None:
         self._reader = reader
         self._shows_reasoning = shows_reasoning
-        self._calls = OpenCalls()
+        self._calls = Calls()
         self._turn: Message | None = None  # of the assistant, if further items may belong to it
         self._messages: list[Message] = []
 
@@ -101,9 +101,8 @@ class _Items:
 
     def _add_call(self, given: dict[str, Any], path: str) -> None:
         item = self._reader.read(given, FunctionCall, {}, f"{path}.", advisory=ADVISORY_ITEM)
-        call = read_call(item.call_id, item.name, item.arguments, path, ("call_id", "name", "arguments"))
         turn = self._turn if self._turn is not None else self._begin_turn(None)
-        self._calls.add(call, f"{path}.call_id")
+        call = self._calls.read(item.call_id, item.name, item.arguments, path, ("call_id", "name", "arguments"))
         turn.setdefault("tool_calls", []).append(call)
 
     def _add_result(self, given: dict[str, Any], path: str) -> None:
