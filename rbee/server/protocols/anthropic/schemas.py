@@ -146,7 +146,7 @@ ADVISORY_TURN = frozenset(
     }
 )
 ADVISORY_BLOCK = frozenset({"cache_control", "citations", "id", "parsed_output"})
-ADVISORY_TOOL_BLOCK = frozenset({"cache_control", "caller", "parsed_output"})
+ADVISORY_TOOL_BLOCK = frozenset({"cache_control", "caller", "parsed_output", "toolset_name"})
 ADVISORY_THINKING_BLOCK = frozenset({"cache_control", "data", "signature"})
 # And in definitions of tools, and in `thinking`.
 ADVISORY_TOOL = frozenset({"cache_control", "eager_input_streaming"})

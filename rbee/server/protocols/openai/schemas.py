@@ -210,7 +210,8 @@ ADVISORY_MESSAGE = frozenset(
 ADVISORY_PART = frozenset({"annotations", "cache_control", "id"})
 ADVISORY_TOOL = frozenset({"cache_control"})
 ADVISORY_CALL = frozenset({"cache_control", "extra_content", "index", "provider_specific_fields"})
-# Of these, what a template that shows reasoning gets.
+ADVISORY_CALLED = frozenset({"parsed_arguments"})
+# Of the messages' fields, what a template that shows reasoning gets.
 REASONING_MESSAGE = frozenset({"reasoning", "reasoning_content"})
 
 # Fields that would change the answer and that rbee does not support, each with the values that ask for nothing. These

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rbee.server.errors import invalid
 from rbee.server.protocols.openai.schemas import (
     ADVISORY_CALL,
+    ADVISORY_CALLED,
     ADVISORY_TOOL,
     FORMER_CHAT,
     AllowedTools,
@@ -124,5 +125,5 @@ def _read_name(given: dict[str, Any] | None, reader: FieldReader, path: str) -> 
 def _read_call(given: dict[str, Any], reader: FieldReader, path: str, calls: Calls) -> ToolCall:
     _check_function(given.get("type"), f"{path}.type")
     call = reader.read(given, FunctionCall, {}, f"{path}.", advisory=ADVISORY_CALL)
-    function = reader.read(call.function, CalledFunction, {}, f"{path}.function.")
+    function = reader.read(call.function, CalledFunction, {}, f"{path}.function.", advisory=ADVISORY_CALLED)
     return calls.read(call.id, function.name, function.arguments, path, ("id", "function.name", "function.arguments"))

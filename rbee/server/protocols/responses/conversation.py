@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rbee.server.errors import invalid
 from rbee.server.protocols.responses.schemas import (
+    ADVISORY_CALL_ITEM,
     ADVISORY_ITEM,
+    ADVISORY_OUTPUT_ITEM,
     ADVISORY_PART,
     ADVISORY_REASONING_ITEM,
     FunctionCall,
@@ -100,13 +102,13 @@ class _Items:
             self._begin_turn(text)
 
     def _add_call(self, given: dict[str, Any], path: str) -> None:
-        item = self._reader.read(given, FunctionCall, {}, f"{path}.", advisory=ADVISORY_ITEM)
+        item = self._reader.read(given, FunctionCall, {}, f"{path}.", advisory=ADVISORY_CALL_ITEM)
         turn = self._turn if self._turn is not None else self._begin_turn(None)
         call = self._calls.read(item.call_id, item.name, item.arguments, path, ("call_id", "name", "arguments"))
         turn.setdefault("tool_calls", []).append(call)
 
     def _add_result(self, given: dict[str, Any], path: str) -> None:
-        item = self._reader.read(given, FunctionCallOutput, {}, f"{path}.", advisory=ADVISORY_ITEM)
+        item = self._reader.read(given, FunctionCallOutput, {}, f"{path}.", advisory=ADVISORY_OUTPUT_ITEM)
         name = self._calls.answer(item.call_id, f"{path}.call_id")
         text = "\n".join(_texts(item.output, self._reader, f"{path}.output"))
         self._turn = None

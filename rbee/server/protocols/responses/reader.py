@@ -25,6 +25,7 @@ from rbee.server.protocols.responses.schemas import (
     DISPENSABLE,
     INCLUDABLE,
     NEUTRAL,
+    NEUTRAL_REASONING,
     NEUTRAL_TEXT,
     STATEFUL,
     Reasoning,
@@ -95,7 +96,7 @@ def _reasoning_switches(
     """What of `reasoning` the chat template gets."""
     if request.reasoning is None:
         return {}
-    reasoning = reader.read(request.reasoning, Reasoning, {}, "reasoning.", advisory=ADVISORY_REASONING)
+    reasoning = reader.read(request.reasoning, Reasoning, NEUTRAL_REASONING, "reasoning.", advisory=ADVISORY_REASONING)
     return reasoning_variables(template, reader.ignored, effort=reasoning.effort, effort_field="reasoning.effort")
 
 

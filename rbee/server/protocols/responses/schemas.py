@@ -123,6 +123,8 @@ ADVISORY_TEXT = frozenset({"verbosity"})
 ADVISORY_STREAM_OPTIONS = frozenset({"include_obfuscation"})
 # The same in the items and parts that clients send back as they got them.
 ADVISORY_ITEM = frozenset({"id", "phase", "provider_specific_fields", "status", "timestamp"})
+ADVISORY_CALL_ITEM = ADVISORY_ITEM | {"async", "caller", "namespace", "parsed_arguments"}
+ADVISORY_OUTPUT_ITEM = ADVISORY_ITEM | {"caller", "name", "namespace"}
 ADVISORY_REASONING_ITEM = ADVISORY_ITEM | {"encrypted_content"}
 ADVISORY_REASONING = frozenset({"generate_summary", "summary"})
 ADVISORY_TOOL = frozenset({"cache_control"})
@@ -150,5 +152,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 # What --lenient ignores of these: the answer is of the same kind without it.
 DISPENSABLE = frozenset({"context_management", "moderation", "truncation"})
-NEUTRAL_TOOL: dict[str, tuple[Any, ...]] = {"defer_loading": (False,)}
+NEUTRAL_TOOL: dict[str, tuple[Any, ...]] = {
+    "allowed_callers": (["direct"],),
+    "async": (False,),
+    "defer_loading": (False,),
+    "output_schema": (),
+}
+NEUTRAL_REASONING: dict[str, tuple[Any, ...]] = {"context": (), "mode": ()}
 NEUTRAL_TEXT: dict[str, tuple[Any, ...]] = {"format": ({"type": "text"},)}

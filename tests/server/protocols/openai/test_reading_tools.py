@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.server.protocols.parameters_parts import MODEL
 from tests.server.protocols.tools_parts import OK, SHOWN, SOURCE, conversation, model_with, prompt_of, read, tool_of
 
 ASK = {"role": "user", "content": "Hi"}
-CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+CALL: dict[str, Any] = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 TURN = {"role": "assistant", "tool_calls": [CALL]}
 
 
@@ -98,6 +99,14 @@ def test_the_name_of_a_result_is_its_calls():
     result = {"role": "tool", "tool_call_id": "a", "content": "x"}
     assert prompt_of("chat", [ASK, TURN, result]) == "user: Hi\nassistant: a=f({})\ntool(f): x for a\n"
     assert prompt_of("chat", [ASK, TURN, result | {"name": "g"}]).endswith("tool(g): x for a\n")
+
+
+def test_what_clients_add_to_calls_is_listed():
+    """The client's own parsing, and the place in a stream."""
+    function = CALL["function"] | {"parsed_arguments": {}}
+    turn = {"role": "assistant", "tool_calls": [CALL | {"index": 0, "function": function}]}
+    calls = "messages[].tool_calls[]"
+    assert read("chat", [ASK, turn])[1] == f'299 - "ignored: {calls}.index, {calls}.function.parsed_arguments"'
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,14 @@ def test_items_make_turns(items, shown):
     assert prompt_of("responses", [ASK, *items]) == f"user: Hi\n{shown}\n"
 
 
+def test_what_clients_add_to_calls_is_listed():
+    """As openai-python has them in its output items."""
+    items = [call("a") | {"id": "fc_1", "status": "completed", "parsed_arguments": {}}, output("a") | {"name": "f"}]
+    assert read("responses", [ASK, *items])[1] == (
+        '299 - "ignored: input[].id, input[].status, input[].parsed_arguments, input[].name"'
+    )
+
+
 @pytest.mark.parametrize(
     ("items", "param"),
     [
