@@ -91,6 +91,8 @@ def _advisory() -> list[str]:
         ("`stream_options`", schemas.ADVISORY_STREAM_OPTIONS),
         ("messages", schemas.ADVISORY_MESSAGE),
         ("parts of messages", schemas.ADVISORY_PART),
+        ("tools", schemas.ADVISORY_TOOL),
+        ("calls in messages", schemas.ADVISORY_CALL),
     ]
     lines = ["| advisory, in | fields |", "|---|---|"]
     return lines + [f"| {place} | {', '.join(f'`{name}`' for name in sorted(names))} |" for place, names in places]

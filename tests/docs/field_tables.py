@@ -37,6 +37,12 @@ PAGES = {
         Fields("the body", _of_body(messages.MessagesRequest), messages.ADVISORY, messages.NEUTRAL),
         Fields("a turn", messages.Turn.__struct_fields__, messages.ADVISORY_TURN, messages.NEUTRAL_TURN),
         Fields("a text block", messages.TextBlock.__struct_fields__, messages.ADVISORY_BLOCK, {}),
+        Fields("a `tool_use` block", messages.ToolUseBlock.__struct_fields__, messages.ADVISORY_TOOL_BLOCK, {}),
+        Fields("a `tool_result` block", messages.ToolResultBlock.__struct_fields__, messages.ADVISORY_TOOL_BLOCK, {}),
+        Fields("a `thinking` block", messages.ThinkingBlock.__struct_fields__, messages.ADVISORY_THINKING_BLOCK, {}),
+        Fields("a tool", messages.ToolDefinition.__struct_fields__, messages.ADVISORY_TOOL, messages.NEUTRAL_TOOL),
+        Fields("`tool_choice`", messages.ToolChoice.__struct_fields__, (), {}),
+        Fields("`thinking`", messages.Thinking.__struct_fields__, messages.ADVISORY_THINKING, {}),
     ],
     GeneratedPart(ROOT / "docs" / "api-responses.md", "fields"): [
         Fields(
@@ -47,7 +53,23 @@ PAGES = {
         ),
         Fields("`text`", (), responses.ADVISORY_TEXT, responses.NEUTRAL_TEXT),
         Fields("`stream_options`", (), responses.ADVISORY_STREAM_OPTIONS, {}),
-        Fields("an item", responses.Item.__struct_fields__, responses.ADVISORY_ITEM, {}),
+        Fields("a message", responses.Item.__struct_fields__, responses.ADVISORY_ITEM, {}),
+        Fields("a `function_call`", responses.FunctionCall.__struct_fields__, responses.ADVISORY_CALL_ITEM, {}),
+        Fields(
+            "a `function_call_output`",
+            responses.FunctionCallOutput.__struct_fields__,
+            responses.ADVISORY_OUTPUT_ITEM,
+            {},
+        ),
+        Fields("a `reasoning` item", responses.ReasoningItem.__struct_fields__, responses.ADVISORY_REASONING_ITEM, {}),
+        Fields("a tool", responses.FunctionTool.__struct_fields__, responses.ADVISORY_TOOL, responses.NEUTRAL_TOOL),
+        Fields("`tool_choice`", responses.ToolChoice.__struct_fields__, (), {}),
+        Fields(
+            "`reasoning`",
+            responses.Reasoning.__struct_fields__,
+            responses.ADVISORY_REASONING,
+            responses.NEUTRAL_REASONING,
+        ),
         Fields("a part", responses.TextPart.__struct_fields__, responses.ADVISORY_PART, {}),
     ],
 }

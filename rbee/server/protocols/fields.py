@@ -189,6 +189,16 @@ def decode_object(body: bytes) -> dict[str, Any]:
     return given
 
 
+def decode_value(text: str, param: str) -> Any:
+    """The JSON value in a string of the request, bounded as the request itself, or a Refusal that names `param`."""
+    encoded = text.encode(errors="surrogatepass")
+    check_shape(encoded)
+    try:
+        return _DECODER.decode(encoded)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise invalid(param, f"{param} is not valid JSON: {error}.", code="invalid_json") from None
+
+
 def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)  # which equals 1 or 0
 

@@ -14,14 +14,17 @@ from rbee.server.errors import Refusal, RefusalKind, invalid
 from rbee.server.protocols.parameters import Limits, check_choices, read_parameters
 from rbee.server.streams.generation import Generation, Prompt
 from rbee.server.text.tokenizer import TooManyTokensError
+from rbee.server.text.tool_use import NO_TOOLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rbee.messages import Ready
     from rbee.server.protocols.parameters import GenerationRequest
+    from rbee.server.text.chat_template import ChatTemplate
     from rbee.server.text.served_model import ServedModel
     from rbee.server.text.token_text import Echo
+    from rbee.server.text.tool_use import ToolUse
 
 
 class GenerationReader:
@@ -40,6 +43,11 @@ class GenerationReader:
         """A request may leave the model out: there is only one."""
         if name is not None:
             check_served(self.model, name)
+
+    def template_for(self, tool_use: ToolUse) -> ChatTemplate | None:
+        """The chat template of a conversation with these tools, if the model has one."""
+        template = self.model.chat_template
+        return template and template.for_tools(offered=bool(tool_use.offered))
 
     def check_choices(self, request: GenerationRequest, num_prompts: int) -> None:
         """See `check_choices` of the parameters; for protocols that take several prompts, before they read them."""
@@ -62,7 +70,7 @@ class GenerationReader:
         add_special_tokens: bool = False,
         **options: Any,
     ) -> list[int]:
-        """The token ids of messages, each with a role and its content as a string; `options` of `ChatTemplate.render`.
+        """The token ids of messages, as `ChatTemplate.render` takes them; `options` are its others.
 
         `param` is where they stand in the request.
         """
@@ -71,21 +79,25 @@ class GenerationReader:
             pieces = self.chat_pieces(messages, limit, **options)
             return self.model.codec.encode_pieces(pieces, add_special_tokens=add_special_tokens, limit=limit)
 
-    def chat_pieces(self, messages: list[dict[str, Any]], limit: int, **options: Any) -> list[str]:
+    def chat_pieces(
+        self, messages: list[dict[str, Any]], limit: int, tool_use: ToolUse = NO_TOOLS, **options: Any
+    ) -> list[str]:
         """The pieces of such a prompt, which may have more than `limit` tokens; no message has many times as many.
 
         Raises:
             TooManyTokensError: one has.
         """
-        if self.model.chat_template is None:
+        template = self.template_for(tool_use)
+        if template is None:
             raise invalid(
                 None,
                 f"The model {self.model.name!r} {self.model.no_chat_reason}; use /v1/completions.",
                 code="no_chat_template",
             )
         for message in messages:
-            self.model.codec.check_beginning(message["content"], limit)
-        return self.model.chat_template.render(messages, limit=limit, **options)
+            for text in _texts(message):
+                self.model.codec.check_beginning(text, limit)
+        return template.render(messages, tools=tool_use.offered, limit=limit, **options)
 
     def generation(
         self,
@@ -99,6 +111,7 @@ class GenerationReader:
         echo: Echo | None = None,
         more_prompts: Sequence[Prompt] = (),
         show_output: bool = True,
+        tool_use: ToolUse = NO_TOOLS,
     ) -> Generation:
         """What the engine is asked for.
 
@@ -112,6 +125,7 @@ class GenerationReader:
             echo: see there too.
             more_prompts: also; all have the same parameters, so that with several `max_tokens` is not None.
             show_output: also.
+            tool_use: also.
         """
         if not engine.has_head:
             raise invalid(
@@ -141,6 +155,7 @@ class GenerationReader:
             priority=request.priority,
             deadline_ns=parameters.deadline_ns,
             cache_salt=request.cache_salt,
+            tool_use=tool_use,
         )
 
 
@@ -153,6 +168,12 @@ def check_served(model: ServedModel, name: str) -> None:
             param="model",
             code="model_not_found",
         )
+def _texts(message: dict[str, Any]) -> Iterator[str]:
+    """The long texts of a message."""
+    yield message["content"] or ""
+    yield message.get("reasoning", "")
+    for call in message.get("tool_calls", ()):
+        yield call.text
 
 
 @contextlib.contextmanager

@@ -8,9 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from rbee.server.text.tool_use import NO_TOOLS
+
 if TYPE_CHECKING:
     from rbee.sampling_params import SamplingParams
     from rbee.server.text.token_text import Echo
+    from rbee.server.text.tool_use import ToolUse
 
 
 class Prompt(NamedTuple):
@@ -44,6 +47,7 @@ class Generation:
     cache_salt: str = ""  # only requests with the same salt share cached prefixes
     timings: bool = False  # the answer says how long it took
     keep_text: bool = False  # the end of its stream repeats all of the text
+    tool_use: ToolUse = NO_TOOLS  # which tools its text may, or must, call
 
     @property
     def prompts(self) -> list[Prompt]:

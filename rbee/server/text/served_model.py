@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rbee.models.pooling import PoolingChoice
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+_WITH_TOOLS = "tool_use"
 _log = logging.getLogger(__name__)
 
 
@@ -118,15 +119,18 @@ def load_synthetic(name: str, *, pooling: PoolingChoice = "auto") -> ServedModel
 def _chat_template(
     folder: Path, special_tokens: dict[str, str], in_messages: SpecialTokens
 ) -> tuple[ChatTemplate | None, str | None]:
-    """The default chat template, and what is wrong with it; a model with a broken one still completes texts."""
+    """The default chat template, and what is wrong with it; a model with a broken one still completes texts.
+
+    A template of the name tool_use is for conversations with tools, as in transformers.
+    """
     templates = read_templates(folder)
-    source = templates.pop(DEFAULT, None)
+    source, with_tools = templates.pop(DEFAULT, None), templates.pop(_WITH_TOOLS, None)
     if templates:
-        _log.info("The chat templates %s of the model are not used, only its default one", ", ".join(sorted(templates)))
+        _log.info("The chat templates %s of the model are not used", ", ".join(sorted(templates)))
     if source is None:
         return None, None
     try:
-        return ChatTemplate(source, special_tokens, in_messages), None
+        return ChatTemplate(source, special_tokens, in_messages, with_tools=with_tools), None
     except ModelError as error:
         _log.warning("%s Until then chat requests are refused.", error)
         return None, "has a chat template that does not compile"

@@ -41,6 +41,7 @@ JSON = st.recursive(
 
 NO_PARAMETERS = {"model", "stop", "stream", "stream_options", "timings", "user", "metadata"}
 NO_PARAMETERS |= {"messages", "chat_template_kwargs", "add_generation_prompt", "continue_final_message", "prompt"}
+NO_PARAMETERS |= {"tools", "tool_choice", "parallel_tool_calls"}
 # What is not the engine's: how the prompt is made of what was sent, and what of the output is shown.
 OF_THE_SERVER = {"include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"}
 OF_THE_SERVER |= {"return_token_ids", "add_special_tokens", "enable_thinking", "reasoning_effort"}

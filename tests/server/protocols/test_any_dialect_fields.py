@@ -22,16 +22,24 @@ ROUTES = {
         {"messages": HI, "max_tokens": 5},
         [*messages.MessagesRequest.__struct_fields__, *messages.NEUTRAL, *messages.ADVISORY],
         [*messages.Turn.__struct_fields__, *messages.ADVISORY_TURN, *messages.NEUTRAL_TURN],
-        [*messages.TextBlock.__struct_fields__, *messages.ADVISORY_BLOCK],
-        ["text", "tool_use", "thinking", "image"],
+        [
+            *messages.TextBlock.__struct_fields__,
+            *messages.ADVISORY_BLOCK,
+            "id",
+            "name",
+            "input",
+            "tool_use_id",
+            "content",
+        ],
+        ["text", "tool_use", "tool_result", "thinking", "image"],
     ),
     "responses": (
         ResponsesReader,
         {"input": "hi"},
         [*responses.ResponsesRequest.__struct_fields__, *responses.NEUTRAL, *responses.STATEFUL, *responses.ADVISORY],
-        [*responses.Item.__struct_fields__, *responses.ADVISORY_ITEM],
+        [*responses.Item.__struct_fields__, *responses.ADVISORY_ITEM, "call_id", "name", "arguments", "output"],
         [*responses.TextPart.__struct_fields__, *responses.ADVISORY_PART],
-        ["message", "input_text", "function_call", "reasoning", "item_reference"],
+        ["message", "input_text", "function_call", "function_call_output", "reasoning", "item_reference"],
     ),
 }
 

@@ -18,7 +18,7 @@ HI = [{"role": "user", "content": "hi"}]
 def chat(*, lenient=False, **fields):
     """Everything that is checked without a model."""
     reader = FieldReader(lenient=lenient)
-    request, messages = read_chat({"messages": HI, **fields}, reader)
+    request, messages, _ = read_chat({"messages": HI, **fields}, reader)
     return request, messages, stop_strings(request), read_stream_options(request, reader), output_limit(request), reader
 
 
@@ -45,10 +45,10 @@ def refusal(read, **fields):
         ({"messages": [{"role": "user"}]}, "messages[0].content", "invalid_value"),
         ({"messages": [*HI, {"role": "user", "content": 3}]}, "messages[1].content", "invalid_type"),
         ({"messages": [{"role": "boss", "content": "x"}]}, "messages[0].role", "invalid_value"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "unsupported_parameter"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", "missing_parameter"),
         ({"messages": [{"role": "user", "contents": "x"}]}, "messages[0].contents", "unknown_parameter"),
-        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls",
-         "unsupported_parameter"),
+        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].id",
+         "missing_parameter"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type",
          "invalid_value"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "invalid_value"),
@@ -73,7 +73,7 @@ def refusal(read, **fields):
         ({"guided_json": {}}, "guided_json", "unsupported_parameter"),
         ({"grammar": "root ::= x"}, "grammar", "unsupported_parameter"),
         ({"user": 5}, "user", "invalid_type"),
-        ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", "missing_parameter"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"length_penalty": True}, "length_penalty", "unsupported_parameter"),
         ({"prompt": "hi"}, "prompt", "unknown_parameter"),
@@ -138,7 +138,7 @@ def test_lenient_ignores_what_leaves_the_kind_of_answer_as_it_is():
     *_, reader = chat(lenient=True, zzz=1, mirostat=2, stream=True, stream_options={"yyy": 2})
     assert reader.ignored == ["zzz", "mirostat", "stream_options.yyy"]
     assert refusal(chat, mirostat=2).param == "mirostat"
-    assert refusal(chat, lenient=True, tools=[{}]).param == "tools"
+    assert refusal(chat, lenient=True, tools=[{}]).param == "tools[0].type"
     assert refusal(chat, lenient=True, temperature="x").param == "temperature"
 
 
@@ -166,7 +166,7 @@ def test_advisory_fields_are_taken_and_listed(read):
     reader = FieldReader(lenient=False)
     asked: Any
     if read is chat:
-        asked, _ = read_chat({"messages": HI, **ADVISORY}, reader)
+        asked, *_ = read_chat({"messages": HI, **ADVISORY}, reader)
     else:
         asked, _ = read_completion({"prompt": "hi", **ADVISORY}, reader)
     assert reader.ignored == [*ADVISORY]

@@ -21,6 +21,11 @@ class ChatForm(NamedTuple):
     spaces: str = ""  # how its tokenizer puts a space before a text: "", "prepend", "first" or "always"
 
     @property
+    def source(self) -> str:
+        """Of the template."""
+        return self.template
+
+    @property
     def names(self) -> dict[str, str]:
         """The tokens that templates have by name."""
         return {"bos_token": self.tokens[0], "eos_token": self.tokens[1]}

@@ -33,13 +33,16 @@ def test_recommended_sampling_parameters_become_defaults_unless_they_are_switche
 
 
 def test_templates_besides_the_default_one_are_named_once(folder, caplog):
-    """They are not used."""
+    """Only that for tools is used besides, where a request offers some, as in transformers."""
     named = [{"name": name, "template": name} for name in ("tool_use", "default", "rag")]
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     with caplog.at_level(logging.INFO):
         model = served_model.load("m", folder)
-    assert model.chat_template.render([]) == ["default"]
-    assert "The chat templates rag, tool_use of the model are not used, only its default one" in caplog.text
+    assert [model.chat_template.for_tools(offered=offered).source for offered in (False, True)] == [
+        "default",
+        "tool_use",
+    ]
+    assert "The chat templates rag of the model are not used" in caplog.text
 
 
 def test_a_template_that_does_not_compile_costs_the_chat_alone(folder, caplog):

@@ -6,7 +6,7 @@ nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -14,6 +14,7 @@ from rbee.server.errors import invalid
 from rbee.server.protocols.anthropic.conversation import continues_last, read_conversation
 from rbee.server.protocols.anthropic.dialect import MessagesDialect
 from rbee.server.protocols.anthropic.schemas import ADVISORY, DISPENSABLE, NEUTRAL, CountRequest, MessagesRequest
+from rbee.server.protocols.anthropic.tools import read_tool_use, thinking_variables
 from rbee.server.protocols.fields import FieldReader, decode_object
 from rbee.server.protocols.generating import Asked
 from rbee.server.protocols.generation_reader import GenerationReader
@@ -23,6 +24,7 @@ from rbee.server.text.tokenizer import TooManyTokensError
 if TYPE_CHECKING:
     from rbee.server.protocols.generating import Arrival
     from rbee.server.text.served_model import ServedModel
+    from rbee.server.text.tool_use import ToolUse
 
 MAX_COUNTED = 65_536  # tokens of a conversation, for a model that takes no longer ones
 
@@ -47,8 +49,9 @@ class MessagesReader:
         check_parameters(request)
         _check_stop_sequences(request.stop_sequences)
         self._reader.check_model(request.model)
-        messages = read_conversation(request.system, request.messages, reader)
-        prompt = self._reader.chat_prompt(messages, arrival.engine, continue_final_message=continues_last(messages))
+        tool_use = read_tool_use(request, reader)
+        messages, options = self._conversation(request, tool_use, reader)
+        prompt = self._reader.chat_prompt(messages, arrival.engine, **options)
         room = max(arrival.engine.max_model_len - len(prompt), 1)
         generation = self._reader.generation(
             msgspec.structs.replace(request, stop=request.stop_sequences),
@@ -57,6 +60,7 @@ class MessagesReader:
             deadlines=arrival.deadlines,
             engine=arrival.engine,
             received_ns=arrival.received_ns,
+            tool_use=tool_use,
         )
         dialect = MessagesDialect(
             self._model.name,
@@ -74,9 +78,9 @@ class MessagesReader:
         given = decode_object(body)
         request = reader.read(given, CountRequest, NEUTRAL, advisory=ADVISORY, dispensable=DISPENSABLE)
         self._reader.check_model(request.model)
-        messages = read_conversation(request.system, request.messages, reader)
+        messages, options = self._conversation(request, read_tool_use(request, reader), reader)
         try:
-            pieces = self._reader.chat_pieces(messages, limit, continue_final_message=continues_last(messages))
+            pieces = self._reader.chat_pieces(messages, limit, **options)
             return len(self._model.codec.encode_pieces(pieces, limit=limit))
         except TooManyTokensError as error:
             raise invalid(
@@ -85,6 +89,24 @@ class MessagesReader:
                 "parts.",
                 code="too_many_tokens",
             ) from None
+
+    def _conversation(
+        self, request: MessagesRequest | CountRequest, tool_use: ToolUse, reader: FieldReader
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The messages, and the options of `GenerationReader.chat_pieces`."""
+        template = self._reader.template_for(tool_use)
+        messages = read_conversation(
+            request.system,
+            request.messages,
+            reader,
+            shows_reasoning=template is not None and template.abilities.reasoning_field is not None,
+        )
+        options = {
+            "tool_use": tool_use,
+            "continue_final_message": continues_last(messages),
+            "variables": thinking_variables(request, template, reader),
+        }
+        return messages, options
 
 
 def _check_stop_sequences(stops: list[str]) -> None:

@@ -30,6 +30,9 @@ class MessagesRequest(GenerationRequest, frozen=True, kw_only=True):
     max_tokens: int  # Anthropic's is not optional
     system: str | list[dict[str, Any]] = ""
     stop_sequences: list[str] = msgspec.field(default_factory=list)
+    tools: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    tool_choice: dict[str, Any] | None = None  # None: {"type": "auto"} with tools
+    thinking: dict[str, Any] | None = None
 
 
 class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +41,9 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     messages: list[dict[str, Any]]
     system: str | list[dict[str, Any]] = ""
+    tools: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    tool_choice: dict[str, Any] | None = None
+    thinking: dict[str, Any] | None = None
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,10 +54,65 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TextBlock(msgspec.Struct, frozen=True, kw_only=True):
-    """A block of a message's content; only text can be read."""
+    """A block of text."""
 
     type: str
     text: str
+
+
+class ToolUseBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """A call in a turn of the assistant."""
+
+    type: str
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class ToolResultBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of a call, in the user's turn behind it."""
+
+    type: str
+    tool_use_id: str
+    content: str | list[dict[str, Any]] = ""
+    is_error: bool = False
+
+
+class ThinkingBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model thought in a turn."""
+
+    type: str
+    thinking: str
+
+
+class RedactedThinkingBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """The same, which only Anthropic can read."""
+
+    type: str
+
+
+class ToolDefinition(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the tools."""
+
+    name: str
+    input_schema: dict[str, Any]
+    type: str = "custom"
+    description: str | None = None
+    strict: bool = False
+
+
+class ToolChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a tool is called."""
+
+    type: str
+    name: str | None = None
+    disable_parallel_tool_use: bool = False
+
+
+class Thinking(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the model thinks before it answers."""
+
+    type: str
 
 
 # Fields that cannot change what the answer is. They are accepted, and named in the Warning header.
@@ -85,6 +146,11 @@ ADVISORY_TURN = frozenset(
     }
 )
 ADVISORY_BLOCK = frozenset({"cache_control", "citations", "id", "parsed_output"})
+ADVISORY_TOOL_BLOCK = frozenset({"cache_control", "caller", "parsed_output", "toolset_name"})
+ADVISORY_THINKING_BLOCK = frozenset({"cache_control", "data", "signature"})
+# And in definitions of tools, and in `thinking`.
+ADVISORY_TOOL = frozenset({"cache_control", "eager_input_streaming"})
+ADVISORY_THINKING = frozenset({"budget_tokens", "display"})
 
 # Fields that rbee does not support yet, each with the values that ask for nothing. These and null are accepted; any
 # other value is refused by name.
@@ -98,10 +164,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "output_format": (),
     "speed": ("standard",),
     "thread": (),
-    "thinking": ({"type": "disabled"},),
-    "tool_choice": ({"type": "auto"}, {"type": "none"}),
-    "tools": ([],),
+}
+NEUTRAL_TOOL: dict[str, tuple[Any, ...]] = {
+    "allowed_callers": (["direct"],),
+    "defer_loading": (False,),
+    "input_examples": ([],),
 }
 # What --lenient ignores of these: the answer is of the same kind without it.
-DISPENSABLE = frozenset({"compaction", "context_management", "fallbacks", "speed", "thinking"})
+DISPENSABLE = frozenset({"compaction", "context_management", "fallbacks", "speed"})
 NEUTRAL_TURN: dict[str, tuple[Any, ...]] = {"type": ("message",)}

@@ -14,10 +14,14 @@ from rbee.server.protocols.fields import convert
 from rbee.server.protocols.openai.schemas import (
     ADVISORY_MESSAGE,
     ADVISORY_PART,
+    FORMER_MESSAGE,
     NEUTRAL_MESSAGE,
+    REASONING_MESSAGE,
     Message,
     Part,
 )
+from rbee.server.protocols.openai.tools import read_calls, refuse_former
+from rbee.server.protocols.tools import Calls
 
 if TYPE_CHECKING:
     from rbee.server.protocols.fields import FieldReader
@@ -56,36 +60,89 @@ def _read_prompt(given: Any, where: str) -> GivenPrompt:
         ) from None
 
 
-def read_messages(given: list[dict[str, Any]], reader: FieldReader) -> list[dict[str, Any]]:
-    """Messages as chat templates want them: role, content as one string, perhaps name."""
-    return [_read_message(message, reader, f"messages[{n}]") for n, message in enumerate(given)]
+def read_messages(
+    given: list[dict[str, Any]], reader: FieldReader, *, shows_reasoning: bool = False
+) -> list[dict[str, Any]]:
+    """Messages as `ChatTemplate.render` takes them.
+
+    With `shows_reasoning` the assistant's reasoning is among them, else it is listed as not followed.
+    """
+    calls = Calls()
+    advisory = ADVISORY_MESSAGE - REASONING_MESSAGE if shows_reasoning else ADVISORY_MESSAGE
+    return [_read_message(message, reader, f"messages[{n}]", advisory, calls) for n, message in enumerate(given)]
 
 
-def _read_message(given: dict[str, Any], reader: FieldReader, path: str) -> dict[str, Any]:
-    message = reader.read(given, Message, NEUTRAL_MESSAGE, path + ".", advisory=ADVISORY_MESSAGE)
+def _read_message(
+    given: dict[str, Any], reader: FieldReader, path: str, advisory: frozenset[str], calls: Calls
+) -> dict[str, Any]:
+    refuse_former(given, FORMER_MESSAGE, f"{path}.")
+    message = reader.read(given, Message, NEUTRAL_MESSAGE, f"{path}.", advisory=advisory)
+    if message.role != "tool":
+        calls.close()
+        _only_of("tool", message.role, "tool_call_id", message.tool_call_id, path)
+    if message.role != "assistant":
+        _only_of("assistant", message.role, "tool_calls", message.tool_calls, path)
+    read: dict[str, Any] = {"role": message.role, "content": _text(message, reader, path)}
     match message.role:
-        case "system" | "user" | "assistant" | "developer":
+        case "system" | "user" | "developer":
             pass
-        case "tool" | "function":
+        case "assistant":
+            read |= _of_assistant(message, reader, path, calls, shows_reasoning="reasoning" not in advisory)
+        case "tool":
+            read |= _of_tool(message, path, calls)
+        case "function":
+            remedy = "send the result with the role tool and the tool_call_id of its call"
             raise invalid(
                 f"{path}.role",
-                f"{path}.role is {message.role!r}: tools are not supported yet.",
+                f"{path}.role is 'function', a former role of OpenAI's; {remedy}.",
                 code="unsupported_parameter",
             )
         case role:
-            raise invalid(f"{path}.role", f"{path}.role must be system, developer, user or assistant, not {role!r}.")
-    read: dict[str, Any] = {"role": message.role, "content": _text(message, reader, path)}
+            roles = "system, developer, user, assistant or tool"
+            raise invalid(f"{path}.role", f"{path}.role must be {roles}, not {role[:64]!r}.")
     return read if message.name is None else read | {"name": message.name}
 
 
-def _text(message: Message, reader: FieldReader, path: str) -> str:
+def _only_of(owner: str, role: str, field: str, value: Any, path: str) -> None:
+    if value:
+        param = f"{path}.{field}"
+        raise invalid(param, f"{param} may only be set where the role is {owner}, not {role[:64]!r}.")
+
+
+def _of_assistant(
+    message: Message, reader: FieldReader, path: str, calls: Calls, *, shows_reasoning: bool
+) -> dict[str, Any]:
+    """Calls, and what the model thought before them, if there are any."""
+    read: dict[str, Any] = {}
+    if message.tool_calls:
+        read["tool_calls"] = read_calls(message.tool_calls, reader, f"{path}.tool_calls", calls)
+    if shows_reasoning:
+        for name in ("reasoning_content", "reasoning"):
+            text = getattr(message, name)
+            if isinstance(text, str) and text:
+                return read | {"reasoning": text}
+            if text:
+                reader.ignored.append(f"{path}.{name}")
+    return read
+
+
+def _of_tool(message: Message, path: str, calls: Calls) -> dict[str, Any]:
+    """Which call it is the result of."""
+    param = f"{path}.tool_call_id"
+    if message.tool_call_id is None:
+        raise invalid(param, f"{param} is missing: the id of the call whose result this is.", code="missing_parameter")
+    name = calls.answer(message.tool_call_id, param)
+    return {"tool_call_id": message.tool_call_id, "name": name}
+
+
+def _text(message: Message, reader: FieldReader, path: str) -> str | None:
     """A message's content as one string; the texts of several parts are joined by line breaks.
 
-    An assistant's turn may have none, as one that only called tools or was refused.
+    An assistant's turn may have none: one that only calls tools has null then, as templates take it.
     """
     if message.content is None:
         if message.role == "assistant":
-            return ""
+            return None if message.tool_calls else ""
         raise invalid(f"{path}.content", f"{path}.content is missing.")
     if isinstance(message.content, str):
         return message.content

@@ -29,10 +29,14 @@ from rbee.server.protocols.openai.schemas import (
     StreamOptions,
     TokenizeRequest,
 )
+from rbee.server.protocols.openai.tools import read_tool_use, read_tools, refuse_former
 from rbee.server.protocols.parameters import check_parameters, check_token_ids
+from rbee.server.protocols.reasoning import reasoning_variables
+from rbee.server.protocols.tools import check_depth
 from rbee.server.streams.generation import Prompt
 from rbee.server.text.token_text import Echo
 from rbee.server.text.tokenizer import TooManyTokensError
+from rbee.server.text.tool_use import ToolUse
 
 if TYPE_CHECKING:
     from rbee.messages import Ready
@@ -41,6 +45,8 @@ if TYPE_CHECKING:
     from rbee.server.protocols.openai.schemas import TextRequest
     from rbee.server.streams.dialect import Dialect
     from rbee.server.streams.generation import Generation
+    from rbee.server.text.chat_template import ChatTemplate
+    from rbee.server.text.output.tools import Tool
     from rbee.server.text.served_model import ServedModel
 
 MAX_TOKENIZED = 65_536  # tokens of a text, for a model that takes no longer ones: Python lists each of them
@@ -85,15 +91,17 @@ class RequestReader:
 
     def _chat(self, given: dict[str, Any], deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         reader = FieldReader(lenient=self._lenient)
-        request, messages = read_chat(self._reader.with_defaults(given), reader)
+        template = self._reader.model.chat_template
+        request, messages, tool_use = read_chat(self._reader.with_defaults(given), reader, template)
         self.check_model(request.model)
         prompt = self._reader.chat_prompt(
             messages,
             engine,
+            tool_use=tool_use,
             add_special_tokens=request.add_special_tokens,
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
-            variables=self._template_variables(request, reader),
+            variables=self._template_variables(request, reader, tool_use),
         )
         generation = self._reader.generation(
             request,
@@ -102,6 +110,7 @@ class RequestReader:
             deadlines=deadlines,
             engine=engine,
             received_ns=received_ns,
+            tool_use=tool_use,
         )
         return self._asked(request, reader, ChatDialect, generation, engine)
 
@@ -138,8 +147,12 @@ class RequestReader:
             if asked.messages is None:
                 pieces = [asked.prompt or ""]
             else:
-                messages = read_messages(asked.messages, reader)
-                pieces = self._reader.chat_pieces(messages, limit, add_generation_prompt=asked.add_generation_prompt)
+                tools = read_tools(asked.tools, reader)
+                template = self._reader.model.chat_template
+                messages = read_messages(asked.messages, reader, shows_reasoning=_shows_reasoning(template, tools))
+                pieces = self._reader.chat_pieces(
+                    messages, limit, ToolUse(tools), add_generation_prompt=asked.add_generation_prompt
+                )
             token_ids = self._codec.encode_pieces(pieces, add_special_tokens=add_special_tokens, limit=limit)
         except TooManyTokensError as error:
             raise invalid(
@@ -155,19 +168,17 @@ class RequestReader:
         check_token_ids(asked.tokens, "tokens", self._codec.size)
         return self._codec.decode(asked.tokens)
 
-    def _template_variables(self, request: ChatRequest, reader: FieldReader) -> dict[str, Any]:
+    def _template_variables(self, request: ChatRequest, reader: FieldReader, tool_use: ToolUse) -> dict[str, Any]:
         """What the chat template gets; of the fields that only some templates know, this one's."""
-        variables = dict(request.chat_template_kwargs or {})
-        template = self._reader.model.chat_template
-        for name in ("enable_thinking", "reasoning_effort"):
-            value = getattr(request, name)
-            if value is None:
-                continue
-            if template is not None and template.knows(name):
-                variables.setdefault(name, value)
-            else:
-                reader.ignored.append(name)
-        return variables
+        given = request.chat_template_kwargs or {}
+        check_depth(given, "chat_template_kwargs")
+        switches = reasoning_variables(
+            self._reader.template_for(tool_use),
+            reader.ignored,
+            enable=request.enable_thinking,
+            effort=request.reasoning_effort,
+        )
+        return switches | given
 
     def _prompt(self, request: CompletionRequest, given: GivenPrompt, engine: Ready) -> Prompt:
         text, token_ids = given.text, given.token_ids
@@ -220,15 +231,26 @@ class RequestReader:
         return Asked(generation, answer, request.stream, options.resumable)
 
 
-def read_chat(given: dict[str, Any], reader: FieldReader) -> tuple[ChatRequest, list[dict[str, Any]]]:
-    """A chat request, and its messages as chat templates want them: role, content as one string, perhaps name."""
+class ReadChat(NamedTuple):
+    """A chat request, with its messages as `ChatTemplate.render` takes them."""
+
+    request: ChatRequest
+    messages: list[dict[str, Any]]
+    tool_use: ToolUse
+
+
+def read_chat(given: dict[str, Any], reader: FieldReader, template: ChatTemplate | None = None) -> ReadChat:
+    """A chat request; `template` says which of its fields can be followed."""
+    refuse_former(given)
     request = reader.read(given, ChatRequest, NEUTRAL_CHAT, advisory=ADVISORY_CHAT, dispensable=DISPENSABLE)
     _check_request(request)
     if request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs", "top_logprobs may only be set when logprobs is true.")
     if not request.messages:
         raise invalid("messages", "messages must hold at least one message.")
-    messages = read_messages(request.messages, reader)
+    tool_use = read_tool_use(request.tools, request.tool_choice, reader, parallel=request.parallel_tool_calls)
+    shows_reasoning = _shows_reasoning(template, tool_use.offered)
+    messages = read_messages(request.messages, reader, shows_reasoning=shows_reasoning)
     if request.continue_final_message and request.add_generation_prompt and "add_generation_prompt" in given:
         raise invalid(
             "continue_final_message",
@@ -236,7 +258,14 @@ def read_chat(given: dict[str, Any], reader: FieldReader) -> tuple[ChatRequest, 
         )
     if request.continue_final_message and messages[-1]["role"] != "assistant":
         raise invalid("continue_final_message", "continue_final_message needs a last message whose role is assistant.")
-    return request, messages
+    if request.continue_final_message and "tool_calls" in messages[-1]:
+        raise invalid("continue_final_message", "continue_final_message needs a last message without tool_calls.")
+    return ReadChat(request, messages, tool_use)
+
+
+def _shows_reasoning(template: ChatTemplate | None, tools: tuple[Tool, ...]) -> bool:
+    """Whether the template shows what the assistant thought in earlier turns."""
+    return template is not None and template.for_tools(offered=bool(tools)).abilities.reasoning_field is not None
 
 
 def read_completion(given: dict[str, Any], reader: FieldReader) -> tuple[CompletionRequest, list[GivenPrompt]]:

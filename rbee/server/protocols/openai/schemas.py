@@ -27,6 +27,62 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     role: str
     content: str | list[dict[str, Any]] | None = None
     name: str | None = None
+    tool_calls: list[dict[str, Any]] = msgspec.field(default_factory=list)  # of the assistant
+    tool_call_id: str | None = None  # of a tool: the call whose result it is
+    reasoning_content: Any = None  # of the assistant; these two go to the chat template, if it shows reasoning
+    reasoning: Any = None
+
+
+class FunctionTool(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the tools."""
+
+    type: str
+    function: dict[str, Any]
+
+
+class Function(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tool of the type function is."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] = msgspec.field(default_factory=dict)
+    strict: bool = False
+
+
+class FunctionCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call in an assistant's message."""
+
+    id: str
+    function: dict[str, Any]
+    type: str = "function"
+
+
+class CalledFunction(msgspec.Struct, frozen=True, kw_only=True):
+    """What is called, and with what: JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool_choice that is an object."""
+
+    type: str
+    function: dict[str, Any] | None = None
+    allowed_tools: dict[str, Any] | None = None
+
+
+class AllowedTools(msgspec.Struct, frozen=True, kw_only=True):
+    """The tools that may be called, of all that there are."""
+
+    mode: str
+    tools: list[dict[str, Any]]
+
+
+class NamedFunction(msgspec.Struct, frozen=True, kw_only=True):
+    """A function by its name."""
+
+    name: str
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +121,9 @@ class ChatRequest(TextRequest, frozen=True, kw_only=True):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     add_special_tokens: bool = False  # those that the tokenizer puts around a text, beside the chat template's
+    tools: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    tool_choice: str | dict[str, Any] | None = None  # None: "auto" with tools, else "none"
+    parallel_tool_calls: bool = True
     enable_thinking: bool | None = None  # these two go to the chat template, if it knows them
     reasoning_effort: str | None = None
 
@@ -96,6 +155,7 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] = msgspec.field(default_factory=list)  # of the messages
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
     return_token_strs: bool = False  # the answer has the tokens as the vocabulary spells them, too
@@ -149,6 +209,11 @@ ADVISORY_MESSAGE = frozenset(
     }
 )
 ADVISORY_PART = frozenset({"annotations", "cache_control", "id"})
+ADVISORY_TOOL = frozenset({"cache_control"})
+ADVISORY_CALL = frozenset({"cache_control", "extra_content", "index", "provider_specific_fields"})
+ADVISORY_CALLED = frozenset({"parsed_arguments"})
+# Of the messages' fields, what a template that shows reasoning gets.
+REASONING_MESSAGE = frozenset({"reasoning", "reasoning_content"})
 
 # Fields that would change the answer and that rbee does not support, each with the values that ask for nothing. These
 # and null are accepted; any other value is refused by name.
@@ -191,20 +256,18 @@ NEUTRAL_CHAT = _NEUTRAL_EVERYWHERE | {
     "functions": ([],),
     "include_reasoning": (True,),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
     "reasoning": (),
     "thinking": (),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "web_search_options": (),
 }
 NEUTRAL_COMPLETION = _NEUTRAL_EVERYWHERE | {"suffix": ("",)}
-NEUTRAL_MESSAGE: dict[str, tuple[Any, ...]] = {
-    "audio": (),
-    "function_call": (),
-    "tool_call_id": (),
-    "tool_calls": ([],),
+NEUTRAL_MESSAGE: dict[str, tuple[Any, ...]] = {"audio": (), "function_call": ()}
+# Former names of OpenAI's fields, each with the remedy.
+FORMER_CHAT = {
+    "functions": 'send each function in tools, as {"type": "function", "function": ...}',
+    "function_call": 'send tool_choice: "none", "auto", "required" or {"type": "function", "function": {"name": ...}}',
 }
+FORMER_MESSAGE = {"function_call": "send the call in tool_calls, with an id that its result names"}
 # What --lenient ignores of these: the answer is of the same kind without it.
 DISPENSABLE = frozenset(
     {*_NEUTRAL_SAMPLING, "guided_decoding_backend", "guided_whitespace_pattern", "include_reasoning"}

@@ -14,26 +14,33 @@ from rbee.server.protocols.fields import FieldReader, decode_object
 from rbee.server.protocols.generating import Asked
 from rbee.server.protocols.generation_reader import GenerationReader
 from rbee.server.protocols.parameters import check_parameters
+from rbee.server.protocols.reasoning import reasoning_variables
 from rbee.server.protocols.responses.conversation import read_input
 from rbee.server.protocols.responses.dialect import ResponsesDialect
 from rbee.server.protocols.responses.schemas import (
     ADVISORY,
+    ADVISORY_REASONING,
     ADVISORY_STREAM_OPTIONS,
     ADVISORY_TEXT,
     DISPENSABLE,
     INCLUDABLE,
     NEUTRAL,
+    NEUTRAL_REASONING,
     NEUTRAL_TEXT,
     STATEFUL,
+    Reasoning,
     ResponsesRequest,
     StreamOptions,
     TextConfig,
 )
+from rbee.server.protocols.responses.tools import read_tool_use
 
 if TYPE_CHECKING:
     from rbee.messages import Ready
     from rbee.server.protocols.generating import Arrival
+    from rbee.server.text.chat_template import ChatTemplate
     from rbee.server.text.served_model import ServedModel
+    from rbee.server.text.tool_use import ToolUse
 
 
 class ResponsesReader:
@@ -52,25 +59,45 @@ class ResponsesReader:
         check_parameters(request)
         _check_form(request, reader)
         self._reader.check_model(request.model)
+        tool_use = read_tool_use(request, reader)
         generation = self._reader.generation(
             request,
-            self._prompt(read_input(request.instructions, request.input, reader), arrival.engine),
+            self._prompt(request, tool_use, reader, arrival.engine),
             max_tokens=request.max_output_tokens,
             deadlines=arrival.deadlines,
             engine=arrival.engine,
             received_ns=arrival.received_ns,
+            tool_use=tool_use,
         )
         generation = dataclasses.replace(generation, keep_text=True)
         dialect = ResponsesDialect(self._model.name, generation, request, ignored=reader.ignored)
         return Asked(generation, dialect, request.stream)
 
-    def _prompt(self, messages: list[dict[str, Any]], engine: Ready) -> list[int]:
+    def _prompt(self, request: ResponsesRequest, tool_use: ToolUse, reader: FieldReader, engine: Ready) -> list[int]:
+        template = self._reader.template_for(tool_use)
+        messages = read_input(
+            request.instructions,
+            request.input,
+            reader,
+            shows_reasoning=template is not None and template.abilities.reasoning_field is not None,
+        )
+        switches = _reasoning_switches(request, template, reader)
         try:
-            return self._reader.chat_prompt(messages, engine, "input")
+            return self._reader.chat_prompt(messages, engine, "input", tool_use=tool_use, variables=switches)
         except Refusal as refusal:
             if refusal.param == "messages":  # the chat template's word
                 refusal.param = "input"
             raise
+
+
+def _reasoning_switches(
+    request: ResponsesRequest, template: ChatTemplate | None, reader: FieldReader
+) -> dict[str, Any]:
+    """What of `reasoning` the chat template gets."""
+    if request.reasoning is None:
+        return {}
+    reasoning = reader.read(request.reasoning, Reasoning, NEUTRAL_REASONING, "reasoning.", advisory=ADVISORY_REASONING)
+    return reasoning_variables(template, reader.ignored, effort=reasoning.effort, effort_field="reasoning.effort")
 
 
 def _stateless(given: dict[str, Any], reader: FieldReader) -> dict[str, Any]:

@@ -29,6 +29,10 @@ class ResponsesRequest(GenerationRequest, frozen=True, kw_only=True):
     max_output_tokens: int | None = None
     text: dict[str, Any] | None = None
     include: list[str] = msgspec.field(default_factory=list)
+    tools: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    tool_choice: str | dict[str, Any] | None = None  # None: "auto" with tools, else "none"
+    parallel_tool_calls: bool = True
+    reasoning: dict[str, Any] | None = None
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +50,56 @@ class TextPart(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
+class FunctionCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call of an earlier answer, as an item of the input."""
+
+    type: str
+    call_id: str
+    name: str
+    arguments: str  # JSON text
+
+
+class FunctionCallOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of a call, as an item of the input."""
+
+    type: str
+    call_id: str
+    output: str | list[dict[str, Any]]
+
+
+class ReasoningItem(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model thought in an earlier answer, as an item of the input."""
+
+    type: str
+    summary: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    content: list[dict[str, Any]] = msgspec.field(default_factory=list)  # comes before the summary
+
+
+class FunctionTool(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool of the type function."""
+
+    type: str
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] = msgspec.field(default_factory=dict)
+    strict: bool = False
+
+
+class ToolChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool_choice that is an object: a function, or some of the tools."""
+
+    type: str
+    name: str | None = None
+    mode: str | None = None
+    tools: list[dict[str, Any]] | None = None
+
+
+class Reasoning(msgspec.Struct, frozen=True, kw_only=True):
+    """How much the model thinks."""
+
+    effort: str | None = None
+
+
 class TextConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The form of the text of an answer."""
 
@@ -58,7 +112,6 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
 ADVISORY = frozenset(
     {
         "max_tool_calls",
-        "parallel_tool_calls",
         "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
@@ -70,6 +123,11 @@ ADVISORY_TEXT = frozenset({"verbosity"})
 ADVISORY_STREAM_OPTIONS = frozenset({"include_obfuscation"})
 # The same in the items and parts that clients send back as they got them.
 ADVISORY_ITEM = frozenset({"id", "phase", "provider_specific_fields", "status", "timestamp"})
+ADVISORY_CALL_ITEM = ADVISORY_ITEM | {"async", "caller", "namespace", "parsed_arguments"}
+ADVISORY_OUTPUT_ITEM = ADVISORY_ITEM | {"caller", "name", "namespace"}
+ADVISORY_REASONING_ITEM = ADVISORY_ITEM | {"encrypted_content"}
+ADVISORY_REASONING = frozenset({"generate_summary", "summary"})
+ADVISORY_TOOL = frozenset({"cache_control"})
 ADVISORY_PART = frozenset({"annotations", "cache_control", "logprobs", "prompt_cache_breakpoint"})
 
 # What `include` may name: no answer has it yet, so there is nothing to include.
@@ -89,12 +147,16 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "context_management": ([],),
     "image": (),
     "moderation": (),
-    "reasoning": ({}, {"effort": None}, {"effort": None, "summary": None}, {"summary": None}),
-    "tool_choice": ("auto", "none"),
-    "tools": ([],),
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
 # What --lenient ignores of these: the answer is of the same kind without it.
-DISPENSABLE = frozenset({"context_management", "moderation", "reasoning", "truncation"})
+DISPENSABLE = frozenset({"context_management", "moderation", "truncation"})
+NEUTRAL_TOOL: dict[str, tuple[Any, ...]] = {
+    "allowed_callers": (["direct"],),
+    "async": (False,),
+    "defer_loading": (False,),
+    "output_schema": (),
+}
+NEUTRAL_REASONING: dict[str, tuple[Any, ...]] = {"context": (), "mode": ()}
 NEUTRAL_TEXT: dict[str, tuple[Any, ...]] = {"format": ({"type": "text"},)}

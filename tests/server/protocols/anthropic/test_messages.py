@@ -212,8 +212,8 @@ async def test_the_async_client(synthetic_server):
     ("fields", "error", "says"),
     [
         ({"model": "other"}, anthropic.NotFoundError, "'other' is not served"),
-        ({"tools": [{"name": "t", "input_schema": {"type": "object"}}]}, anthropic.BadRequestError, "tools"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, anthropic.BadRequestError, "thinking"),
+        ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, anthropic.BadRequestError, "of Anthropic's own"),
+        ({"tool_choice": {"type": "any"}}, anthropic.BadRequestError, "there are no tools"),
         ({"extra_body": {"temperature": -1.0}}, anthropic.BadRequestError, "temperature"),
     ],
 )

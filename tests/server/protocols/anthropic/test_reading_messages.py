@@ -138,20 +138,20 @@ def test_what_clients_send_back_is_taken():
         ),
         ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, r"content\[0\].type must be 'text'"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "'image': this model reads text only"),
-        ({"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "tools are not supported yet"),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "tool_use_id is missing"),
         (
             {"messages": [{"role": "assistant", "content": [{"type": "server_tool_use"}]}]},
-            "tools are not supported yet",
+            "this server runs no tools",
         ),
-        ({"messages": [{"role": "assistant", "content": [{"type": "thinking"}]}]}, "thinking is not supported yet"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "thinking"}]}]}, "thinking is missing"),
         ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, r"Unknown field messages\[0\].name"),
         ({"system": [{"type": "image"}]}, r"system\[0\].type must be 'text'"),
         ({"system": 3}, "system has a wrong type"),
         ({"stop_sequences": [""]}, "Each of stop_sequences must have"),
         ({"stop_sequences": ["a"] * 65}, "stop_sequences holds 65 strings"),
-        ({"tools": [{"name": "t"}]}, "tools is not supported yet"),
-        ({"tool_choice": {"type": "any"}}, "tool_choice is not supported yet"),
-        ({"thinking": {"type": "adaptive"}}, "thinking is not supported yet"),
+        ({"tools": [{"name": "t"}]}, r"tools\[0\].input_schema is missing"),
+        ({"tool_choice": {"type": "any"}}, "there are no tools"),
+        ({"thinking": {"type": "often"}}, "thinking.type must be one of enabled, adaptive, disabled"),
         ({"output_config": {"format": {"type": "json_schema"}}}, "output_config is not supported yet"),
         ({"mcp_servers": [{}]}, "mcp_servers is not supported yet"),
         ({"max_token": 5}, "Unknown field max_token. Did you mean max_tokens?"),
@@ -176,11 +176,10 @@ def test_what_asks_for_nothing_is_taken():
 
 def test_a_lenient_server_ignores_unknown_fields():
     """Those of another protocol, and those without which the answer is of the same kind; the Warning header says so."""
-    thinking = {"type": "enabled", "budget_tokens": 1024}
-    dialect = read(lenient=True, n=2, novelty=1, inference_geo="us", thinking=thinking).dialect
-    assert dict(dialect.answer_headers)[b"warning"] == b'299 - "ignored: n, novelty, inference_geo, thinking"'
-    with pytest.raises(Refusal, match="tools is not supported yet"):
-        read(lenient=True, tools=[{"name": "t"}])
+    dialect = read(lenient=True, n=2, novelty=1, inference_geo="us", speed="fast").dialect
+    assert dict(dialect.answer_headers)[b"warning"] == b'299 - "ignored: n, novelty, inference_geo, speed"'
+    with pytest.raises(Refusal, match="mcp_servers is not supported yet"):
+        read(lenient=True, mcp_servers=[{"name": "t"}])
 
 
 @pytest.mark.anyio

@@ -77,7 +77,7 @@ def test_a_conversation_as_clients_send_it_back(synthetic_server):
         ({"temprature": 1}, "unknown_parameter", None),
         ({"mirostat": 2}, "unsupported_parameter", None),
         ({"length_penalty": 2}, "unsupported_parameter", None),
-        ({"tools": [{"type": "function"}]}, "unsupported_parameter", "unsupported_parameter"),
+        ({"functions": [{"name": "f"}]}, "unsupported_parameter", "unsupported_parameter"),
         ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "unsupported_parameter"),
         ({"guided_regex": "a+"}, "unsupported_parameter", "unsupported_parameter"),
         ({"json_schema": {"type": "object"}}, "unsupported_parameter", "unsupported_parameter"),

@@ -79,11 +79,9 @@ def test_what_clients_send_back_is_taken():
         ({"input": [{"role": "boss", "content": "x"}]}, "input[0].role", "must be one of user, system"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type", "text only"),
         ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text", "is missing"),
-        ({"input": [{"type": "function_call", "name": "f"}]}, "input[0].type", "tools are not supported yet"),
-        ({"input": [{"type": "function_call_output"}]}, "input[0].type", "tools are not supported yet"),
-        ({"input": [{"type": "reasoning"}]}, "input[0].type", "reasoning is not supported yet"),
+        ({"input": [{"type": "web_search_call"}]}, "input[0].type", "calls of functions only"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "stores no items"),
-        ({"input": [{"type": "novelty"}]}, "input[0].type", "must be 'message'"),
+        ({"input": [{"type": "novelty"}]}, "input[0].type", "must be 'message', 'function_call'"),
         ({"background": True}, "background", "stores no responses"),
         ({"conversation": "x"}, "conversation", "stores no responses"),
         ({"previous_response_id": "x"}, "previous_response_id", "as input again"),
@@ -91,9 +89,9 @@ def test_what_clients_send_back_is_taken():
         ({"max_output_tokens": 0}, "max_output_tokens", "at least 1"),
         ({"max_tokens": 5}, "max_tokens", "Did you mean max_output_tokens"),
         ({"n": 2}, "n", "Unknown field n"),
-        ({"tools": [{"type": "web_search"}]}, "tools", "not supported yet"),
-        ({"tool_choice": "required"}, "tool_choice", "not supported yet"),
-        ({"reasoning": {"effort": "low"}}, "reasoning", "not supported yet"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "runs no tools of its own"),
+        ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
+        ({"reasoning": {"effort": 3}}, "reasoning.effort", "wrong type"),
         ({"text": {"format": {"type": "json_object"}}}, "text.format", "not supported yet"),
         ({"text": {"form": 1}}, "text.form", "Unknown field"),
         ({"truncation": "auto"}, "truncation", "not supported yet"),
@@ -118,12 +116,11 @@ def test_a_state_is_refused_by_a_lenient_server_too():
 
 
 def test_a_lenient_server_ignores_what_leaves_the_answer_of_its_kind():
-    """And says so in the Warning header; tools, and another form of the text, do not."""
-    dialect = read(lenient=True, reasoning={"effort": "low"}, truncation="auto", novelty=1).dialect
-    assert dict(dialect.answer_headers)[b"warning"] == b'299 - "ignored: reasoning, truncation, novelty"'
-    for fields in ({"tools": [{"type": "web_search"}]}, {"text": {"format": {"type": "json_object"}}}):
-        with pytest.raises(Refusal, match="not supported yet"):
-            read(lenient=True, **fields)
+    """And says so in the Warning header; another form of the text does not."""
+    dialect = read(lenient=True, truncation="auto", novelty=1).dialect
+    assert dict(dialect.answer_headers)[b"warning"] == b'299 - "ignored: truncation, novelty"'
+    with pytest.raises(Refusal, match="not supported yet"):
+        read(lenient=True, text={"format": {"type": "json_object"}})
 
 
 def test_what_the_template_refuses_is_in_the_input():
@@ -143,11 +140,16 @@ def test_what_asks_for_nothing_is_taken():
 
 def test_advisory_fields_are_named():
     """Those of parts of the request too; there is no state that `store` could change."""
-    advisory = {"store": True, "service_tier": "flex", "prompt_cache_key": "k", "parallel_tool_calls": False}
-    nested = {"text": {"verbosity": "low"}, "stream": True, "stream_options": {"include_obfuscation": False}}
+    advisory = {"store": True, "service_tier": "flex", "prompt_cache_key": "k", "max_tool_calls": 3}
+    nested = {
+        "reasoning": {"effort": "low", "summary": "auto"},
+        "text": {"verbosity": "low"},
+        "stream": True,
+        "stream_options": {"include_obfuscation": False},
+    }
     asked = read(**advisory, **nested, include=["reasoning.encrypted_content"])
-    names = "store, service_tier, prompt_cache_key, parallel_tool_calls, text.verbosity"
-    expected = f'299 - "ignored: {names}, stream_options.include_obfuscation"'
+    names = "store, service_tier, prompt_cache_key, max_tool_calls, text.verbosity"
+    expected = f'299 - "ignored: {names}, stream_options.include_obfuscation, reasoning.summary, reasoning.effort"'
     assert dict(asked.dialect.stream_headers)[b"warning"].decode() == expected
 
 

@@ -1,0 +1,1 @@
+"""What chat templates are, and what they take: the parts of `rbee.server.text.chat_template`."""
