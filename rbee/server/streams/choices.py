@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 from rbee.messages import SIDE_RECORD, FinishReason
 from rbee.server.streams.dialect import Piece
 from rbee.server.streams.outcome import ORDINARY_ENDS
-from rbee.server.streams.records import TokenLogprob
+from rbee.server.streams.records import TokenLogprob, TokenRecords
+from rbee.server.text.stop_strings import StopStrings
+from rbee.server.text.token_text import TokenText
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
     from rbee.server.link.sequences import SequenceHandle
     from rbee.server.link.sinks import TokenBatch
     from rbee.server.streams.account import GenerationAccount
-    from rbee.server.streams.records import ScoredToken, TokenRecords
-    from rbee.server.text.token_text import Echo, TokenText
+    from rbee.server.streams.generation import Generation, Prompt
+    from rbee.server.streams.records import ScoredToken
+    from rbee.server.text.token_text import Echo
+    from rbee.server.text.tokenizer import TextCodec
 
 _offset = attrgetter("offset")
 
@@ -194,3 +198,41 @@ class LogprobsChoice(ChoiceSink):
     def _end_reason(self, reason: int) -> int:
         reason = super()._end_reason(reason)  # a token that is not shown stops nothing
         return FinishReason.LENGTH if reason == FinishReason.STOP and not self._show_output else reason
+
+
+def make_choices(codec: TextCodec, generation: Generation, reply: PieceSink) -> list[ChoiceSink]:
+    """The sinks of all choices of a generation."""
+    prompts, n = generation.prompts, generation.n
+    return [_choice(index, codec, generation, prompts[index // n], reply) for index in range(generation.num_sequences)]
+
+
+def _choice(index: int, codec: TextCodec, generation: Generation, prompt: Prompt, reply: PieceSink) -> ChoiceSink:
+    sampling, echo = generation.sampling, prompt.echo
+    if echo is None:
+        detokenizer = codec.detokenizer(
+            skip_special_tokens=generation.skip_special_tokens,
+            spaces_between_special_tokens=generation.spaces_between_special_tokens,
+        )
+    else:
+        detokenizer = echo.detokenizer.fork()
+    text = TokenText(
+        detokenizer,
+        StopStrings(generation.stops, include=generation.include_stop) if generation.stops else None,
+        () if generation.include_stop else sampling.stop_token_ids,
+        min_tokens=sampling.min_tokens,
+        num_echoed=0 if echo is None else len(echo.text),
+    )
+    lists_tokens = generation.has_logprobs or generation.list_tokens
+    if echo is None and not (lists_tokens or generation.scores_prompts):
+        return ChoiceSink(index, reply, text, report_cached=bool(generation.stops))
+    return LogprobsChoice(
+        index,
+        reply,
+        text,
+        TokenRecords(sampling, len(prompt.token_ids)),
+        report_cached=bool(generation.stops),
+        logprobs=lists_tokens,
+        echo=echo,
+        show_output=generation.show_output,
+        first_prompt_token=prompt.token_ids[0],
+    )
