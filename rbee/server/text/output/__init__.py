@@ -1,0 +1,12 @@
+"""What a model's output says: its answer, its reasoning and its tool calls, told apart while they come.
+
+Owns the formats in which models write these, how they are recognized, and grammars that hold a model to them. Does not
+know tokens, requests or protocols.
+"""
+
+from __future__ import annotations
+
+from rbee.server.text.output.interface import OutputFormat, OutputKind, OutputParser, Span, ToolChoice
+from rbee.server.text.output.tools import Tool
+
+__all__ = ["OutputFormat", "OutputKind", "OutputParser", "Span", "Tool", "ToolChoice"]
