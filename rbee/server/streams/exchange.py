@@ -102,7 +102,7 @@ class GenerationResponse(Response):
             return reply
         assert generation.num_sequences == 1, "the ids of events count the tokens of one choice"
         resumable = ResumableReply(writer, dialect, ticket.streams, ticket.window)
-        sinks = make_choices(backend.codec, generation, resumable)
+        sinks = make_choices(backend.codec, generation, resumable, keep_text=generation.keep_text)
         _bind(resumable, sinks, _submit(backend, generation, dialect, sinks, account, requester=requester), account)
         ticket.streams.add(resumable, ticket.owner, *ticket.names)
         return resumable
@@ -111,7 +111,7 @@ class GenerationResponse(Response):
         """Wait for the end. Returns the body of the whole answer."""
         backend, generation = self._backend, self._generation
         reply = CollectedReply(generation.num_sequences, per_prompt=generation.n)
-        sinks = make_choices(backend.codec, generation, reply)
+        sinks = make_choices(backend.codec, generation, reply, keep_text=True)
         sequences = _submit(backend, generation, self._dialect, sinks, account, requester=requester, streamed=False)
         _bind(reply, sinks, sequences, account)
         _note(scope, account)
@@ -267,9 +267,9 @@ def _make_reply(
         dialect,
         generation.num_sequences,
         per_prompt=generation.n,
-        keep_text=generation.keep_text,
+        keep_text=generation.keep_text and generation.output is None,
     )
-    return streamed, make_choices(backend.codec, generation, streamed)
+    return streamed, make_choices(backend.codec, generation, streamed, keep_text=generation.keep_text)
 
 
 def _submit(

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rbee.server.errors import Refusal
-    from rbee.server.streams.dialect import CollectedChoice, Piece
     from rbee.server.streams.generation import Generation
     from rbee.server.streams.outcome import Outcome
+    from rbee.server.streams.pieces import CollectedChoice, Piece
 
 _encode = msgspec.json.Encoder().encode
 
@@ -92,7 +92,7 @@ class MessagesDialect:
             + _event("message_stop", {})
         )
 
-    def error(self, refusal: Refusal, number: int) -> bytes:  # noqa: ARG002 - no numbers
+    def error(self, refusal: Refusal, number: int, last: Piece | None = None) -> bytes:  # noqa: ARG002 - no numbers
         return b"event: error\ndata: %b\n\n" % envelope(refusal, self._request_id)
 
     def answer(self, choices: Sequence[CollectedChoice], outcome: Outcome) -> bytes:

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from rbee.server.errors import Refusal
     from rbee.server.protocols.openai.logprobs import Format, TokenBytes
     from rbee.server.protocols.openai.schemas import StreamOptions
-    from rbee.server.streams.dialect import CollectedChoice, Piece
     from rbee.server.streams.generation import Generation
     from rbee.server.streams.outcome import Outcome
+    from rbee.server.streams.pieces import CollectedChoice, Piece
     from rbee.server.streams.records import TokenLogprob
     from rbee.transport import FrameTemplate
 
@@ -99,7 +99,7 @@ class OpenAiDialect:
         frames = self._frames()
         return frames.usage(outcome.completion_tokens, outcome.cached_tokens, outcome.timings) + sse.DONE
 
-    def error(self, refusal: Refusal, number: int) -> bytes:  # noqa: ARG002 - its chunks have no numbers
+    def error(self, refusal: Refusal, number: int, last: Piece | None = None) -> bytes:  # noqa: ARG002 - no numbers
         return error(refusals.envelope(refusal)) + sse.DONE
 
     def template(self) -> FrameTemplate | None:

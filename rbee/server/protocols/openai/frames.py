@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rbee.server.protocols.openai.schemas import StreamOptions
-    from rbee.server.streams.dialect import Piece
+    from rbee.server.streams.pieces import Piece
 
 FINISH_NAMES: dict[int, str] = {
     FinishReason.STOP: "stop",

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from rbee.server.errors import Refusal
     from rbee.server.protocols.responses.schemas import ResponsesRequest
-    from rbee.server.streams.dialect import CollectedChoice, Piece
     from rbee.server.streams.generation import Generation
     from rbee.server.streams.outcome import Outcome
+    from rbee.server.streams.pieces import CollectedChoice, Piece
 
 _encode = msgspec.json.Encoder().encode
 
@@ -106,7 +106,7 @@ class ResponsesDialect:
             + _event(f"response.{response['status']}", number + 3, {"response": response})
         )
 
-    def error(self, refusal: Refusal, number: int) -> bytes:
+    def error(self, refusal: Refusal, number: int, last: Piece | None = None) -> bytes:  # noqa: ARG002 - no numbers
         error = {"code": "server_error", "message": refusal.message}  # OpenAI's word for all that is not the client's
         return _event(
             "response.failed", _NUM_BEGINNING + number, {"response": self._response("failed") | {"error": error}}
