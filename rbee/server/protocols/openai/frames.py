@@ -12,6 +12,8 @@ import msgspec
 
 from rbee.messages import FinishReason
 from rbee.server.http.sse import DONE
+from rbee.server.protocols.openai.message import FINISH_NAMES, ROLE, delta, finish_name
+from rbee.server.text.output import OutputKind
 from rbee.transport import FrameTemplate, LastFrames, Slot
 
 if TYPE_CHECKING:
@@ -19,12 +21,6 @@ if TYPE_CHECKING:
 
     from rbee.server.protocols.openai.schemas import StreamOptions
     from rbee.server.streams.pieces import Piece
-
-FINISH_NAMES: dict[int, str] = {
-    FinishReason.STOP: "stop",
-    FinishReason.LENGTH: "length",
-    FinishReason.DEADLINE: "deadline",  # ours; the others are OpenAI's words
-}
 
 _encode = msgspec.json.Encoder().encode
 _FINISH = {reason: _encode(name) for reason, name in FINISH_NAMES.items()}
@@ -76,6 +72,7 @@ class Chunks:
             named["system_fingerprint"] = fingerprint
         constant = _encode(named)
         self._head = b"data: " + constant[:-1] + b',"choices":['
+        self._answer_id = answer_id
         self._choices = [_Choice(self._head, index, chat=chat) for index in range(n * len(prompt_tokens))]
         self._after = b"}" if chat else b""
         self._counts_on = options.include_usage and options.continuous_usage_stats
@@ -88,9 +85,8 @@ class Chunks:
         self._after_text = self._chunk(b"", b"", _NOT_YET, b"").removesuffix(_END)  # of most chunks
 
     def text(self, choice: int, number: int, piece: Piece, members: Members) -> bytes:
-        """A chunk with text, the `number`th of its choice."""
-        parts = self._choices[choice]
-        body = (parts.next if number else parts.first) + _encode(piece.text)
+        """The chunk of a piece, the `number`th of its choice."""
+        body = self._body(choice, number, piece)
         if members is not NO_MEMBERS:
             return self._chunk(body, members.of_choice, _NOT_YET, self._extra(choice, piece) + members.of_chunk)
         extra = self._extra(choice, piece) if self._has_extra else b""
@@ -98,23 +94,31 @@ class Chunks:
 
     def last(self, choice: int, number: int, piece: Piece, reason: int, members: Members) -> bytes:
         """The last chunk of a choice; with no text it has an empty delta, unless it is the first one too."""
-        parts = self._choices[choice]
-        body = parts.empty
-        if piece.text or number == 0:
-            body = (parts.next if number else parts.first) + _encode(piece.text)
+        body = self._body(choice, number, piece) if piece.text or number == 0 else self._choices[choice].empty
         extra = self._extra(choice, piece) + members.of_chunk
-        return self._chunk(body, members.of_choice, _FINISH[reason], extra)
+        finish = _encode(finish_name(reason, has_calls=piece.num_calls > 0))
+        return self._chunk(body, members.of_choice, finish, extra)
 
     def usage(
-        self, completion_tokens: int, cached_tokens: int | None, timings: dict[str, float] | None = None
+        self,
+        completion_tokens: int,
+        cached_tokens: int | None,
+        timings: dict[str, float] | None = None,
+        reasoning_tokens: int | None = None,
     ) -> bytes:
-        """The chunk with the token counts, the timings or both, and no choices; empty if the stream has neither."""
+        """The chunk with the token counts, the timings or both, and no choices; empty if the stream has neither.
+
+        `reasoning_tokens` are those of the completion that are reasoning; None if nobody has looked for any.
+        """
         members = b""
         if self._options.include_usage:
             prompt_tokens = sum(self._prompt_tokens)
             counts = b"%d" % completion_tokens, b"%d" % (prompt_tokens + completion_tokens)
             cached = b"" if cached_tokens is None else b"%d" % cached_tokens
-            members = _usage(prompt_tokens, *counts, cached) + b"}"
+            members = _usage(prompt_tokens, *counts, cached)
+            if reasoning_tokens is not None:
+                members += b',"completion_tokens_details":{"reasoning_tokens":%d}' % reasoning_tokens
+            members += b"}"
         if timings is not None:
             members += b',"timings":' + _encode(timings)
         return b"%b]%b" % (self._head, members + _END) if members else b""
@@ -141,6 +145,13 @@ class Chunks:
             deadline=last_frames(FinishReason.DEADLINE),
             end=self._template_end(),
         )
+
+    def _body(self, choice: int, number: int, piece: Piece) -> bytes:
+        """What a chunk says, up to the end of its delta."""
+        parts = self._choices[choice]
+        if piece.kind is OutputKind.TEXT:
+            return (parts.next if number else parts.first) + _encode(piece.text)
+        return parts.empty + (b"" if number else ROLE) + delta(self._answer_id, choice, piece)
 
     def _chunk(self, body: bytes, members: bytes, finish: bytes, extra: bytes) -> bytes:
         return b'%b%b%b,"finish_reason":%b}]%b%b}\n\n' % (body, self._after, members, finish, self._no_usage, extra)
