@@ -75,7 +75,7 @@ class ResponsesDialect:
         self._is_parsed = generation.output is not None
         self._clock = clock
         self._created_at = int(clock())
-        self._before, self._after = self._delta()
+        self._text = self._items.delta(OutputKind.TEXT, 0)
 
     def begin(self) -> bytes:
         """All that comes before the first text; a queued request has it at once.
@@ -92,7 +92,8 @@ class ResponsesDialect:
     def piece(self, choice: int, piece: Piece, number: int) -> bytes:  # noqa: ARG002 - there is one choice
         if self._is_parsed:
             return self._items.piece(piece, number)
-        return self._before[0] + b"%d" % (_NUM_BEGINNING + number) + self._before[1] + _encode(piece.text) + self._after
+        text = self._text
+        return text.to_number + b"%d" % (_NUM_BEGINNING + number) + text.to_text + _encode(piece.text) + text.after
 
     def end(self, choice: int, piece: Piece, number: int, reason: int) -> bytes:  # noqa: ARG002 - see finish
         return self.piece(choice, piece, number) if piece.text else _NO_FRAMES
@@ -120,17 +121,10 @@ class ResponsesDialect:
 
     def template(self) -> FrameTemplate:
         """Deltas only: the events behind them repeat the text, in `finish`."""
-        delta = self._before[0] + Slot.INDEX + self._before[1] + Slot.TEXT + self._after
+        text = self._text
+        delta = text.to_number + Slot.INDEX + text.to_text + Slot.TEXT + text.after
         last = LastFrames(delta, delta, _NO_FRAMES, _NO_FRAMES)
         return FrameTemplate(delta, delta, last, last, last, end=b"", first_index=_NUM_BEGINNING)
-
-    def _delta(self) -> tuple[tuple[bytes, bytes], bytes]:
-        """What stands before the number of a delta and before its text, and behind that."""
-        kind = b"response.output_text.delta"
-        to_number = b'event: %b\ndata: {"type":"%b","sequence_number":' % (kind, kind)
-        item_id = _encode(self._items.item_id(OutputKind.TEXT, 0))
-        place = b',"item_id":%b,"output_index":0,"content_index":0,"delta":' % item_id
-        return (to_number, place), b',"logprobs":[]}\n\n'
 
     def _ended(self, parts: Sequence[Part], reason: int, outcome: Outcome) -> dict[str, Any]:
         """The response object of an ordinary end."""

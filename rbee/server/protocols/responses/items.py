@@ -6,7 +6,7 @@ not know the response around them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -54,12 +54,21 @@ def event(kind: str, number: int, members: dict[str, Any]) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
 
 
+class Delta(NamedTuple):
+    """The constant bytes of an event."""
+
+    to_number: bytes
+    to_text: bytes
+    after: bytes
+
+
 class Items:
     """The items of one response, which has this id."""
 
     def __init__(self, answer_id: str) -> None:
         self._answer_id = answer_id
         self._unique = answer_id.partition("_")[2]
+        self._deltas: dict[tuple[OutputKind, int], Delta] = {}
 
     def item_id(self, kind: OutputKind, index: int) -> str:
         """Of the item that a part of this kind is."""
@@ -93,8 +102,20 @@ class Items:
             return before + event("response.output_item.added", own, {"output_index": piece.part, "item": call})
         if number == 0 or piece.ended is not None:
             before += self.open(kind, piece.part, own - NUM_OPENING)
-        members = self._place(kind, piece.part) | {"delta": piece.text}
-        return before + event(_DELTAS[kind], own, members | ({"logprobs": []} if kind is OutputKind.TEXT else {}))
+        to_number, to_text, after = self.delta(kind, piece.part)
+        return b"".join((before, to_number, b"%d" % own, to_text, _encode(piece.text), after))
+
+    def delta(self, kind: OutputKind, index: int) -> Delta:
+        """The event of a piece of an item, but for its number and its text."""
+        delta = self._deltas.get((kind, index))
+        if delta is None:
+            name, place = _DELTAS[kind].encode(), _encode(self._place(kind, index))
+            delta = self._deltas[kind, index] = Delta(
+                b'event: %b\ndata: {"type":"%b","sequence_number":' % (name, name),
+                b"," + place[1:-1] + b',"delta":',
+                b',"logprobs":[]}\n\n' if kind is OutputKind.TEXT else b"}\n\n",
+            )
+        return delta
 
     def finish(self, parts: Sequence[Part], num_pieces: int, status: str) -> tuple[bytes, int]:
         """What ends the last item, after so many pieces, and the number of the event behind it."""
