@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from rbee.server.streams.records import TokenLogprob
     from rbee.server.text.output import Span
 
+_TEXT, _REASONING = OutputKind.TEXT, OutputKind.REASONING  # looked up for each token
+_NAME, _ARGUMENTS = OutputKind.TOOL_NAME, OutputKind.TOOL_ARGUMENTS
+
 
 class ParsedOutput:
     """Turns the text of one choice into pieces.
@@ -63,17 +66,17 @@ class ParsedOutput:
         if pieces and pieces[-1].num_tokens == num_tokens:
             last = pieces.pop()
         else:
-            last = Piece("", num_tokens, committed_ns, [], OutputKind.TEXT, self.num_calls, len(self._ended))
+            last = Piece("", num_tokens, committed_ns, [], _TEXT, self.num_calls, len(self._ended))
         return last._replace(entries=last.entries + self._entries + entries)
 
     def _show(self, pieces: list[Piece], spans: Sequence[Span], num_tokens: int, committed_ns: int | None) -> None:
         for given, text, _ in spans:
-            kind = given if self._separate_reasoning or given is not OutputKind.REASONING else OutputKind.TEXT
+            kind = given if self._separate_reasoning or given is not _REASONING else _TEXT
             begins = self._open is None or kind is not self._open.kind  # a name is no part's kind
             ended = self._begin(kind, text) if begins else None
-            if self._keep_text and kind is not OutputKind.TOOL_NAME:
+            if self._keep_text and kind is not _NAME:
                 self._texts.append(text)
-            if kind is OutputKind.REASONING:
+            if kind is _REASONING:
                 self.reasoning_tokens += num_tokens - self._num_tokens
             self._num_tokens = num_tokens
             if not begins and pieces and (last := pieces[-1]).num_tokens == num_tokens and last.kind is kind:
@@ -89,9 +92,9 @@ class ParsedOutput:
         if ended is not None:
             self._ended.append(ended)
         self._texts = []
-        if kind is OutputKind.TOOL_NAME:
+        if kind is _NAME:
             self.num_calls += 1
-            self._open = Part(OutputKind.TOOL_ARGUMENTS, "", text)
+            self._open = Part(_ARGUMENTS, "", text)
         else:
             self._open = Part(kind, "")
         return ended

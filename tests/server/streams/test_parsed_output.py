@@ -10,15 +10,16 @@ from hypothesis import strategies as st
 from rbee.messages import FinishReason
 from rbee.sampling_params import SamplingParams
 from rbee.server.streams.choices import ChoiceSink, LogprobsChoice
+from rbee.server.streams.generation import OutputPlan
 from rbee.server.streams.parsed_output import ParsedOutput
 from rbee.server.streams.pieces import Part
 from rbee.server.streams.records import TokenRecords
-from rbee.server.text.output import OutputKind
+from rbee.server.text.output import OutputKind, Span
 from rbee.server.text.stop_strings import StopStrings
 from rbee.server.text.token_text import TokenText
 from tests.batches import record_batch
 from tests.fakes import RecordingSequence
-from tests.server.streams.tagged_output import PLAN, SPECIAL, WordTokens, cuts
+from tests.server.streams.tagged_output import PLAN, SPECIAL, TaggedFormat, WordTokens, cuts
 
 TEXT, REASONING = OutputKind.TEXT, OutputKind.REASONING
 NAME, ARGUMENTS = OutputKind.TOOL_NAME, OutputKind.TOOL_ARGUMENTS
@@ -107,6 +108,30 @@ def test_pieces_of_one_token():
     joined = Case(["a", "b<th"]).deliver()
     assert joined.shown() == [(TEXT, "a", 0), (TEXT, "b<th", 0)]
     assert joined.reasons == [FinishReason.STOP]
+
+
+class TellsCalls(TaggedFormat):
+    """A format whose parser finds two calls without arguments in every token."""
+
+    def parser(self, *, tools, reasoning_open):
+        """Itself: it has no state."""
+        assert (tools, reasoning_open) == ((), False)
+        return self
+
+    def push(self, text):
+        """The names of both."""
+        return [Span(NAME, text, 0), Span(NAME, text, 1)]
+
+    def finish(self):
+        """There is no more."""
+        return []
+
+
+def test_calls_of_one_token_stay_apart():
+    """A name never joins another one."""
+    case = Case(["f"], plan=OutputPlan(format=TellsCalls())).deliver()
+    assert case.shown() == [(NAME, "f", 1), (NAME, "f", 2)]
+    assert case.choice.parts == [Part(ARGUMENTS, "", "f")] * 2
 
 
 def test_last_piece_may_be_empty():

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _encode = msgspec.json.Encoder().encode
 _FINISH = {reason: _encode(name) for reason, name in FINISH_NAMES.items()}
+_TEXT = OutputKind.TEXT  # looked up for each chunk
 _NOT_YET = b"null"
 _TIMING = b',"timing":{"committed_ns":%b}'  # when the engine committed the chunk's token, CLOCK_MONOTONIC
 _END = b"}\n\n"
@@ -86,7 +87,11 @@ class Chunks:
 
     def text(self, choice: int, number: int, piece: Piece, members: Members) -> bytes:
         """The chunk of a piece, the `number`th of its choice."""
-        body = self._body(choice, number, piece)
+        parts = self._choices[choice]
+        if piece.kind is _TEXT:
+            body = (parts.next if number else parts.first) + _encode(piece.text)
+        else:
+            body = parts.empty + (b"" if number else ROLE) + delta(self._answer_id, choice, piece)
         if members is not NO_MEMBERS:
             return self._chunk(body, members.of_choice, _NOT_YET, self._extra(choice, piece) + members.of_chunk)
         extra = self._extra(choice, piece) if self._has_extra else b""
@@ -94,7 +99,12 @@ class Chunks:
 
     def last(self, choice: int, number: int, piece: Piece, reason: int, members: Members) -> bytes:
         """The last chunk of a choice; with no text it has an empty delta, unless it is the first one too."""
-        body = self._body(choice, number, piece) if piece.text or number == 0 else self._choices[choice].empty
+        parts = self._choices[choice]
+        body = parts.empty
+        if piece.kind is not _TEXT:
+            body += (b"" if number else ROLE) + delta(self._answer_id, choice, piece)
+        elif piece.text or number == 0:
+            body = (parts.next if number else parts.first) + _encode(piece.text)
         extra = self._extra(choice, piece) + members.of_chunk
         finish = _encode(finish_name(reason, has_calls=piece.num_calls > 0))
         return self._chunk(body, members.of_choice, finish, extra)
@@ -145,13 +155,6 @@ class Chunks:
             deadline=last_frames(FinishReason.DEADLINE),
             end=self._template_end(),
         )
-
-    def _body(self, choice: int, number: int, piece: Piece) -> bytes:
-        """What a chunk says, up to the end of its delta."""
-        parts = self._choices[choice]
-        if piece.kind is OutputKind.TEXT:
-            return (parts.next if number else parts.first) + _encode(piece.text)
-        return parts.empty + (b"" if number else ROLE) + delta(self._answer_id, choice, piece)
 
     def _chunk(self, body: bytes, members: bytes, finish: bytes, extra: bytes) -> bytes:
         return b'%b%b%b,"finish_reason":%b}]%b%b}\n\n' % (body, self._after, members, finish, self._no_usage, extra)

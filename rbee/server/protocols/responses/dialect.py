@@ -92,8 +92,8 @@ class ResponsesDialect:
     def piece(self, choice: int, piece: Piece, number: int) -> bytes:  # noqa: ARG002 - there is one choice
         if self._is_parsed:
             return self._items.piece(piece, number)
-        text = self._text
-        return text.to_number + b"%d" % (_NUM_BEGINNING + number) + text.to_text + _encode(piece.text) + text.after
+        to_number, to_text, after = self._text
+        return to_number + b"%d" % (_NUM_BEGINNING + number) + to_text + _encode(piece.text) + after
 
     def end(self, choice: int, piece: Piece, number: int, reason: int) -> bytes:  # noqa: ARG002 - see finish
         return self.piece(choice, piece, number) if piece.text else _NO_FRAMES
@@ -121,8 +121,8 @@ class ResponsesDialect:
 
     def template(self) -> FrameTemplate:
         """Deltas only: the events behind them repeat the text, in `finish`."""
-        text = self._text
-        delta = text.to_number + Slot.INDEX + text.to_text + Slot.TEXT + text.after
+        to_number, to_text, after = self._text
+        delta = to_number + Slot.INDEX + to_text + Slot.TEXT + after
         last = LastFrames(delta, delta, _NO_FRAMES, _NO_FRAMES)
         return FrameTemplate(delta, delta, last, last, last, end=b"", first_index=_NUM_BEGINNING)
 
