@@ -44,11 +44,11 @@ from rbee.server.link.sequences import Choice, DirectTarget
 from rbee.server.protocols.openai.dialect import ChatDialect
 from rbee.server.protocols.openai.schemas import StreamOptions
 from rbee.server.streams.choices import ChoiceSink
-from rbee.server.streams.dialect import Piece
 from rbee.server.streams.direct_reply import DirectReply, make_outlet
 from rbee.server.streams.exchange import write_stream
 from rbee.server.streams.generation import Generation
 from rbee.server.streams.live import ReplyWatch
+from rbee.server.streams.pieces import Piece
 from rbee.server.streams.replies import StreamedReply
 from rbee.server.text.token_text import TokenText
 from rbee.server.text.tokenizer import TextCodec

@@ -16,7 +16,7 @@ import pytest
 from rbee.messages import FinishReason
 from rbee.models import synthetic
 from rbee.server.http import sse
-from rbee.server.streams.dialect import Piece
+from rbee.server.streams.pieces import Piece
 from rbee.server.text.tokenizer import TextCodec
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -168,6 +168,8 @@ def check_served(model: ServedModel, name: str) -> None:
             param="model",
             code="model_not_found",
         )
+
+
 def _texts(message: dict[str, Any]) -> Iterator[str]:
     """The long texts of a message."""
     yield message["content"] or ""

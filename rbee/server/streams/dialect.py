@@ -5,48 +5,15 @@ Owns the interface. A protocol makes one dialect per answer; `rbee.server.protoc
 
 from __future__ import annotations
 
-from enum import Enum, auto
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rbee.server.errors import Refusal
     from rbee.server.streams.outcome import Outcome
-    from rbee.server.streams.records import TokenLogprob
+    from rbee.server.streams.pieces import CollectedChoice, Piece
     from rbee.transport import FrameTemplate
-
-
-class PieceKind(Enum):
-    """What the text of a piece is a part of."""
-
-    TEXT = auto()  # the answer itself
-
-
-class Piece(NamedTuple):
-    """What a choice shows at once."""
-
-    text: str  # never empty, but in the last piece
-    num_tokens: int  # output tokens of the choice so far
-    committed_ns: int | None  # when the engine published the last of them, CLOCK_MONOTONIC; None without a token
-    entries: list[TokenLogprob]  # the tokens that begin to show here, if they are to be listed
-    kind: PieceKind = PieceKind.TEXT
-
-
-class CollectedChoice(NamedTuple):
-    """A choice of an answer that is not streamed."""
-
-    pieces: list[Piece]  # all of it
-    reason: int  # a FinishReason of `rbee.server.streams.outcome.ORDINARY_ENDS`
-    prompt_entries: Sequence[TokenLogprob] = ()  # of its prompt's tokens, if the prompt is scored
-
-    @property
-    def text(self) -> str:
-        return "".join([piece.text for piece in self.pieces])
-
-    @property
-    def entries(self) -> list[TokenLogprob]:
-        return [entry for piece in self.pieces for entry in piece.entries]
 
 
 class Dialect(Protocol):
@@ -73,8 +40,11 @@ class Dialect(Protocol):
     def finish(self, outcome: Outcome) -> bytes:
         """What follows the end of the last choice."""
 
-    def error(self, refusal: Refusal, number: int) -> bytes:
-        """The end of a stream that cannot go on, after `number` frames with text."""
+    def error(self, refusal: Refusal, number: int, last: Piece | None = None) -> bytes:
+        """The end of a stream that cannot go on, after `number` frames with text, `last` in the last one.
+
+        Without `last` they were text, and nothing else.
+        """
 
     def answer(self, choices: Sequence[CollectedChoice], outcome: Outcome) -> bytes:
         """The body of the answer that is not streamed."""

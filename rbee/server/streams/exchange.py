@@ -20,15 +20,12 @@ from rbee.server.http.writer import writer_of
 from rbee.server.link.admission import ANYONE, Requester
 from rbee.server.link.sequences import Choice, DirectTarget
 from rbee.server.streams.account import GenerationAccount
-from rbee.server.streams.choices import ChoiceSink, LogprobsChoice
+from rbee.server.streams.choices import ChoiceSink, make_choices
 from rbee.server.streams.direct_reply import DirectReply, make_outlet
 from rbee.server.streams.live import SequenceHandles
 from rbee.server.streams.parked import ParkedSink
-from rbee.server.streams.records import TokenRecords
 from rbee.server.streams.replies import CollectedReply, StreamedReply
 from rbee.server.streams.resumption import ResumableReply
-from rbee.server.text.stop_strings import StopStrings
-from rbee.server.text.token_text import TokenText
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,9 +38,8 @@ if TYPE_CHECKING:
     from rbee.server.link.sequences import SequenceHandle
     from rbee.server.link.sinks import TokenSink
     from rbee.server.link.supervisor import Supervisor
-    from rbee.server.streams.choices import PieceSink
     from rbee.server.streams.dialect import Dialect
-    from rbee.server.streams.generation import Generation, Prompt
+    from rbee.server.streams.generation import Generation
     from rbee.server.streams.live import LiveReply, ReplyWatch
     from rbee.server.streams.resumption import Ticket
     from rbee.server.text.tokenizer import TextCodec
@@ -106,7 +102,7 @@ class GenerationResponse(Response):
             return reply
         assert generation.num_sequences == 1, "the ids of events count the tokens of one choice"
         resumable = ResumableReply(writer, dialect, ticket.streams, ticket.window)
-        sinks = _choices(backend.codec, generation, resumable)
+        sinks = make_choices(backend.codec, generation, resumable, keep_text=generation.keep_text)
         _bind(resumable, sinks, _submit(backend, generation, dialect, sinks, account, requester=requester), account)
         ticket.streams.add(resumable, ticket.owner, *ticket.names)
         return resumable
@@ -115,7 +111,7 @@ class GenerationResponse(Response):
         """Wait for the end. Returns the body of the whole answer."""
         backend, generation = self._backend, self._generation
         reply = CollectedReply(generation.num_sequences, per_prompt=generation.n)
-        sinks = _choices(backend.codec, generation, reply)
+        sinks = make_choices(backend.codec, generation, reply, keep_text=True)
         sequences = _submit(backend, generation, self._dialect, sinks, account, requester=requester, streamed=False)
         _bind(reply, sinks, sequences, account)
         _note(scope, account)
@@ -271,46 +267,9 @@ def _make_reply(
         dialect,
         generation.num_sequences,
         per_prompt=generation.n,
-        keep_text=generation.keep_text,
+        keep_text=generation.keep_text and generation.output is None,
     )
-    return streamed, _choices(backend.codec, generation, streamed)
-
-
-def _choices(codec: TextCodec, generation: Generation, reply: PieceSink) -> list[ChoiceSink]:
-    prompts, n = generation.prompts, generation.n
-    return [_choice(index, codec, generation, prompts[index // n], reply) for index in range(generation.num_sequences)]
-
-
-def _choice(index: int, codec: TextCodec, generation: Generation, prompt: Prompt, reply: PieceSink) -> ChoiceSink:
-    sampling, echo = generation.sampling, prompt.echo
-    if echo is None:
-        detokenizer = codec.detokenizer(
-            skip_special_tokens=generation.skip_special_tokens,
-            spaces_between_special_tokens=generation.spaces_between_special_tokens,
-        )
-    else:
-        detokenizer = echo.detokenizer.fork()
-    text = TokenText(
-        detokenizer,
-        StopStrings(generation.stops, include=generation.include_stop) if generation.stops else None,
-        () if generation.include_stop else sampling.stop_token_ids,
-        min_tokens=sampling.min_tokens,
-        num_echoed=0 if echo is None else len(echo.text),
-    )
-    lists_tokens = generation.has_logprobs or generation.list_tokens
-    if echo is None and not (lists_tokens or generation.scores_prompts):
-        return ChoiceSink(index, reply, text, report_cached=bool(generation.stops))
-    return LogprobsChoice(
-        index,
-        reply,
-        text,
-        TokenRecords(sampling, prompt.token_ids),
-        report_cached=bool(generation.stops),
-        logprobs=lists_tokens,
-        echo=echo,
-        show_output=generation.show_output,
-        first_prompt_token=prompt.token_ids[0],
-    )
+    return streamed, make_choices(backend.codec, generation, streamed, keep_text=generation.keep_text)
 
 
 def _submit(

@@ -12,6 +12,7 @@ from rbee.server.text.tool_use import NO_TOOLS
 
 if TYPE_CHECKING:
     from rbee.sampling_params import SamplingParams
+    from rbee.server.text.output import OutputFormat, OutputParser, Tool
     from rbee.server.text.token_text import Echo
     from rbee.server.text.tool_use import ToolUse
 
@@ -21,6 +22,20 @@ class Prompt(NamedTuple):
 
     token_ids: list[int]
     echo: Echo | None = None  # itself, if it comes before its completions
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputPlan:
+    """How the output of each choice is parsed."""
+
+    format: OutputFormat
+    tools: tuple[Tool, ...] = ()  # that may be called
+    reasoning_open: bool = False  # the prompt ends inside of the reasoning
+    separate_reasoning: bool = True  # False: the reasoning is a part of the text
+
+    def parser(self) -> OutputParser:
+        """For one choice."""
+        return self.format.parser(tools=self.tools, reasoning_open=self.reasoning_open)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +54,8 @@ class Generation:
     more_prompts: tuple[Prompt, ...] = ()  # behind the first one
     show_output: bool = True  # False for max_tokens 0: sampling.max_tokens is 1 then, and the token is dropped
     include_stop: bool = False  # the stop string, or the text of the stop token, is shown
-    skip_special_tokens: bool = True  # False: special tokens are shown by their names
+    output: OutputPlan | None = None  # None: the output is text, and nothing else
+    skip_special_tokens: bool = True  # False: special tokens are shown by their names; an output's parser sees them all
     spaces_between_special_tokens: bool = True  # as the tokenizer writes them; False: none
     list_tokens: bool = False  # each piece lists its tokens, also without logprobs
     priority: int = 0  # smaller runs earlier
@@ -78,5 +94,6 @@ class Generation:
             and self.echo is None
             and not (self.stops or self.include_stop or self.list_tokens)
             and self.skip_special_tokens
+            and self.output is None
             and not (self.has_logprobs or self.scores_prompts)
         )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rbee.server.link.sequences import SequenceHandle
     from rbee.server.streams.account import GenerationAccount
     from rbee.server.streams.dialect import Dialect
+    from rbee.server.streams.pieces import Piece
 
 KEEP_ALIVE_SILENCE = 15.0  # seconds
 
@@ -73,6 +74,7 @@ class LiveReply(Reply):
     A subclass renders frames, writes them with `_write`, and calls `_end` after the last one.
     """
 
+    _last_shown: Piece | None = None  # the piece of the last frame with text, if Python has rendered it
     _paused_at: float | None  # since when the connection has had no room for more, without a break
 
     def __init__(self, writer: Writer, dialect: Dialect) -> None:
@@ -148,7 +150,7 @@ class LiveReply(Reply):
     def _error_frames(self, refusal: Refusal) -> bytes:
         if self.account is not None:
             self.account.refusal = refusal.code or ""
-        return self._dialect.error(refusal, self._frames_so_far())
+        return self._dialect.error(refusal, self._frames_so_far(), self._last_shown)
 
     def _frames_so_far(self) -> int:
         """How many frames with text there have been."""

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rbee.server.streams.dialect import CollectedChoice
 from rbee.server.streams.live import LiveReply, Reply
 from rbee.server.streams.outcome import Outcome
+from rbee.server.streams.pieces import CollectedChoice
 
 if TYPE_CHECKING:
     from rbee.server.errors import Refusal
     from rbee.server.http.writer import Writer
     from rbee.server.streams.choices import ChoiceSink
-    from rbee.server.streams.dialect import Dialect, Piece
+    from rbee.server.streams.dialect import Dialect
+    from rbee.server.streams.pieces import Piece
 
 
 class CollectedReply(Reply):
@@ -38,7 +39,9 @@ class CollectedReply(Reply):
             self.outcome.any_tokens = True
         if not reason:
             return
-        self.choices[choice.index] = collected._replace(reason=reason, prompt_entries=choice.prompt_entries)
+        self.choices[choice.index] = collected._replace(
+            reason=reason, prompt_entries=choice.prompt_entries, parsed=choice.parts
+        )
         refusal = self.outcome.end(choice, reason)
         if refusal is not None:
             self.fail(refusal)
@@ -61,7 +64,8 @@ class StreamedReply(LiveReply):
     """Writes a frame for each piece of each choice, all that one drain has of a choice in one write.
 
     The frames of several choices alternate as their tokens come. The last choice ends the reply; an error of one ends
-    all. For `per_prompt` see `Outcome`, for `keep_text` `rbee.server.streams.generation.Generation`.
+    all. For `per_prompt` see `Outcome`, for `keep_text` `rbee.server.streams.generation.Generation`: of choices whose
+    output is not parsed.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class StreamedReply(LiveReply):
     def _piece(self, choice: int, piece: Piece) -> bytes:
         number = self._num_frames[choice]
         self._num_frames[choice] = number + 1
+        self._last_shown = piece
         if self._texts is not None:
             self._texts.append(piece.text)
         return self._dialect.piece(choice, piece, number)

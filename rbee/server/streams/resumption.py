@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
 
     from rbee.server.http.writer import Writer
-    from rbee.server.streams.dialect import Dialect, Piece
+    from rbee.server.streams.dialect import Dialect
     from rbee.server.streams.live import ReplyWatch
+    from rbee.server.streams.pieces import Piece
 
 _MAX_DIGITS = 18  # of an event's id
 
@@ -172,6 +173,7 @@ class ResumableReply(StreamedReply):
     def _piece(self, choice: int, piece: Piece) -> bytes:
         number = self._num_frames[choice]
         self._num_frames[choice] = number + 1
+        self._last_shown = piece
         return self.events.piece(piece, number)
 
     def _last(self, choice: int, piece: Piece, reason: int) -> bytes:

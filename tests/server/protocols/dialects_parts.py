@@ -11,8 +11,15 @@ from rbee.server.protocols.anthropic.dialect import MessagesDialect
 from rbee.server.protocols.responses.dialect import ResponsesDialect
 from rbee.server.protocols.responses.schemas import ResponsesRequest
 from rbee.server.streams.generation import Generation
+from rbee.server.streams.replies import CollectedReply
+from tests.batches import batch
+from tests.server.streams.streams_parts import StreamedCase, make_sinks, make_text
+from tests.server.streams.tagged_output import PLAN, WordTokens
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rbee.server.streams.generation import OutputPlan
     from tests.raw_client import Client
 
 MESSAGES = "/v1/messages"
@@ -89,18 +96,40 @@ OF_RESPONSES = Words(
 )
 
 
-def make_generation(*, prompt_tokens: int = 7, keep_text: bool = False) -> Generation:
+def make_generation(*, prompt_tokens: int = 7, keep_text: bool = False, output: OutputPlan | None = None) -> Generation:
     """Any generation."""
-    sampling = SamplingParams(max_tokens=99)
-    return Generation(received_ns=0, prompt=[1] * prompt_tokens, sampling=sampling, stops=[], keep_text=keep_text)
+    return Generation(
+        received_ns=0,
+        prompt=[1] * prompt_tokens,
+        sampling=SamplingParams(max_tokens=99),
+        stops=[],
+        keep_text=keep_text,
+        output=output,
+    )
 
 
-def make_messages_dialect(*, fills_context: bool = False) -> MessagesDialect:
+def make_messages_dialect(*, fills_context: bool = False, plan: OutputPlan | None = None) -> MessagesDialect:
     """An answer of Anthropic's protocol."""
-    return MessagesDialect("mödel", make_generation(), request_id="r", fills_context=fills_context)
+    return MessagesDialect("mödel", make_generation(output=plan), request_id="r", fills_context=fills_context)
 
 
-def make_responses_dialect() -> ResponsesDialect:
+def make_responses_dialect(*, plan: OutputPlan | None = None) -> ResponsesDialect:
     """An answer of the Responses protocol, at a fixed time."""
     request = ResponsesRequest(input="hi", instructions='say "hi"', metadata={"a": "b"})
-    return ResponsesDialect("mödel", make_generation(keep_text=True), request, clock=lambda: 1234.5)
+    return ResponsesDialect("mödel", make_generation(keep_text=True, output=plan), request, clock=lambda: 1234.5)
+
+
+def streamed(dialect: Any, words: Sequence[str], reason: int, *, stops: Sequence[str] = ()) -> StreamedCase:
+    """The stream of an answer that is parsed, whose tokens are these words and which ends so; 0: not yet."""
+    tokens = WordTokens(words)
+    case = StreamedCase(dialect=dialect, plan=PLAN, new_detokenizer=lambda: tokens, stops=stops, keep_text=True)
+    case.choices[0].deliver(batch(range(len(words)), reason))
+    return case
+
+
+def collected(dialect: Any, words: Sequence[str], reason: int, *, stops: Sequence[str] = ()) -> Any:
+    """The same as a whole answer."""
+    reply, text = CollectedReply(), make_text(stops, new_detokenizer=lambda: WordTokens(words))
+    [choice] = make_sinks(reply, [text], plan=PLAN, keep_text=True)
+    choice.deliver(batch(range(len(words)), reason))
+    return json.loads(dialect.answer(reply.choices, reply.outcome))

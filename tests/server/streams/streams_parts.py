@@ -5,16 +5,19 @@ A token of these replies is a byte.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rbee.messages import SIDE_RECORD, FinishReason
 from rbee.models import synthetic
 from rbee.sampling_params import SamplingParams
 from rbee.server.errors import Refusal
 from rbee.server.http.refusals import status_of
 from rbee.server.http.writer import EXTENSION
+from rbee.server.link.sequences import DirectTarget
 from rbee.server.protocols.openai.dialect import ChatDialect, CompletionDialect
 from rbee.server.protocols.openai.schemas import StreamOptions
 from rbee.server.streams.choices import ChoiceSink, LogprobsChoice
@@ -22,6 +25,7 @@ from rbee.server.streams.direct_reply import DirectReply, make_outlet
 from rbee.server.streams.exchange import Backend, GenerationResponse, Resumption
 from rbee.server.streams.generation import Generation
 from rbee.server.streams.live import SequenceHandles
+from rbee.server.streams.parsed_output import ParsedOutput
 from rbee.server.streams.records import TokenRecords
 from rbee.server.streams.replies import CollectedReply, StreamedReply
 from rbee.server.streams.resumption import ResumableReply, ResumableStreams
@@ -35,6 +39,9 @@ from tests.fakes import RecordingSequence, RecordingWatch, RecordingWriter
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
+    from rbee.server.link.admission import Requester
+    from rbee.server.link.sequences import Choice
+    from rbee.server.streams.generation import OutputPlan
     from rbee.server.text.detokenizer import TokenTable
     from rbee.transport import Outlet
 
@@ -51,10 +58,11 @@ def make_dialect(
     prompt_tokens: int = 3,
     logprobs: bool = False,
     model: str = "m",
+    plan: OutputPlan | None = None,
 ) -> ChatDialect | CompletionDialect:
     """An answer of OpenAI's."""
     sampling = SamplingParams(max_tokens=99, num_logprobs=0 if logprobs else None)
-    generation = Generation(received_ns=0, prompt=[1] * prompt_tokens, sampling=sampling, stops=[], n=n)
+    generation = Generation(received_ns=0, prompt=[1] * prompt_tokens, sampling=sampling, stops=[], n=n, output=plan)
     kind = ChatDialect if chat else CompletionDialect
     dialect = kind(model, generation, options or StreamOptions(), NEW_DETOKENIZER.token_bytes, created=0)
     dialect.answer_id = "i"  # the same for all, so that answers can be compared
@@ -68,22 +76,30 @@ def make_text(
     return TokenText(new_detokenizer(), StopStrings(stops) if stops else None, stop_token_ids)
 
 
-def make_choices(reply: Any, texts: Sequence[TokenText], *, logprobs: bool = False) -> list[ChoiceSink]:
+def make_sinks(
+    reply: Any,
+    texts: Sequence[TokenText],
+    *,
+    logprobs: bool = False,
+    plan: OutputPlan | None = None,
+    keep_text: bool = False,
+) -> list[ChoiceSink]:
     """The sinks of a reply, submitted nowhere."""
     sinks: list[ChoiceSink] = []
     for index, text in enumerate(texts):
+        output = None if plan is None else ParsedOutput(plan, keep_text=keep_text)
         if logprobs:
             records = TokenRecords(SamplingParams(max_tokens=99, num_logprobs=0), [1, 2, 3])
-            sinks.append(LogprobsChoice(index, reply, text, records, logprobs=True))
+            sinks.append(LogprobsChoice(index, reply, text, records, logprobs=True, output=output))
         else:
-            sinks.append(ChoiceSink(index, reply, text))
+            sinks.append(ChoiceSink(index, reply, text, output=output))
         sinks[-1].sequence = RecordingSequence()  # type: ignore[assignment] # a fake
     reply.sequences = SequenceHandles(sink.sequence for sink in sinks)
     return sinks
 
 
 def calls_of(choice: ChoiceSink) -> list[str]:
-    """What the engine was told of a choice that `make_choices` made."""
+    """What the engine was told of a choice that `make_sinks` made."""
     calls: list[str] = choice.sequence.calls  # type: ignore[attr-defined] # a fake
     return calls
 
@@ -91,7 +107,7 @@ def calls_of(choice: ChoiceSink) -> list[str]:
 def make_collected(number: int, stops: Sequence[str] = ()) -> tuple[CollectedReply, list[ChoiceSink]]:
     """A reply that is not streamed, and its choices."""
     reply = CollectedReply(number)
-    return reply, make_choices(reply, [make_text(stops) for _ in range(number)])
+    return reply, make_sinks(reply, [make_text(stops) for _ in range(number)])
 
 
 def make_direct(writer: RecordingWriter, outlet: Any, dialect: Any = None) -> DirectReply:
@@ -164,6 +180,44 @@ async def collected(response: GenerationResponse, writer: RecordingWriter | None
     return json.loads(b"".join(bodies))
 
 
+class AnsweringClient:
+    """An EngineClient, and its supervisor, without an engine: keeps what is submitted, and answers with these tokens.
+
+    Attributes:
+        submitted: the prompts of each request, the sampling of its choices, and all else that it says.
+    """
+
+    def __init__(self, answer: Iterable[int] = b"A", reason: FinishReason = FinishReason.LENGTH) -> None:
+        self.client = self
+        self.submitted: list[Any] = []
+        self._answer = list(answer)
+        self._reason = reason
+
+    def check_ready(self) -> None:
+        """It always is."""
+
+    async def make_room(self, num_choices: int, num_tokens: int, requester: Requester) -> None:
+        """There is."""
+
+    def submit_all(
+        self,
+        request_id: str,  # noqa: ARG002 - the client's signature
+        prompt: list[int],
+        choices: Sequence[Choice],
+        *,
+        account: object,  # noqa: ARG002
+        **options: Any,
+    ) -> list[RecordingSequence]:
+        """Keep it; each choice ends at once."""
+        prompts = [prompt if choice.prompt is None else choice.prompt for choice in choices]
+        self.submitted.append((prompts, [choice.sampling for choice in choices], options))
+        for choice in choices:
+            assert not isinstance(choice.sink, DirectTarget), "nothing here writes natively"
+            told = [SIDE_RECORD] if choice.report_cached else []
+            asyncio.get_running_loop().call_soon(choice.sink.deliver, batch([*told, *self._answer], self._reason))
+        return [RecordingSequence() for _ in choices]
+
+
 def make_echo(token_ids: list[int], text: str | None) -> Echo:
     """A prompt of the synthetic model, in front of its completion."""
     return Echo.of(token_ids, text, served_model.load_synthetic("s").codec)
@@ -219,16 +273,17 @@ class StreamedCase:
         dialect: Any = None,
         prompt_tokens: int = 3,
         keep_text: bool = False,
+        plan: OutputPlan | None = None,
         **of_stream: bool,
     ) -> None:
         self.writer = RecordingWriter()
         options = StreamOptions(**of_stream)
         self.dialect = dialect or make_dialect(
-            chat=chat, options=options, n=n, prompt_tokens=prompt_tokens, logprobs=logprobs
+            chat=chat, options=options, n=n, prompt_tokens=prompt_tokens, logprobs=logprobs, plan=plan
         )
-        self.reply = StreamedReply(self.writer, self.dialect, n, keep_text=keep_text)
+        self.reply = StreamedReply(self.writer, self.dialect, n, keep_text=keep_text and plan is None)
         texts = [make_text(stops, stop_token_ids, new_detokenizer) for _ in range(n)]
-        self.choices = make_choices(self.reply, texts, logprobs=logprobs)
+        self.choices = make_sinks(self.reply, texts, logprobs=logprobs, plan=plan, keep_text=keep_text)
 
     @property
     def calls(self) -> Any:
@@ -273,14 +328,17 @@ class ResumableCase:
         streams: ResumableStreams | None = None,
         resume_timeout: float = 30.0,
         max_ended: int = 8,
+        plan: OutputPlan | None = None,
+        new_detokenizer: Any = NEW_DETOKENIZER,
         **of_stream: bool,
     ) -> None:
         self.watch = RecordingWatch()
         self.streams = streams or make_streams(self.watch, resume_timeout=resume_timeout, max_ended=max_ended)
         self.writer = RecordingWriter()
-        self.dialect = make_dialect(chat=chat, options=StreamOptions(**of_stream), logprobs=logprobs)
+        self.dialect = make_dialect(chat=chat, options=StreamOptions(**of_stream), logprobs=logprobs, plan=plan)
         self.reply = ResumableReply(self.writer, self.dialect, self.streams, window)
-        [self.choice] = make_choices(self.reply, [make_text(stops)], logprobs=logprobs)
+        text = make_text(stops, new_detokenizer=new_detokenizer)
+        [self.choice] = make_sinks(self.reply, [text], logprobs=logprobs, plan=plan)
         self.streams.add(self.reply, OWNER, "i", "request")
 
     @property

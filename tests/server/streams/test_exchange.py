@@ -6,16 +6,15 @@ import contextlib
 import pytest
 
 from rbee.config import EngineConfig
-from rbee.messages import SIDE_RECORD, FinishReason
 from rbee.sampling_params import SamplingParams
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.link.admission import ANYONE
 from rbee.server.link.engine_process import EngineSettings
 from rbee.server.link.supervisor import Supervisor
 from rbee.server.streams.generation import Prompt
-from tests.batches import batch
-from tests.fakes import RecordingSequence, RecordingWatch, RecordingWriter
+from tests.fakes import RecordingWatch, RecordingWriter
 from tests.server.streams.streams_parts import (
+    AnsweringClient,
     collected,
     make_echo,
     make_exchange,
@@ -42,34 +41,9 @@ async def running_supervisor():
         await supervisor.stop(5)
 
 
-class RecordingClient:
-    """An EngineClient, and its supervisor, without an engine: keeps what is submitted, and answers with a text."""
-
-    def __init__(self, answer="A"):
-        self.client = self
-        self.submitted = []
-        self._answer = answer.encode()
-
-    def check_ready(self):
-        """It always is."""
-
-    async def make_room(self, num_choices, num_tokens, requester):
-        """There is."""
-
-    def submit_all(self, request_id, prompt, choices, *, account, **options):  # noqa: ARG002 - the client's signature
-        """Keep it; each choice ends at once."""
-        prompts = [prompt if choice.prompt is None else choice.prompt for choice in choices]
-        self.submitted.append((prompts, [choice.sampling for choice in choices], options))
-        for choice in choices:
-            told = [SIDE_RECORD] if choice.report_cached else []
-            records = batch([*told, *self._answer], FinishReason.LENGTH)
-            asyncio.get_running_loop().call_soon(choice.sink.deliver, records)
-        return [RecordingSequence() for _ in choices]
-
-
 async def test_choices_differ_in_their_seeds_only():
     """That of choice i is i more, and stays a seed; all else that a generation says reaches the engine with each."""
-    client = RecordingClient()
+    client = AnsweringClient()
     generation = make_generation(5, seed=2**63 - 2, n=3, priority=-1, deadline_ns=2**62, cache_salt="salt")
     await collected(make_exchange(client, generation, RecordingWatch()))
     sampling = [SamplingParams(max_tokens=5, seed=seed) for seed in (2**63 - 2, 2**63 - 1, -(2**63))]
@@ -79,7 +53,7 @@ async def test_choices_differ_in_their_seeds_only():
 
 async def test_each_prompt_has_the_choices_that_it_would_have_alone():
     """Choice j of prompt i is sequence i * n + j, with the seed of choice j."""
-    client = RecordingClient()
+    client = AnsweringClient()
     generation = make_generation(5, seed=-1, n=2, more_prompts=(Prompt([2, 3]), Prompt([4])))
     answer = await collected(make_exchange(client, generation, RecordingWatch()))
     [(prompts, sampling, _)] = client.submitted
@@ -91,7 +65,9 @@ async def test_each_prompt_has_the_choices_that_it_would_have_alone():
 
 async def answered(answer, generation):
     """The text of the response, when the engine answers so."""
-    [choice] = (await collected(make_exchange(RecordingClient(answer), generation, RecordingWatch())))["choices"]
+    [choice] = (await collected(make_exchange(AnsweringClient(answer.encode()), generation, RecordingWatch())))[
+        "choices"
+    ]
     return choice["text"]
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rbee.messages import FinishReason
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import sse
-from rbee.server.streams.dialect import Piece
+from rbee.server.streams.pieces import Piece
 from rbee.server.streams.resumption import read_last_event_id
 from tests.fakes import RecordingWriter
 from tests.server.streams.streams_parts import (

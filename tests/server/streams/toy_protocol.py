@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Scope
 
-    from rbee.server.streams.dialect import CollectedChoice, Piece
     from rbee.server.streams.outcome import Outcome
+    from rbee.server.streams.pieces import CollectedChoice, Piece
 
 _ENDS = {FinishReason.STOP: b"stopped", FinishReason.LENGTH: b"full", FinishReason.DEADLINE: b"late"}
 _WORD = b'event: word\ndata: {"word":%b,"number":%b}\n\n'
@@ -57,7 +57,7 @@ class ToyDialect:
     def finish(self, outcome: Outcome) -> bytes:  # noqa: ARG002
         return b""
 
-    def error(self, refusal: Refusal, number: int) -> bytes:  # noqa: ARG002
+    def error(self, refusal: Refusal, number: int, last: Piece | None = None) -> bytes:  # noqa: ARG002
         return b"event: failed\ndata: %b\n\n" % json.dumps(refusal.message).encode()
 
     def answer(self, choices: Sequence[CollectedChoice], outcome: Outcome) -> bytes:  # noqa: ARG002

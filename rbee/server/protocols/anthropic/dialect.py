@@ -1,7 +1,7 @@
 """Anthropic's answers: a Message, and the events of its stream.
 
-Owns their JSON. What is constant in a stream is rendered once. Knows neither where the text comes from nor where the
-bytes go.
+Owns the JSON of their frame; `rbee.server.protocols.anthropic.blocks` has that of what they say. What is constant in a
+stream is rendered once. Knows neither where the text comes from nor where the bytes go.
 """
 
 from __future__ import annotations
@@ -13,22 +13,24 @@ import msgspec
 
 from rbee.messages import FinishReason
 from rbee.server.http import sse
+from rbee.server.protocols.anthropic import blocks
+from rbee.server.protocols.anthropic.blocks import event
 from rbee.server.protocols.anthropic.errors import REQUEST_ID, envelope
 from rbee.server.protocols.ignored_fields import warning_header
+from rbee.server.text.output import OutputKind
 from rbee.transport import FrameTemplate, LastFrames, Slot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rbee.server.errors import Refusal
-    from rbee.server.streams.dialect import CollectedChoice, Piece
     from rbee.server.streams.generation import Generation
     from rbee.server.streams.outcome import Outcome
+    from rbee.server.streams.pieces import CollectedChoice, Part, Piece
 
 _encode = msgspec.json.Encoder().encode
 
-_DELTA = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
-_DELTA += b'"delta":{"type":"text_delta","text":%b}}\n\n'
+_TEXT = blocks.delta_of(OutputKind.TEXT, 0)
 _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 _NO_FRAMES = b""
 
@@ -62,53 +64,57 @@ class MessagesDialect:
         self._model = model
         self._request_id = request_id
         self._prompt_tokens = len(generation.prompt)
+        self._is_parsed = generation.output is not None
         self._at_the_limit = "model_context_window_exceeded" if fills_context else "max_tokens"
 
     def begin(self) -> bytes:
         """All that comes before the first text; a queued request has it at once.
 
-        How many tokens are cached is not known yet: `finish` counts the input again.
+        How many tokens are cached is not known yet: `finish` counts the input again. If the output is parsed, the kind
+        of the first block is not known either: it begins with its first piece.
         """
-        message = self._message([], None, None, self._usage(None, 0))
-        return (
-            _event("message_start", {"message": message})
-            + _event("content_block_start", {"index": 0, "content_block": {"type": "text", "text": ""}})
-            + _PING
-        )
+        message = self._message([], None, None, self._usage(None, 0, None))
+        block = b"" if self._is_parsed else blocks.start(self.answer_id, OutputKind.TEXT, 0)
+        return event("message_start", {"message": message}) + block + _PING
 
-    def piece(self, choice: int, piece: Piece, number: int) -> bytes:  # noqa: ARG002 - one choice, no numbers
-        return _DELTA % _encode(piece.text)
+    def piece(self, choice: int, piece: Piece, number: int) -> bytes:  # noqa: ARG002 - there is one choice
+        if not self._is_parsed:
+            return _TEXT % _encode(piece.text)
+        return blocks.events(self.answer_id, piece, begins=number == 0 or piece.ended is not None)
 
     def end(self, choice: int, piece: Piece, number: int, reason: int) -> bytes:  # noqa: ARG002 - see finish
         return self.piece(choice, piece, number) if piece.text else _NO_FRAMES
 
     def finish(self, outcome: Outcome) -> bytes:
-        stop_reason, stop_sequence = self._stop(outcome.reason, outcome.stop_string)
-        usage = self._usage(outcome.cached_tokens, outcome.completion_tokens)
+        parts = outcome.parts
+        stop_reason, stop_sequence = self._stop(outcome.reason, outcome.stop_string, parts)
+        usage = self._usage(outcome.cached_tokens, outcome.completion_tokens, outcome.reasoning_tokens)
         delta = {"stop_reason": stop_reason, "stop_sequence": stop_sequence}
+        never_begun = self._is_parsed and not outcome.num_frames
         return (
-            _event("content_block_stop", {"index": 0})
-            + _event("message_delta", {"delta": delta, "usage": usage})
-            + _event("message_stop", {})
+            (blocks.start(self.answer_id, OutputKind.TEXT, 0) if never_begun else b"")
+            + blocks.stop(parts[-1].kind, len(parts) - 1)
+            + event("message_delta", {"delta": delta, "usage": usage})
+            + event("message_stop", {})
         )
 
-    def error(self, refusal: Refusal, number: int) -> bytes:  # noqa: ARG002 - no numbers
+    def error(self, refusal: Refusal, number: int, last: Piece | None = None) -> bytes:  # noqa: ARG002 - no numbers
         return b"event: error\ndata: %b\n\n" % envelope(refusal, self._request_id)
 
     def answer(self, choices: Sequence[CollectedChoice], outcome: Outcome) -> bytes:
         [choice] = choices
-        content = [{"type": "text", "text": choice.text}]
-        usage = self._usage(outcome.cached_tokens, outcome.completion_tokens)
-        return _encode(self._message(content, *self._stop(choice.reason, outcome.stop_string), usage))
+        usage = self._usage(outcome.cached_tokens, outcome.completion_tokens, outcome.reasoning_tokens)
+        stop = self._stop(choice.reason, outcome.stop_string, choice.parts)
+        return _encode(self._message(blocks.content(self.answer_id, choice.parts), *stop, usage))
 
     def template(self) -> FrameTemplate:
         """Deltas only: why a stream ends, and what of its prompt was cached, is in `finish`."""
-        delta = _DELTA % Slot.TEXT
+        delta = _TEXT % Slot.TEXT
         last = LastFrames(delta, delta, _NO_FRAMES, _NO_FRAMES)
         return FrameTemplate(delta, delta, last, last, last, end=b"")
 
     def _message(
-        self, content: list[dict[str, str]], stop_reason: str | None, stop_sequence: str | None, usage: dict[str, int]
+        self, content: list[dict[str, Any]], stop_reason: str | None, stop_sequence: str | None, usage: dict[str, Any]
     ) -> dict[str, Any]:
         return {
             "id": self.answer_id,
@@ -121,17 +127,20 @@ class MessagesDialect:
             "usage": usage,
         }
 
-    def _usage(self, cached_tokens: int | None, output_tokens: int) -> dict[str, int]:
+    def _usage(self, cached_tokens: int | None, output_tokens: int, reasoning_tokens: int | None) -> dict[str, Any]:
         """As Anthropic counts: input tokens are those that were not read from the cache."""
         cached = cached_tokens or 0
-        return {
+        usage: dict[str, Any] = {
             "input_tokens": self._prompt_tokens - cached,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
             "output_tokens": output_tokens,
         }
+        if reasoning_tokens is not None:
+            usage["output_tokens_details"] = {"thinking_tokens": reasoning_tokens}
+        return usage
 
-    def _stop(self, reason: int, stop_string: str | None) -> tuple[str, str | None]:
+    def _stop(self, reason: int, stop_string: str | None, parts: Sequence[Part]) -> tuple[str, str | None]:
         """stop_reason and stop_sequence."""
         match reason:
             case FinishReason.LENGTH:
@@ -140,9 +149,7 @@ class MessagesDialect:
                 return "deadline", None  # ours; the others are Anthropic's words
             case _ if stop_string is not None:
                 return "stop_sequence", stop_string
+            case _ if any(part.kind is OutputKind.TOOL_ARGUMENTS for part in parts):
+                return "tool_use", None
             case _:
                 return "end_turn", None
-
-
-def _event(kind: str, members: dict[str, Any]) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), _encode({"type": kind} | members))

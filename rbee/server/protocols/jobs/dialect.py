@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rbee.server.errors import Refusal
-    from rbee.server.streams.dialect import CollectedChoice, Piece
     from rbee.server.streams.outcome import Outcome
+    from rbee.server.streams.pieces import CollectedChoice, Piece
 
 _encode = msgspec.json.Encoder().encode
 _TOKEN = b'data: {"type":"token","t":%b,"i":%b}\n\n'
@@ -74,7 +74,7 @@ class JobDialect:
             return b""
         return frame({"type": "metrics", "tokens_per_sec": rate, "memory_bytes": memory})
 
-    def error(self, refusal: Refusal, number: int = 0) -> bytes:  # noqa: ARG002 - errors have no number
+    def error(self, refusal: Refusal, number: int = 0, last: Piece | None = None) -> bytes:  # noqa: ARG002 - no numbers
         return frame(refusals.event(refusal)) + sse.DONE
 
     def answer(self, choices: Sequence[CollectedChoice], outcome: Outcome) -> bytes:

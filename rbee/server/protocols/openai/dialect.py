@@ -13,8 +13,9 @@ import msgspec
 
 from rbee.server.http import refusals, sse
 from rbee.server.protocols.ignored_fields import warning_header
-from rbee.server.protocols.openai.frames import FINISH_NAMES, NO_MEMBERS, Chunks, Members, error, member
+from rbee.server.protocols.openai.frames import NO_MEMBERS, Chunks, Members, error, member
 from rbee.server.protocols.openai.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
+from rbee.server.protocols.openai.message import finish_name, message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from rbee.server.errors import Refusal
     from rbee.server.protocols.openai.logprobs import Format, TokenBytes
     from rbee.server.protocols.openai.schemas import StreamOptions
-    from rbee.server.streams.dialect import CollectedChoice, Piece
     from rbee.server.streams.generation import Generation
     from rbee.server.streams.outcome import Outcome
+    from rbee.server.streams.pieces import CollectedChoice, Piece
     from rbee.server.streams.records import TokenLogprob
     from rbee.transport import FrameTemplate
 
@@ -97,9 +98,10 @@ class OpenAiDialect:
 
     def finish(self, outcome: Outcome) -> bytes:
         frames = self._frames()
-        return frames.usage(outcome.completion_tokens, outcome.cached_tokens, outcome.timings) + sse.DONE
+        counts = outcome.completion_tokens, outcome.cached_tokens
+        return frames.usage(*counts, outcome.timings, outcome.reasoning_tokens) + sse.DONE
 
-    def error(self, refusal: Refusal, number: int) -> bytes:  # noqa: ARG002 - its chunks have no numbers
+    def error(self, refusal: Refusal, number: int, last: Piece | None = None) -> bytes:  # noqa: ARG002 - no numbers
         return error(refusals.envelope(refusal)) + sse.DONE
 
     def template(self) -> FrameTemplate | None:
@@ -117,6 +119,8 @@ class OpenAiDialect:
         }
         if outcome.cached_tokens is not None:
             usage["prompt_tokens_details"] = {"cached_tokens": outcome.cached_tokens}
+        if outcome.reasoning_tokens is not None:
+            usage["completion_tokens_details"] = {"reasoning_tokens": outcome.reasoning_tokens}
         answer: dict[str, Any] = {
             "id": self.answer_id,
             "object": self._OBJECT,
@@ -133,15 +137,16 @@ class OpenAiDialect:
             answer["timings"] = outcome.timings
         return msgspec.json.encode(answer)
 
-    def _text_member(self, text: str) -> dict[str, Any]:
+    def _said(self, index: int, choice: CollectedChoice) -> dict[str, Any]:
+        """The member with what a choice says."""
         raise NotImplementedError
 
     def _choice(self, index: int, choice: CollectedChoice) -> dict[str, Any]:
         members: dict[str, Any] = {
             "index": index,
-            "finish_reason": FINISH_NAMES[choice.reason],
+            "finish_reason": finish_name(choice.reason, has_calls=choice.has_calls),
             "logprobs": self._encoded(choice.entries) if self._has_logprobs else None,
-        } | self._text_member(choice.text)
+        } | self._said(index, choice)
         if not self._CHAT:
             members |= self._of_prompt(index, choice)
         if self._lists_tokens:
@@ -214,8 +219,8 @@ class ChatDialect(OpenAiDialect):
     _CHUNK_OBJECT = "chat.completion.chunk"
     _format_logprobs = staticmethod(chat_logprobs)
 
-    def _text_member(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+    def _said(self, index: int, choice: CollectedChoice) -> dict[str, Any]:
+        return {"message": message(self.answer_id, index, choice.parts)}
 
 
 class CompletionDialect(OpenAiDialect):
@@ -227,8 +232,8 @@ class CompletionDialect(OpenAiDialect):
     _CHUNK_OBJECT = "text_completion"
     _format_logprobs = staticmethod(completion_logprobs)
 
-    def _text_member(self, text: str) -> dict[str, Any]:
-        return {"text": text}
+    def _said(self, index: int, choice: CollectedChoice) -> dict[str, Any]:  # noqa: ARG002 - it has no ids
+        return {"text": choice.text}
 
 
 def _token_ids(piece: Piece) -> list[int]:

@@ -12,22 +12,19 @@ import msgspec
 
 from rbee.messages import FinishReason
 from rbee.server.http.sse import DONE
+from rbee.server.protocols.openai.message import FINISH_NAMES, ROLE, delta, finish_name
+from rbee.server.text.output import OutputKind
 from rbee.transport import FrameTemplate, LastFrames, Slot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rbee.server.protocols.openai.schemas import StreamOptions
-    from rbee.server.streams.dialect import Piece
-
-FINISH_NAMES: dict[int, str] = {
-    FinishReason.STOP: "stop",
-    FinishReason.LENGTH: "length",
-    FinishReason.DEADLINE: "deadline",  # ours; the others are OpenAI's words
-}
+    from rbee.server.streams.pieces import Piece
 
 _encode = msgspec.json.Encoder().encode
 _FINISH = {reason: _encode(name) for reason, name in FINISH_NAMES.items()}
+_TEXT = OutputKind.TEXT  # looked up for each chunk
 _NOT_YET = b"null"
 _TIMING = b',"timing":{"committed_ns":%b}'  # when the engine committed the chunk's token, CLOCK_MONOTONIC
 _END = b"}\n\n"
@@ -76,6 +73,7 @@ class Chunks:
             named["system_fingerprint"] = fingerprint
         constant = _encode(named)
         self._head = b"data: " + constant[:-1] + b',"choices":['
+        self._answer_id = answer_id
         self._choices = [_Choice(self._head, index, chat=chat) for index in range(n * len(prompt_tokens))]
         self._after = b"}" if chat else b""
         self._counts_on = options.include_usage and options.continuous_usage_stats
@@ -88,9 +86,12 @@ class Chunks:
         self._after_text = self._chunk(b"", b"", _NOT_YET, b"").removesuffix(_END)  # of most chunks
 
     def text(self, choice: int, number: int, piece: Piece, members: Members) -> bytes:
-        """A chunk with text, the `number`th of its choice."""
+        """The chunk of a piece, the `number`th of its choice."""
         parts = self._choices[choice]
-        body = (parts.next if number else parts.first) + _encode(piece.text)
+        if piece.kind is _TEXT:
+            body = (parts.next if number else parts.first) + _encode(piece.text)
+        else:
+            body = parts.empty + (b"" if number else ROLE) + delta(self._answer_id, choice, piece)
         if members is not NO_MEMBERS:
             return self._chunk(body, members.of_choice, _NOT_YET, self._extra(choice, piece) + members.of_chunk)
         extra = self._extra(choice, piece) if self._has_extra else b""
@@ -100,21 +101,34 @@ class Chunks:
         """The last chunk of a choice; with no text it has an empty delta, unless it is the first one too."""
         parts = self._choices[choice]
         body = parts.empty
-        if piece.text or number == 0:
+        if piece.kind is not _TEXT:
+            body += (b"" if number else ROLE) + delta(self._answer_id, choice, piece)
+        elif piece.text or number == 0:
             body = (parts.next if number else parts.first) + _encode(piece.text)
         extra = self._extra(choice, piece) + members.of_chunk
-        return self._chunk(body, members.of_choice, _FINISH[reason], extra)
+        finish = _encode(finish_name(reason, has_calls=piece.num_calls > 0))
+        return self._chunk(body, members.of_choice, finish, extra)
 
     def usage(
-        self, completion_tokens: int, cached_tokens: int | None, timings: dict[str, float] | None = None
+        self,
+        completion_tokens: int,
+        cached_tokens: int | None,
+        timings: dict[str, float] | None = None,
+        reasoning_tokens: int | None = None,
     ) -> bytes:
-        """The chunk with the token counts, the timings or both, and no choices; empty if the stream has neither."""
+        """The chunk with the token counts, the timings or both, and no choices; empty if the stream has neither.
+
+        `reasoning_tokens` are those of the completion that are reasoning; None if nobody has looked for any.
+        """
         members = b""
         if self._options.include_usage:
             prompt_tokens = sum(self._prompt_tokens)
             counts = b"%d" % completion_tokens, b"%d" % (prompt_tokens + completion_tokens)
             cached = b"" if cached_tokens is None else b"%d" % cached_tokens
-            members = _usage(prompt_tokens, *counts, cached) + b"}"
+            members = _usage(prompt_tokens, *counts, cached)
+            if reasoning_tokens is not None:
+                members += b',"completion_tokens_details":{"reasoning_tokens":%d}' % reasoning_tokens
+            members += b"}"
         if timings is not None:
             members += b',"timings":' + _encode(timings)
         return b"%b]%b" % (self._head, members + _END) if members else b""

@@ -1,7 +1,7 @@
 """OpenAI's Responses: the response object, and the typed events of its stream.
 
-Owns their JSON and the numbers of events. What is constant in a stream is rendered once. Knows neither where the text
-comes from nor where the bytes go.
+Owns the JSON of the response; `rbee.server.protocols.responses.items` has that of its output. What is constant in a
+stream is rendered once. Knows neither where the text comes from nor where the bytes go.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import msgspec
 from rbee.messages import FinishReason
 from rbee.server.http import sse
 from rbee.server.protocols.ignored_fields import warning_header
+from rbee.server.protocols.responses.items import NUM_CREATED, NUM_OPENING, Items, event, number_of
+from rbee.server.text.output import OutputKind
 from rbee.transport import FrameTemplate, LastFrames, Slot
 
 if TYPE_CHECKING:
@@ -22,13 +24,13 @@ if TYPE_CHECKING:
 
     from rbee.server.errors import Refusal
     from rbee.server.protocols.responses.schemas import ResponsesRequest
-    from rbee.server.streams.dialect import CollectedChoice, Piece
     from rbee.server.streams.generation import Generation
     from rbee.server.streams.outcome import Outcome
+    from rbee.server.streams.pieces import CollectedChoice, Part, Piece
 
 _encode = msgspec.json.Encoder().encode
 
-_NUM_BEGINNING = 4  # events before the first text
+_NUM_BEGINNING = NUM_CREATED + NUM_OPENING  # events before the first text of an output that is nothing else
 _NO_FRAMES = b""
 _INCOMPLETE = {
     FinishReason.LENGTH: "max_output_tokens",
@@ -39,7 +41,7 @@ _INCOMPLETE = {
 class ResponsesDialect:
     """One answer to POST /v1/responses: see `rbee.server.streams.dialect.Dialect`.
 
-    Its generation has `keep_text`: the last events repeat all of the text.
+    Its generation has `keep_text`: the last events of an item repeat all of its text.
 
     Args:
         model: its name.
@@ -62,7 +64,7 @@ class ResponsesDialect:
     ) -> None:
         unique = uuid.uuid4().hex
         self.answer_id = f"resp_{unique}"
-        self._item_id = f"msg_{unique}"
+        self._items = Items(self.answer_id)
         headers = warning_header(ignored)
         self.stream_headers: Sequence[tuple[bytes, bytes]] = [*sse.HEADERS, *headers]
         self.answer_headers: Sequence[tuple[bytes, bytes]] = [(b"content-type", b"application/json"), *headers]
@@ -70,76 +72,71 @@ class ResponsesDialect:
         self._request = request
         self._sampling = generation.sampling
         self._prompt_tokens = len(generation.prompt)
+        self._is_parsed = generation.output is not None
         self._clock = clock
         self._created_at = int(clock())
-        self._before, self._after = self._delta()
+        self._text = self._items.delta(OutputKind.TEXT, 0)
 
     def begin(self) -> bytes:
-        """All that comes before the first text; a queued request has it at once."""
+        """All that comes before the first text; a queued request has it at once.
+
+        What the first item is, is not known yet if the output is parsed: it begins with its first piece.
+        """
         response = self._response("in_progress")
-        item = self._item("in_progress", [])
-        part = {"item_id": self._item_id, "output_index": 0, "content_index": 0, "part": _part("")}
         return (
-            _event("response.created", 0, {"response": response})
-            + _event("response.in_progress", 1, {"response": response})
-            + _event("response.output_item.added", 2, {"output_index": 0, "item": item})
-            + _event("response.content_part.added", 3, part)
+            event("response.created", 0, {"response": response})
+            + event("response.in_progress", 1, {"response": response})
+            + (b"" if self._is_parsed else self._items.open(OutputKind.TEXT, 0, NUM_CREATED))
         )
 
     def piece(self, choice: int, piece: Piece, number: int) -> bytes:  # noqa: ARG002 - there is one choice
-        return self._before[0] + b"%d" % (_NUM_BEGINNING + number) + self._before[1] + _encode(piece.text) + self._after
+        if self._is_parsed:
+            return self._items.piece(piece, number)
+        to_number, to_text, after = self._text
+        return to_number + b"%d" % (_NUM_BEGINNING + number) + to_text + _encode(piece.text) + after
 
     def end(self, choice: int, piece: Piece, number: int, reason: int) -> bytes:  # noqa: ARG002 - see finish
         return self.piece(choice, piece, number) if piece.text else _NO_FRAMES
 
     def finish(self, outcome: Outcome) -> bytes:
-        number = _NUM_BEGINNING + outcome.num_frames
-        response = self._ended(outcome.text, outcome.reason, outcome)
-        [item] = response["output"]
-        [part] = item["content"]
-        place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
-        text = place | {"text": outcome.text, "logprobs": []}
-        return (
-            _event("response.output_text.done", number, text)
-            + _event("response.content_part.done", number + 1, place | {"part": part})
-            + _event("response.output_item.done", number + 2, {"output_index": 0, "item": item})
-            + _event(f"response.{response['status']}", number + 3, {"response": response})
-        )
+        parts = outcome.parts
+        response = self._ended(parts, outcome.reason, outcome)
+        status = response["status"]
+        never_begun = self._is_parsed and not outcome.num_frames
+        opening = self._items.open(OutputKind.TEXT, 0, NUM_CREATED) if never_begun else _NO_FRAMES
+        closing, number = self._items.finish(parts, outcome.num_frames, status)
+        return opening + closing + event(f"response.{status}", number, {"response": response})
 
-    def error(self, refusal: Refusal, number: int) -> bytes:
+    def error(self, refusal: Refusal, number: int, last: Piece | None = None) -> bytes:
         error = {"code": "server_error", "message": refusal.message}  # OpenAI's word for all that is not the client's
-        return _event(
-            "response.failed", _NUM_BEGINNING + number, {"response": self._response("failed") | {"error": error}}
-        )
+        if last is not None:
+            next_number = number_of(last, number - 1) + 1
+        else:
+            next_number = NUM_CREATED if self._is_parsed else _NUM_BEGINNING + number
+        return event("response.failed", next_number, {"response": self._response("failed") | {"error": error}})
 
     def answer(self, choices: Sequence[CollectedChoice], outcome: Outcome) -> bytes:
         [choice] = choices
-        return _encode(self._ended(choice.text, choice.reason, outcome))
+        return _encode(self._ended(choice.parts, choice.reason, outcome))
 
     def template(self) -> FrameTemplate:
         """Deltas only: the events behind them repeat the text, in `finish`."""
-        delta = self._before[0] + Slot.INDEX + self._before[1] + Slot.TEXT + self._after
+        to_number, to_text, after = self._text
+        delta = to_number + Slot.INDEX + to_text + Slot.TEXT + after
         last = LastFrames(delta, delta, _NO_FRAMES, _NO_FRAMES)
         return FrameTemplate(delta, delta, last, last, last, end=b"", first_index=_NUM_BEGINNING)
 
-    def _delta(self) -> tuple[tuple[bytes, bytes], bytes]:
-        """What stands before the number of a delta and before its text, and behind that."""
-        kind = b"response.output_text.delta"
-        to_number = b'event: %b\ndata: {"type":"%b","sequence_number":' % (kind, kind)
-        place = b',"item_id":%b,"output_index":0,"content_index":0,"delta":' % _encode(self._item_id)
-        return (to_number, place), b',"logprobs":[]}\n\n'
-
-    def _ended(self, text: str, reason: int, outcome: Outcome) -> dict[str, Any]:
+    def _ended(self, parts: Sequence[Part], reason: int, outcome: Outcome) -> dict[str, Any]:
         """The response object of an ordinary end."""
         why = _INCOMPLETE.get(FinishReason(reason))
         status = "completed" if why is None else "incomplete"
         ended: dict[str, Any] = {
-            "output": [self._item(status, [_part(text)])],
+            "output": self._items.whole(parts, status),
             "usage": {
                 "input_tokens": self._prompt_tokens,
                 "input_tokens_details": {"cached_tokens": outcome.cached_tokens or 0, "cache_write_tokens": 0},
                 "output_tokens": outcome.completion_tokens,
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": outcome.reasoning_tokens or 0},
                 "total_tokens": self._prompt_tokens + outcome.completion_tokens,
             },
         }
@@ -184,15 +181,3 @@ class ResponsesDialect:
             "usage": None,
             "user": request.user,
         }
-
-    def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": self._item_id, "type": "message", "status": status, "role": "assistant", "content": content}
-
-
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-
-def _event(kind: str, number: int, members: dict[str, Any]) -> bytes:
-    data = _encode({"type": kind, "sequence_number": number} | members)
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)

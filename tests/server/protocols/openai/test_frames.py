@@ -10,7 +10,7 @@ import pytest
 from rbee.messages import FinishReason
 from rbee.server.protocols.openai.frames import NO_MEMBERS, Chunks, Members, member
 from rbee.server.protocols.openai.schemas import StreamOptions
-from rbee.server.streams.dialect import Piece
+from rbee.server.streams.pieces import Piece
 
 
 def chunks(*, chat: bool, n: int = 1, **options: bool) -> Chunks:

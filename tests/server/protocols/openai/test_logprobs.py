@@ -16,9 +16,9 @@ from rbee.sampling_params import SamplingParams
 from rbee.server.protocols.openai.dialect import ChatDialect, CompletionDialect
 from rbee.server.protocols.openai.logprobs import LEAST, chat_logprobs, completion_logprobs, prompt_logprobs
 from rbee.server.protocols.openai.schemas import StreamOptions
-from rbee.server.streams.dialect import CollectedChoice, Piece
 from rbee.server.streams.generation import Generation
 from rbee.server.streams.outcome import Outcome
+from rbee.server.streams.pieces import CollectedChoice, Piece
 from rbee.server.streams.records import TokenLogprob, TokenRecords
 from rbee.server.text.detokenizer import detokenizers
 from tests.batches import record_batch, scored, scored_prompt
