@@ -69,9 +69,16 @@ COMPAT := build/compat
 
 $(COMPAT)/venv/.installed: tests/compat/requirements.txt
 $(COMPAT)/aiperf/.installed: tests/compat/requirements-aiperf.txt
+$(COMPAT)/guidellm/.installed: tests/compat/requirements-guidellm.txt $(COMPAT)/guidellm/.torch
 $(COMPAT)/%/.installed:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install -q --only-binary :all: -r $<
+	touch $@
+
+# guidellm needs it: first and exactly, as for $(STAMP).
+$(COMPAT)/guidellm/.torch:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q -c .ci/constraints.txt torch
 	touch $@
 
 $(COMPAT)/node_modules/.installed: tests/compat/package.json
@@ -80,7 +87,7 @@ $(COMPAT)/node_modules/.installed: tests/compat/package.json
 	npm install --prefix $(COMPAT) --no-audit --no-fund --no-package-lock --ignore-scripts
 	touch $@
 
-compat: setup $(COMPAT)/venv/.installed $(COMPAT)/aiperf/.installed $(COMPAT)/node_modules/.installed
+compat: setup $(foreach name,venv aiperf guidellm node_modules,$(COMPAT)/$(name)/.installed)
 	$(BIN)/rbee pull
 	$(BIN)/python -m tests.compat $(ARGS)
 

@@ -194,6 +194,11 @@ class RecordingEngine:
         """It is."""
         return self._ready
 
+    @property
+    def ready(self) -> Ready:
+        """As a Supervisor has it."""
+        return self._ready
+
     def __enter__(self) -> Self:
         arena = Arena.create(num_rings=self.num_rings, ring_capacity=self.ring_capacity, epoch=1)
         arena.unlink()

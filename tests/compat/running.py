@@ -51,10 +51,12 @@ CLIENTS = (
     Client("anthropic-npm", "@anthropic-ai/sdk", "anthropic_npm.mjs", _ANTHROPIC, needs="node"),
     Client("langchain", "LangChain", "langchain.py", _BYTES | {"completion", "completions", "message"}),
     Client("litellm", "LiteLLM", "litellm_python.py", _BYTES),
+    Client("pydantic-ai", "pydantic-ai", "pydantic_ai_agent.py", _BYTES | {"response", "message"}),
     Client("llm", "llm", "llm_cli.py", _BYTES),
     Client("vercel", "Vercel AI SDK", "vercel_ai.mjs", _BYTES | {"stopped chat"}, needs="node"),
     Client("chromium", "Chromium", "chromium.mjs", _BYTES, needs="chromium", has_key=False),
     Client("aiperf", "aiperf", "aiperf_cli.py", _BYTES, environment="aiperf"),
+    Client("guidellm", "guidellm", "guidellm_cli.py", _BYTES, environment="guidellm"),
     Client("jdk", "JDK HttpClient", "jdk.py", _BYTES, needs="java"),
 )
 

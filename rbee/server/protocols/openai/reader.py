@@ -138,10 +138,14 @@ class RequestReader:
         """The tokens of a prompt or of messages, which may be longer than the model takes (0: not known yet)."""
         limit = max(MAX_TOKENIZED, max_model_len)
         reader = FieldReader(lenient=self._lenient)
-        asked = reader.read(decode_object(body), TokenizeRequest, {})
+        given = decode_object(body)
+        asked = reader.read(given, TokenizeRequest, {})
         self.check_model(asked.model)
         if (asked.prompt is None) == (asked.messages is None):
             raise invalid("prompt", "Send either prompt or messages.")
+        for name in ("continue_final_message", "chat_template_kwargs"):
+            if asked.messages is None and getattr(asked, name):
+                raise invalid(name, f"{name} is for messages; leave it out beside a prompt.")
         add_special_tokens = asked.messages is None if asked.add_special_tokens is None else asked.add_special_tokens
         try:
             if asked.messages is None:
@@ -150,8 +154,14 @@ class RequestReader:
                 tools = read_tools(asked.tools, reader)
                 template = self._reader.model.chat_template
                 messages = read_messages(asked.messages, reader, shows_reasoning=_shows_reasoning(template, tools))
+                _check_continued(asked, messages, given)
                 pieces = self._reader.chat_pieces(
-                    messages, limit, ToolUse(tools), add_generation_prompt=asked.add_generation_prompt
+                    messages,
+                    limit,
+                    ToolUse(tools),
+                    add_generation_prompt=asked.add_generation_prompt,
+                    continue_final_message=asked.continue_final_message,
+                    variables=asked.chat_template_kwargs,
                 )
             token_ids = self._codec.encode_pieces(pieces, add_special_tokens=add_special_tokens, limit=limit)
         except TooManyTokensError as error:
@@ -251,16 +261,25 @@ def read_chat(given: dict[str, Any], reader: FieldReader, template: ChatTemplate
     tool_use = read_tool_use(request.tools, request.tool_choice, reader, parallel=request.parallel_tool_calls)
     shows_reasoning = _shows_reasoning(template, tool_use.offered)
     messages = read_messages(request.messages, reader, shows_reasoning=shows_reasoning)
-    if request.continue_final_message and request.add_generation_prompt and "add_generation_prompt" in given:
+    _check_continued(request, messages, given)
+    return ReadChat(request, messages, tool_use)
+
+
+def _check_continued(
+    request: ChatRequest | TokenizeRequest, messages: list[dict[str, Any]], given: dict[str, Any]
+) -> None:
+    """That continue_final_message, if it is set, has a message to continue; `given` tells what else was set."""
+    if not request.continue_final_message:
+        return
+    if request.add_generation_prompt and given.get("add_generation_prompt") is not None:
         raise invalid(
             "continue_final_message",
             "continue_final_message and add_generation_prompt exclude each other; set one only.",
         )
-    if request.continue_final_message and messages[-1]["role"] != "assistant":
+    if not messages or messages[-1]["role"] != "assistant":
         raise invalid("continue_final_message", "continue_final_message needs a last message whose role is assistant.")
-    if request.continue_final_message and "tool_calls" in messages[-1]:
+    if "tool_calls" in messages[-1]:
         raise invalid("continue_final_message", "continue_final_message needs a last message without tool_calls.")
-    return ReadChat(request, messages, tool_use)
 
 
 def _shows_reasoning(template: ChatTemplate | None, tools: tuple[Tool, ...]) -> bool:
