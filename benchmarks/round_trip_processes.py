@@ -300,7 +300,7 @@ def _time_parts(bodies: list[bytes], model: ServedModel, engine: _ReadyEngine) -
         given = reader.with_defaults(decode_object(body))
         marks.append(time.monotonic_ns())
         fields = FieldReader(lenient=False)
-        request, messages = read_chat(given, fields)
+        request, messages, _ = read_chat(given, fields, model.chat_template)
         marks.append(time.monotonic_ns())
         pieces = reader.chat_pieces(messages, _MAX_MODEL_LEN)
         marks.append(time.monotonic_ns())

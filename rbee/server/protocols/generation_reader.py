@@ -8,11 +8,11 @@ beyond those of a `GenerationRequest`.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rbee.server.errors import Refusal, RefusalKind, invalid
 from rbee.server.protocols.parameters import Limits, check_choices, read_parameters
-from rbee.server.streams.generation import Generation, Prompt
+from rbee.server.streams.generation import Generation, OutputPlan, Prompt
 from rbee.server.text.tokenizer import TooManyTokensError
 from rbee.server.text.tool_use import NO_TOOLS
 
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from rbee.server.text.served_model import ServedModel
     from rbee.server.text.token_text import Echo
     from rbee.server.text.tool_use import ToolUse
+
+
+class ChatPrompt(NamedTuple):
+    """The prompt of a conversation."""
+
+    token_ids: list[int]
+    reasoning_open: bool  # it ends inside of the model's reasoning
 
 
 class GenerationReader:
@@ -69,15 +76,27 @@ class GenerationReader:
         *,
         add_special_tokens: bool = False,
         **options: Any,
-    ) -> list[int]:
-        """The token ids of messages, as `ChatTemplate.render` takes them; `options` are its others.
+    ) -> ChatPrompt:
+        """The prompt of messages, as `ChatTemplate.render` takes them; `options` are its others.
 
         `param` is where they stand in the request.
         """
         limit = engine.max_model_len
         with _fitting(limit, param):
             pieces = self.chat_pieces(messages, limit, **options)
-            return self.model.codec.encode_pieces(pieces, add_special_tokens=add_special_tokens, limit=limit)
+            token_ids = self.model.codec.encode_pieces(pieces, add_special_tokens=add_special_tokens, limit=limit)
+        beginning = messages[-1]["content"] or "" if options.get("continue_final_message") else ""
+        return ChatPrompt(token_ids, self.model.output_format.opens_reasoning(pieces[-1], beginning))
+
+    def output_plan(self, tool_use: ToolUse, prompt: ChatPrompt, *, as_it_is: bool = False) -> OutputPlan | None:
+        """How the answer is read; None if it is text, and nothing else.
+
+        `as_it_is`: all of what the model writes is wanted as text, unless it may call tools.
+        """
+        form = self.model.output_format
+        if not (tool_use.tools or (form.has_reasoning and not as_it_is)):
+            return None
+        return OutputPlan(format=form, tools=tool_use.tools, reasoning_open=prompt.reasoning_open)
 
     def chat_pieces(
         self, messages: list[dict[str, Any]], limit: int, tool_use: ToolUse = NO_TOOLS, **options: Any
@@ -112,6 +131,7 @@ class GenerationReader:
         more_prompts: Sequence[Prompt] = (),
         show_output: bool = True,
         tool_use: ToolUse = NO_TOOLS,
+        output: OutputPlan | None = None,
     ) -> Generation:
         """What the engine is asked for.
 
@@ -126,6 +146,7 @@ class GenerationReader:
             more_prompts: also; all have the same parameters, so that with several `max_tokens` is not None.
             show_output: also.
             tool_use: also.
+            output: also.
         """
         if not engine.has_head:
             raise invalid(
@@ -156,6 +177,7 @@ class GenerationReader:
             deadline_ns=parameters.deadline_ns,
             cache_salt=request.cache_salt,
             tool_use=tool_use,
+            output=output,
         )
 
 

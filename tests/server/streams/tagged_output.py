@@ -84,7 +84,15 @@ class TaggedFormat:
         """A fresh one."""
         return TaggedParser(OutputKind.REASONING if reasoning_open else OutputKind.TEXT)
 
-    def grammar(self, tools: Sequence[Tool], *, choice: ToolChoice, parallel: bool, answer: str | None) -> None:
+    def grammar(
+        self,
+        tools: Sequence[Tool],
+        *,
+        choice: ToolChoice,
+        parallel: bool,
+        answer: str | None,
+        reasoning_open: bool = False,
+    ) -> None:
         """None of these tests has one."""
         raise NotImplementedError
 

@@ -1,6 +1,5 @@
 """Tools in prompts: as transformers renders them, and what a template gets that takes another form."""
 
-# ruff: noqa: RUF001 - one family writes its tokens with wide bars
 from __future__ import annotations
 
 import dataclasses

@@ -4,7 +4,6 @@ The templates in tool_templates are those of known families, written anew with w
 their input, what they fail on and what they leave out.
 """
 
-# ruff: noqa: RUF001 - one family writes its tokens with wide bars
 from __future__ import annotations
 
 import json

@@ -52,15 +52,16 @@ class MessagesReader:
         tool_use = read_tool_use(request, reader)
         messages, options = self._conversation(request, tool_use, reader)
         prompt = self._reader.chat_prompt(messages, arrival.engine, **options)
-        room = max(arrival.engine.max_model_len - len(prompt), 1)
+        room = max(arrival.engine.max_model_len - len(prompt.token_ids), 1)
         generation = self._reader.generation(
             msgspec.structs.replace(request, stop=request.stop_sequences),
-            prompt,
+            prompt.token_ids,
             max_tokens=min(request.max_tokens, room),
             deadlines=arrival.deadlines,
             engine=arrival.engine,
             received_ns=arrival.received_ns,
             tool_use=tool_use,
+            output=self._reader.output_plan(tool_use, prompt),
         )
         dialect = MessagesDialect(
             self._model.name,

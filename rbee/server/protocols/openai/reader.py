@@ -105,12 +105,13 @@ class RequestReader:
         )
         generation = self._reader.generation(
             request,
-            prompt,
+            prompt.token_ids,
             max_tokens=output_limit(request),
             deadlines=deadlines,
             engine=engine,
             received_ns=received_ns,
             tool_use=tool_use,
+            output=self._reader.output_plan(tool_use, prompt, as_it_is=not request.skip_special_tokens),
         )
         return self._asked(request, reader, ChatDialect, generation, engine)
 

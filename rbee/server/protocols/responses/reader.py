@@ -38,6 +38,7 @@ from rbee.server.protocols.responses.tools import read_tool_use
 if TYPE_CHECKING:
     from rbee.messages import Ready
     from rbee.server.protocols.generating import Arrival
+    from rbee.server.protocols.generation_reader import ChatPrompt
     from rbee.server.text.chat_template import ChatTemplate
     from rbee.server.text.served_model import ServedModel
     from rbee.server.text.tool_use import ToolUse
@@ -60,20 +61,22 @@ class ResponsesReader:
         _check_form(request, reader)
         self._reader.check_model(request.model)
         tool_use = read_tool_use(request, reader)
+        prompt = self._prompt(request, tool_use, reader, arrival.engine)
         generation = self._reader.generation(
             request,
-            self._prompt(request, tool_use, reader, arrival.engine),
+            prompt.token_ids,
             max_tokens=request.max_output_tokens,
             deadlines=arrival.deadlines,
             engine=arrival.engine,
             received_ns=arrival.received_ns,
             tool_use=tool_use,
+            output=self._reader.output_plan(tool_use, prompt),
         )
         generation = dataclasses.replace(generation, keep_text=True)
         dialect = ResponsesDialect(self._model.name, generation, request, ignored=reader.ignored)
         return Asked(generation, dialect, request.stream)
 
-    def _prompt(self, request: ResponsesRequest, tool_use: ToolUse, reader: FieldReader, engine: Ready) -> list[int]:
+    def _prompt(self, request: ResponsesRequest, tool_use: ToolUse, reader: FieldReader, engine: Ready) -> ChatPrompt:
         template = self._reader.template_for(tool_use)
         messages = read_input(
             request.instructions,

@@ -173,6 +173,18 @@ class ModelFormat:
             return demand.harmony()
         return demand.tagged(self._reasoning or NO_REASONING, self.tool_parser)
 
+    def opens_reasoning(self, prompt: str, beginning: str = "") -> bool:
+        """Whether a prompt, of which this is the end, ends inside of the reasoning.
+
+        `beginning` is the beginning of the answer, if the prompt has one already.
+        """
+        form = self._reasoning
+        if form is None:
+            return False
+        last_open = max((beginning.rfind(tag) for tag in form.openers), default=-1)
+        last_close = max((beginning.rfind(tag) for tag in form.closers), default=-1)
+        return last_open > last_close or prompt.rstrip().endswith(tuple(form.openers))
+
     def _token_of(self, tag: str) -> int | None:
         """The id of a tag that grammars match as a token: a special one, or one in angle brackets."""
         is_tag = tag in self._hidden or (tag.startswith("<") and tag.endswith(">"))

@@ -144,7 +144,9 @@ def test_tokenize_counts_tools():
     reader = RequestReader(model, num_rings=64, ring_capacity=1024, lenient=False)
 
     def text(**fields):
-        return model.codec.decode(reader.tokenize(json.dumps({"messages": conversation("chat")} | fields).encode(), 0))
+        return model.codec.decode(
+            reader.tokenize(json.dumps({"messages": conversation("chat")} | fields).encode(), 0).token_ids
+        )
 
     assert text() == SHOWN
     function = '{"name": "f", "parameters": {"type": "object"}}'
