@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from rbee.messages import Loading
+from rbee.messages import FinishReason, Loading
 from rbee.sampling_params import SamplingParams
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.protocols.jobs.loading import progress_event
@@ -25,13 +25,17 @@ from tests.server.protocols.dialects_parts import (
     HI_PROMPT,
     MESSAGES,
     RESPONSES,
+    collected,
+    make_generation,
     make_messages_dialect,
     make_responses_dialect,
+    streamed,
 )
 from tests.server.server_parts import PATIENCE, expected
+from tests.server.streams.tagged_output import ANSWER, PLAN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.conftest import Server
 
@@ -148,6 +152,20 @@ def check_streams(http: httpx.Client, described: Described) -> None:
         described.check(described.answer("POST", path, 200, EVENTS), event)
 
 
+async def check_parsed(described: Described) -> None:
+    """Answers with reasoning and calls, whole and streamed, as the dialects write them."""
+    usage = StreamOptions(include_usage=True)
+    made: list[tuple[str, Callable[[], Any]]] = [
+        (CHAT, lambda: ChatDialect("m", make_generation(output=PLAN), usage, lambda _: b"")),
+        (MESSAGES, lambda: make_messages_dialect(plan=PLAN)),
+        (RESPONSES, lambda: make_responses_dialect(plan=PLAN)),
+    ]
+    for path, make in made:
+        described.check(described.answer("POST", path), collected(make(), ANSWER, FinishReason.STOP))
+        for event in events_of(streamed(make(), ANSWER, FinishReason.STOP).written()):
+            described.check(described.answer("POST", path, 200, EVENTS), event)
+
+
 def check_jobs(http: httpx.Client, described: Described) -> None:
     """Starts, ends, cancels, and the progress of loading."""
     job = {"prompt": "job", "max_tokens": 9}
@@ -193,6 +211,7 @@ def test_answers_have_what_is_said_of_them(http: httpx.Client, described: Descri
     """No answer and no event has another member, and every member that is described is in one of them."""
     check_whole(http, described)
     check_streams(http, described)
+    asyncio.run(check_parsed(described))
     check_jobs(http, described)
     check_loading(described)
     assert described.members() <= described.seen

@@ -7,16 +7,42 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from msgspec import UNSET, UnsetType
+
 from rbee.server.protocols.openapi import Shape
 
 # The last one is ours.
-StopReason = Literal["end_turn", "max_tokens", "model_context_window_exceeded", "stop_sequence", "deadline"]
+StopReason = Literal["end_turn", "max_tokens", "model_context_window_exceeded", "stop_sequence", "tool_use", "deadline"]
 
 
 class AnthropicText(Shape, tag_field="type", tag="text"):
-    """A block of an answer."""
+    """A block of text."""
 
     text: str
+
+
+class AnthropicThinking(Shape, tag_field="type", tag="thinking"):
+    """A block of reasoning; nobody signs it."""
+
+    thinking: str
+    signature: str
+
+
+class AnthropicToolUse(Shape, tag_field="type", tag="tool_use"):
+    """A call of a tool; what is no JSON stands as INVALID_JSON in its input."""
+
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+AnthropicBlock = AnthropicText | AnthropicThinking | AnthropicToolUse
+
+
+class AnthropicOutputDetails(Shape):
+    """What of the output is no answer."""
+
+    thinking_tokens: int
 
 
 class AnthropicUsage(Shape):
@@ -26,6 +52,7 @@ class AnthropicUsage(Shape):
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
     output_tokens: int
+    output_tokens_details: AnthropicOutputDetails | UnsetType = UNSET  # of outputs that are read
 
 
 class AnthropicMessage(Shape, tag_field="type", tag="message"):
@@ -34,7 +61,7 @@ class AnthropicMessage(Shape, tag_field="type", tag="message"):
     id: str
     role: Literal["assistant"]
     model: str
-    content: list[AnthropicText]
+    content: list[AnthropicBlock]
     stop_reason: StopReason | None
     stop_sequence: str | None
     usage: AnthropicUsage
@@ -56,7 +83,7 @@ class ContentBlockStart(Shape, tag_field="type", tag="content_block_start"):
     """A block begins."""
 
     index: int
-    content_block: AnthropicText
+    content_block: AnthropicBlock
 
 
 class Ping(Shape, tag_field="type", tag="ping"):
@@ -69,11 +96,29 @@ class TextDelta(Shape, tag_field="type", tag="text_delta"):
     text: str
 
 
+class ThinkingDelta(Shape, tag_field="type", tag="thinking_delta"):
+    """More of a block's reasoning."""
+
+    thinking: str
+
+
+class SignatureDelta(Shape, tag_field="type", tag="signature_delta"):
+    """The signature of a block of reasoning."""
+
+    signature: str
+
+
+class InputJsonDelta(Shape, tag_field="type", tag="input_json_delta"):
+    """More of a call's input, which is JSON as the model wrote it."""
+
+    partial_json: str
+
+
 class ContentBlockDelta(Shape, tag_field="type", tag="content_block_delta"):
     """A block goes on."""
 
     index: int
-    delta: TextDelta
+    delta: TextDelta | ThinkingDelta | SignatureDelta | InputJsonDelta
 
 
 class ContentBlockStop(Shape, tag_field="type", tag="content_block_stop"):

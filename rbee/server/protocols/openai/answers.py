@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 from rbee.server.protocols.openapi import ErrorEnvelope, Shape
 
 FinishReason = Literal["stop", "length", "deadline"]  # the last one is ours
+ChatFinishReason = Literal["stop", "length", "tool_calls", "deadline"]
 
 
 class LikelyToken(Shape):
@@ -60,13 +61,20 @@ class PromptTokensDetails(Shape):
     cached_tokens: int
 
 
+class CompletionTokensDetails(Shape):
+    """What of the completion is no answer."""
+
+    reasoning_tokens: int
+
+
 class Usage(Shape):
-    """Tokens of all choices together; each prompt counts once."""
+    """Tokens of all choices together; each prompt counts once. The last member comes with outputs that are read."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails | UnsetType = UNSET
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
 
 class Timings(Shape):
@@ -107,19 +115,36 @@ class CommitTime(Shape):
     committed_ns: int
 
 
+class CalledFunction(Shape):
+    """A function and its arguments, which are JSON as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+class ChatToolCall(Shape, tag_field="type", tag="function"):
+    """A call of a tool."""
+
+    id: str
+    function: CalledFunction
+
+
 class ChatMessage(Shape):
-    """The assistant's turn."""
+    """The assistant's turn. The text is null if there are calls alone; both names of the reasoning have the same."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ChatToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(Shape):
     """An answer to a conversation."""
 
     index: int
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
     logprobs: ChatLogprobs | None
     message: ChatMessage
     token_ids: list[int] | UnsetType = UNSET
@@ -135,11 +160,30 @@ class ChatCompletion(_Answer, kw_only=True):
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 
+class CalledFunctionDelta(Shape):
+    """The name of a function, in a call's first chunk, or more of its arguments."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class ChatToolCallDelta(Shape):
+    """What a chunk adds to a call; id and type come in its first one."""
+
+    index: int
+    function: CalledFunctionDelta
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
 class ChatDelta(Shape):
-    """What a chunk adds to the assistant's turn; the role comes with its first text."""
+    """What a chunk adds to the assistant's turn; the role comes first, with null if it is no text that follows."""
 
     role: Literal["assistant"] | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ChatToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(Shape):
@@ -147,7 +191,7 @@ class ChatChunkChoice(Shape):
 
     index: int
     delta: ChatDelta
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
     logprobs: ChatLogprobs | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
 

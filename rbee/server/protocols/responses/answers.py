@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from rbee.server.protocols.openapi import Shape
 
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+
 
 class OutputText(Shape, tag_field="type", tag="output_text"):
     """A part of a message."""
@@ -22,9 +24,37 @@ class OutputMessage(Shape, tag_field="type", tag="message"):
     """An item of the output."""
 
     id: str
-    status: Literal["in_progress", "completed", "incomplete"]
+    status: ItemStatus
     role: Literal["assistant"]
     content: list[OutputText]
+
+
+class ReasoningText(Shape, tag_field="type", tag="reasoning_text"):
+    """The part of a reasoning item."""
+
+    text: str
+
+
+class ReasoningItem(Shape, tag_field="type", tag="reasoning"):
+    """An item of the output: what the model thought."""
+
+    id: str
+    status: ItemStatus
+    summary: list[None]  # always empty
+    content: list[ReasoningText]
+
+
+class FunctionCall(Shape, tag_field="type", tag="function_call"):
+    """An item of the output: a call, with its arguments in JSON as the model wrote it."""
+
+    id: str
+    status: ItemStatus
+    call_id: str
+    name: str
+    arguments: str
+
+
+OutputItem = OutputMessage | ReasoningItem | FunctionCall
 
 
 class InputTokensDetails(Shape):
@@ -64,10 +94,10 @@ class IncompleteDetails(Shape):
 
 
 class ReasoningConfig(Shape):
-    """How much a model may think: nothing."""
+    """How much a model may think, as the request says; null leaves it to the model."""
 
-    effort: None
-    summary: None
+    effort: str | None
+    summary: str | None
 
 
 class PlainText(Shape, tag_field="type", tag="text"):
@@ -96,7 +126,7 @@ class ResponseObject(Shape):
     max_tool_calls: None
     metadata: dict[str, Any]
     model: str
-    output: list[OutputMessage]
+    output: list[OutputItem]
     parallel_tool_calls: bool
     previous_response_id: None
     prompt_cache_key: None
@@ -106,8 +136,8 @@ class ResponseObject(Shape):
     store: Literal[False]
     temperature: float
     text: TextFormat
-    tool_choice: Literal["auto"]
-    tools: list[None]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
     top_logprobs: int
     top_p: float
     truncation: Literal["disabled"]
@@ -151,14 +181,14 @@ class OutputItemAdded(_Event, tag="response.output_item.added"):
     """An item begins."""
 
     output_index: int
-    item: OutputMessage
+    item: OutputItem
 
 
 class OutputItemDone(_Event, tag="response.output_item.done"):
     """An item is whole."""
 
     output_index: int
-    item: OutputMessage
+    item: OutputItem
 
 
 class _OfPart(_Event):
@@ -172,13 +202,13 @@ class _OfPart(_Event):
 class ContentPartAdded(_OfPart, tag="response.content_part.added"):
     """A part begins."""
 
-    part: OutputText
+    part: OutputText | ReasoningText
 
 
 class ContentPartDone(_OfPart, tag="response.content_part.done"):
     """A part is whole."""
 
-    part: OutputText
+    part: OutputText | ReasoningText
 
 
 class OutputTextDelta(_OfPart, tag="response.output_text.delta"):
@@ -195,6 +225,37 @@ class OutputTextDone(_OfPart, tag="response.output_text.done"):
     logprobs: list[None]
 
 
+class ReasoningTextDelta(_OfPart, tag="response.reasoning_text.delta"):
+    """More of the reasoning."""
+
+    delta: str
+
+
+class ReasoningTextDone(_OfPart, tag="response.reasoning_text.done"):
+    """All of the reasoning."""
+
+    text: str
+
+
+class _OfCall(_Event):
+    """Those of a call."""
+
+    item_id: str
+    output_index: int
+
+
+class FunctionCallArgumentsDelta(_OfCall, tag="response.function_call_arguments.delta"):
+    """More of a call's arguments."""
+
+    delta: str
+
+
+class FunctionCallArgumentsDone(_OfCall, tag="response.function_call_arguments.done"):
+    """All of a call's arguments."""
+
+    arguments: str
+
+
 STREAMED: tuple[Any, ...] = (
     ResponseCreated,
     ResponseInProgress,
@@ -202,6 +263,10 @@ STREAMED: tuple[Any, ...] = (
     ContentPartAdded,
     OutputTextDelta,
     OutputTextDone,
+    ReasoningTextDelta,
+    ReasoningTextDone,
+    FunctionCallArgumentsDelta,
+    FunctionCallArgumentsDone,
     ContentPartDone,
     OutputItemDone,
     ResponseCompleted,
