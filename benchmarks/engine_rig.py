@@ -7,14 +7,16 @@ import dataclasses
 import os
 import random
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rbee import messages
-from rbee.config import DEFAULT_MODEL, EngineConfig
+from rbee.config import DEFAULT_MODEL, SYNTHETIC, EngineConfig
 from rbee.engine.engine_core import EngineCore
+from rbee.engine.grammars import Grammars
 from rbee.engine.input_batch import InputBatch
 from rbee.engine.intake import Intake
 from rbee.engine.publisher import Publisher
@@ -26,6 +28,7 @@ from rbee.engine.scheduling.block_manager import BlockManager
 from rbee.engine.scheduling.scheduler import Scheduled, Scheduler
 from rbee.engine.scheduling.sequence import Sequence
 from rbee.engine.scheduling.step_cost import StepCost
+from rbee.grammars import vocabulary
 from rbee.models import ConsoleProgress, gguf_of, prepare
 from rbee.models.folder import read_config
 from rbee.sampling_params import SamplingParams
@@ -70,6 +73,7 @@ class Rig:
         max_decode_slowdown: float = 2.0,
         prefix_caching: bool = True,
         block_size: int = _BLOCK_SIZE,
+        model: str = SYNTHETIC,
     ) -> None:
         arena = Arena.create(num_rings=64, ring_capacity=8192, epoch=1)
         stack.callback(arena.close)
@@ -86,6 +90,8 @@ class Rig:
             max_model_len=runner.max_model_len,
         )
         publisher, times = Publisher(producer), RequestTimes(producer)
+        self.grammars = Grammars(partial(vocabulary.load, model))
+        stack.callback(self.grammars.close)
         intake = Intake(
             self.scheduler,
             producer,
@@ -94,6 +100,7 @@ class Rig:
             vocab_size=runner.vocab_size,
             max_model_len=runner.max_model_len,
             slow_reader_timeout=1e6,
+            grammars=self.grammars,
         )
         self.core = EngineCore(
             runner, self.scheduler, intake, publisher, times, step_cost=StepCost(max_decode_slowdown)
