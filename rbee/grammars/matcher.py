@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
     from numpy.typing import NDArray
 
+_OF_SCHEMA = "at 1(8): failed to compile JSON schema: "  # where a source is nothing else
+_REASONS = {"NoExtensionBias": "it allows no output at all"}
+
 
 class Matcher:
     """Follows one output, token by token; after a GrammarError no further.
@@ -67,5 +70,11 @@ class Matcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            message, _, _ = self._matcher.get_error().partition("\n<")  # its state is not for users
-            raise GrammarError(message.strip())
+            raise GrammarError(_reason(self._matcher.get_error()))
+
+
+def _reason(message: str) -> str:
+    """What llguidance says, on one line, without the state and the source that it shows."""
+    first, *others = message.partition("\n<")[0].strip().split("\n")
+    reason = " ".join([first.removeprefix(_OF_SCHEMA), *(line for line in others if line.startswith("error: "))])
+    return _REASONS.get(reason, reason).rstrip(".")

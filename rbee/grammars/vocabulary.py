@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 from tokenizers import Tokenizer
 
 from rbee.config import SYNTHETIC
 from rbee.errors import GrammarError, ModelError
+from rbee.grammars import GBNF_LINE
 from rbee.grammars.matcher import Matcher
 from rbee.models import synthetic, token_pieces
 
@@ -49,7 +51,10 @@ class Vocabulary(NamedTuple):
             GrammarError: the source is no grammar, or one beyond the limits.
         """
         try:
-            matcher = LLMatcher(self.tokenizer, source + _OPTIONS, log_level=0, limits=_LIMITS)
+            lark = gbnf_to_lark(source.removeprefix(GBNF_LINE)) if source.startswith(GBNF_LINE) else source
+            matcher = LLMatcher(self.tokenizer, lark + _OPTIONS, log_level=0, limits=_LIMITS)
+        except GbnfToLarkError as error:
+            raise GrammarError(str(error)) from error
         except BaseException as error:  # a panic of llguidance's is no Exception
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise

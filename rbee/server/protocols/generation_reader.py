@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rbee.messages import Ready
+    from rbee.server.protocols.output_form import Form
     from rbee.server.protocols.parameters import GenerationRequest
     from rbee.server.text.served_model import ServedModel
     from rbee.server.text.token_text import Echo
@@ -104,6 +105,7 @@ class GenerationReader:
         echo: Echo | None = None,
         more_prompts: Sequence[Prompt] = (),
         show_output: bool = True,
+        form: Form | None = None,
     ) -> Generation:
         """What the engine is asked for.
 
@@ -117,6 +119,7 @@ class GenerationReader:
             echo: see there too.
             more_prompts: also; all have the same parameters, so that with several `max_tokens` is not None.
             show_output: also.
+            form: which outputs there may be; None: all.
         """
         if not engine.has_head:
             raise invalid(
@@ -146,6 +149,9 @@ class GenerationReader:
             priority=request.priority,
             deadline_ns=parameters.deadline_ns,
             cache_salt=request.cache_salt,
+            grammar="" if form is None else form.source,
+            grammar_param="" if form is None else form.param,
+            grammar_end_ids=() if request.ignore_eos else tuple(sorted(self.model.end_token_ids)),
         )
 
 

@@ -44,6 +44,9 @@ class Generation:
     cache_salt: str = ""  # only requests with the same salt share cached prefixes
     timings: bool = False  # the answer says how long it took
     keep_text: bool = False  # the end of its stream repeats all of the text
+    grammar: str = ""  # of each output, see `rbee.grammars`; "" is none
+    grammar_param: str = ""  # the field that asks for it
+    grammar_end_ids: tuple[int, ...] = ()  # see SamplingParams
 
     @property
     def prompts(self) -> list[Prompt]:

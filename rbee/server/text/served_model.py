@@ -9,6 +9,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rbee.config import SYNTHETIC
 from rbee.errors import ModelError
 from rbee.models import synthetic
 from rbee.models.chat_templates import DEFAULT, read_templates
@@ -42,6 +43,7 @@ class ServedModel:
     no_chat_reason: str = "has no chat template"  # completes "The model X ..." if chat_template is None
     digest: str = ""  # of what it computes with, see `rbee.models.digest`
     pooling: ModelPooling | NoPooling = field(default_factory=NoPooling)  # how its vectors are made
+    vocabulary: str = SYNTHETIC  # as `rbee.grammars.vocabulary.load` takes it
 
 
 def load(
@@ -80,6 +82,7 @@ def load(
         sampling_defaults=defaults,
         digest=model_digest(folder),
         pooling=read_pooling(folder, pooling),
+        vocabulary=str(folder),
         **({"no_chat_reason": problem} if problem else {}),
     )
 

@@ -13,15 +13,25 @@ import msgspec
 from rbee.server.errors import invalid
 from rbee.server.protocols.anthropic.conversation import continues_last, read_conversation
 from rbee.server.protocols.anthropic.dialect import MessagesDialect
-from rbee.server.protocols.anthropic.schemas import ADVISORY, DISPENSABLE, NEUTRAL, CountRequest, MessagesRequest
+from rbee.server.protocols.anthropic.schemas import (
+    ADVISORY,
+    ADVISORY_OUTPUT_CONFIG,
+    DISPENSABLE,
+    NEUTRAL,
+    CountRequest,
+    MessagesRequest,
+    OutputConfig,
+)
 from rbee.server.protocols.fields import FieldReader, decode_object
 from rbee.server.protocols.generating import Asked
 from rbee.server.protocols.generation_reader import GenerationReader
+from rbee.server.protocols.output_form import of_text_format, only_form
 from rbee.server.protocols.parameters import MAX_STOP_BYTES, MAX_STOP_STRINGS, check_parameters
 from rbee.server.text.tokenizer import TooManyTokensError
 
 if TYPE_CHECKING:
     from rbee.server.protocols.generating import Arrival
+    from rbee.server.protocols.output_form import Form
     from rbee.server.text.served_model import ServedModel
 
 MAX_COUNTED = 65_536  # tokens of a conversation, for a model that takes no longer ones
@@ -57,6 +67,7 @@ class MessagesReader:
             deadlines=arrival.deadlines,
             engine=arrival.engine,
             received_ns=arrival.received_ns,
+            form=_read_form(request, reader),
         )
         dialect = MessagesDialect(
             self._model.name,
@@ -85,6 +96,19 @@ class MessagesReader:
                 "parts.",
                 code="too_many_tokens",
             ) from None
+
+
+def _read_form(request: MessagesRequest, reader: FieldReader) -> Form | None:
+    """What the answer must be; None: any text."""
+    config = reader.read(
+        request.output_config or {}, OutputConfig, {}, "output_config.", advisory=ADVISORY_OUTPUT_CONFIG
+    )
+    return only_form(
+        [
+            of_text_format(config.format, "output_config.format.", reader),
+            of_text_format(request.output_format, "output_format.", reader),
+        ]
+    )
 
 
 def _check_stop_sequences(stops: list[str]) -> None:

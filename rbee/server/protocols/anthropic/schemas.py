@@ -30,6 +30,14 @@ class MessagesRequest(GenerationRequest, frozen=True, kw_only=True):
     max_tokens: int  # Anthropic's is not optional
     system: str | list[dict[str, Any]] = ""
     stop_sequences: list[str] = msgspec.field(default_factory=list)
+    output_config: dict[str, Any] | None = None
+    output_format: dict[str, Any] | None = None  # what stands as `format` in the former, as its beta had it
+
+
+class OutputConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the answer must be."""
+
+    format: dict[str, Any] | None = None
 
 
 class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +92,7 @@ ADVISORY_TURN = frozenset(
         "usage",
     }
 )
+ADVISORY_OUTPUT_CONFIG = frozenset({"effort"})
 ADVISORY_BLOCK = frozenset({"cache_control", "citations", "id", "parsed_output"})
 
 # Fields that rbee does not support yet, each with the values that ask for nothing. These and null are accepted; any
@@ -94,8 +103,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "context_management": ({}, {"edits": []}),
     "fallbacks": ([],),
     "mcp_servers": ([],),
-    "output_config": ({},),
-    "output_format": (),
     "speed": ("standard",),
     "thread": (),
     "thinking": ({"type": "disabled"},),

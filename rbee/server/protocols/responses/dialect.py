@@ -175,7 +175,7 @@ class ResponsesDialect:
             "service_tier": "default",
             "store": False,
             "temperature": sampling.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": (request.text or {}).get("format") or {"type": "text"}},
             "tool_choice": "auto",
             "tools": [],
             "top_logprobs": 0,

@@ -49,6 +49,8 @@ class TextPart(msgspec.Struct, frozen=True, kw_only=True):
 class TextConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The form of the text of an answer."""
 
+    format: dict[str, Any] | None = None
+
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What else a stream carries: nothing yet."""
@@ -97,4 +99,3 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 # What --lenient ignores of these: the answer is of the same kind without it.
 DISPENSABLE = frozenset({"context_management", "moderation", "reasoning", "truncation"})
-NEUTRAL_TEXT: dict[str, tuple[Any, ...]] = {"format": ({"type": "text"},)}
