@@ -37,10 +37,12 @@ from rbee.transport import Arena, Consumer, Producer, create_doorbell
 if TYPE_CHECKING:
     import argparse
     import contextlib
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
     from rbee.engine.runners.interface import ModelRunner
+    from rbee.grammars.vocabulary import Vocabulary
 
 _BLOCK_SIZE = 16
 _FLOATS = Path(__file__).parent.parent / "build" / "float32"
@@ -73,7 +75,7 @@ class Rig:
         max_decode_slowdown: float = 2.0,
         prefix_caching: bool = True,
         block_size: int = _BLOCK_SIZE,
-        model: str = SYNTHETIC,
+        load_vocabulary: Callable[[], Vocabulary] | None = None,
     ) -> None:
         arena = Arena.create(num_rings=64, ring_capacity=8192, epoch=1)
         stack.callback(arena.close)
@@ -90,7 +92,7 @@ class Rig:
             max_model_len=runner.max_model_len,
         )
         publisher, times = Publisher(producer), RequestTimes(producer)
-        self.grammars = Grammars(partial(vocabulary.load, model))
+        self.grammars = Grammars(load_vocabulary or partial(vocabulary.load, SYNTHETIC))
         stack.callback(self.grammars.close)
         intake = Intake(
             self.scheduler,
