@@ -232,6 +232,7 @@ def main() -> None:
     moved = itl["beside refusals"]["itl_p99_ms"] - itl["alone"]["itl_p99_ms"]
     step = itl["alone"]["itl_p50_ms"]
     refused = sum(one["refused"] for one in rounds["beside refusals"])
+    verdict = "met" if moved < step and refused else "MISSED"
     text = "\n\n".join(
         [
             "Masks, by schema:\n\n" + _table(masks),
@@ -239,8 +240,7 @@ def main() -> None:
             f"ITL of {options.streams} streams of the synthetic model, medians of {options.rounds} rounds:\n\n"
             + _table(itl),
             f"{refused} schemas were refused meanwhile.",
-            f"The p99 moved by {moved:.3f} ms; a step has {step:.3f} ms: "
-            + f"{'met' if moved < step and refused else 'MISSED'}.",
+            f"The p99 moved by {moved:.3f} ms, a step has {step:.3f} ms: {verdict}.",
         ]
     )
     result: dict[str, Any] = {
