@@ -14,6 +14,7 @@ import msgspec
 
 from rbee.grammars import GBNF_LINE
 from rbee.server.errors import invalid
+from rbee.server.protocols.told_apart import with_any_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -163,7 +164,11 @@ def of_json(given: str | dict[str, Any] | None, param: str, *, compact: bool = F
 def of_schema(schema: dict[str, Any], param: str, *, compact: bool = False) -> Form:
     """What is valid under a JSON schema; `compact`: without white space."""
     spacing = {"whitespace_flexible": False} if compact else {"whitespace_pattern": _WHITE_SPACE}
-    return _of_rule(f"%json {msgspec.json.encode({**schema, 'x-guidance': spacing}).decode()}", param)
+    try:
+        text = msgspec.json.encode({**with_any_of(schema), "x-guidance": spacing}).decode()
+    except RecursionError:
+        raise invalid(param, f"{param} is nested too deeply; make it flatter.", code="invalid_grammar") from None
+    return _of_rule(f"%json {text}", param)
 
 
 def of_regex(given: str | None, param: str) -> Form | None:

@@ -19,6 +19,14 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
 VOCABULARY = vocabulary.load(SYNTHETIC)  # its tokens are bytes
 
 
+def _nested(depth: int) -> Any:
+    """A schema of so many arrays in each other."""
+    schema: dict[str, Any] = {}
+    for _ in range(depth):
+        schema = {"items": schema}
+    return schema
+
+
 def allows(source: str, text: str) -> bool:
     """Whether the text is an output of this grammar."""
     matcher, mask = VOCABULARY.compile(source), np.zeros(VOCABULARY.num_words, np.uint32)
@@ -112,6 +120,7 @@ def test_what_asks_for_nothing(fields):
         ({"structured_outputs": {"regexp": "x"}}, "structured_outputs.regexp", "structured_outputs.regex?"),
         ({"guided_json": "{"}, "guided_json", "is not valid JSON"),
         ({"guided_json": "[]"}, "guided_json", "an object"),
+        ({"guided_json": _nested(900)}, "guided_json", "nested too deeply"),
         ({"guided_regex": ""}, "guided_regex", "is empty"),
         ({"guided_choice": []}, "guided_choice", "1 to 4096 texts"),
         ({"guided_choice": ["a", ""]}, "guided_choice", "an empty text"),
