@@ -181,18 +181,15 @@ class Grammars:
             os.eventfd_write(self.descriptor, 1)
 
     def _build(self, source: str, constraint: Constraint, vocabulary: Vocabulary) -> None:
-        matcher = self._kept.get(source)
-        if matcher is None:
-            try:
-                matcher = vocabulary.compile(source)
-            except GrammarError as error:
-                constraint.fail(str(error))
-                return
-            if len(self._kept) == _KEPT:
-                self._kept.popitem(last=False)
-            self._kept[source] = matcher
-        self._kept.move_to_end(source)
-        constraint.begin(matcher.copy(), vocabulary.num_words)
+        try:
+            if source not in self._kept:
+                self._kept[source] = vocabulary.compile(source)
+                if len(self._kept) > _KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(source)
+            constraint.begin(self._kept[source].copy(), vocabulary.num_words)
+        except GrammarError as error:
+            constraint.fail(str(error))
 
     def _fill_all(self) -> None:
         while (constraint := self._fills.get()) is not None:

@@ -5,15 +5,20 @@ Owns all calls of llguidance for an output. Does not know sources, or threads: a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 import numpy as np
 
 from rbee.errors import GrammarError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llguidance import LLMatcher
     from numpy.typing import NDArray
+
+_Arguments = TypeVarTuple("_Arguments")
+_Result = TypeVar("_Result")
 
 _OF_SCHEMA = "at 1(8): failed to compile JSON schema: "  # where a source is nothing else
 _REASONS = {"NoExtensionBias": "it allows no output at all"}
@@ -37,7 +42,7 @@ class Matcher:
 
     def copy(self) -> Matcher:
         """Another one in the same state. What both learn of the grammar is shared. Takes some microseconds."""
-        return Matcher(self._matcher.deep_copy(), self._end)
+        return Matcher(guarded(self._matcher.deep_copy), self._end)
 
     def fill(self, mask: NDArray[np.uint32]) -> bool:
         """Set the bits of the tokens that may come next, and no others; True: the output may end here.
@@ -50,7 +55,7 @@ class Matcher:
         Raises:
             GrammarError: no token may come, or none is found within the limits.
         """
-        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        guarded(self._matcher.unsafe_compute_mask_ptr, mask.ctypes.data, mask.nbytes)
         self._check()
         word, bit = divmod(self._end, 32)
         may_end = bool(mask[word] >> np.uint32(bit) & 1)
@@ -64,13 +69,23 @@ class Matcher:
         Raises:
             GrammarError: the token is not allowed, or beyond the limits.
         """
-        self._matcher.consume_token(token_id)
+        guarded(self._matcher.consume_token, token_id)
         self._check()
         return bool(self._matcher.is_stopped())
 
     def _check(self) -> None:
         if self._matcher.is_error():
             raise GrammarError(_reason(self._matcher.get_error()))
+
+
+def guarded(call: Callable[[*_Arguments], _Result], *arguments: *_Arguments) -> _Result:
+    """What the call returns; GrammarError for whatever it raises: a panic of llguidance's is no Exception."""
+    try:
+        return call(*arguments)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise GrammarError(f"llguidance fails: {error}") from error
 
 
 def _reason(message: str) -> str:

@@ -8,17 +8,18 @@ request.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 from tokenizers import Tokenizer
 
 from rbee.config import SYNTHETIC
 from rbee.errors import GrammarError, ModelError
 from rbee.grammars import GBNF_LINE
-from rbee.grammars.matcher import Matcher
+from rbee.grammars.matcher import Matcher, guarded
 from rbee.models import synthetic, token_pieces
 
 if TYPE_CHECKING:
@@ -50,16 +51,13 @@ class Vocabulary(NamedTuple):
         Raises:
             GrammarError: the source is no grammar, or one beyond the limits.
         """
-        try:
-            lark = gbnf_to_lark(source.removeprefix(GBNF_LINE)) if source.startswith(GBNF_LINE) else source
-            matcher = LLMatcher(self.tokenizer, lark + _OPTIONS, log_level=0, limits=_LIMITS)
-        except GbnfToLarkError as error:
-            raise GrammarError(str(error)) from error
-        except BaseException as error:  # a panic of llguidance's is no Exception
-            if isinstance(error, KeyboardInterrupt | SystemExit):
-                raise
-            raise GrammarError(f"llguidance fails: {error}") from error
-        return Matcher(matcher, self.end)
+        if source.startswith(GBNF_LINE):
+            try:
+                source = gbnf_to_lark(source.removeprefix(GBNF_LINE))
+            except Exception as error:  # it raises more than its own GbnfToLarkError
+                raise GrammarError(f"{error or type(error).__name__}") from error
+        compiled = partial(LLMatcher, self.tokenizer, source + _OPTIONS, log_level=0, limits=_LIMITS)
+        return Matcher(guarded(compiled), self.end)
 
 
 class _Tokens(TokenizerWrapper):
@@ -97,7 +95,7 @@ def load(model: str) -> Vocabulary:
         for token_id, token in tokenizer.get_added_tokens_decoder().items():
             if token.special or (token.content.startswith("<") and token.content.endswith(">")):
                 tokens[token_id] = _SPECIAL + token.content.encode()
-        return Vocabulary(LLTokenizer(_Tokens(tokens)), end=len(tokens))
+        return Vocabulary(guarded(LLTokenizer, _Tokens(tokens)), end=len(tokens))
     except ModelError:
         raise
     except Exception as error:  # tokenizers raises bare Exception for everything

@@ -139,15 +139,18 @@ def _limited(check: Callable[[str], str], source: str, answer: int) -> None:
     """Write what is wrong with a source to the pipe, and end this process; the kernel may end it before."""
     try:
         die_with_parent(os.getppid())
-        used = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        highest = resource.getrlimit(resource.RLIMIT_DATA)[1]
         limit = _data_bytes() + _MEMORY
-        resource.setrlimit(resource.RLIMIT_DATA, (limit if used == resource.RLIM_INFINITY else min(limit, used), used))
+        limit = limit if highest == resource.RLIM_INFINITY else min(limit, highest)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, highest))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a panic is reported as what is wrong
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         threading.stack_size(_STACK)
-        thread = threading.Thread(target=lambda: os.write(answer, check(source).encode()[:_LONGEST]))
+        found: list[str] = []
+        thread = threading.Thread(target=lambda: found.append(check(source)))
         thread.start()
         thread.join()
+        os.write(answer, found[0].encode()[:_LONGEST])  # none, if it has failed
         os._exit(0)
     finally:
         os._exit(1)

@@ -68,6 +68,7 @@ REASONS = {
     schema(type="string", format="knitting"): "Unknown format: knitting",
     schema(**{"$ref": "#"}): "it allows no output at all",
     "%gbnf\nroot ::= (": "line 1",
+    "%gbnf\nroot ::= " + "(" * 3000 + '"a"' + ")" * 3000: "recursion",
     'start: "' + "x" * LARGEST + '"': f"at most {LARGEST} are possible",
 }
 
