@@ -7,7 +7,7 @@ PROMETHEUS := build/prometheus
 NATIVE := $(shell find native -name '*.h' -o -name '*.cpp' -o -name CMakeLists.txt)
 CXX_FILES := $(filter %.h %.cpp,$(NATIVE))
 
-.PHONY: setup serve test test-fast test-properties test-native-long fuzz soak compat coverage lint audit bench bench-transport bench-peers bench-llama-cpp bench-quality bench-faults bench-door clean
+.PHONY: setup serve test test-fast test-properties test-schemas test-native-long fuzz soak compat coverage lint audit bench bench-transport bench-peers bench-llama-cpp bench-quality bench-faults bench-door clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,11 @@ test-fast: setup
 test-properties: setup
 	$(BIN)/rbee pull
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=search $(ARGS)
+
+# Outputs of the default model under the schemas of the tests and random ones, some minutes.
+test-schemas: setup
+	$(BIN)/rbee pull
+	$(BIN)/python -m tests.engine.schemas_run $(ARGS)
 
 # Searches that are worth their time after a change of native/: the mutations under every check (about an hour), the
 # larger cases of the model check, and more rounds of fuzzing and stress.

@@ -7,14 +7,16 @@ import dataclasses
 import os
 import random
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rbee import messages
-from rbee.config import DEFAULT_MODEL, EngineConfig
+from rbee.config import DEFAULT_MODEL, SYNTHETIC, EngineConfig
 from rbee.engine.engine_core import EngineCore
+from rbee.engine.grammars import Grammars
 from rbee.engine.input_batch import InputBatch
 from rbee.engine.intake import Intake
 from rbee.engine.publisher import Publisher
@@ -26,6 +28,7 @@ from rbee.engine.scheduling.block_manager import BlockManager
 from rbee.engine.scheduling.scheduler import Scheduled, Scheduler
 from rbee.engine.scheduling.sequence import Sequence
 from rbee.engine.scheduling.step_cost import StepCost
+from rbee.grammars import vocabulary
 from rbee.models import ConsoleProgress, gguf_of, prepare
 from rbee.models.folder import read_config
 from rbee.sampling_params import SamplingParams
@@ -34,10 +37,12 @@ from rbee.transport import Arena, Consumer, Producer, create_doorbell
 if TYPE_CHECKING:
     import argparse
     import contextlib
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
     from rbee.engine.runners.interface import ModelRunner
+    from rbee.grammars.vocabulary import Vocabulary
 
 _BLOCK_SIZE = 16
 _FLOATS = Path(__file__).parent.parent / "build" / "float32"
@@ -70,6 +75,7 @@ class Rig:
         max_decode_slowdown: float = 2.0,
         prefix_caching: bool = True,
         block_size: int = _BLOCK_SIZE,
+        load_vocabulary: Callable[[], Vocabulary] | None = None,
     ) -> None:
         arena = Arena.create(num_rings=64, ring_capacity=8192, epoch=1)
         stack.callback(arena.close)
@@ -86,6 +92,8 @@ class Rig:
             max_model_len=runner.max_model_len,
         )
         publisher, times = Publisher(producer), RequestTimes(producer)
+        self.grammars = Grammars(load_vocabulary or partial(vocabulary.load, SYNTHETIC))
+        stack.callback(self.grammars.close)
         intake = Intake(
             self.scheduler,
             producer,
@@ -94,6 +102,7 @@ class Rig:
             vocab_size=runner.vocab_size,
             max_model_len=runner.max_model_len,
             slow_reader_timeout=1e6,
+            grammars=self.grammars,
         )
         self.core = EngineCore(
             runner, self.scheduler, intake, publisher, times, step_cost=StepCost(max_decode_slowdown)

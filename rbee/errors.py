@@ -18,6 +18,10 @@ class ModelError(RbeeError):
     """A model that cannot be found, fetched, verified, read or loaded."""
 
 
+class GrammarError(RbeeError):
+    """A grammar that cannot be compiled, or not be followed any further; the message completes a sentence."""
+
+
 class TransportError(RbeeError):
     """Shared memory, its doorbell or the control channel cannot be set up, or what is in it is not ours."""
 

@@ -24,6 +24,7 @@ class FinishReason(IntEnum):
     ERROR = 4
     DEADLINE = 5
     SLOW_READER = 6
+    GRAMMAR = 7
 
 
 # This bit of a ring record's token marks a side record: no output, but a token id with its logprob, or a number.

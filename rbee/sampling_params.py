@@ -11,9 +11,9 @@ import msgspec
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Parameters of one sequence.
 
-    The distribution of a token is made from its logits in this order: allowed_token_ids, logit_bias, min_tokens,
-    repetition_penalty, frequency_penalty and presence_penalty, temperature, top_k, top_p, min_p, typical_p; each of
-    the last four looks at what the one before left, renormalised.
+    The distribution of a token is made from its logits in this order: grammar and allowed_token_ids, logit_bias,
+    min_tokens, repetition_penalty, frequency_penalty and presence_penalty, temperature, top_k, top_p, min_p, typical_p;
+    each of the last four looks at what the one before left, renormalised.
     """
 
     max_tokens: int  # to generate at most, >= 1; the last one ends the sequence with `length`
@@ -36,3 +36,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     # Each token comes with its own logprob and those of so many most likely tokens, under the model's own logits.
     num_logprobs: int | None = None  # None: no logprobs
     num_prompt_logprobs: int | None = None  # the same for the tokens of the prompt, the first excepted
+    # Which outputs there can be, in the language of `rbee.grammars`; "" is all. One that is complete, so that nothing
+    # more may come, ends with `stop` by itself, whatever min_tokens says.
+    grammar: str = ""
+    grammar_end_ids: tuple[int, ...] = ()  # of stop_token_ids those that may come where the grammar allows an end

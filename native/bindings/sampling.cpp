@@ -84,8 +84,8 @@ void check(bool condition, const char* otherwise) {
     }
 }
 
-/// A row's parameters and its sequence, which cannot change while this exists. The tokens are looked at for penalties
-/// only: otherwise their number will do.
+/// A row's parameters, its sequence and its mask, which cannot change while this exists. The tokens are looked at for
+/// penalties only: otherwise their number will do.
 struct Held {
     explicit Held(nb::handle row)
         : params(nb::cast<const kernels::RowParams*>(row[0])),
@@ -95,15 +95,24 @@ struct Held {
         if (kernels::reads_tokens(*params)) {
             token_ids.emplace(row[1], "token_ids");
         }
+        if (const nb::object given = row[3]; !given.is_none()) {
+            mask.emplace(given, "mask");
+        }
     }
     kernels::Context context() const {
-        return {token_ids ? token_ids->data() : nullptr, num_tokens, num_prompt_tokens};
+        kernels::Context context{token_ids ? token_ids->data() : nullptr, num_tokens, num_prompt_tokens};
+        if (mask) {  // the bytes of little-endian words
+            context.mask = reinterpret_cast<const std::uint8_t*>(mask->data());
+            context.mask_bytes = mask->size() * sizeof(std::uint32_t);
+        }
+        return context;
     }
 
     const kernels::RowParams* params;
     std::size_t num_tokens;
     std::size_t num_prompt_tokens;
     std::optional<Column<std::uint32_t>> token_ids;
+    std::optional<Column<std::uint32_t>> mask;
 };
 
 void check_sizes(const Logits& logits) {

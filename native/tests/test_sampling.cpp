@@ -156,7 +156,15 @@ void machines_agree_whatever_the_row() {
             token = random.below(static_cast<std::uint32_t>(logits.size) + 3);
         }
         const std::size_t num_prompt_tokens = random.below(static_cast<std::uint32_t>(tokens.size()) + 1);
-        const Context context{tokens.data(), tokens.size(), num_prompt_tokens};
+        Context context{tokens.data(), tokens.size(), num_prompt_tokens};
+        std::vector<std::uint8_t> mask(1 + random.below(1 + static_cast<std::uint32_t>(logits.size) / 8));
+        for (std::uint8_t& bits : mask) {
+            bits = static_cast<std::uint8_t>(random());
+        }
+        if (random.below(4) == 0) {
+            context.mask = mask.data();
+            context.mask_bytes = mask.size();
+        }
         const std::size_t count = random.below(static_cast<std::uint32_t>(std::min<std::size_t>(logits.size, 90)) + 1);
         const bool spoiled = round % 50 == 0;
         if (spoiled) {

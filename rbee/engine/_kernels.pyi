@@ -263,7 +263,7 @@ class RowParams:
 
 def sample(
     logits: NDArray[np.float32],
-    rows: Sequence[tuple[RowParams, array[int], int]],
+    rows: Sequence[tuple[RowParams, array[int], int, NDArray[np.uint32] | None]],
     *,
     token_ids: NDArray[np.uint32],
     logprobs: NDArray[np.float32],
@@ -273,7 +273,9 @@ def sample(
     pool: ThreadPool | None = None,
     portable: bool = False,
 ) -> None:
-    """Sample a token for each row of the logits [n, vocab_size]: (parameters, prompt and output, prompt's length).
+    """Sample a token for each row of logits [n, vocab_size]: its parameters, prompt and output, prompt's length, mask.
+
+    For masks see `rbee.engine.sampler.Row`.
 
     Writes token_ids [n] and valid [n]; and for valid rows that need them logprobs [n] and the first num_logprobs of
     top_ids and top_logprobs [n, at least that many]. The logprob of another row is NaN; all else in the two tables
@@ -306,7 +308,7 @@ def score(
 
 def distribution(
     logits: NDArray[np.float32],
-    row: tuple[RowParams, array[int], int],
+    row: tuple[RowParams, array[int], int, NDArray[np.uint32] | None],
     *,
     probabilities: NDArray[np.float64],
     portable: bool = False,

@@ -1,12 +1,14 @@
 """One engine step: take -> schedule -> execute -> sample -> update -> publish.
 
-Owns the order of a step, and what ends a sequence from within: a stop token, its length, logits that are not finite.
+Owns the order of a step, and what ends a sequence from within: a stop token, its length, its grammar, logits that are
+not finite.
 Does not know processes, sockets or what computes.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,6 +21,7 @@ from rbee.messages import FinishReason
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from rbee.engine.grammars import Constraint
     from rbee.engine.intake import Intake, Live
     from rbee.engine.publisher import Publisher
     from rbee.engine.request_times import RequestTimes
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from rbee.messages import Submit
 
 logger = logging.getLogger(__name__)
+
+_MASK_PATIENCE = 0.002  # seconds that a step waits for a mask when the model has been computed
 
 
 class EngineGauges(NamedTuple):
@@ -97,12 +102,24 @@ class EngineCore:
         clock.lap()
         logits, hidden_states = self._runner.execute(batch)
         clock.lap()
-        self._scheduler.update(scheduled)
         lives = [self._live[sequence.ring] for sequence in batch.row_sequences[: batch.num_sampling]]
-        sampled = self._sample(lives, logits)
+        rows = logits[: len(lives)]
+        drawing = lives
+        if not self._intake.constrained:
+            self._scheduler.update(scheduled)
+        else:
+            late = self._late(lives)
+            # A mask that comes late delays its own sequence only: that one computes its last token again.
+            self._scheduler.update(scheduled, [live.sequence for live in late])
+            if len(chosen := self._drawing(lives, late)) < len(lives):
+                drawing, rows = [lives[row] for row in chosen], logits[chosen]
+        sampled = self._sample(drawing, rows)
         self._score_prompts(batch, logits)
         clock.lap()
-        self._take_tokens(lives, sampled)
+        self._take_tokens(drawing, sampled, rows)
+        for live in lives if len(drawing) < len(lives) else ():
+            if live.constraint is not None and not live.ended:
+                self._end_by_grammar(live, live.constraint)
         self._pool(batch, hidden_states)
         self._publisher.commit()
         seconds = clock.end()
@@ -131,10 +148,26 @@ class EngineCore:
     def _prompt_budget(self) -> int:
         return self._step_cost.prompt_budget(self._scheduler.num_decodes, self._scheduler.num_prompts)
 
+    def _drawing(self, lives: list[Live], late: list[Live]) -> list[int]:
+        """Which of the rows sample now: those whose mask is there and allows a token, and those without a grammar."""
+        return [
+            row
+            for row, live in enumerate(lives)
+            if live.constraint is None or not (live in late or live.constraint.complete or live.constraint.failure)
+        ]
+
+    def _late(self, lives: list[Live]) -> list[Live]:
+        """Those whose mask is not ready, even after some patience; not all, as the step would be for nothing."""
+        waiting = [(live, live.constraint) for live in lives if live.constraint and not live.constraint.ready]
+        if waiting and len(waiting) == len(lives):
+            waiting[0][1].wait(None)
+        until = time.monotonic() + _MASK_PATIENCE
+        return [live for live, constraint in waiting if not constraint.wait(max(0.0, until - time.monotonic()))]
+
     def _sample(self, lives: list[Live], logits: NDArray[np.float32]) -> sampler.Sampled:
-        """Draw a token for each of the rows that sample, which come first."""
+        """Draw a token for each row."""
         return sampler.sample(
-            logits[: len(lives)],
+            logits,
             [live.row for live in lives],
             most_logprobs=max([live.num_side_records for live in lives], default=0),
             pool=self._runner.pool,
@@ -156,7 +189,7 @@ class EngineCore:
             self._publisher.prompt_scores(sequence.ring, scored)
             sequence.num_scored_tokens = end
 
-    def _take_tokens(self, lives: list[Live], sampled: sampler.Sampled) -> None:
+    def _take_tokens(self, lives: list[Live], sampled: sampler.Sampled, logits: NDArray[np.float32]) -> None:
         """Append the sampled tokens, publish them, and end the sequences that they end."""
         max_model_len = self._runner.max_model_len
         taken: list[int] = []
@@ -166,7 +199,7 @@ class EngineCore:
             if live.ended:  # when its prompt was scored
                 continue
             if not valid:
-                self._fail(live)
+                self._fail_row(live, logits[row])
                 continue
             taken.append(row)
             if live.report_cached:
@@ -175,7 +208,12 @@ class EngineCore:
             sequence.token_ids.append(token)
             if token in sequence.sampling.stop_token_ids:
                 self._intake.finish(live, FinishReason.STOP)
-            elif sequence.num_output_tokens == sequence.sampling.max_tokens or sequence.num_tokens == max_model_len:
+                continue
+            if live.constraint is not None:
+                live.constraint.take(token)
+                if self._end_by_grammar(live, live.constraint):
+                    continue
+            if sequence.num_output_tokens == sequence.sampling.max_tokens or sequence.num_tokens == max_model_len:
                 self._intake.finish(live, FinishReason.LENGTH)
         if len(taken) < len(lives):
             lives, sampled = [lives[row] for row in taken], sampled.only(taken)
@@ -207,6 +245,23 @@ class EngineCore:
         if live.report_cached:
             self._publisher.number(live.sequence.ring, live.sequence.num_cached_tokens)
             live.report_cached = False
+
+    def _end_by_grammar(self, live: Live, constraint: Constraint) -> bool:
+        """End a sequence that can have no further token: its output is complete, or cannot be followed."""
+        if constraint.failure:
+            self._intake.fail_grammar(live, constraint.failure)
+        elif constraint.complete:
+            self._intake.finish(live, FinishReason.STOP)
+        else:
+            return False
+        return True
+
+    def _fail_row(self, live: Live, logits: NDArray[np.float32]) -> None:
+        """End a sequence that no token can be drawn for."""
+        if live.constraint is not None and not np.isnan(logits).any() and np.isfinite(logits.max()):
+            self._intake.fail_grammar(live, "other parameters exclude all tokens that it allows")
+        else:
+            self._fail(live)
 
     def _fail(self, live: Live, problem: str = "its logits leave no token to draw") -> None:
         """End a sequence whose logits or hidden states are no numbers to go on with, and share none of its blocks."""

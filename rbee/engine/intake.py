@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from rbee.engine.grammars import Constraint, Grammars
     from rbee.engine.publisher import Publisher
     from rbee.engine.request_times import RequestTimes
     from rbee.engine.scheduling.scheduler import Scheduler
@@ -43,10 +44,11 @@ class Live:
     """A sequence that has not ended, and what belongs to its ring."""
 
     sequence: Sequence  # the scheduler's
-    row: sampler.Row  # its parameters and tokens for the sampler
+    row: sampler.Row  # its parameters, tokens and mask for the sampler
     num_side_records: int  # published with each of its tokens
     moments: Moments
     report_cached: bool  # its number of cached tokens is yet to be published, as its first record
+    constraint: Constraint | None = None  # what its grammar says, if it has one
     pool: Pool | None = None  # of its hidden states, if its result is a vector
     vector: NDArray[np.float32] | None = None  # once that is complete: what is left of it to publish
     num_published: int = 0  # values of it
@@ -57,7 +59,8 @@ class Live:
 class Intake:
     """The live sequences and the submissions for the next step.
 
-    A ring full for `slow_reader_timeout` seconds ends its sequence. `now_ns` is CLOCK_MONOTONIC.
+    A ring full for `slow_reader_timeout` seconds ends its sequence. A sequence whose grammar is being built waits for
+    that, and others do not. `now_ns` is CLOCK_MONOTONIC.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Intake:
         vocab_size: int,
         max_model_len: int,
         slow_reader_timeout: float,
+        grammars: Grammars,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.live: dict[int, Live] = {}  # by ring
@@ -79,6 +83,7 @@ class Intake:
         self._times = times
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
+        self._grammars = grammars
         self._slow_reader_ns = round(slow_reader_timeout * 1e9)
         self._now_ns = now_ns
         self._submitted: deque[Submit] = deque()
@@ -86,10 +91,17 @@ class Intake:
         self._num_arrivals = 0
         self._deadlines: list[tuple[int, int, Live]] = []  # a heap: when, rank of submission, whose
         self._vectors: dict[int, Live] = {}  # by ring, those that a vector is left to publish of
+        self._building: dict[int, Live] = {}  # by ring, those whose grammar is being built
+        self.constrained: dict[int, Live] = {}  # by ring, those with a grammar
 
     @property
     def num_submitted(self) -> int:
         return len(self._submitted)
+
+    @property
+    def num_building(self) -> int:
+        """Sequences that wait for their grammar."""
+        return len(self._building)
 
     def submit(self, submission: Submit) -> None:
         """Queue a request for the next step."""
@@ -108,6 +120,8 @@ class Intake:
         self.take_submissions()
         self._end_cancelled()
         self._end_overdue(now)
+        if self._building:
+            self._take_built()
         if full := self._pause_full_rings(now):
             self._end_slow_readers(full, now)
 
@@ -131,9 +145,19 @@ class Intake:
         else:
             self._vectors.pop(sequence.ring)
         del self.live[sequence.ring]
+        if live.constraint is not None:
+            del self.constrained[sequence.ring]
+            self._building.pop(sequence.ring, None)
         live.ended = True
         self._times.on_end(live.moments)
         self._publisher.finish(sequence.ring, reason, sequence.num_cached_tokens)
+
+    def fail_grammar(self, live: Live, problem: str) -> None:
+        """End a sequence whose grammar cannot be followed."""
+        sampling = live.sequence.sampling
+        logger.error("request %s ends: its grammar cannot be followed: %s", live.sequence.request_id, problem)
+        self._grammars.forget(sampling.grammar)
+        self.finish(live, FinishReason.GRAMMAR)
 
     def take_vector(self, live: Live, vector: NDArray[np.float32]) -> None:
         """Publish the vector of a sequence from now on; its blocks are free."""
@@ -170,6 +194,9 @@ class Intake:
         live = Live(sequence, row, sampling.num_logprobs or 0, moments, submission.report_cached)
         if submission.pooling is not None:
             live.pool = Pool(submission.pooling)
+        if sampling.grammar:
+            live.constraint = self._grammars.constrain(sampling)
+            self.constrained[sequence.ring] = self._building[sequence.ring] = live
         self.live[sequence.ring] = live
         if submission.deadline_ns:
             self._drop_ended_deadlines()
@@ -214,10 +241,24 @@ class Intake:
             self._deadlines = [entry for entry in self._deadlines if not entry[2].ended]
             heapq.heapify(self._deadlines)
 
+    def _take_built(self) -> None:
+        """Let those run whose grammar is built by now."""
+        for ring, live in list(self._building.items()):
+            constraint = live.constraint
+            assert constraint is not None, "it is being built"
+            if not constraint.built:
+                continue
+            del self._building[ring]
+            if constraint.failure:
+                self.fail_grammar(live, constraint.failure)
+            else:
+                live.row = live.row._replace(mask=constraint.mask)
+
     def _pause_full_rings(self, now: int) -> list[Live]:
         """Pause sequences whose ring is too full for a step and return them; bound the chunks of scored prompts.
 
-        Those that are held are paused too, and not returned: their time as slow readers begins when they are released.
+        Those that are held, or whose grammar is being built, are paused too, and not returned: their time as slow
+        readers begins when that is over.
 
         A step adds a token with its side records, or, for each token of a chunk but a prompt's last, the side records
         that score the next.
@@ -225,7 +266,7 @@ class Intake:
         full = []
         for ring, live in self.live.items():
             sequence = live.sequence
-            if ring in self._held:
+            if ring in self._held or ring in self._building:
                 sequence.paused, live.full_since_ns = True, now
                 continue
             room = self._producer.free_space(ring) - live.num_side_records - live.report_cached

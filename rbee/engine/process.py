@@ -1,7 +1,8 @@
 """The engine as a process: the start protocol, the loop around `EngineCore.step()`, teardown and exit codes.
 
 Owns time and sleep. While there is work the loop never waits. When there is none it waits in one epoll on the control
-channel; it wakes when a record arrives, and ten times a second for the heartbeat and for readers that are too slow.
+channel; it wakes when a record arrives or a grammar is built, and ten times a second for the heartbeat and for readers
+that are too slow.
 Exit codes: 0 after Shutdown or when the server is gone, 1 when a step failed, 2 when the model cannot be loaded. The
 kernel kills an engine with its parent, and the end of the channel ends it too.
 """
@@ -17,13 +18,16 @@ import select
 import socket
 import time
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rbee import logs, messages, standard_streams
 from rbee.child import die_with_parent, ignore_group_signals
-from rbee.config import check_bounds
+from rbee.config import SYNTHETIC, check_bounds
 from rbee.engine.engine_core import EngineCore
+from rbee.engine.grammars import Grammars
 from rbee.engine.intake import Intake
+from rbee.engine.processors import usable_processors
 from rbee.engine.publisher import Publisher
 from rbee.engine.request_times import RequestTimes
 from rbee.engine.runners import choice
@@ -38,6 +42,7 @@ from rbee.transport.control import ControlChannel
 
 if TYPE_CHECKING:
     from rbee.config import EngineConfig
+    from rbee.grammars.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +88,13 @@ def _run(channel: ControlChannel, doorbell_fd: int, arena_fd: int, *, debug: boo
             producer = Producer(arena, doorbell_fd)
             stack.callback(producer.close)
             channel.send(messages.encode(messages.Attached(pid=os.getpid())))
-            core = _load(configure.engine, channel, producer, slow_reader_timeout=configure.slow_reader_timeout)
+            grammars = Grammars(
+                partial(_load_vocabulary, configure.engine.model), threads=max(1, usable_processors() // 4)
+            )
+            stack.callback(grammars.close)
+            if configure.engine.model != SYNTHETIC:  # whose vocabulary is small
+                grammars.start()  # beside the model: its long calls keep Python's lock, and no step waits for them now
+            core = _load(configure.engine, channel, producer, grammars, configure.slow_reader_timeout)
         except RbeeError as error:
             logger.debug("The engine cannot start.", exc_info=debug)
             channel.send(messages.encode(messages.Failed(message=str(error))))
@@ -97,7 +108,7 @@ def _run(channel: ControlChannel, doorbell_fd: int, arena_fd: int, *, debug: boo
             return 2
         gc.collect()
         gc.freeze()  # what is alive now stays alive: no collection needs to look at it again
-        return Loop(channel, producer, core).run(early)
+        return Loop(channel, producer, core, grammars).run(early)
 
 
 def _first_record(channel: ControlChannel) -> tuple[messages.Configure, list[bytes]]:
@@ -111,8 +122,14 @@ def _first_record(channel: ControlChannel) -> tuple[messages.Configure, list[byt
     return configure, records[1:]
 
 
+def _load_vocabulary(model: str) -> Vocabulary:
+    from rbee.grammars import vocabulary  # noqa: PLC0415 - imports for a fifth of a second, in its thread
+
+    return vocabulary.load(model)
+
+
 def _load(
-    config: EngineConfig, channel: ControlChannel, producer: Producer, *, slow_reader_timeout: float
+    config: EngineConfig, channel: ControlChannel, producer: Producer, grammars: Grammars, slow_reader_timeout: float
 ) -> EngineCore:
     """Load the model and assemble the engine; the message of an RbeeError is for the user."""
     check_bounds(config)
@@ -135,6 +152,7 @@ def _load(
         vocab_size=runner.vocab_size,
         max_model_len=runner.max_model_len,
         slow_reader_timeout=slow_reader_timeout,
+        grammars=grammars,
     )
     core = EngineCore(runner, scheduler, intake, publisher, times, step_cost=StepCost(config.max_decode_slowdown))
     ready = messages.Ready(
@@ -184,15 +202,17 @@ class _LoadingReport:
 class Loop:
     """Steps while there is work, sleeps while there is none, and handles control records between steps."""
 
-    def __init__(self, channel: ControlChannel, producer: Producer, core: EngineCore) -> None:
+    def __init__(self, channel: ControlChannel, producer: Producer, core: EngineCore, grammars: Grammars) -> None:
         self._channel = channel
         self._producer = producer
         self._core = core
+        self._grammars = grammars
 
     def run(self, records: list[bytes]) -> int:
         """Loop until Shutdown (0) or a failed step (1), `records` first; EOFError when the server is gone."""
         with select.epoll() as poller:
             poller.register(self._channel.fileno(), select.EPOLLIN)
+            poller.register(self._grammars.descriptor, select.EPOLLIN)
             while True:
                 if not self._obey(records):
                     self._core.end_all(FinishReason.ABORT)
@@ -209,6 +229,7 @@ class Loop:
                 self._producer.report(step_ns, **self._core.gauges()._asdict())
                 if not stepped:
                     poller.poll(_HEARTBEAT_MS / 1e3)
+                    self._grammars.clear_descriptor()
                 records = self._channel.receive()
 
     def _step(self) -> bool:

@@ -63,6 +63,8 @@ class Row(NamedTuple):
     sampler: RowSampler  # of the sequence
     token_ids: array.array[int]  # its prompt, then its output so far; C unsigned ints
     num_prompt_tokens: int  # how many of them are the prompt
+    # What its grammar allows: token t is bit t % 32 of word t // 32; those behind the last may not come. None: all may.
+    mask: NDArray[np.uint32] | None = None
 
 
 class Sampled(NamedTuple):
@@ -208,7 +210,7 @@ def invalid(params: SamplingParams, vocab_size: int) -> str | None:
             return f"logit_bias of token {token} is {bias}, but must be a finite number."
     if params.allowed_token_ids is not None and len(params.allowed_token_ids) == 0:
         return "allowed_token_ids is empty, but must name a token that can be drawn."
-    for name in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
+    for name in ("logit_bias", "allowed_token_ids", "stop_token_ids", "grammar_end_ids"):
         for token in getattr(params, name) or ():
             if not 0 <= token < vocab_size:
                 return f"{name} has token {token}, but the vocabulary is from 0 to {vocab_size - 1}."

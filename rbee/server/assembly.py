@@ -38,6 +38,7 @@ from rbee.server.reports import request_log
 from rbee.server.streams.exchange import Backend
 from rbee.server.streams.live import ReplyWatch
 from rbee.server.streams.resumption import ResumableStreams
+from rbee.server.text.grammars import GrammarChecks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -113,9 +114,19 @@ def make_door(config: ServerConfig) -> Door:
 
 
 def assemble(
-    config: ServerConfig, model: ServedModel, supervisor: Supervisor, door: Door, traces: Traces | None = None
+    config: ServerConfig,
+    model: ServedModel,
+    supervisor: Supervisor,
+    door: Door,
+    traces: Traces | None = None,
+    *,
+    grammars: GrammarChecks | None = None,
 ) -> App:
-    """The application whose requests go through `door` to the engine of `supervisor`, and their spans to `traces`."""
+    """The application whose requests go through `door` to the engine of `supervisor`, and their spans to `traces`.
+
+    `grammars` is the caller's to close, as the application's lifespan does too.
+    """
+    grammars = grammars or GrammarChecks(model.vocabulary)
     watch = ReplyWatch(
         _check_period(min(config.slow_reader_timeout, config.resume_timeout, config.job_ttl)),
         config.slow_reader_timeout,
@@ -126,7 +137,7 @@ def assemble(
         replay_window=config.replay_window,
         events=RESUMABLE,
     )
-    backend = Backend(supervisor, model.codec, watch, share_prefix_cache=config.share_prefix_cache)
+    backend = Backend(supervisor, model.codec, watch, share_prefix_cache=config.share_prefix_cache, grammars=grammars)
     bodies = Bodies(config.max_body_mib * 2**20)  # one bound for all of them
     openai = OpenAiApi(backend, model, resuming, bodies, lenient=config.lenient)
     responses = ResponsesApi(backend, model, bodies, lenient=config.lenient)
@@ -149,6 +160,7 @@ def assemble(
             async with heartbeats(config, supervisor, model.name, config.port):
                 yield
         finally:
+            grammars.close()
             await supervisor.stop(ENGINE_PATIENCE)
             if traces is not None:
                 await asyncio.to_thread(traces.close)

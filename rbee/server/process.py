@@ -27,6 +27,7 @@ from rbee.server.http.listener import HttpServer, check_access, listen, listen_o
 from rbee.server.http.tls import ServerTls
 from rbee.server.service_manager import ServiceManager
 from rbee.server.text import served_model
+from rbee.server.text.grammars import GrammarChecks
 from rbee.server.text.output import output_format
 from rbee.standard_streams import say
 from rbee.transport import ServerState
@@ -128,7 +129,9 @@ async def _serve(
         await supervisor.start()
         try:
             served = _load(config.server, model)  # while the engine loads the weights on another core
-            app = assembly.assemble(config.server, served, supervisor, entry.door, traces)
+            grammars = GrammarChecks(served.vocabulary)
+            until_end.callback(grammars.close)
+            app = assembly.assemble(config.server, served, supervisor, entry.door, traces, grammars=grammars)
             http = HttpServer(
                 app,
                 slow_reader_timeout=config.server.slow_reader_timeout,

@@ -35,6 +35,7 @@ def _of_body(shape: type[GenerationRequest]) -> Collection[str]:
 PAGES = {
     GeneratedPart(ROOT / "docs" / "api-messages.md", "fields"): [
         Fields("the body", _of_body(messages.MessagesRequest), messages.ADVISORY, messages.NEUTRAL),
+        Fields("`output_config`", messages.OutputConfig.__struct_fields__, messages.ADVISORY_OUTPUT_CONFIG, {}),
         Fields("a turn", messages.Turn.__struct_fields__, messages.ADVISORY_TURN, messages.NEUTRAL_TURN),
         Fields("a text block", messages.TextBlock.__struct_fields__, messages.ADVISORY_BLOCK, {}),
         Fields("a `tool_use` block", messages.ToolUseBlock.__struct_fields__, messages.ADVISORY_TOOL_BLOCK, {}),
@@ -51,7 +52,7 @@ PAGES = {
             responses.ADVISORY | {"store"},
             responses.NEUTRAL | {name: allowed for name, (allowed, _) in responses.STATEFUL.items()},
         ),
-        Fields("`text`", (), responses.ADVISORY_TEXT, responses.NEUTRAL_TEXT),
+        Fields("`text`", responses.TextConfig.__struct_fields__, responses.ADVISORY_TEXT, {}),
         Fields("`stream_options`", (), responses.ADVISORY_STREAM_OPTIONS, {}),
         Fields("a message", responses.Item.__struct_fields__, responses.ADVISORY_ITEM, {}),
         Fields("a `function_call`", responses.FunctionCall.__struct_fields__, responses.ADVISORY_CALL_ITEM, {}),

@@ -9,12 +9,15 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from rbee import messages
+from rbee.config import SYNTHETIC
 from rbee.engine.engine_core import EngineCore
+from rbee.engine.grammars import Grammars
 from rbee.engine.intake import Intake
 from rbee.engine.publisher import Publisher
 from rbee.engine.request_times import RequestTimes
@@ -24,6 +27,7 @@ from rbee.engine.runners.synthetic import SyntheticRunner
 from rbee.engine.scheduling.block_manager import BlockManager
 from rbee.engine.scheduling.scheduler import Scheduler
 from rbee.engine.scheduling.step_cost import StepCost
+from rbee.grammars import vocabulary
 from rbee.messages import FinishReason
 from rbee.sampling_params import SamplingParams
 from rbee.transport import Arena, Consumer, LifeLine, Producer, create_doorbell
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from rbee.engine.runners.interface import ModelRunner
     from rbee.engine.sampler import ThreadPool
     from rbee.engine.step_clock import StepClock
+    from rbee.grammars.vocabulary import Vocabulary
 
 _SUBMIT_OPTIONS = frozenset({"received_ns", "priority", "deadline_ns", "cache_salt", "report_cached", "pooling"})
 
@@ -176,6 +181,7 @@ class InProcessEngine:
         prefix_caching: bool = True,
         step_cost: StepCost | None = None,
         step_clock: StepClock | None = None,
+        load_vocabulary: Callable[[], Vocabulary] | None = None,
     ) -> None:
         self.now_ns = 0
         self.rings = Rings(ring_capacity=ring_capacity)
@@ -187,6 +193,7 @@ class InProcessEngine:
             max_model_len=min(runner.max_model_len, (num_blocks or runner.num_blocks) * block_size),
         )
         self.publisher = Publisher(self.producer)
+        self.grammars = Grammars(load_vocabulary or partial(vocabulary.load, SYNTHETIC))
         times = RequestTimes(self.producer, now_ns=lambda: self.now_ns)
         self.intake = Intake(
             self.scheduler,
@@ -196,6 +203,7 @@ class InProcessEngine:
             vocab_size=runner.vocab_size,
             max_model_len=runner.max_model_len,
             slow_reader_timeout=slow_reader_timeout,
+            grammars=self.grammars,
             now_ns=lambda: self.now_ns,
         )
         self.core = EngineCore(
@@ -215,10 +223,15 @@ class InProcessEngine:
         return request
 
     def run(self) -> None:
-        """Step and drain until there is nothing left to do."""
-        while self.core.step():
+        """Step and drain until there is nothing left to do, also no grammar to build."""
+        while True:
+            while self.core.step():
+                self.rings.drain()
             self.rings.drain()
-        self.rings.drain()
+            if not self.intake.num_building:
+                return
+            select.select([self.grammars.descriptor], [], [], PATIENCE)
+            self.grammars.clear_descriptor()
 
     def assert_at_baseline(self) -> None:
         """Nothing lives: all blocks and rings are free."""
@@ -231,6 +244,7 @@ class InProcessEngine:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.grammars.close()
         self.producer.close()
         self.rings.close()
 

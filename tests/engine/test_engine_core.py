@@ -90,7 +90,7 @@ def test_failed_step_ends_every_request_with_error(caplog):
     with server_end, InProcessEngine(ScriptedRunner(fail), max_num_seqs=1) as engine:
         requests = [engine.submit([1]), engine.submit([2])]
         channel = ControlChannel(engine_end)
-        assert Loop(channel, engine.producer, engine.core).run([]) == 1
+        assert Loop(channel, engine.producer, engine.core, engine.grammars).run([]) == 1
         channel.close()
         engine.rings.drain()
         assert [(request.tokens, request.finish) for request in requests] == [

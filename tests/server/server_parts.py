@@ -12,6 +12,7 @@ from rbee.config import ServerConfig
 from rbee.models import synthetic
 from rbee.server.assembly import assemble, make_door
 from rbee.server.http.listener import HttpServer, listen
+from rbee.server.text.grammars import GrammarChecks
 from rbee.transport.observer import Observer
 from tests.raw_client import COMPLETIONS
 
@@ -86,6 +87,8 @@ async def serving(engine: RecordingEngine, model: ServedModel) -> AsyncIterator[
     """The URL of a whole server in front of `engine`: real routes, a real socket, a real arena."""
     with engine:
         config = ServerConfig(max_requests=64, replay_window=64)
-        app = assemble(config, model, engine, make_door(config))  # type: ignore[arg-type] # a fake
-        async with asyncio.timeout(PATIENCE), serving_app(app) as url:
-            yield url
+        grammars = GrammarChecks(model.vocabulary)
+        app = assemble(config, model, engine, make_door(config), grammars=grammars)  # type: ignore[arg-type] # a fake
+        with contextlib.closing(grammars):
+            async with asyncio.timeout(PATIENCE), serving_app(app) as url:
+                yield url

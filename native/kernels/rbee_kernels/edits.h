@@ -1,14 +1,14 @@
-// What is done to single logits before anything looks at the row as a whole: mask, bias, min_tokens, penalties.
+// What is done to single logits before anything looks at the row as a whole: masks, bias, min_tokens, penalties.
 //
 // Owns the edited copy of a row. Most rows need none.
 
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <optional>
 #include <utility>
 #include <vector>
 
@@ -31,14 +31,15 @@ public:
         const bool repetition = params.repetition_penalty != 1 && context.num_tokens > 0;
         const bool output = (params.frequency_penalty != 0 || params.presence_penalty != 0) && num_output > 0;
         const bool too_short = num_output < params.min_tokens && !params.stop_token_ids.empty();
-        if (!params.allowed && params.logit_bias.empty() && !too_short && !repetition && !output) {
+        const bool masked = params.allowed || context.mask != nullptr;
+        if (!masked && params.logit_bias.empty() && !too_short && !repetition && !output) {
             return logits;
         }
         if (edited_.size() < size) {
             edited_.resize(blocks_of(size) * kBlock);
             occurrences_.resize(edited_.size());
         }
-        bad = copy(logits, size, params.allowed);
+        bad = masked ? copy_masked(logits, size, params, context) : copy(logits, size);
         for (const auto& [id, bias] : params.logit_bias) {
             if (id < size) {
                 edited_[id] = finite(double{edited_[id]} + limited(bias));
@@ -58,18 +59,42 @@ public:
     }
 
 private:
-    bool copy(const float* logits, std::size_t size, const std::optional<std::vector<std::uint8_t>>& allowed) {
+    bool copy(const float* logits, std::size_t size) {
         const Row row(logits, size, tail_);
         bool bad = false;
         for (std::size_t i = 0; i < row.blocks(); ++i) {
-            std::uint8_t bits[kBlock / 8] = {};
-            if (allowed) {
-                const std::size_t first = std::min(i * sizeof bits, allowed->size());
-                std::copy_n(allowed->data() + first, std::min(sizeof bits, allowed->size() - first), bits);
-            }
-            bad |= kernels_->copy(row.block(i), allowed ? bits : nullptr, edited_.data() + i * kBlock);
+            bad |= kernels_->copy(row.block(i), nullptr, edited_.data() + i * kBlock);
         }
         return bad;
+    }
+
+    /// What the parameters and the grammar both allow; all else is -inf.
+    bool copy_masked(const float* logits, std::size_t size, const RowParams& params, const Context& context) {
+        const Row row(logits, size, tail_);
+        bool bad = false;
+        for (std::size_t i = 0; i < row.blocks(); ++i) {
+            Bits bits;
+            bits.fill(0xFF);
+            if (params.allowed) {
+                keep_common(bits, params.allowed->data(), params.allowed->size(), i);
+            }
+            if (context.mask != nullptr) {
+                keep_common(bits, context.mask, context.mask_bytes, i);
+            }
+            bad |= kernels_->copy(row.block(i), bits.data(), edited_.data() + i * kBlock);
+        }
+        return bad;
+    }
+
+    using Bits = std::array<std::uint8_t, kBlock / 8>;
+
+    /// Of a block's bits those that the mask has too.
+    static void keep_common(Bits& bits, const std::uint8_t* mask, std::size_t mask_bytes, std::size_t block) {
+        const std::size_t first = std::min(block * bits.size(), mask_bytes);
+        const std::size_t there = std::min(bits.size(), mask_bytes - first);
+        for (std::size_t i = 0; i < bits.size(); ++i) {
+            bits[i] = i < there ? static_cast<std::uint8_t>(bits[i] & mask[first + i]) : std::uint8_t{0};
+        }
     }
 
     /// Each token of the context from `first` on is edited once, however often it occurs. Then its count is 0 again, as

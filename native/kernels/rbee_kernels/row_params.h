@@ -36,10 +36,14 @@ inline bool reads_tokens(const RowParams& params) {
 }
 
 /// A sequence as far as it is written. `token_ids` may be null where they are not read.
+///
+/// A grammar's mask has a bit for each token that may come next, lowest first; tokens behind its end may not.
 struct Context {
     const std::uint32_t* token_ids;
     std::size_t num_tokens;
     std::size_t num_prompt_tokens;
+    const std::uint8_t* mask = nullptr;  // null: no grammar
+    std::size_t mask_bytes = 0;
 };
 
 inline std::uint64_t mix(std::uint64_t x) {

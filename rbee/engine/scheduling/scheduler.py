@@ -14,6 +14,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from rbee.engine.scheduling.block_manager import BlockManager, Prefix
     from rbee.engine.scheduling.sequence import Sequence
 
@@ -114,11 +116,14 @@ class Scheduler:
             self._admit_waiting(chosen)
         return self._share_tokens(chosen, max_prompt_tokens)
 
-    def update(self, scheduled: list[Scheduled]) -> None:
-        """Count what `schedule()` returned as computed, except sequences removed since then."""
+    def update(self, scheduled: list[Scheduled], unsampled: Collection[Sequence] = ()) -> None:
+        """Count what `schedule()` returned as computed, except sequences removed since then.
+
+        Those that were to sample, and did not, compute their last token again.
+        """
         for sequence, num_tokens in scheduled:
             if sequence.block_table:
-                self.block_manager.advance(sequence, num_tokens)
+                self.block_manager.advance(sequence, num_tokens - (sequence in unsampled))
 
     def _continue_running(self) -> list[Sequence]:
         chosen: list[Sequence] = []

@@ -11,6 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rbee.server.errors import Refusal, RefusalKind, invalid
+from rbee.server.protocols.output_form import Form
 from rbee.server.protocols.parameters import Limits, check_choices, read_parameters
 from rbee.server.streams.generation import Generation, OutputPlan, Prompt
 from rbee.server.text.tokenizer import TooManyTokensError
@@ -88,16 +89,6 @@ class GenerationReader:
         beginning = messages[-1]["content"] or "" if options.get("continue_final_message") else ""
         return ChatPrompt(token_ids, self.model.output_format.opens_reasoning(pieces[-1], beginning))
 
-    def output_plan(self, tool_use: ToolUse, prompt: ChatPrompt, *, as_it_is: bool = False) -> OutputPlan | None:
-        """How the answer is read; None if it is text, and nothing else.
-
-        `as_it_is`: all of what the model writes is wanted as text, unless it may call tools.
-        """
-        form = self.model.output_format
-        if not (tool_use.tools or (form.has_reasoning and not as_it_is)):
-            return None
-        return OutputPlan(format=form, tools=tool_use.tools, reasoning_open=prompt.reasoning_open)
-
     def chat_pieces(
         self, messages: list[dict[str, Any]], limit: int, tool_use: ToolUse = NO_TOOLS, **options: Any
     ) -> list[str]:
@@ -130,8 +121,10 @@ class GenerationReader:
         echo: Echo | None = None,
         more_prompts: Sequence[Prompt] = (),
         show_output: bool = True,
+        form: Form | None = None,
         tool_use: ToolUse = NO_TOOLS,
-        output: OutputPlan | None = None,
+        chat: ChatPrompt | None = None,
+        as_it_is: bool = False,
     ) -> Generation:
         """What the engine is asked for.
 
@@ -145,8 +138,10 @@ class GenerationReader:
             echo: see there too.
             more_prompts: also; all have the same parameters, so that with several `max_tokens` is not None.
             show_output: also.
-            tool_use: also.
-            output: also.
+            form: which outputs there may be; None: all.
+            tool_use: see `Generation`.
+            chat: the prompt again, if it is a conversation's: then the output may have reasoning and calls.
+            as_it_is: all that the model writes is shown as text, unless it may call tools.
         """
         if not engine.has_head:
             raise invalid(
@@ -164,6 +159,13 @@ class GenerationReader:
             end_token_ids=self.model.end_token_ids,
             deadlines=deadlines,
         )
+        plan, grammar = None, form
+        if chat is not None:
+            if tool_use.tools or (self.model.output_format.has_reasoning and not as_it_is):
+                plan = OutputPlan(
+                    format=self.model.output_format, tools=tool_use.tools, reasoning_open=chat.reasoning_open
+                )
+            grammar = self._chat_form(form, tool_use, chat)
         return Generation(
             received_ns=received_ns,
             prompt=prompt,
@@ -177,8 +179,35 @@ class GenerationReader:
             deadline_ns=parameters.deadline_ns,
             cache_salt=request.cache_salt,
             tool_use=tool_use,
-            output=output,
+            output=plan,
+            grammar="" if grammar is None else grammar.source,
+            grammar_param="" if grammar is None else grammar.param,
+            grammar_end_ids=() if request.ignore_eos else tuple(sorted(self.model.end_token_ids)),
         )
+
+    def _chat_form(self, form: Form | None, tool_use: ToolUse, chat: ChatPrompt) -> Form | None:
+        """The form of a whole output: of the answer that is asked for, of calls, and of the reasoning before them.
+
+        A grammar of several rules is one of the whole output already.
+        """
+        if form is not None and form.rule is None:
+            if tool_use.tools:
+                raise invalid(
+                    form.param,
+                    f"{form.param} is a grammar of the whole output, which leaves no place for calls; leave tools out, "
+                    "or ask for a JSON schema, a regular expression or a choice.",
+                )
+            return form
+        source = self.model.output_format.grammar(
+            tool_use.tools,
+            choice="required" if tool_use.choice == "required" else "auto",
+            parallel=tool_use.parallel,
+            answer=None if form is None else form.rule,
+            reasoning_open=chat.reasoning_open,
+        )
+        if source is None:
+            return None
+        return Form(source, "tools" if form is None else form.param)
 
 
 def check_served(model: ServedModel, name: str) -> None:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rbee.server.streams.generation import Generation
     from rbee.server.streams.live import LiveReply, ReplyWatch
     from rbee.server.streams.resumption import Ticket
+    from rbee.server.text.grammars import GrammarChecks
     from rbee.server.text.tokenizer import TextCodec
 
 
@@ -53,6 +54,7 @@ class Backend:
     codec: TextCodec  # of the served model
     watch: ReplyWatch  # checks the replies that are being written
     share_prefix_cache: bool = False  # between the holders of several API keys
+    grammars: GrammarChecks | None = None  # None: no generation has a grammar
 
 
 class GenerationResponse(Response):
@@ -80,6 +82,9 @@ class GenerationResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writer, requester, generation = writer_of(scope, receive, send), requester_of(scope), self._generation
+        if generation.grammar:
+            assert self._backend.grammars is not None, "who takes grammars can check them"
+            await self._backend.grammars.check(generation.grammar, generation.grammar_param)
         client = self._backend.supervisor.client
         await client.make_room(generation.num_sequences, generation.n * generation.num_prompt_tokens, requester)
         if writer.closed:
@@ -286,13 +291,18 @@ def _submit(
     backend.supervisor.check_ready()
     if 0 < generation.deadline_ns <= time.monotonic_ns():
         raise deadline_passed()
+    sampling = generation.sampling
+    if generation.grammar:
+        sampling = msgspec.structs.replace(
+            sampling, grammar=generation.grammar, grammar_end_ids=generation.grammar_end_ids
+        )
     prompts, n = [None, *(prompt.token_ids for prompt in generation.more_prompts)], generation.n
     return backend.supervisor.client.submit_all(
         dialect.answer_id,
         generation.prompt,
         [
             Choice(
-                _seeded(generation.sampling, index % n),
+                _seeded(sampling, index % n),
                 _target(sink),
                 bool(generation.stops),
                 timed=streamed,

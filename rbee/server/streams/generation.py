@@ -64,6 +64,9 @@ class Generation:
     timings: bool = False  # the answer says how long it took
     keep_text: bool = False  # the end of its stream repeats all of the text
     tool_use: ToolUse = NO_TOOLS  # which tools its text may, or must, call
+    grammar: str = ""  # of each output, see `rbee.grammars`; "" is none
+    grammar_param: str = ""  # the field that asks for it
+    grammar_end_ids: tuple[int, ...] = ()  # see SamplingParams
 
     @property
     def prompts(self) -> list[Prompt]:

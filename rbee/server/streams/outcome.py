@@ -90,6 +90,12 @@ def finish_refusal(reason: int) -> Refusal | None:
         case FinishReason.ERROR:
             message = "The engine failed on this request; other requests are not affected."
             return Refusal(RefusalKind.FAILED, message, code="engine_error")
+        case FinishReason.GRAMMAR:
+            message = (
+                "The output could not be held to the form that was asked for: its grammar is beyond a limit, or other "
+                "parameters exclude all that it allows. Ask for a simpler form; the engine's log has the reason."
+            )
+            return Refusal(RefusalKind.FAILED, message, code="grammar_failed")
         case FinishReason.DEADLINE:
             return deadline_passed()
         case FinishReason.SLOW_READER:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from rbee.config import SYNTHETIC
 from rbee.errors import ModelError
 from rbee.models import synthetic
 from rbee.models.chat_templates import DEFAULT, read_templates
@@ -46,6 +47,7 @@ class ServedModel:
     digest: str = ""  # of what it computes with, see `rbee.models.digest`
     pooling: ModelPooling | NoPooling = field(default_factory=NoPooling)  # how its vectors are made
     output_format: output.ModelFormat = field(default_factory=partial(output.output_format, None))
+    vocabulary: str = SYNTHETIC  # as `rbee.grammars.vocabulary.load` takes it
 
 
 def load(
@@ -100,6 +102,7 @@ def load(
         digest=model_digest(folder),
         pooling=read_pooling(folder, pooling),
         output_format=output_format,
+        vocabulary=str(folder),
         **({"no_chat_reason": problem} if problem else {}),
     )
 

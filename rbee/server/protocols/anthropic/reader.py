@@ -13,16 +13,26 @@ import msgspec
 from rbee.server.errors import invalid
 from rbee.server.protocols.anthropic.conversation import continues_last, read_conversation
 from rbee.server.protocols.anthropic.dialect import MessagesDialect
-from rbee.server.protocols.anthropic.schemas import ADVISORY, DISPENSABLE, NEUTRAL, CountRequest, MessagesRequest
+from rbee.server.protocols.anthropic.schemas import (
+    ADVISORY,
+    ADVISORY_OUTPUT_CONFIG,
+    DISPENSABLE,
+    NEUTRAL,
+    CountRequest,
+    MessagesRequest,
+    OutputConfig,
+)
 from rbee.server.protocols.anthropic.tools import read_tool_use, thinking_variables
 from rbee.server.protocols.fields import FieldReader, decode_object
 from rbee.server.protocols.generating import Asked
 from rbee.server.protocols.generation_reader import GenerationReader
+from rbee.server.protocols.output_form import of_text_format, only_form
 from rbee.server.protocols.parameters import MAX_STOP_BYTES, MAX_STOP_STRINGS, check_parameters
 from rbee.server.text.tokenizer import TooManyTokensError
 
 if TYPE_CHECKING:
     from rbee.server.protocols.generating import Arrival
+    from rbee.server.protocols.output_form import Form
     from rbee.server.text.served_model import ServedModel
     from rbee.server.text.tool_use import ToolUse
 
@@ -61,7 +71,8 @@ class MessagesReader:
             engine=arrival.engine,
             received_ns=arrival.received_ns,
             tool_use=tool_use,
-            output=self._reader.output_plan(tool_use, prompt),
+            chat=prompt,
+            form=_read_form(request, reader),
         )
         dialect = MessagesDialect(
             self._model.name,
@@ -108,6 +119,19 @@ class MessagesReader:
             "variables": thinking_variables(request, template, reader),
         }
         return messages, options
+
+
+def _read_form(request: MessagesRequest, reader: FieldReader) -> Form | None:
+    """What the answer must be; None: any text."""
+    config = reader.read(
+        request.output_config or {}, OutputConfig, {}, "output_config.", advisory=ADVISORY_OUTPUT_CONFIG
+    )
+    return only_form(
+        [
+            of_text_format(config.format, "output_config.format.", reader),
+            of_text_format(request.output_format, "output_format.", reader),
+        ]
+    )
 
 
 def _check_stop_sequences(stops: list[str]) -> None:

@@ -33,6 +33,14 @@ class MessagesRequest(GenerationRequest, frozen=True, kw_only=True):
     tools: list[dict[str, Any]] = msgspec.field(default_factory=list)
     tool_choice: dict[str, Any] | None = None  # None: {"type": "auto"} with tools
     thinking: dict[str, Any] | None = None
+    output_config: dict[str, Any] | None = None
+    output_format: dict[str, Any] | None = None  # what stands as `format` in the former, as its beta had it
+
+
+class OutputConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the answer must be."""
+
+    format: dict[str, Any] | None = None
 
 
 class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,6 +153,7 @@ ADVISORY_TURN = frozenset(
         "usage",
     }
 )
+ADVISORY_OUTPUT_CONFIG = frozenset({"effort"})
 ADVISORY_BLOCK = frozenset({"cache_control", "citations", "id", "parsed_output"})
 ADVISORY_TOOL_BLOCK = frozenset({"cache_control", "caller", "parsed_output", "toolset_name"})
 ADVISORY_THINKING_BLOCK = frozenset({"cache_control", "data", "signature"})
@@ -160,8 +169,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "context_management": ({}, {"edits": []}),
     "fallbacks": ([],),
     "mcp_servers": ([],),
-    "output_config": ({},),
-    "output_format": (),
     "speed": ("standard",),
     "thread": (),
 }

@@ -30,6 +30,15 @@ from rbee.server.protocols.openai.schemas import (
     TokenizeRequest,
 )
 from rbee.server.protocols.openai.tools import read_tool_use, read_tools, refuse_former
+from rbee.server.protocols.output_form import (
+    of_choice,
+    of_grammar,
+    of_json,
+    of_regex,
+    of_response_format,
+    of_structured_outputs,
+    only_form,
+)
 from rbee.server.protocols.parameters import check_parameters, check_token_ids
 from rbee.server.protocols.reasoning import reasoning_variables
 from rbee.server.protocols.tools import check_depth
@@ -43,6 +52,7 @@ if TYPE_CHECKING:
     from rbee.server.protocols.openai.dialect import OpenAiDialect
     from rbee.server.protocols.openai.prompts import GivenPrompt
     from rbee.server.protocols.openai.schemas import TextRequest
+    from rbee.server.protocols.output_form import Form
     from rbee.server.streams.dialect import Dialect
     from rbee.server.streams.generation import Generation
     from rbee.server.text.chat_template import ChatTemplate
@@ -110,8 +120,10 @@ class RequestReader:
             deadlines=deadlines,
             engine=engine,
             received_ns=received_ns,
+            form=read_form(request, reader),
             tool_use=tool_use,
-            output=self._reader.output_plan(tool_use, prompt, as_it_is=not request.skip_special_tokens),
+            chat=prompt,
+            as_it_is=not request.skip_special_tokens,
         )
         return self._asked(request, reader, ChatDialect, generation, engine)
 
@@ -132,6 +144,7 @@ class RequestReader:
             echo=first.echo,
             more_prompts=more,
             show_output=max_tokens != 0,
+            form=read_form(request, reader),
         )
         return self._asked(request, reader, CompletionDialect, generation, engine)
 
@@ -295,6 +308,22 @@ def read_completion(given: dict[str, Any], reader: FieldReader) -> tuple[Complet
     )
     _check_request(request)
     return request, read_prompts(request.prompt)
+
+
+def read_form(request: TextRequest, reader: FieldReader) -> Form | None:
+    """What the answer must be; None: any text."""
+    return only_form(
+        [
+            of_response_format(request.response_format, reader),
+            of_structured_outputs(request.structured_outputs, reader),
+            of_json(request.guided_json, "guided_json"),
+            of_regex(request.guided_regex, "guided_regex"),
+            of_choice(request.guided_choice, "guided_choice"),
+            of_grammar(request.guided_grammar, "guided_grammar"),
+            of_json(request.json_schema, "json_schema"),
+            of_grammar(request.grammar, "grammar"),
+        ]
+    )
 
 
 def _check_request(request: TextRequest) -> None:

@@ -102,6 +102,15 @@ class TextRequest(GenerationRequest, frozen=True, kw_only=True):
     spaces_between_special_tokens: bool = True  # as the tokenizer writes them, if it writes any
     prompt_logprobs: int | None = None  # so many of the most likely tokens for each token of the prompt
     return_token_ids: bool = False  # the answer lists the ids of its tokens and of the prompt's
+    # What the answer must be; one of these at most. The first is OpenAI's, the last two are llama.cpp's.
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    json_schema: str | dict[str, Any] | None = None
+    grammar: str | None = None
 
     @property
     def asked_prompt_logprobs(self) -> int | None:
@@ -236,18 +245,10 @@ _NEUTRAL_SAMPLING: dict[str, tuple[Any, ...]] = {
     "xtc_probability": (0,),
 }
 _NEUTRAL_EVERYWHERE: dict[str, tuple[Any, ...]] = _NEUTRAL_SAMPLING | {
-    "grammar": ("",),
-    "guided_choice": (),
     "guided_decoding_backend": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "guided_whitespace_pattern": (),
-    "json_schema": (),
     "lora": ([],),
-    "response_format": ({"type": "text"},),
     "return_tokens_as_token_ids": (False,),
-    "structured_outputs": (),
 }
 NEUTRAL_CHAT = _NEUTRAL_EVERYWHERE | {
     "audio": (),

@@ -172,7 +172,7 @@ class ResponsesDialect:
             "service_tier": "default",
             "store": False,
             "temperature": sampling.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": (request.text or {}).get("format") or {"type": "text"}},
             "tool_choice": request.tool_choice or "auto",
             "tools": request.tools,
             "top_logprobs": 0,

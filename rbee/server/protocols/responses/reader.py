@@ -13,6 +13,7 @@ from rbee.server.errors import Refusal, invalid
 from rbee.server.protocols.fields import FieldReader, decode_object
 from rbee.server.protocols.generating import Asked
 from rbee.server.protocols.generation_reader import GenerationReader
+from rbee.server.protocols.output_form import of_text_format
 from rbee.server.protocols.parameters import check_parameters
 from rbee.server.protocols.reasoning import reasoning_variables
 from rbee.server.protocols.responses.conversation import read_input
@@ -26,7 +27,6 @@ from rbee.server.protocols.responses.schemas import (
     INCLUDABLE,
     NEUTRAL,
     NEUTRAL_REASONING,
-    NEUTRAL_TEXT,
     STATEFUL,
     Reasoning,
     ResponsesRequest,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rbee.messages import Ready
     from rbee.server.protocols.generating import Arrival
     from rbee.server.protocols.generation_reader import ChatPrompt
+    from rbee.server.protocols.output_form import Form
     from rbee.server.text.chat_template import ChatTemplate
     from rbee.server.text.served_model import ServedModel
     from rbee.server.text.tool_use import ToolUse
@@ -58,7 +59,8 @@ class ResponsesReader:
         given = self._reader.with_defaults(_stateless(decode_object(body), reader))
         request = reader.read(given, ResponsesRequest, NEUTRAL, advisory=ADVISORY, dispensable=DISPENSABLE)
         check_parameters(request)
-        _check_form(request, reader)
+        form = _read_form(request, reader)
+        _check_options(request, reader)
         self._reader.check_model(request.model)
         tool_use = read_tool_use(request, reader)
         prompt = self._prompt(request, tool_use, reader, arrival.engine)
@@ -70,7 +72,8 @@ class ResponsesReader:
             engine=arrival.engine,
             received_ns=arrival.received_ns,
             tool_use=tool_use,
-            output=self._reader.output_plan(tool_use, prompt),
+            chat=prompt,
+            form=form,
         )
         generation = dataclasses.replace(generation, keep_text=True)
         dialect = ResponsesDialect(self._model.name, generation, request, ignored=reader.ignored)
@@ -118,8 +121,16 @@ def _stateless(given: dict[str, Any], reader: FieldReader) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in STATEFUL and name != "store"}
 
 
-def _check_form(request: ResponsesRequest, reader: FieldReader) -> None:
-    """Raise Refusal unless the answer can have the form that is asked for."""
+def _read_form(request: ResponsesRequest, reader: FieldReader) -> Form | None:
+    """What the answer must be; None: any text."""
+    if request.text is None:
+        return None
+    text = reader.read(request.text, TextConfig, {}, "text.", advisory=ADVISORY_TEXT)
+    return of_text_format(text.format, "text.format.", reader)
+
+
+def _check_options(request: ResponsesRequest, reader: FieldReader) -> None:
+    """Raise Refusal unless the answer can be as it is asked for."""
     if request.max_output_tokens is not None and request.max_output_tokens < 1:
         message = f"max_output_tokens must be at least 1, not {str(request.max_output_tokens)[:40]}."
         raise invalid("max_output_tokens", message)
@@ -128,8 +139,6 @@ def _check_form(request: ResponsesRequest, reader: FieldReader) -> None:
             param = f"include[{number}]"
             message = f"{param} is {name[:64]!r}, which is not supported yet; leave it out."
             raise invalid(param, message, code="unsupported_parameter")
-    if request.text is not None:
-        reader.read(request.text, TextConfig, NEUTRAL_TEXT, "text.", advisory=ADVISORY_TEXT)
     if request.stream_options is not None:
         if not request.stream:
             raise invalid("stream_options", "stream_options may only be set when stream is true.")

@@ -103,6 +103,8 @@ class Reasoning(msgspec.Struct, frozen=True, kw_only=True):
 class TextConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The form of the text of an answer."""
 
+    format: dict[str, Any] | None = None
+
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What else a stream carries: nothing yet."""
@@ -159,4 +161,3 @@ NEUTRAL_TOOL: dict[str, tuple[Any, ...]] = {
     "output_schema": (),
 }
 NEUTRAL_REASONING: dict[str, tuple[Any, ...]] = {"context": (), "mode": ()}
-NEUTRAL_TEXT: dict[str, tuple[Any, ...]] = {"format": ({"type": "text"},)}

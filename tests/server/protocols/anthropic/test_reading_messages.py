@@ -152,7 +152,7 @@ def test_what_clients_send_back_is_taken():
         ({"tools": [{"name": "t"}]}, r"tools\[0\].input_schema is missing"),
         ({"tool_choice": {"type": "any"}}, "there are no tools"),
         ({"thinking": {"type": "often"}}, "thinking.type must be one of enabled, adaptive, disabled"),
-        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config is not supported yet"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema is missing"),
         ({"mcp_servers": [{}]}, "mcp_servers is not supported yet"),
         ({"max_token": 5}, "Unknown field max_token. Did you mean max_tokens?"),
         ({"n": 2}, "Unknown field n"),

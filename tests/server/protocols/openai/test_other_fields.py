@@ -78,10 +78,7 @@ def test_a_conversation_as_clients_send_it_back(synthetic_server):
         ({"mirostat": 2}, "unsupported_parameter", None),
         ({"length_penalty": 2}, "unsupported_parameter", None),
         ({"functions": [{"name": "f"}]}, "unsupported_parameter", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "unsupported_parameter"),
-        ({"guided_regex": "a+"}, "unsupported_parameter", "unsupported_parameter"),
-        ({"json_schema": {"type": "object"}}, "unsupported_parameter", "unsupported_parameter"),
-        ({"structured_outputs": {"choice": ["a"]}}, "unsupported_parameter", "unsupported_parameter"),
+        ({"guided_whitespace_pattern": " "}, "unsupported_parameter", None),
     ],
 )
 def test_what_would_change_the_answer(synthetic_server, lenient_server, fields, strict, lenient):

@@ -92,7 +92,7 @@ def test_what_clients_send_back_is_taken():
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", "runs no tools of its own"),
         ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
         ({"reasoning": {"effort": 3}}, "reasoning.effort", "wrong type"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format", "not supported yet"),
+        ({"text": {"format": {"type": "grammar"}}}, "text.format.type", "not supported"),
         ({"text": {"form": 1}}, "text.form", "Unknown field"),
         ({"truncation": "auto"}, "truncation", "not supported yet"),
         ({"include": ["message.output_text.logprobs"]}, "include[0]", "not supported yet"),
@@ -119,8 +119,8 @@ def test_a_lenient_server_ignores_what_leaves_the_answer_of_its_kind():
     """And says so in the Warning header; another form of the text does not."""
     dialect = read(lenient=True, truncation="auto", novelty=1).dialect
     assert dict(dialect.answer_headers)[b"warning"] == b'299 - "ignored: truncation, novelty"'
-    with pytest.raises(Refusal, match="not supported yet"):
-        read(lenient=True, text={"format": {"type": "json_object"}})
+    with pytest.raises(Refusal, match="not supported"):
+        read(lenient=True, text={"format": {"type": "grammar"}})
 
 
 def test_what_the_template_refuses_is_in_the_input():

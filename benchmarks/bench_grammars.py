@@ -1,0 +1,270 @@
+"""What structured outputs cost, and what those beside them notice.
+
+    python benchmarks/bench_grammars.py --save
+
+Masks: the time that each mask takes where it is filled, on its thread beside the model's, in a batch of 8 outputs of
+several schemas. Steps: the time of a decode step at batch 1 and 32 with no, half and all sequences constrained, in
+turns, in one process without a server. Refusals: the ITL of 32 streams of a server on its own, and while clients send
+it schemas that take more than the limit to compile, each another one; `a step` is the median ITL of the former.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import itertools
+import json
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+
+from bench_serving import percentile
+from engine_rig import Rig, add_model_options, load_runner, model_folder, random_prompts
+from own_server import OwnServer
+from program import argument_parser, finish, integers, progress
+from saving import table
+from sse_client import http_request, run_stream
+
+from rbee.grammars import vocabulary
+from rbee.messages import FinishReason
+from rbee.server.protocols.output_form import of_schema
+
+if TYPE_CHECKING:
+    import argparse
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rbee.engine.runners.interface import ModelRunner
+    from rbee.grammars.matcher import Matcher
+    from rbee.grammars.vocabulary import Vocabulary
+
+_STRING, _INTEGER = {"type": "string"}, {"type": "integer"}
+_PERSON = {
+    "type": "object",
+    "properties": {"name": _STRING, "age": _INTEGER, "tags": {"type": "array", "items": _STRING}},
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+_PEOPLE = {"type": "array", "items": _PERSON, "minItems": 1000}  # ends within no benchmark
+_SCHEMAS: dict[str, dict[str, Any]] = {
+    "people": _PEOPLE,
+    "any object": {"type": "object", "minProperties": 1000},
+    "patterns": {
+        "type": "array",
+        "items": {"type": "string", "pattern": r"^[a-z]+(-[a-z]+)*@[a-z.]+$"},
+        "minItems": 999,
+    },
+    "enum of 2000": {"type": "array", "items": {"enum": [f"value {n}" for n in range(2000)]}, "minItems": 999},
+    "200 properties": {
+        "type": "array",
+        "items": {"type": "object", "properties": {f"property_{n}": _STRING for n in range(200)}},
+        "minItems": 999,
+    },
+}
+_SHARES = {"none": 0.0, "half": 0.5, "all": 1.0}
+_WARM_STEPS = 4
+
+
+class TimedMatcher:
+    """A matcher that keeps how long its masks take."""
+
+    def __init__(self, matcher: Matcher, times_us: list[float]) -> None:
+        self._matcher, self._times_us = matcher, times_us
+        self.accept = matcher.accept
+
+    def copy(self) -> TimedMatcher:
+        return TimedMatcher(self._matcher.copy(), self._times_us)
+
+    def fill(self, mask: NDArray[np.uint32]) -> bool:
+        started = time.perf_counter_ns()
+        may_end = self._matcher.fill(mask)
+        self._times_us.append((time.perf_counter_ns() - started) / 1e3)
+        return may_end
+
+
+class TimedVocabulary:
+    """A vocabulary whose matchers do that."""
+
+    def __init__(self, known: Vocabulary) -> None:
+        self._known = known
+        self.num_words = known.num_words
+        self.times_us: list[float] = []
+
+    def compile(self, source: str) -> TimedMatcher:
+        return TimedMatcher(self._known.compile(source), self.times_us)
+
+
+def measure_masks(runner: ModelRunner, known: Vocabulary, schema: dict[str, Any], tokens: int) -> dict[str, float]:
+    """Of one schema's outputs."""
+    timed = TimedVocabulary(known)
+    with contextlib.ExitStack() as stack:
+        rig = Rig(stack, runner, load_vocabulary=lambda: timed)  # type: ignore[arg-type,return-value]
+        for seed, prompt in enumerate(random_prompts(8, 16, runner.vocab_size, 1)):
+            rig.submit(
+                prompt,
+                time.monotonic_ns(),
+                max_tokens=tokens,
+                grammar=of_schema(schema, "").source,
+                temperature=0.8,
+                seed=seed,
+            )
+        _run(rig)
+    times = timed.times_us
+    return {
+        "masks": len(times),
+        **{f"p{p}_us": round(percentile(times, p), 1) for p in (50, 99)},
+        "max_us": round(max(times), 1),
+    }
+
+
+def measure_steps(
+    runner: ModelRunner, known: Vocabulary, batch: int, share: float, *, tokens: int, seed: int
+) -> list[float]:
+    """Milliseconds of the decode steps of a batch of which this share follows a grammar."""
+    with contextlib.ExitStack() as stack:
+        rig = Rig(stack, runner, prefix_caching=False, load_vocabulary=lambda: known)
+        streams = [
+            rig.submit(
+                prompt,
+                time.monotonic_ns(),
+                max_tokens=1000,
+                temperature=0.8,
+                seed=number,
+                grammar=of_schema(_PEOPLE, "").source if number < round(share * batch) else "",
+            )
+            for number, prompt in enumerate(random_prompts(batch, 32, runner.vocab_size, seed))
+        ]
+        while min(len(stream.commit_ns) for stream in streams) < _WARM_STEPS:
+            if not rig.step():
+                time.sleep(0.001)
+        times = []
+        for _ in range(tokens):
+            started = time.perf_counter_ns()
+            rig.step()
+            times.append((time.perf_counter_ns() - started) / 1e6)
+        assert not any(stream.finish for stream in streams), "none has ended"
+        rig.core.end_all(FinishReason.ABORT)
+    return times
+
+
+def _run(rig: Rig) -> None:
+    """Until there is nothing left to do, also no grammar to build."""
+    while rig.step() or rig.core.gauges().sequences_waiting:
+        pass
+
+
+def slow_schema(number: int) -> dict[str, Any]:
+    """One that takes more than the limit to compile, each another one."""
+    return {"type": "object", "properties": {f"p{number}_{n}": _STRING for n in range(8000)}}
+
+
+def status_of(address: str, body: str) -> int:
+    """That of the answer to a completion."""
+    with contextlib.closing(http.client.HTTPConnection(address, timeout=300)) as connection:
+        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        return connection.getresponse().status
+
+
+async def measure_refusals(server: OwnServer, options: argparse.Namespace, *, refuse: bool) -> dict[str, Any]:
+    """The gaps of all streams, with or without schemas that are refused while they run."""
+    body = {"prompt": "x", "max_tokens": options.stream_tokens, "stream": True}
+    host, port, request = http_request(server.url, "/v1/completions", body)
+    streams = [asyncio.create_task(run_stream(host, port, request, 300)) for _ in range(options.streams)]
+    refused: list[float] = []
+    done = asyncio.Event()
+
+    async def send_schemas(sender: int) -> None:
+        for number in itertools.count():
+            asked = json.dumps({"prompt": "x", "guided_json": slow_schema(2 * number + sender)})
+            started = time.monotonic()
+            status = await asyncio.to_thread(status_of, f"{host}:{port}", asked)
+            if status != 400:
+                raise SystemExit(f"A schema beyond the limit was answered with {status}.")
+            refused.append(time.monotonic() - started)
+            if done.is_set():
+                return
+
+    senders = [asyncio.create_task(send_schemas(sender)) for sender in range(2 if refuse else 0)]
+    gaps: list[float] = []
+    for stream in await asyncio.gather(*streams):
+        times = [frame.read_ns for frame in stream.frames() if frame.data != "[DONE]"]
+        if stream.error:
+            raise SystemExit(stream.error)
+        gaps += [(late - early) / 1e6 for early, late in itertools.pairwise(times)]
+    done.set()
+    await asyncio.gather(*senders)
+    figures = {f"itl_p{p}_ms": round(percentile(gaps, p), 3) for p in (50, 99)}
+    return {**figures, "refused": len(refused), "seconds": round(statistics.median(refused), 2) if refused else None}
+
+
+def main() -> None:
+    """Measure all three, and report."""
+    parser = argument_parser(__doc__, "grammars.{json,md}", rounds=3)
+    add_model_options(parser)
+    parser.add_argument("--tokens", type=int, default=120, help="of each output (default %(default)s)")
+    parser.add_argument("--batches", type=integers, default=[1, 32], help="(default 1,32)")
+    parser.add_argument("--streams", type=int, default=32, help="beside the refusals (default %(default)s)")
+    parser.add_argument("--stream-tokens", type=int, default=600, help="of each of them (default %(default)s)")
+    options = parser.parse_args()
+    folder = model_folder(options.model)
+    runner, known = load_runner(folder, options), vocabulary.load(str(folder))
+
+    masks = {}
+    for name, schema in _SCHEMAS.items():
+        masks[name] = measure_masks(runner, known, schema, options.tokens)
+        progress(f"masks of {name}: {masks[name]}")
+    times: dict[tuple[int, str], list[float]] = {key: [] for key in itertools.product(options.batches, _SHARES)}
+    for number, (batch, share) in itertools.product(range(options.rounds), times):
+        times[batch, share] += measure_steps(runner, known, batch, _SHARES[share], tokens=options.tokens, seed=number)
+        progress(f"round {number + 1}/{options.rounds}  batch {batch}, {share} constrained")
+    steps = {
+        f"{batch}, {share}": {"steps": len(some), **{f"p{p}_ms": round(percentile(some, p), 3) for p in (50, 99)}}
+        for (batch, share), some in times.items()
+    }
+    server = OwnServer("--model", "synthetic", "--synthetic-step-ms", "10")
+    rounds: dict[str, list[dict[str, Any]]] = {"alone": [], "beside refusals": []}
+    try:
+        for number in range(options.rounds):
+            for name, figures in rounds.items():
+                figures.append(asyncio.run(measure_refusals(server, options, refuse=name != "alone")))
+                progress(f"round {number + 1}/{options.rounds}  streams {name}: {figures[-1]}")
+    finally:
+        server.stop()
+    itl = {
+        name: {key: statistics.median(one[key] for one in some) for key in ("itl_p50_ms", "itl_p99_ms")}
+        for name, some in rounds.items()
+    }
+    moved = itl["beside refusals"]["itl_p99_ms"] - itl["alone"]["itl_p99_ms"]
+    step = itl["alone"]["itl_p50_ms"]
+    refused = sum(one["refused"] for one in rounds["beside refusals"])
+    verdict = "met" if moved < step and refused else "MISSED"
+    text = "\n\n".join(
+        [
+            "Masks, by schema:\n\n" + _table(masks),
+            "Decode steps, by batch and constrained share:\n\n" + _table(steps),
+            f"ITL of {options.streams} streams of the synthetic model, medians of {options.rounds} rounds:\n\n"
+            + _table(itl),
+            f"{refused} schemas came meanwhile, and were refused.",
+            f"The p99 moved by {moved:.3f} ms, a step has {step:.3f} ms: {verdict}.",
+        ]
+    )
+    result: dict[str, Any] = {
+        "benchmark": "grammars",
+        "masks": masks,
+        "steps": steps,
+        "itl": itl,
+        "rounds": json.loads(json.dumps(rounds)),
+        "p99_moved_ms": round(moved, 3),
+    }
+    finish(options, "grammars", "Structured outputs", text, result)
+
+
+def _table(figures: dict[str, dict[str, Any]]) -> str:
+    head = ["", *(key.replace("_", " ") for key in next(iter(figures.values())))]
+    return table(head, [[name, *(f"{value:g}" for value in row.values())] for name, row in figures.items()])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""The form that a request wants its output to have, in the spelling of every protocol: from fields to a grammar.
+
+Owns the spellings, and the grammar of each kind of form. Whether that compiles is found out later, elsewhere
+(`rbee.server.text.grammars`). Does not know tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from rbee.grammars import GBNF_LINE
+from rbee.server.errors import invalid
+from rbee.server.protocols.told_apart import with_any_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rbee.server.protocols.fields import FieldReader
+
+# Between two parts of a JSON text: nothing, a space, or a line break and an indentation. A model cannot run on in it.
+_WHITE_SPACE = " |\\n {0,20}"
+_MAX_CHOICES = 4096
+_ANY_OBJECT = {"type": "object"}
+_GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
+
+
+class Form(NamedTuple):
+    """What an output may be."""
+
+    source: str  # a grammar of `rbee.grammars`
+    param: str  # the field that asks for it
+    rule: str | None = None  # the body of the source's only rule; None: it has several
+
+
+class JsonSchema(msgspec.Struct, frozen=True, kw_only=True):
+    """OpenAI's description of a JSON schema; `strict` or not, it is enforced."""
+
+    schema: dict[str, Any]
+    name: str | None = None
+    description: str | None = None
+    strict: bool = False
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """OpenAI's form of an answer; `schema` is llama.cpp's, beside json_object."""
+
+    type: str
+    json_schema: dict[str, Any] | None = None
+    schema: dict[str, Any] | None = None
+
+
+class TextFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """The same in Responses and in Anthropic's requests, which have all in one object."""
+
+    type: str
+    schema: dict[str, Any] | None = None
+    name: str | None = None
+    description: str | None = None
+    strict: bool = False
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True):
+    """vLLM's form of an output, one of these."""
+
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool = False
+
+
+_NEUTRAL_STRUCTURED: dict[str, tuple[Any, ...]] = {
+    "disable_additional_properties": (False,),
+    "disable_fallback": (False,),
+    "structural_tag": (),
+    "whitespace_pattern": (),
+}
+
+
+def only_form(forms: Iterable[Form | None]) -> Form | None:
+    """The one that is asked for; None: any output will do.
+
+    Raises:
+        Refusal: there are several.
+    """
+    asked = [form for form in forms if form is not None]
+    if len(asked) > 1:
+        first, second = asked[0].param, asked[1].param
+        raise invalid(second, f"{first} and {second} both say what the output must be; send one of them.")
+    return asked[0] if asked else None
+
+
+def of_response_format(given: dict[str, Any] | None, reader: FieldReader) -> Form | None:
+    """OpenAI's `response_format` of chat and completions."""
+    if given is None:
+        return None
+    path = "response_format."
+    asked = reader.read(given, ResponseFormat, {}, path)
+    if asked.type == "json_schema":
+        if asked.json_schema is None:
+            raise invalid(f"{path}json_schema", f"{path}json_schema is missing.", code="missing_parameter")
+        described = reader.read(asked.json_schema, JsonSchema, {}, f"{path}json_schema.")
+        return of_schema(described.schema, f"{path}json_schema.schema")
+    if asked.type == "json_object":
+        return of_schema(_ANY_OBJECT if asked.schema is None else asked.schema, f"{path}schema")
+    _check_is_text(asked.type, path)
+    return None
+
+
+def of_text_format(given: dict[str, Any] | None, path: str, reader: FieldReader) -> Form | None:
+    """`text.format` of Responses, and Anthropic's `output_config.format` or `output_format`; `path` ends with a dot."""
+    if given is None:
+        return None
+    asked = reader.read(given, TextFormat, {}, path)
+    if asked.type == "json_schema":
+        if asked.schema is None:
+            raise invalid(f"{path}schema", f"{path}schema is missing.", code="missing_parameter")
+        return of_schema(asked.schema, f"{path}schema")
+    if asked.type == "json_object":
+        return of_schema(_ANY_OBJECT, f"{path}type")
+    _check_is_text(asked.type, path)
+    return None
+
+
+def of_structured_outputs(given: dict[str, Any] | None, reader: FieldReader) -> Form | None:
+    """`structured_outputs` of vLLM."""
+    if given is None:
+        return None
+    path = "structured_outputs."
+    asked = reader.read(given, StructuredOutputs, _NEUTRAL_STRUCTURED, path)
+    compact = asked.disable_any_whitespace
+    any_object = of_schema(_ANY_OBJECT, f"{path}json_object", compact=compact) if asked.json_object else None
+    return only_form(
+        [
+            of_json(asked.json, f"{path}json", compact=compact),
+            of_regex(asked.regex, f"{path}regex"),
+            of_choice(asked.choice, f"{path}choice"),
+            of_grammar(asked.grammar, f"{path}grammar"),
+            any_object,
+        ]
+    )
+
+
+def of_json(given: str | dict[str, Any] | None, param: str, *, compact: bool = False) -> Form | None:
+    """A JSON schema, or its text."""
+    if given is None:
+        return None
+    schema: Any = given
+    if isinstance(given, str):
+        try:
+            schema = msgspec.json.decode(given)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise invalid(param, f"{param} is not valid JSON: {error}.") from None
+        if not isinstance(schema, dict):
+            raise invalid(param, f"{param} must be a JSON schema that is an object.")
+    return of_schema(schema, param, compact=compact)
+
+
+def of_schema(schema: dict[str, Any], param: str, *, compact: bool = False) -> Form:
+    """What is valid under a JSON schema; `compact`: without white space."""
+    spacing = {"whitespace_flexible": False} if compact else {"whitespace_pattern": _WHITE_SPACE}
+    try:
+        text = msgspec.json.encode({**with_any_of(schema), "x-guidance": spacing}).decode()
+    except RecursionError:
+        raise invalid(param, f"{param} is nested too deeply; make it flatter.", code="invalid_grammar") from None
+    return _of_rule(f"%json {text}", param)
+
+
+def of_regex(given: str | None, param: str) -> Form | None:
+    """What matches a regular expression from its beginning to its end."""
+    if given is None:
+        return None
+    if not given:
+        raise invalid(param, f"{param} is empty, and an output would be too; leave it out.")
+    return _of_rule(f"/{_in_slashes(given)}/", param)
+
+
+def of_choice(given: list[str] | None, param: str) -> Form | None:
+    """One of these texts."""
+    if given is None:
+        return None
+    if not 1 <= len(given) <= _MAX_CHOICES:
+        raise invalid(param, f"{param} must hold 1 to {_MAX_CHOICES} texts, not {len(given)}.")
+    if not all(given):
+        raise invalid(param, f"{param} holds an empty text; leave it out.")
+    texts = [json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f") for text in given]
+    return _of_rule(f"({' | '.join(texts)})", param)
+
+
+def of_grammar(given: str | None, param: str) -> Form | None:
+    """A grammar in llguidance's Lark, or in llama.cpp's GBNF, which is known by its `::=`. "" asks for nothing."""
+    if not given:
+        return None
+    return Form((GBNF_LINE if _GBNF_RULE.search(given) else "") + given, param)
+
+
+def _check_is_text(kind: str, path: str) -> None:
+    if kind != "text":
+        message = f"{path}type is {kind[:64]!r}, which is not supported; it must be text, json_object or json_schema."
+        raise invalid(f"{path}type", message, code="unsupported_parameter")
+
+
+def _of_rule(rule: str, param: str) -> Form:
+    return Form(f"start: {rule}", param, rule)
+
+
+def _in_slashes(regex: str) -> str:
+    r"""As it may stand between slashes, with \d for ASCII digits only, as JSON's are."""
+    parts: list[str] = []
+    in_class = False
+    position = 0
+    while position < len(regex):
+        character = regex[position]
+        pair = regex[position : position + 2]
+        position += 1
+        if character == "\\":
+            position += 1
+            parts.append({"\\d": "0-9" if in_class else "[0-9]"}.get(pair, pair))
+            continue
+        if character == "[":
+            in_class = True
+        elif character == "]":
+            in_class = False
+        parts.append({"/": "\\/", "\n": "\\n", "\r": "\\r"}.get(character, character))
+    return "".join(parts)

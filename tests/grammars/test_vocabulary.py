@@ -1,0 +1,103 @@
+"""Vocabularies of all kinds, as grammars see them: which tokens an output may have, and where it may end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer
+
+from rbee.errors import GrammarError, ModelError
+from rbee.grammars import vocabulary
+from rbee.models import token_pieces
+from tests.server.text.text_parts import SENTENCEPIECE, SYNTHETIC, wordpiece
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rbee.grammars.matcher import Matcher
+    from rbee.grammars.vocabulary import Vocabulary
+
+
+def load(folder: Path, tokenizer: Tokenizer, *, keep_pieces: bool = False) -> Vocabulary:
+    """Of a model folder with this tokenizer; perhaps with the file of its pieces."""
+    content = tokenizer.to_str().encode()
+    (folder / "tokenizer.json").write_bytes(content)
+    if keep_pieces and (pieces := token_pieces.encode(tokenizer, content)):
+        (folder / token_pieces.FILE_NAME).write_bytes(pieces)
+    return vocabulary.load(str(folder))
+
+
+def allowed(known: Vocabulary, matcher: Matcher) -> tuple[set[int], bool]:
+    """The tokens that may come next, and whether the output may end."""
+    mask = np.zeros(known.num_words, np.uint32)
+    may_end = matcher.fill(mask)
+    return set(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()), may_end
+
+
+@pytest.mark.parametrize("keep_pieces", [False, True])
+@pytest.mark.parametrize("tokenizer", [SYNTHETIC, *SENTENCEPIECE.values()])
+def test_tokens_are_the_bytes_of_their_text(tokenizer, keep_pieces, tmp_path):
+    """Whatever may come spells the text, byte by byte, and the text can be spelled to its end."""
+    known = load(tmp_path, tokenizer, keep_pieces=keep_pieces)
+    writing = token_pieces.writing_of(tokenizer)
+    assert writing is not None
+    pieces = [piece for some in token_pieces.pieces_of(tokenizer, writing) for piece in some]
+    contents = [piece if isinstance(piece, bytes) else piece.encode() for piece in pieces]
+    text = "a é".encode()
+    matcher = known.compile('start: "a é"')
+    complete = False
+    while text:
+        tokens, may_end = allowed(known, matcher)
+        assert tokens == {number for number, content in enumerate(contents) if content and text.startswith(content)}
+        assert not may_end
+        token = max(tokens)
+        text = text[len(contents[token]) :]
+        complete = matcher.accept(token)
+    assert complete
+
+
+def test_special_tokens_are_no_text(tmp_path):
+    """A grammar can name them; no text has one, also if its tokenizer calls a name in brackets ordinary."""
+    tokenizer = Tokenizer.from_str(SYNTHETIC.to_str())
+    tokenizer.add_special_tokens(["<|end|>"])
+    tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("hello", special=False)])
+    known = load(tmp_path, tokenizer)
+    assert known.end == 259
+    end, think, hello = 256, 257, 258
+    assert allowed(known, known.compile("start: /(?s:.)*/"))[0] & {end, think, hello} == {hello}
+    assert allowed(known, known.compile("start: <think> /a+/ <|end|>")) == ({think}, False)
+    tokens, _ = allowed(known, known.compile('start: "<think>" | "hello"'))
+    assert tokens == {ord("<"), ord("h"), hello}
+
+
+def test_an_end_is_no_token_of_the_model(tmp_path):
+    """It may come after each `a`, and its bit is none of the mask's."""
+    known = load(tmp_path, SYNTHETIC)
+    matcher = known.compile("start: /a+/")
+    assert allowed(known, matcher) == ({ord("a")}, False)
+    assert matcher.accept(ord("a")) is False
+    assert allowed(known, matcher) == ({ord("a")}, True)
+    other = matcher.copy()
+    with pytest.raises(GrammarError):
+        other.accept(ord("b"))
+    assert allowed(known, matcher) == ({ord("a")}, True)
+
+
+def test_vocabularies_without_bytes_have_no_grammars(tmp_path):
+    """What WordPiece writes for a token depends on the one before."""
+    with pytest.raises(ModelError, match="depends on its neighbours"):
+        load(tmp_path, wordpiece())
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be read"):
+        vocabulary.load(str(tmp_path))
+
+
+def test_gbnf(tmp_path):
+    """What is wrong with it has a place, too."""
+    known = load(tmp_path, SYNTHETIC)
+    matcher = known.compile('%gbnf\nroot ::= "x" [a-c]{2} | "y"\n')
+    assert allowed(known, matcher) == ({ord("x"), ord("y")}, False)
+    with pytest.raises(GrammarError, match="line 2"):
+        known.compile('%gbnf\nroot ::= "x"\n  | )')

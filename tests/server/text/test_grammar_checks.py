@@ -1,0 +1,133 @@
+"""What is wrong with a grammar, found out by the process that compiles; whatever it does, others get their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from rbee.config import SYNTHETIC
+from rbee.server.errors import Refusal, RefusalKind
+from rbee.server.text.grammars import LARGEST, GrammarChecks
+from tests.server.server_parts import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def checks() -> AsyncIterator[GrammarChecks]:
+    """For the synthetic model, whose vocabulary is small."""
+    with contextlib.closing(GrammarChecks(SYNTHETIC)) as grammars:
+        async with asyncio.timeout(PATIENCE):
+            yield grammars
+
+
+async def problem(checks: GrammarChecks, source: str) -> str:
+    """What is wrong with it."""
+    [found] = await asyncio.gather(checks.check(source, "the_field"), return_exceptions=True)
+    if found is None:
+        return ""
+    assert isinstance(found, Refusal)
+    assert (found.kind, found.param, found.code) == (RefusalKind.INVALID, "the_field", "invalid_grammar")
+    assert found.message.startswith("the_field cannot be enforced: ")
+    assert found.message.endswith(". Change or simplify it, or leave it out.")
+    return found.message
+
+
+def schema(**keywords: object) -> str:
+    """Its grammar."""
+    return f"start: %json {json.dumps(keywords)}"
+
+
+def worker() -> psutil.Process:
+    """The process that compiles."""
+    [found] = [child for child in psutil.Process().children() if "rbee.grammars.worker" in child.cmdline()]
+    return found
+
+
+async def test_what_compiles_has_no_problem(checks):
+    """In both languages."""
+    assert await problem(checks, schema(type="object", minProperties=1)) == ""
+    assert await problem(checks, 'start: "a" | /[0-9]+/') == ""
+    assert await problem(checks, '%gbnf\nroot ::= "a" | [0-9]+\n') == ""
+
+
+REASONS = {
+    "start: nowhere": 'unknown name: "nowhere"',
+    "start: /(?=a)b/": "look-around, including look-ahead and look-behind, is not supported",
+    schema(type="array", uniqueItems=True): 'Unimplemented keys: ["uniqueItems"]',
+    schema(type="string", format="knitting"): "Unknown format: knitting",
+    schema(**{"$ref": "#"}): "it allows no output at all",
+    "%gbnf\nroot ::= (": "line 1",
+    "%gbnf\nroot ::= " + "(" * 3000 + '"a"' + ")" * 3000: "recursion",
+    'start: "' + "x" * LARGEST + '"': f"at most {LARGEST} are possible",
+}
+
+
+async def test_what_is_no_grammar_is_a_reason_on_one_line(checks):
+    """It names what is wrong, and repeats no source."""
+    for source, reason in REASONS.items():
+        found = await problem(checks, source)
+        assert reason in found
+        assert "\n" not in found
+        assert len(found) < 400
+
+
+async def test_limits_end_one_compilation(checks):
+    """Time, memory and stack: the process that compiles goes on, and has its answers for others meanwhile."""
+    chain = {f"d{i}": {"properties": {"a": {"$ref": f"#/$defs/d{i + 1}"}}} for i in range(1000)}
+    deep = schema(**{"$defs": chain | {"d1000": {}}, "$ref": "#/$defs/d0"})
+    slow = schema(type="object", properties={f"p{i}": {"type": "string"} for i in range(8000)})
+    large = schema(type="integer", multipleOf=9_999_991)
+    sources = [slow, deep, large, schema(type="object"), slow]
+    found = await asyncio.gather(*[problem(checks, source) for source in sources])
+    assert worker().is_running(), "the same for all"
+    assert "it takes more than 1 s of computing" in found[0]
+    assert "it is nested too deeply" in found[1]
+    assert "it takes more than" in found[2]
+    assert found[3:] == ["", found[0]]
+
+
+async def test_results_are_remembered(checks):
+    """Also those that are wrong: the process is not needed any more."""
+    sources = [schema(type="object"), "start: nowhere"]
+    found = [await problem(checks, source) for source in sources]
+    worker().send_signal(signal.SIGSTOP)
+    assert [await problem(checks, source) for source in sources] == found
+
+
+async def test_another_process_is_started(checks):
+    """Who waits when the first one ends is told to try again."""
+    assert await problem(checks, 'start: "a"') == ""
+    child = worker()
+    child.send_signal(signal.SIGSTOP)
+    waiting = asyncio.create_task(checks.check('start: "b"', "the_field"))
+    await asyncio.sleep(0)
+    os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(Refusal, match="has ended; try again") as caught:
+        await waiting
+    assert caught.value.kind == RefusalKind.UNAVAILABLE
+    assert await problem(checks, 'start: "b"') == ""
+
+
+async def test_a_vocabulary_that_cannot_be_used_is_the_reason(tmp_path):
+    """A model whose tokens stand for nothing by themselves has no grammars."""
+    with contextlib.closing(GrammarChecks(str(tmp_path))) as checks:
+        assert f"the tokenizer of {tmp_path} cannot be read" in await problem(checks, 'start: "a"')
+
+
+async def test_who_leaves_does_not_take_the_result_along(checks):
+    """Two wait for the same grammar; one is cancelled."""
+    first, second = (asyncio.create_task(problem(checks, 'start: "a"')) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second == ""
