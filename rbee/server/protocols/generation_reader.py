@@ -198,6 +198,8 @@ class GenerationReader:
                     "or ask for a JSON schema, a regular expression or a choice.",
                 )
             return form
+        if not tool_use.tools and not self.model.output_format.has_reasoning:
+            return form
         source = self.model.output_format.grammar(
             tool_use.tools,
             choice="required" if tool_use.choice == "required" else "auto",
