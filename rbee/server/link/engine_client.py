@@ -83,6 +83,7 @@ class EngineClient:
         self._rings = RingTable(consumer, num_rings, self._admission, self._orphans, on_end=on_end, clock=clock)
         self._doorbell: int | None = None
         self._polling = self._stopped = False
+        self._is_over = False  # the engine is dead, or the client has been stopped
         self._delivering: Drained | None = None  # by `_deliver`, whose callbacks come back here
         self._delivered: list[Callable[[], None]] = []  # what that calls at its end
 
@@ -112,7 +113,7 @@ class EngineClient:
 
     def stop(self) -> None:
         """Stop reading the doorbell and the arena, before they are closed."""
-        self._stopped = True
+        self._stopped = self._is_over = True
         if self._doorbell is not None:
             self._loop.remove_reader(self._doorbell)
             self._doorbell = None
@@ -127,10 +128,13 @@ class EngineClient:
         """Give up orphans until a request can be submitted, or none is left that would help.
 
         Its choices have `num_tokens` prompt tokens together.
-        Waits for the engine's next step. What the caller submits next, without waiting in between, has the room.
+        Waits for the engine's next step, if it lives. What the caller submits next, without waiting in between, has the
+        room.
         """
         await self._orphans.make_room(
-            num_choices, lambda: self._admission.who_helps(num_choices, num_tokens, requester)
+            num_choices,
+            # Nothing helps when the engine is dead; its arena may be closed by then.
+            lambda: None if self._is_over else self._admission.who_helps(num_choices, num_tokens, requester),
         )
 
     def most_at_once(self, requester: Requester) -> int:
@@ -288,6 +292,7 @@ class EngineClient:
         Sequences that the engine committed nothing for are offered to `keep`, in the order of their submission; what it
         takes is the caller's. Only a client with `keep_unbegun` knows them.
         """
+        self._is_over = True
         self._consumer.expect_all()
         while drained := self._drain():
             self._deliver(drained)

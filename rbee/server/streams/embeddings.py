@@ -108,6 +108,7 @@ async def submit(
     Raises:
         Refusal: there is no room for them.
     """
+    backend.supervisor.check_ready()
     client = backend.supervisor.client
     number = min(len(embeddings.prompts), AT_ONCE, client.most_at_once(requester))
     tokens = sum(map(len, embeddings.prompts[:number]))

@@ -143,6 +143,14 @@ async def test_engine_that_dies_keeps_nobody_waiting(engine: Engine) -> None:
     assert codes(requests[1][2]) == ["engine_died"]
 
 
+async def test_dead_engine_has_no_room_to_make() -> None:
+    """A request that was read while it lived comes when its arena may be closed: it passes, to be refused as it is."""
+    with running_engine() as engine:
+        engine.client.engine_died(DIED)
+        await engine.client.make_room(1, 3)
+    await engine.client.make_room(1, 3)
+
+
 async def test_server_that_stops_ends_its_orphans(engine: Engine) -> None:
     """Those that there are, and each one to come, so that it waits for none; the others go on."""
     there, to_come, other = engine.submit(), engine.submit(), engine.submit()
