@@ -167,8 +167,8 @@ class EngineProcess:
             self._resources = resources.pop_all()
 
     def sample(self) -> Sample | None:
-        """What both processes have counted in the arena; None once the engine has ended, or if it broke the arena."""
-        if self.exited.is_set():
+        """What both processes have counted in the arena; None once the engine is ending, or if it broke the arena."""
+        if self._ending:
             return None
         try:
             return read_sample(self._arena.buffer)
