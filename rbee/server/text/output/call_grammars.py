@@ -193,7 +193,8 @@ def _parameters(writer: CallWriter, tool: Tool) -> str:
     parameters = []
     for key, schema in properties.items():
         types = types_of(tool.parameters, key)
-        values = schema.get("enum") if isinstance(schema, dict) else None
+        enum = schema.get("enum") if isinstance(schema, dict) else None
+        values = [value for value in enum if isinstance(value, str)] if isinstance(enum, list) else []
         if types == frozenset({"string"}) and values:
             value = f"{either([literal(value) for value in values])} {literal(end)}"
         elif types is not None and "string" in types:

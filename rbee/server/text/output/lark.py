@@ -77,7 +77,7 @@ class Lark:
 
 def literal(text: str) -> str:
     """The text itself."""
-    return json.dumps(text, ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def either(ways: Iterable[str]) -> str:

@@ -156,3 +156,14 @@ def test_keywords_that_llguidance_does_not_know(vocabulary):
     assert vocabulary.accepts(grammar(recorded, vocabulary, tools=[tool], choice="required"), call)
     with pytest.raises(AssertionError, match="not"):
         vocabulary.accepts(grammar(recorded, vocabulary, tools=[dataclasses.replace(tool, strict=True)]), call)
+
+
+def test_values_of_any_text(vocabulary):
+    """Qwen3-Coder's texts of an enum, whatever is in them; what is no text cannot be the value of a string."""
+    schema = {"type": "object", "properties": {"\x7f": {"type": "string", "enum": ["a", 1, "\x7f", "\u00e9"]}}}
+    [tool] = [dataclasses.replace(TOOLS[2], parameters=schema, strict=True)]
+    source = grammar(Recorded("qwen3_coder", "", "", ()), vocabulary, tools=[tool], choice="required")
+    for value, is_one in (("a", True), ("\x7f", True), ("\u00e9", True), ("1", False)):
+        parameter = f"<parameter=\x7f>\n{value}\n</parameter>\n"
+        call = f"<tool_call>\n<function=ping>\n{parameter}</function>\n</tool_call>"
+        assert vocabulary.accepts(source, call) == is_one, value
