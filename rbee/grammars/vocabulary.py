@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from rbee.config import SYNTHETIC
 from rbee.errors import GrammarError, ModelError
-from rbee.grammars import GBNF_LINE
+from rbee.grammars import GBNF_LINE, GBNF_NAME
 from rbee.grammars.matcher import Matcher, guarded
 from rbee.models import synthetic, token_pieces
 
@@ -51,13 +51,20 @@ class Vocabulary(NamedTuple):
         Raises:
             GrammarError: the source is no grammar, or one beyond the limits.
         """
-        if source.startswith(GBNF_LINE):
-            try:
-                source = gbnf_to_lark(source.removeprefix(GBNF_LINE))
-            except Exception as error:  # it raises more than its own GbnfToLarkError
-                raise GrammarError(f"{error or type(error).__name__}") from error
-        compiled = partial(LLMatcher, self.tokenizer, source + _OPTIONS, log_level=0, limits=_LIMITS)
+        compiled = partial(LLMatcher, self.tokenizer, _as_lark(source) + _OPTIONS, log_level=0, limits=_LIMITS)
         return Matcher(guarded(compiled), self.end)
+
+
+def _as_lark(source: str) -> str:
+    """The source without GBNF."""
+    around, is_gbnf, gbnf = f"\n{source}".partition(f"\n{GBNF_LINE}")
+    if not is_gbnf:
+        return source
+    try:
+        lark = gbnf_to_lark(gbnf)
+    except Exception as error:  # it raises more than its own GbnfToLarkError
+        raise GrammarError(f"{error or type(error).__name__}") from error
+    return f"{around}\n{GBNF_NAME}: %lark {{\n{lark}\n}}" if around else lark
 
 
 class _Tokens(TokenizerWrapper):

@@ -47,10 +47,15 @@ class GrammarChecks:
         self._turn = asyncio.Semaphore(_AT_ONCE)
         self._starting = asyncio.Lock()
 
-    async def check(self, source: str, param: str) -> None:
-        """Raise Refusal, which blames `param`, unless an output can follow this source within the limits."""
+    async def check(self, source: str, param: str, part: tuple[str, str] | None = None) -> None:
+        """Raise Refusal unless an output can follow this source within the limits.
+
+        It blames `param`; or the field of a `part`, which is a source and its field, if that is wrong by itself.
+        """
         try:
             problem = await self._problem(source)
+            if problem and part is not None and (problem_of_part := await self._problem(part[0])):
+                problem, param = problem_of_part, part[1]
         except _GoneError:
             raise Refusal(
                 RefusalKind.UNAVAILABLE,
