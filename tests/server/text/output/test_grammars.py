@@ -116,7 +116,7 @@ def test_an_answer_beside_tools(recorded, vocabulary):
 
 @pytest.mark.parametrize("tool_parser", ["hermes", "none", "openai"])
 def test_an_answer_without_tools(vocabulary, tool_parser):
-    """The reasoning is free, the answer is not."""
+    """The reasoning is free, the answer is not: white space in front would be shown as a part of it."""
     if tool_parser == "openai":
         reasoning_parser, outputs = "openai", [
             "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>yes",
@@ -124,7 +124,7 @@ def test_an_answer_without_tools(vocabulary, tool_parser):
             "<|channel|>final<|message|>perhaps",
         ]  # fmt: skip
     else:
-        reasoning_parser, outputs = "qwen3", ["<think>\nHm.\n</think>\n\nyes", "no", "<think>Hm.</think>perhaps"]
+        reasoning_parser, outputs = "qwen3", ["<think>\nHm.\n</think>yes", "no", "<think>Hm.</think>\n\nyes"]
     recorded = Recorded(tool_parser, "", "", (), reasoning_parser=reasoning_parser)
     source = grammar(recorded, vocabulary, tools=(), answer='"yes" | "no"')
     assert [vocabulary.accepts(source, output) for output in outputs] == [True, True, False]
