@@ -99,6 +99,8 @@ def use_of(
     callable_tools = tools if names is None else tuple(tool for tool in tools if tool.name in names)
     if callable_tools:
         return ToolUse(tools, callable_tools, choice, parallel)
+    if choice == "required" and tools:
+        raise invalid(param, f"{param} is empty, but tool_choice asks for a call; name at least one of tools.")
     if choice == "required":
         raise invalid("tool_choice", "tool_choice asks for a call, but there are no tools; send tools.")
     return ToolUse(tools, parallel=parallel)

@@ -103,6 +103,17 @@ def test_some_tools_may_be_called(mode):
         assert (found.offered, found.tools, found.choice) == ((WEATHER, TIME), (TIME,), mode)
 
 
+def test_no_tool_may_be_called():
+    """With an empty list of allowed tools: where a call is asked for, that is what is wrong."""
+    for protocol, more, param in (
+        ("chat", {"allowed_tools": {"mode": "required", "tools": []}}, "tool_choice.allowed_tools.tools"),
+        ("responses", {"mode": "required", "tools": []}, "tool_choice.tools"),
+    ):
+        error = refusal(protocol, tools=tools(protocol), tool_choice={"type": "allowed_tools"} | more)
+        assert error.param == param
+        assert "is empty" in error.message
+
+
 @ALL
 def test_without_tools_nothing_is_used(protocol):
     """An empty list, null and the choices that need no tools are those of a client that leaves nothing out."""

@@ -21,17 +21,19 @@ from tests.server.protocols.parameters_parts import HI, MODEL, ready
 from tests.server.protocols.tools_parts import read
 
 # The prompt of an answer ends inside of the reasoning; calls are written as Hermes'.
-SOURCE = "{% for m in messages %}{{ m.content }}{% endfor %}<think>\n{# </think> <tool_call> #}"
+SOURCE = """\
+{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>
+{% endif %}{# </think> <tool_call> #}"""
 GOOD: dict[str, Any] = {"type": "object"}
 BAD: dict[str, Any] = {"type": "object", "not": {"required": ["a"]}}
 
 
-def chat(*, tool_parser: str = AUTO, **fields: Any) -> Any:
+def chat(*, tool_parser: str = AUTO, reasoning_parser: str = AUTO, **fields: Any) -> Any:
     """The generation of a chat with this template."""
     model = dataclasses.replace(
         MODEL,
         chat_template=ChatTemplate(SOURCE, {}),
-        output_format=output_format(SOURCE, tool_parser=tool_parser),
+        output_format=output_format(SOURCE, tool_parser=tool_parser, reasoning_parser=reasoning_parser),
     )
     reader = RequestReader(model, num_rings=64, ring_capacity=1024, lenient=False)
     return reader.read_chat(json.dumps(HI | fields).encode(), [], ready(max_model_len=2000), 0).generation
@@ -64,6 +66,32 @@ def test_a_form_is_that_of_the_answer(fields):
         assert allows(generation.grammar, text), text
     for text in ("yes", "Hm.</think>maybe", "</think>yesno", "</think>\n\nno"):
         assert not allows(generation.grammar, text), text
+
+
+@pytest.mark.parametrize(
+    ("beginning", "is_open"),
+    [
+        ("<think>Hm", True),
+        ("\n<think>\n", True),
+        ("<think>Hm.</think>So", False),
+        ("The tag <think> is", False),
+        ("The tag <think>", False),
+        ("", False),
+    ],
+)
+def test_an_answer_that_the_client_has_begun(beginning, is_open):
+    """Goes on with reasoning where the beginning has opened it, as the parser would read it: before any text."""
+    messages = [*HI["messages"], {"role": "assistant", "content": beginning}]
+    assert chat(messages=messages, continue_final_message=True).output.reasoning_open is is_open
+
+
+def test_what_is_read():
+    """Answers of a model that reasons, and where there are tools; not where special tokens are to be shown."""
+    assert chat().output.reasoning_open
+    assert chat(skip_special_tokens=False).output is None
+    assert chat(skip_special_tokens=False, tools=[tool(GOOD)]).output is not None
+    assert chat(reasoning_parser="none").output is None
+    assert not chat(reasoning_parser="none", tools=[tool(GOOD)]).output.reasoning_open
 
 
 @pytest.mark.anyio

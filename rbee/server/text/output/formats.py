@@ -181,9 +181,10 @@ class ModelFormat:
         form = self._reasoning
         if form is None:
             return False
-        last_open = max((beginning.rfind(tag) for tag in form.openers), default=-1)
-        last_close = max((beginning.rfind(tag) for tag in form.closers), default=-1)
-        return last_open > last_close or prompt.rstrip().endswith(tuple(form.openers))
+        openers = tuple(form.openers)
+        if beginning.strip():  # as its parser would read it
+            return beginning.lstrip().startswith(openers) and not any(tag in beginning for tag in form.closers)
+        return prompt.rstrip().endswith(openers)
 
     def _token_of(self, tag: str) -> int | None:
         """The id of a tag that grammars match as a token: a special one, or one in angle brackets."""
