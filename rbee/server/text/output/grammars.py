@@ -96,12 +96,19 @@ class Demand:
         """The grammar for gpt-oss."""
         tag = self._lark.tag
         channel, message = tag("<|channel|>"), tag("<|message|>")
-        more = f'{channel} ("analysis" | "commentary") {message} {self._lark.up_to(["<|end|>"])}'
-        before = f'({more} {tag("<|start|>")} "assistant")*'
+
+        def before(channels: str) -> str:
+            return f'({channel} {channels} {message} {self._lark.up_to(["<|end|>"])} {tag("<|start|>")} "assistant")*'
+
         calls = [
             f'{channel} {literal(f"commentary to=functions.{tool.name} ")} {tag("<|constrain|>")} "json" {message} '
             f"{self._writer.arguments(tool)}"
             for tool in self._writer.tools
         ]
-        final = [] if self._required and calls else [f'{channel} "final" {message} {self._answer or TEXT}']
-        return self._lark.source(f"{before} {either([*calls, *final])}")
+        any_channel = '("analysis" | "commentary")'
+        ways = [f"{before(any_channel)} {either(calls)}"] if calls else []
+        if not (self._required and calls):
+            # The channel commentary is shown as text: in front of an answer that has a form it would be a part of it.
+            thoughts = before(any_channel if self._answer is None else '"analysis"')
+            ways.append(f'{thoughts} {channel} "final" {message} {self._answer or TEXT}')
+        return self._lark.source(either(ways))

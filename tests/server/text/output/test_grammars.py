@@ -116,12 +116,12 @@ def test_an_answer_beside_tools(recorded, vocabulary):
 
 @pytest.mark.parametrize("tool_parser", ["hermes", "none", "openai"])
 def test_an_answer_without_tools(vocabulary, tool_parser):
-    """The reasoning is free, the answer is not: white space in front would be shown as a part of it."""
+    """The reasoning is free, the answer is not: what is shown as text in front of it would be a part of it."""
     if tool_parser == "openai":
         reasoning_parser, outputs = "openai", [
             "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>yes",
             "<|channel|>final<|message|>no",
-            "<|channel|>final<|message|>perhaps",
+            "<|channel|>commentary<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>yes",
         ]  # fmt: skip
     else:
         reasoning_parser, outputs = "qwen3", ["<think>\nHm.\n</think>yes", "no", "<think>Hm.</think>\n\nyes"]
