@@ -139,6 +139,30 @@ def test_reasoning_must_end(vocabulary):
         assert [vocabulary.accepts(source, output) for output in outputs] == [False, False, True]
 
 
+@pytest.mark.parametrize("tool_parser", ["hermes", "llama3_json"])
+def test_a_tag_is_not_spelled(tool_parser):
+    """Where it is a token, text does not have it in other tokens: the parser would take what follows for a call."""
+    tag = {"hermes": "<tool_call>", "llama3_json": "<|python_tag|>"}[tool_parser]
+    vocabulary = Vocabulary(synthetic.tokenizer(), [tag])
+    spelled = Vocabulary(synthetic.tokenizer())
+    recorded = Recorded(tool_parser, "", "", (), reasoning_parser="none")
+    source = grammar(recorded, vocabulary)
+    for text, is_one in ((f"The tag {tag[:-1]}", True), (f"The tag {tag}", False), (f"{tag[:-1]} {tag}.", False)):
+        tokens = spelled.tokenizer.encode(text, add_special_tokens=False).ids
+        assert vocabulary.accepts_tokens(source, tokens) == is_one, text
+
+
+def test_the_end_of_the_reasoning_is_not_spelled():
+    """The parser would take what follows for the answer."""
+    vocabulary, spelled = Vocabulary(synthetic.tokenizer(), ["</think>"]), Vocabulary(synthetic.tokenizer())
+    recorded = Recorded("none", "", "", (), reasoning_parser="qwen3", reasoning_open=True)
+    source = grammar(recorded, vocabulary, tools=(), answer='"yes"')
+    end = vocabulary.tokenizer.encode("</think>yes", add_special_tokens=False).ids
+    for thought, is_one in (("What does </think mean?", True), ("What does </think> mean?", False)):
+        tokens = spelled.tokenizer.encode(thought, add_special_tokens=False).ids
+        assert vocabulary.accepts_tokens(source, [*tokens, *end]) == is_one, thought
+
+
 @pytest.mark.parametrize("choice", ["auto", "required"])
 def test_nothing_to_constrain(choice):
     """Free answers with free calls, or no tools, have no grammar; a format without calls has none for them."""
