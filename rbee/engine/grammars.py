@@ -37,8 +37,11 @@ _STACK = 64 << 20  # bytes of address space for each thread: llguidance recurses
 class Constraint:
     """What one sequence's grammar says. The engine's thread calls its methods, unless they say otherwise.
 
-    Its life: being built -> built, its next mask being filled -> ready -> a token is taken -> being filled ...; and at
-    any time failed, or complete, after which it does not change.
+    Its life: being built -> built and ready -> a token is taken, its next mask being filled -> ready ...; and at any
+    time failed, complete or abandoned, after which it does not change.
+
+    What llguidance learns of a grammar belongs to all its matchers: while one fills a mask, a token that another one
+    takes waits for that, and keeps Python's lock. So `take` is for times when no mask of the same grammar is filled.
     """
 
     def __init__(self, end_ids: tuple[int, ...], fill: Callable[[Constraint], None]) -> None:
@@ -46,6 +49,7 @@ class Constraint:
         self.built = False  # or failed
         self.complete = False  # nothing may come next: the output is all that the grammar wants
         self.failure = ""  # why no mask can be had; completes a sentence
+        self.abandoned = False  # its sequence has ended: nobody wants its masks
         self._matcher: Matcher | None = None
         self._end_ids = end_ids
         self._fill = fill
@@ -61,7 +65,7 @@ class Constraint:
         return self._ready.wait(seconds)
 
     def take(self, token_id: int) -> None:
-        """Go on behind a token that the mask allowed, and have the next mask filled."""
+        """Go on behind a token that the mask allowed. Unless it is complete, or has failed, `ask` follows."""
         assert self._matcher is not None, "it is built"
         self._ready.clear()
         try:
@@ -70,14 +74,18 @@ class Constraint:
             self.failure = str(error)
         if self.complete or self.failure:
             self._ready.set()
-        else:
-            self._fill(self)
 
-    def begin(self, matcher: Matcher, num_words: int) -> None:
-        """Take the matcher of a grammar that was built, and fill the first mask; in any thread."""
+    def ask(self) -> None:
+        """Have the next mask filled."""
+        self._fill(self)
+
+    def begin(self, matcher: Matcher, mask: NDArray[np.uint32], *, may_end: bool) -> None:
+        """Take the matcher of a grammar that was built, and its first mask; in any thread."""
         self._matcher = matcher
-        self.mask = np.zeros(num_words, np.uint32)
-        self.fill()
+        self.mask = mask
+        if may_end:
+            self._allow_end()
+        self._ready.set()
         self.built = True
 
     def fail(self, reason: str) -> None:
@@ -87,7 +95,7 @@ class Constraint:
         self.built = True
 
     def fill(self) -> None:
-        """Fill the mask; in any thread, one at a time."""
+        """Fill the next mask; in any thread, one at a time."""
         assert self._matcher is not None, "it is built"
         try:
             may_end = self._matcher.fill(self.mask)
@@ -108,6 +116,14 @@ class Constraint:
                 self.mask[word] |= np.uint32(1 << bit)
 
 
+class _Kept(NamedTuple):
+    """A compiled grammar: what its outputs begin with, and do not change."""
+
+    matcher: Matcher
+    mask: NDArray[np.uint32]  # the first one
+    may_end: bool
+
+
 class _Build(NamedTuple):
     """A constraint to be built; None: forget the grammar, which may have reached a limit that its copies share."""
 
@@ -125,7 +141,7 @@ class Grammars:
 
     def __init__(self, load: Callable[[], Vocabulary], *, threads: int = 1) -> None:
         self._load = load
-        self._kept: OrderedDict[str, Matcher] = OrderedDict()  # by source; the builder's
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()  # by source; the builder's
         self._builds: queue.SimpleQueue[_Build | None] = queue.SimpleQueue()
         self._fills: queue.SimpleQueue[Constraint | None] = queue.SimpleQueue()
         self.descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # readable once a constraint is built
@@ -174,6 +190,8 @@ class Grammars:
             if constraint is None:
                 self._kept.pop(source, None)
                 continue
+            if constraint.abandoned:
+                continue
             if vocabulary is None:
                 constraint.fail(problem)
             else:
@@ -183,17 +201,26 @@ class Grammars:
     def _build(self, source: str, constraint: Constraint, vocabulary: Vocabulary) -> None:
         try:
             if source not in self._kept:
-                self._kept[source] = vocabulary.compile(source)
+                self._kept[source] = _compiled(source, vocabulary)
                 if len(self._kept) > _KEPT:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(source)
-            constraint.begin(self._kept[source].copy(), vocabulary.num_words)
+            matcher, mask, may_end = self._kept[source]
+            constraint.begin(matcher.copy(), mask.copy(), may_end=may_end)
         except GrammarError as error:
             constraint.fail(str(error))
 
     def _fill_all(self) -> None:
         while (constraint := self._fills.get()) is not None:
-            constraint.fill()
+            if not constraint.abandoned:
+                constraint.fill()
+
+
+def _compiled(source: str, vocabulary: Vocabulary) -> _Kept:
+    matcher = vocabulary.compile(source)
+    mask = np.zeros(vocabulary.num_words, np.uint32)
+    may_end = matcher.fill(mask)
+    return _Kept(matcher, mask, may_end)
 
 
 def _start(target: Callable[[], None]) -> threading.Thread:
