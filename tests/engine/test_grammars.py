@@ -118,6 +118,7 @@ def test_sequences_without_a_grammar_do_not_wait_for_one_that_is_built():
             engine.rings.drain()
         assert [request.finish for request in others] == [FinishReason.LENGTH] * 2
         assert (waiting.tokens, waiting.finish, engine.core.gauges().sequences_waiting) == ([], None, 1)
+        assert engine.scheduler.num_prompts == 0, "for it no step of theirs is longer"
         go_on.set()
         engine.run()
         assert (text_of(waiting), waiting.finish) == ("1" * 8, FinishReason.LENGTH)
