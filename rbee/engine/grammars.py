@@ -14,6 +14,7 @@ import contextlib
 import os
 import queue
 import threading
+import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,7 +32,25 @@ if TYPE_CHECKING:
     from rbee.sampling_params import SamplingParams
 
 _KEPT = 32  # compiled grammars
+# Seconds of a processor for each mask and each token of an output: on average, and beyond that in all. An ambiguous
+# grammar takes more and more of them the longer its output is, and what a token takes every sequence waits for.
+_MASK_SECONDS = (0.015, 0.2)
+_TOKEN_SECONDS = (0.0005, 0.02)
+_TOO_SLOW = "it takes too much computing to follow"
 _STACK = 64 << 20  # bytes of address space for each thread: llguidance recurses into deep grammars
+
+
+class _Budget:
+    """Seconds that one kind of work may take, each time on average, and beyond that in all."""
+
+    def __init__(self, average: float, beyond: float) -> None:
+        self._average, self._beyond = average, beyond
+        self._used = 0.0  # of what is beyond
+
+    def covers(self, seconds: float) -> bool:
+        """Count another time; whether it is within the budget."""
+        self._used = max(0.0, self._used + seconds - self._average)
+        return self._used <= self._beyond
 
 
 class Constraint:
@@ -51,6 +70,7 @@ class Constraint:
         self.failure = ""  # why no mask can be had; completes a sentence
         self.abandoned = False  # its sequence has ended: nobody wants its masks
         self._matcher: Matcher | None = None
+        self._masks, self._tokens = _Budget(*_MASK_SECONDS), _Budget(*_TOKEN_SECONDS)
         self._end_ids = end_ids
         self._fill = fill
         self._ready = threading.Event()
@@ -68,10 +88,13 @@ class Constraint:
         """Go on behind a token that the mask allowed. Unless it is complete, or has failed, `ask` follows."""
         assert self._matcher is not None, "it is built"
         self._ready.clear()
+        started = time.thread_time()
         try:
             self.complete = self._matcher.accept(token_id)
         except GrammarError as error:
             self.failure = str(error)
+        if not self._tokens.covers(time.thread_time() - started) and not self.complete:
+            self.failure = self.failure or _TOO_SLOW
         if self.complete or self.failure:
             self._ready.set()
 
@@ -97,13 +120,14 @@ class Constraint:
     def fill(self) -> None:
         """Fill the next mask; in any thread, one at a time."""
         assert self._matcher is not None, "it is built"
+        started = time.thread_time()
         try:
-            may_end = self._matcher.fill(self.mask)
+            if self._matcher.fill(self.mask):
+                self._allow_end()
         except GrammarError as error:
             self.failure = str(error)
-        else:
-            if may_end:
-                self._allow_end()
+        if not self._masks.covers(time.thread_time() - started) and not self.complete:
+            self.failure = self.failure or _TOO_SLOW
         self._ready.set()
 
     def _allow_end(self) -> None:

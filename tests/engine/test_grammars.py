@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -181,6 +182,17 @@ def test_what_has_ended_keeps_nobody_waiting():
     assert vocabulary.compiled == ["first", "third"]
 
 
+@pytest.mark.parametrize("grammar", ["slow in masks", "slow at tokens"])
+def test_a_grammar_that_takes_too_much_computing_ends_its_own_sequence(grammar: str, caplog: pytest.LogCaptureFixture):
+    """A token takes the engine's own time, and a mask that of the others."""
+    with _engine(_FakeVocabulary()) as engine:
+        failing, beside = engine.submit([1], grammar=grammar), engine.submit([1], grammar="digits")
+        engine.run()
+        assert (failing.finish, beside.finish) == (FinishReason.GRAMMAR, FinishReason.LENGTH)
+        assert "it takes too much computing to follow" in caplog.text
+        engine.assert_at_baseline()
+
+
 @pytest.mark.parametrize("grammar", ["broken", "breaks in a mask", "breaks at a token"])
 def test_a_grammar_that_fails_ends_its_own_sequence_only(grammar: str, caplog: pytest.LogCaptureFixture):
     """Its reason is in the log; the sequence beside it does not notice."""
@@ -279,6 +291,8 @@ class _FakeMatcher:
                 self._vocabulary.begun.append(self._source)
             elif self.number == self._vocabulary.whose and self._vocabulary.late is not None:
                 assert self._vocabulary.late.wait(PATIENCE)
+            elif self._source == "slow in masks":
+                _compute(0.25)
             self._filled += 1
             mask[:] = 0
             mask[ord("1") // 32] = 1 << ord("1") % 32
@@ -289,6 +303,8 @@ class _FakeMatcher:
         assert not self._working.locked(), "a mask is filled"
         if self._source == "breaks at a token":
             raise GrammarError(self._source)
+        if self._source == "slow at tokens":
+            _compute(0.03)
         return False
 
 
@@ -314,6 +330,13 @@ class _FakeVocabulary:
         if source == "broken":
             raise GrammarError(source)
         return _FakeMatcher(source, self)
+
+
+def _compute(seconds: float) -> None:
+    """Take so much of a processor."""
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
 
 
 def _engine(vocabulary: _FakeVocabulary) -> InProcessEngine:
