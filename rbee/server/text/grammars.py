@@ -127,9 +127,7 @@ class GrammarChecks:
             async with self._turn:
                 if not any(wanted() for wanted in self._coming[digest].wanted):
                     return _Found("", is_certain=False)
-                if self._num_closed != num_closed:
-                    raise _GoneError
-                found = await (await self._running_worker()).ask(source)
+                found = await (await self._running_worker(num_closed)).ask(source)
         finally:
             del self._coming[digest]
         if found.is_certain:
@@ -138,14 +136,21 @@ class GrammarChecks:
                 self._known.popitem(last=False)
         return found
 
-    async def _running_worker(self) -> _Worker:
+    async def _running_worker(self, num_closed: int) -> _Worker:
+        """The process; _GoneError if it cannot be started, or has been closed more often than `num_closed` times."""
         async with self._starting:
-            if self._worker is None or self._worker.gone:
+            if self._num_closed == num_closed and (self._worker is None or self._worker.gone):
                 try:
-                    self._worker = await _Worker.start(self._model)
+                    worker = await _Worker.start(self._model)
                 except OSError as error:
                     _log.error("the process that compiles grammars cannot be started: %s", error.strerror)
                     raise _GoneError from error
+                if self._num_closed == num_closed:
+                    self._worker = worker
+                else:
+                    worker.close()
+            if self._num_closed != num_closed or self._worker is None:
+                raise _GoneError
             return self._worker
 
     def close(self) -> None:

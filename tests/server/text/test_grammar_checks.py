@@ -182,6 +182,19 @@ async def test_no_process_is_started_at_the_end(checks):
     assert not [child for child in psutil.Process().children() if "rbee.grammars.worker" in child.cmdline()]
 
 
+async def test_no_process_is_left_of_one_that_was_being_started():
+    """Wherever its start is when the server ends."""
+    for turns in range(1, 6):
+        checks = GrammarChecks(SYNTHETIC)
+        waiting = asyncio.create_task(checks.check('start: "a"', "the_field"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        checks.close()
+        with pytest.raises(Refusal, match="has ended"):
+            await waiting
+        assert not [child for child in psutil.Process().children() if "rbee.grammars.worker" in child.cmdline()]
+
+
 async def test_a_process_that_cannot_be_started_is_no_fault_of_the_grammar(checks):
     """Without a free descriptor a client is told to try again."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
