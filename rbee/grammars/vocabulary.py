@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _SPECIAL = b"\xff"  # what llguidance expects in front of a special token's name; no text has this byte
-# The work for a mask is bounded by llguidance's defaults: about 15 ms. Its messages would repeat the whole grammar.
+# The work for a mask is bounded by llguidance's defaults: about 15 ms, but for ambiguous grammars. Its messages would
+# repeat the whole grammar.
 _LIMITS = LLParserLimits(verbose_errors=False)
 # The model chooses how it writes a text that is forced; else llguidance would tokenize that.
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'

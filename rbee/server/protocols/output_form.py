@@ -6,7 +6,6 @@ Owns the spellings, and the grammar of each kind of form. Whether that compiles 
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +24,10 @@ if TYPE_CHECKING:
 _WHITE_SPACE = " |\\n {0,20}"
 _MAX_CHOICES = 4096
 _ANY_OBJECT = {"type": "object"}
+_LITERAL = str.maketrans(  # of a text in a regular expression between slashes
+    {sign: f"\\{sign}" for sign in "\\.+*?()|[]{}^$/"}
+    | {control: f"\\x{ord(control):02x}" for control in map(chr, (*range(0x20), 0x7F))}
+)
 _GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
 
 
@@ -194,8 +197,8 @@ def of_choice(given: list[str] | None, param: str) -> Form | None:
         raise invalid(param, f"{param} must hold 1 to {_MAX_CHOICES} texts, not {len(given)}.")
     if not all(given):
         raise invalid(param, f"{param} holds an empty text; leave it out.")
-    texts = [json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f") for text in given]
-    return _of_rule(f"({' | '.join(texts)})", param)
+    # As one expression: the parser of grammars follows at most 2000 ways at once.
+    return _of_rule(f"/{'|'.join(text.translate(_LITERAL) for text in given)}/", param)
 
 
 def of_grammar(given: str | None, param: str) -> Form | None:

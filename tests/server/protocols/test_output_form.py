@@ -194,6 +194,14 @@ def test_choices_are_texts():
     assert not allows(form.source, "x")
 
 
+def test_an_output_is_any_of_the_most_choices_that_there_can_be():
+    """Also one that begins another."""
+    form = of_choice([f"a choice, number {number}" for number in range(1, 4097)], "x")
+    assert form is not None
+    assert all(allows(form.source, f"a choice, number {number}") for number in (1, 40, 409, 4096))
+    assert not allows(form.source, "a choice, number 4097")
+
+
 def test_a_refusal_is_what_a_lenient_server_says_too():
     """A form is never left out."""
     with pytest.raises(Refusal):
