@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MASK_PATIENCE = 0.002  # seconds that a step waits for a mask when the model has been computed
+_MASK_PATIENCE = 0.002  # seconds that a step waits for masks when the model has been computed
+_IDLE_PATIENCE = 0.02  # the same if no sequence could go on without them; the dearest mask takes less
 
 
 class EngineGauges(NamedTuple):
@@ -109,7 +110,7 @@ class EngineCore:
             self._scheduler.update(scheduled)
         else:
             late = self._late(lives)
-            # A mask that comes late delays its own sequence only: that one computes its last token again.
+            # A mask that comes late delays those with its grammar only: they compute their last token again.
             self._scheduler.update(scheduled, [live.sequence for live in late])
             if len(chosen := self._drawing(lives, late)) < len(lives):
                 drawing, rows = [lives[row] for row in chosen], logits[chosen]
@@ -157,12 +158,23 @@ class EngineCore:
         ]
 
     def _late(self, lives: list[Live]) -> list[Live]:
-        """Those whose mask is not ready, even after some patience; not all, as the step would be for nothing."""
-        waiting = [(live, live.constraint) for live in lives if live.constraint and not live.constraint.ready]
-        if waiting and len(waiting) == len(lives):
-            waiting[0][1].wait(None)
-        until = time.monotonic() + _MASK_PATIENCE
-        return [live for live, constraint in waiting if not constraint.wait(max(0.0, until - time.monotonic()))]
+        """Those whose mask is not ready, even after some patience, and all others with such a grammar.
+
+        These may not take a token now: see `Constraint`.
+        """
+        wanted = {_grammar(live) for live in lives}
+        filling = [
+            live for live in self._intake.filling() if _grammar(live) in wanted
+        ]  # also those that do not run now
+        late: list[Live] = []
+        for patience in (_MASK_PATIENCE, _IDLE_PATIENCE) if filling else ():
+            until = time.monotonic() + patience
+            filling = [live for live in filling if not live.wait_for_mask(max(0.0, until - time.monotonic()))]
+            busy = {_grammar(live) for live in filling}
+            late = [live for live in lives if _grammar(live) in busy]
+            if len(late) < len(lives):  # else the step would be for nothing
+                break
+        return late
 
     def _sample(self, lives: list[Live], logits: NDArray[np.float32]) -> sampler.Sampled:
         """Draw a token for each row."""
@@ -215,6 +227,10 @@ class EngineCore:
                     continue
             if sequence.num_output_tokens == sequence.sampling.max_tokens or sequence.num_tokens == max_model_len:
                 self._intake.finish(live, FinishReason.LENGTH)
+        if self._intake.constrained:
+            for live in [lives[row] for row in taken]:
+                if live.constraint is not None and not live.ended:
+                    live.constraint.ask()  # now that all have taken their tokens
         if len(taken) < len(lives):
             lives, sampled = [lives[row] for row in taken], sampled.only(taken)
         if lives:
@@ -249,7 +265,7 @@ class EngineCore:
     def _end_by_grammar(self, live: Live, constraint: Constraint) -> bool:
         """End a sequence that can have no further token: its output is complete, or cannot be followed."""
         if constraint.failure:
-            self._intake.fail_grammar(live, constraint.failure)
+            self._intake.fail_grammar(live, constraint, constraint.failure)
         elif constraint.complete:
             self._intake.finish(live, FinishReason.STOP)
         else:
@@ -259,7 +275,7 @@ class EngineCore:
     def _fail_row(self, live: Live, logits: NDArray[np.float32]) -> None:
         """End a sequence that no token can be drawn for."""
         if live.constraint is not None and not np.isnan(logits).any() and np.isfinite(logits.max()):
-            self._intake.fail_grammar(live, "other parameters exclude all tokens that it allows")
+            self._intake.fail_grammar(live, live.constraint, "other parameters exclude all tokens that it allows")
         else:
             self._fail(live)
 
@@ -267,3 +283,8 @@ class EngineCore:
         """End a sequence whose logits or hidden states are no numbers to go on with, and share none of its blocks."""
         logger.error("request %s ends: %s.", live.sequence.request_id, problem)
         self._intake.finish(live, FinishReason.ERROR, invalid_kv=True)
+
+
+def _grammar(live: Live) -> str:
+    """The source of its grammar; "" if it has none, which no sequence has whose mask is filled."""
+    return live.sequence.sampling.grammar

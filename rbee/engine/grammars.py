@@ -14,6 +14,7 @@ import contextlib
 import os
 import queue
 import threading
+import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,14 +32,35 @@ if TYPE_CHECKING:
     from rbee.sampling_params import SamplingParams
 
 _KEPT = 32  # compiled grammars
+# Seconds of a processor for each mask and each token of an output: on average, and beyond that in all. An ambiguous
+# grammar takes more and more of them the longer its output is, and what a token takes every sequence waits for.
+_MASK_SECONDS = (0.015, 0.2)
+_TOKEN_SECONDS = (0.0005, 0.02)
+_TOO_SLOW = "it takes too much computing to follow"
 _STACK = 64 << 20  # bytes of address space for each thread: llguidance recurses into deep grammars
+
+
+class _Budget:
+    """Seconds that one kind of work may take, each time on average, and beyond that in all."""
+
+    def __init__(self, average: float, beyond: float) -> None:
+        self._average, self._beyond = average, beyond
+        self._used = 0.0  # of what is beyond
+
+    def covers(self, seconds: float) -> bool:
+        """Count another time; whether it is within the budget."""
+        self._used = max(0.0, self._used + seconds - self._average)
+        return self._used <= self._beyond
 
 
 class Constraint:
     """What one sequence's grammar says. The engine's thread calls its methods, unless they say otherwise.
 
-    Its life: being built -> built, its next mask being filled -> ready -> a token is taken -> being filled ...; and at
-    any time failed, or complete, after which it does not change.
+    Its life: being built -> built and ready -> a token is taken, its next mask being filled -> ready ...; and at any
+    time failed, complete or abandoned, after which it does not change.
+
+    What llguidance learns of a grammar belongs to all its matchers: while one fills a mask, a token that another one
+    takes waits for that, and keeps Python's lock. So `take` is for times when no mask of the same grammar is filled.
     """
 
     def __init__(self, end_ids: tuple[int, ...], fill: Callable[[Constraint], None]) -> None:
@@ -46,7 +68,9 @@ class Constraint:
         self.built = False  # or failed
         self.complete = False  # nothing may come next: the output is all that the grammar wants
         self.failure = ""  # why no mask can be had; completes a sentence
+        self.abandoned = False  # its sequence has ended: nobody wants its masks
         self._matcher: Matcher | None = None
+        self._masks, self._tokens = _Budget(*_MASK_SECONDS), _Budget(*_TOKEN_SECONDS)
         self._end_ids = end_ids
         self._fill = fill
         self._ready = threading.Event()
@@ -61,23 +85,30 @@ class Constraint:
         return self._ready.wait(seconds)
 
     def take(self, token_id: int) -> None:
-        """Go on behind a token that the mask allowed, and have the next mask filled."""
+        """Go on behind a token that the mask allowed. Unless it is complete, or has failed, `ask` follows."""
         assert self._matcher is not None, "it is built"
         self._ready.clear()
+        started = time.thread_time()
         try:
             self.complete = self._matcher.accept(token_id)
         except GrammarError as error:
             self.failure = str(error)
+        if not self._tokens.covers(time.thread_time() - started) and not self.complete:
+            self.failure = self.failure or _TOO_SLOW
         if self.complete or self.failure:
             self._ready.set()
-        else:
-            self._fill(self)
 
-    def begin(self, matcher: Matcher, num_words: int) -> None:
-        """Take the matcher of a grammar that was built, and fill the first mask; in any thread."""
+    def ask(self) -> None:
+        """Have the next mask filled."""
+        self._fill(self)
+
+    def begin(self, matcher: Matcher, mask: NDArray[np.uint32], *, may_end: bool) -> None:
+        """Take the matcher of a grammar that was built, and its first mask; in any thread."""
         self._matcher = matcher
-        self.mask = np.zeros(num_words, np.uint32)
-        self.fill()
+        self.mask = mask
+        if may_end:
+            self._allow_end()
+        self._ready.set()
         self.built = True
 
     def fail(self, reason: str) -> None:
@@ -87,15 +118,16 @@ class Constraint:
         self.built = True
 
     def fill(self) -> None:
-        """Fill the mask; in any thread, one at a time."""
+        """Fill the next mask; in any thread, one at a time."""
         assert self._matcher is not None, "it is built"
+        started = time.thread_time()
         try:
-            may_end = self._matcher.fill(self.mask)
+            if self._matcher.fill(self.mask):
+                self._allow_end()
         except GrammarError as error:
             self.failure = str(error)
-        else:
-            if may_end:
-                self._allow_end()
+        if not self._masks.covers(time.thread_time() - started) and not self.complete:
+            self.failure = self.failure or _TOO_SLOW
         self._ready.set()
 
     def _allow_end(self) -> None:
@@ -106,6 +138,14 @@ class Constraint:
             word, bit = divmod(token_id, 32)
             if word < len(self.mask):
                 self.mask[word] |= np.uint32(1 << bit)
+
+
+class _Kept(NamedTuple):
+    """A compiled grammar: what its outputs begin with, and do not change."""
+
+    matcher: Matcher
+    mask: NDArray[np.uint32]  # the first one
+    may_end: bool
 
 
 class _Build(NamedTuple):
@@ -125,7 +165,7 @@ class Grammars:
 
     def __init__(self, load: Callable[[], Vocabulary], *, threads: int = 1) -> None:
         self._load = load
-        self._kept: OrderedDict[str, Matcher] = OrderedDict()  # by source; the builder's
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()  # by source; the builder's
         self._builds: queue.SimpleQueue[_Build | None] = queue.SimpleQueue()
         self._fills: queue.SimpleQueue[Constraint | None] = queue.SimpleQueue()
         self.descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # readable once a constraint is built
@@ -174,6 +214,8 @@ class Grammars:
             if constraint is None:
                 self._kept.pop(source, None)
                 continue
+            if constraint.abandoned:
+                continue
             if vocabulary is None:
                 constraint.fail(problem)
             else:
@@ -183,17 +225,26 @@ class Grammars:
     def _build(self, source: str, constraint: Constraint, vocabulary: Vocabulary) -> None:
         try:
             if source not in self._kept:
-                self._kept[source] = vocabulary.compile(source)
+                self._kept[source] = _compiled(source, vocabulary)
                 if len(self._kept) > _KEPT:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(source)
-            constraint.begin(self._kept[source].copy(), vocabulary.num_words)
+            matcher, mask, may_end = self._kept[source]
+            constraint.begin(matcher.copy(), mask.copy(), may_end=may_end)
         except GrammarError as error:
             constraint.fail(str(error))
 
     def _fill_all(self) -> None:
         while (constraint := self._fills.get()) is not None:
-            constraint.fill()
+            if not constraint.abandoned:
+                constraint.fill()
+
+
+def _compiled(source: str, vocabulary: Vocabulary) -> _Kept:
+    matcher = vocabulary.compile(source)
+    mask = np.zeros(vocabulary.num_words, np.uint32)
+    may_end = matcher.fill(mask)
+    return _Kept(matcher, mask, may_end)
 
 
 def _start(target: Callable[[], None]) -> threading.Thread:

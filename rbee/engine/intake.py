@@ -55,6 +55,10 @@ class Live:
     full_since_ns: int = 0  # since when its ring has been full, if it is paused
     ended: bool = False  # it has its finish reason
 
+    def wait_for_mask(self, seconds: float) -> bool:
+        """Wait so long until the mask of its next token is ready; whether it is."""
+        return self.constraint is None or self.constraint.wait(seconds)
+
 
 class Intake:
     """The live sequences and the submissions for the next step.
@@ -103,6 +107,11 @@ class Intake:
         """Sequences that wait for their grammar."""
         return len(self._building)
 
+    def filling(self) -> list[Live]:
+        """Those whose next mask is being filled."""
+        constrained = [(live, live.constraint) for live in self.constrained.values()]
+        return [live for live, constraint in constrained if constraint and constraint.built and not constraint.ready]
+
     def submit(self, submission: Submit) -> None:
         """Queue a request for the next step."""
         self._held.discard(submission.ring)
@@ -146,17 +155,18 @@ class Intake:
             self._vectors.pop(sequence.ring)
         del self.live[sequence.ring]
         if live.constraint is not None:
+            live.constraint.abandoned = True
             del self.constrained[sequence.ring]
             self._building.pop(sequence.ring, None)
         live.ended = True
         self._times.on_end(live.moments)
         self._publisher.finish(sequence.ring, reason, sequence.num_cached_tokens)
 
-    def fail_grammar(self, live: Live, problem: str) -> None:
+    def fail_grammar(self, live: Live, constraint: Constraint, problem: str) -> None:
         """End a sequence whose grammar cannot be followed."""
-        sampling = live.sequence.sampling
         logger.error("request %s ends: its grammar cannot be followed: %s", live.sequence.request_id, problem)
-        self._grammars.forget(sampling.grammar)
+        if constraint.failure:
+            self._grammars.forget(live.sequence.sampling.grammar)
         self.finish(live, FinishReason.GRAMMAR)
 
     def take_vector(self, live: Live, vector: NDArray[np.float32]) -> None:
@@ -250,7 +260,7 @@ class Intake:
                 continue
             del self._building[ring]
             if constraint.failure:
-                self.fail_grammar(live, constraint.failure)
+                self.fail_grammar(live, constraint, constraint.failure)
             else:
                 live.row = live.row._replace(mask=constraint.mask)
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from rbee.config import SYNTHETIC
 from rbee.errors import GrammarError, ModelError
-from rbee.grammars import GBNF_LINE
+from rbee.grammars import GBNF_LINE, GBNF_NAME
 from rbee.grammars.matcher import Matcher, guarded
 from rbee.models import synthetic, token_pieces
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _SPECIAL = b"\xff"  # what llguidance expects in front of a special token's name; no text has this byte
-# The work for a mask is bounded by llguidance's defaults: about 15 ms. Its messages would repeat the whole grammar.
+# The work for a mask is bounded by llguidance's defaults: about 15 ms, but for ambiguous grammars. Its messages would
+# repeat the whole grammar.
 _LIMITS = LLParserLimits(verbose_errors=False)
 # The model chooses how it writes a text that is forced; else llguidance would tokenize that.
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
@@ -51,13 +52,20 @@ class Vocabulary(NamedTuple):
         Raises:
             GrammarError: the source is no grammar, or one beyond the limits.
         """
-        if source.startswith(GBNF_LINE):
-            try:
-                source = gbnf_to_lark(source.removeprefix(GBNF_LINE))
-            except Exception as error:  # it raises more than its own GbnfToLarkError
-                raise GrammarError(f"{error or type(error).__name__}") from error
-        compiled = partial(LLMatcher, self.tokenizer, source + _OPTIONS, log_level=0, limits=_LIMITS)
+        compiled = partial(LLMatcher, self.tokenizer, _as_lark(source) + _OPTIONS, log_level=0, limits=_LIMITS)
         return Matcher(guarded(compiled), self.end)
+
+
+def _as_lark(source: str) -> str:
+    """The source without GBNF."""
+    around, is_gbnf, gbnf = f"\n{source}".partition(f"\n{GBNF_LINE}")
+    if not is_gbnf:
+        return source
+    try:
+        lark = gbnf_to_lark(gbnf)
+    except Exception as error:  # it raises more than its own GbnfToLarkError
+        raise GrammarError(f"{error or type(error).__name__}") from error
+    return f"{around}\n{GBNF_NAME}: %lark {{\n{lark}\n}}" if around else lark
 
 
 class _Tokens(TokenizerWrapper):

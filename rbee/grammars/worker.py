@@ -4,7 +4,8 @@ Owns what a compilation may cost. Each runs in a fork of this process, which the
 deep grammar overflows its stack: nothing else notices. What compiles here compiles in the engine, whose threads have a
 larger stack. Does not know requests.
 
-A request is msgpack [number, source]; its answer [number, what is wrong with the source, "" for nothing].
+A request is msgpack [number, source]; its answer [number, what is wrong with the source, whether it always will be]. ""
+is nothing.
 """
 
 from __future__ import annotations
@@ -39,10 +40,9 @@ _LONGEST = 2048  # bytes of a reason
 _decode = msgspec.msgpack.Decoder(tuple[int, str]).decode
 _encode = msgspec.msgpack.Encoder().encode
 
-_ENDS = {
+_ENDS = {  # of a compilation that would end in the same way again
     signal.SIGPROF: f"it takes more than {SECONDS:g} s of computing to compile",
     signal.SIGABRT: f"it takes more than {_MEMORY >> 20} MiB of memory to compile",
-    signal.SIGKILL: "it takes more memory to compile than there is",
     signal.SIGSEGV: "it is nested too deeply",
 }
 
@@ -130,9 +130,10 @@ class _Worker:
         problem = os.read(answer, _LONGEST).decode(errors="replace")
         os.close(answer)
         os.close(descriptor)
+        end = -os.waitstatus_to_exitcode(status)
         if status != 0:
-            problem = _ENDS.get(-os.waitstatus_to_exitcode(status), "it cannot be compiled")  # type: ignore[call-overload]
-        self._channel.send(_encode((number, problem)))
+            problem = _ENDS.get(end, "it cannot be compiled now")  # type: ignore[call-overload]
+        self._channel.send(_encode((number, problem, status == 0 or end in _ENDS)))
 
 
 def _limited(check: Callable[[str], str], source: str, answer: int) -> None:

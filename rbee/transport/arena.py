@@ -67,9 +67,13 @@ class Arena:
             raise _no_room(size, error) from error
         descriptor = -1
         try:
-            descriptor = os.open(SHM_FOLDER / name, os.O_RDWR | os.O_CLOEXEC)
-            if not named:
-                memory.unlink()
+            try:
+                descriptor = os.open(SHM_FOLDER / name, os.O_RDWR | os.O_CLOEXEC)
+            except OSError as error:
+                raise _no_room(size, error) from error
+            finally:
+                if not named:
+                    memory.unlink()
             _reserve(descriptor, size)
             assert memory.buf is not None  # it is, after close()
             _native.format_arena(

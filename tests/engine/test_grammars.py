@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,6 +119,7 @@ def test_sequences_without_a_grammar_do_not_wait_for_one_that_is_built():
             engine.rings.drain()
         assert [request.finish for request in others] == [FinishReason.LENGTH] * 2
         assert (waiting.tokens, waiting.finish, engine.core.gauges().sequences_waiting) == ([], None, 1)
+        assert engine.scheduler.num_prompts == 0, "for it no step of theirs is longer"
         go_on.set()
         engine.run()
         assert (text_of(waiting), waiting.finish) == ("1" * 8, FinishReason.LENGTH)
@@ -142,6 +145,54 @@ def test_a_late_mask_delays_its_own_sequence_only():
         engine.assert_at_baseline()
 
 
+def test_a_late_mask_delays_those_with_the_same_grammar_too():
+    """What they have in common is locked: a token that one of them took would keep all others waiting for the mask."""
+    late = threading.Event()
+    with _engine(_FakeVocabulary(late=late, whose=2)) as engine:
+        first, second = (engine.submit([1], grammar="digits", max_tokens=3) for _ in range(2))
+        while not second.tokens:
+            engine.core.step()
+            engine.rings.drain()
+        beside = engine.submit([1], max_tokens=5)
+        while beside.finish is None:
+            engine.core.step()
+            engine.rings.drain()
+        assert text_of(second) == "1"
+        late.set()
+        engine.run()
+        assert (text_of(first), text_of(second)) == ("111", "111")
+        engine.assert_at_baseline()
+
+
+def test_what_has_ended_keeps_nobody_waiting():
+    """A grammar that is for nobody any more is not built."""
+    go_on = threading.Event()
+    vocabulary = _FakeVocabulary(before=go_on)
+    with _engine(vocabulary) as engine:
+        requests = [engine.submit([1], grammar=grammar, deadline_ns=5) for grammar in ("first", "second")]
+        assert not engine.core.step()
+        assert vocabulary.started.wait(PATIENCE)
+        engine.now_ns = 5
+        engine.core.step()
+        last = engine.submit([1], grammar="third")
+        engine.core.step()
+        go_on.set()
+        engine.run()
+        assert [request.finish for request in (*requests, last)] == [FinishReason.DEADLINE] * 2 + [FinishReason.LENGTH]
+    assert vocabulary.compiled == ["first", "third"]
+
+
+@pytest.mark.parametrize("grammar", ["slow in masks", "slow at tokens"])
+def test_a_grammar_that_takes_too_much_computing_ends_its_own_sequence(grammar: str, caplog: pytest.LogCaptureFixture):
+    """A token takes the engine's own time, and a mask that of the others."""
+    with _engine(_FakeVocabulary()) as engine:
+        failing, beside = engine.submit([1], grammar=grammar), engine.submit([1], grammar="digits")
+        engine.run()
+        assert (failing.finish, beside.finish) == (FinishReason.GRAMMAR, FinishReason.LENGTH)
+        assert "it takes too much computing to follow" in caplog.text
+        engine.assert_at_baseline()
+
+
 @pytest.mark.parametrize("grammar", ["broken", "breaks in a mask", "breaks at a token"])
 def test_a_grammar_that_fails_ends_its_own_sequence_only(grammar: str, caplog: pytest.LogCaptureFixture):
     """Its reason is in the log; the sequence beside it does not notice."""
@@ -158,10 +209,21 @@ def test_a_grammar_that_has_failed_is_compiled_anew():
     """What is kept may have reached a limit that belongs to all outputs together; one that has not is compiled once."""
     vocabulary = _FakeVocabulary()
     with _engine(vocabulary) as engine:
-        for grammar in ("breaks in a mask", "digits") * 2:
+        for grammar in ("breaks at a token", "digits") * 2:
             engine.submit([1], grammar=grammar)
             engine.run()
-    assert vocabulary.compiled == ["breaks in a mask", "digits", "breaks in a mask"]
+    assert vocabulary.compiled == ["breaks at a token", "digits", "breaks at a token"]
+
+
+def test_a_grammar_that_other_parameters_exclude_is_not_compiled_anew():
+    """Nothing is wrong with it. Nor is its first mask filled again."""
+    vocabulary = _FakeVocabulary()
+    with _engine(vocabulary) as engine:
+        for allowed in ((50,), None, (50,), None):
+            request = engine.submit([1], grammar="digits", allowed_token_ids=allowed)
+            engine.run()
+            assert request.finish == (FinishReason.GRAMMAR if allowed else FinishReason.LENGTH)
+    assert (vocabulary.compiled, vocabulary.begun) == (["digits"], ["digits"])
 
 
 def test_an_engine_without_a_vocabulary_refuses_grammars_only():
@@ -205,47 +267,76 @@ def test_a_sequence_can_end_while_its_grammar_is_built():
 
 
 class _FakeMatcher:
-    """Allows the digit 1 for ever, and fails where its source says; its masks but the first wait for `late`."""
+    """Allows the digit 1 for ever, and fails where its source says.
 
-    def __init__(self, source: str, late: threading.Event | None) -> None:
-        self._source, self._late, self._filled = source, late, 0
+    As in llguidance, only one of a matcher and its copies can be at work; a fake fails where a real one waits.
+    """
+
+    def __init__(self, source: str, vocabulary: _FakeVocabulary) -> None:
+        self.number = 0  # of a copy, from 1
+        self._source, self._vocabulary = source, vocabulary
+        self._working = threading.Lock()
+        self._filled = self._num_copies = 0
 
     def copy(self) -> _FakeMatcher:
-        return _FakeMatcher(self._source, self._late)
+        twin = copy(self)
+        twin.number = self._num_copies = self._num_copies + 1
+        return twin
 
     def fill(self, mask: NDArray[np.uint32]) -> bool:
-        if self._source == "breaks in a mask":
-            raise GrammarError(self._source)
-        if self._late is not None and self._filled:
-            assert self._late.wait(PATIENCE)
-        self._filled += 1
-        mask[:] = 0
-        mask[ord("1") // 32] = 1 << ord("1") % 32
-        return False
+        with self._working:
+            if self._source == "breaks in a mask":
+                raise GrammarError(self._source)
+            if not self._filled:
+                self._vocabulary.begun.append(self._source)
+            elif self.number == self._vocabulary.whose and self._vocabulary.late is not None:
+                assert self._vocabulary.late.wait(PATIENCE)
+            elif self._source == "slow in masks":
+                _compute(0.25)
+            self._filled += 1
+            mask[:] = 0
+            mask[ord("1") // 32] = 1 << ord("1") % 32
+            return False
 
     def accept(self, token_id: int) -> bool:
         assert token_id == ord("1")
+        assert not self._working.locked(), "a mask is filled"
         if self._source == "breaks at a token":
             raise GrammarError(self._source)
+        if self._source == "slow at tokens":
+            _compute(0.03)
         return False
 
 
 class _FakeVocabulary:
-    """Compiles fake matchers, once `before` is set."""
+    """Compiles fake matchers, once `before` is set. Masks of copy `whose`, but its first, wait for `late`."""
 
     num_words = 8
 
-    def __init__(self, *, before: threading.Event | None = None, late: threading.Event | None = None) -> None:
+    def __init__(
+        self, *, before: threading.Event | None = None, late: threading.Event | None = None, whose: int = 1
+    ) -> None:
         self.compiled: list[str] = []
-        self._before, self._late = before, late
+        self.begun: list[str] = []  # whose first mask was filled
+        self.started = threading.Event()  # the first compilation
+        self.late, self.whose = late, whose
+        self._before = before
 
     def compile(self, source: str) -> _FakeMatcher:
         self.compiled.append(source)
+        self.started.set()
         if self._before is not None:
             assert self._before.wait(PATIENCE)
         if source == "broken":
             raise GrammarError(source)
-        return _FakeMatcher(source, self._late)
+        return _FakeMatcher(source, self)
+
+
+def _compute(seconds: float) -> None:
+    """Take so much of a processor."""
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
 
 
 def _engine(vocabulary: _FakeVocabulary) -> InProcessEngine:

@@ -93,8 +93,9 @@ class Scheduler:
         """
         unpaused = [sequence for sequence in self.running if not sequence.paused]
         behind = sum(sequence.num_uncomputed_tokens > 1 and sequence.pooling is None for sequence in unpaused)
-        waiting = islice(self.waiting, max(0, self.max_num_seqs - len(unpaused)))
-        return behind + sum(sequence.pooling is None for sequence in waiting)
+        waiting = (sequence for sequence in self.waiting if not sequence.paused)
+        seated = islice(waiting, max(0, self.max_num_seqs - len(unpaused)))
+        return behind + sum(sequence.pooling is None for sequence in seated)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence with a non-empty prompt; prompt plus one token must fit max_model_len."""

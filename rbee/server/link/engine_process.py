@@ -129,13 +129,16 @@ class EngineProcess:
                 resources.callback(os.close, doorbell)
                 consumer = Consumer(arena, doorbell)
                 resources.callback(consumer.close)
-                self._life_line, life_line = LifeLine.create()
-                resources.callback(self._drop_life_line)
                 ours, theirs = socket.socketpair()
-                with theirs, os.fdopen(life_line):
+                unconnected = resources.enter_context(contextlib.ExitStack())
+                unconnected.callback(ours.close)
+                with theirs:
                     configure = Configure(engine=settings.config, slow_reader_timeout=settings.slow_reader_timeout)
                     ours.sendall(frame(encode(configure)))  # before the event loop's next turn, which may come late
-                    self._process = _spawn(theirs.fileno(), doorbell, arena.descriptor, life_line, settings)
+                    self._life_line, life_line = LifeLine.create()
+                    resources.callback(self._drop_life_line)
+                    with os.fdopen(life_line):
+                        self._process = _spawn(theirs.fileno(), doorbell, arena.descriptor, life_line, settings)
                 resources.callback(self._process.wait)
                 resources.callback(self._process.kill)  # does nothing to a process that has been waited for
                 pidfd = os.pidfd_open(self._process.pid)
@@ -144,6 +147,7 @@ class EngineProcess:
                 self._transport, _ = await loop.create_unix_connection(
                     lambda: _ControlProtocol(self._on_record, self._on_control_end), sock=ours
                 )
+                unconnected.pop_all()  # the transport has it
             except OSError as error:
                 raise TransportError(f"The engine process cannot be started: {error.strerror}.") from error
             resources.callback(self._transport.abort)

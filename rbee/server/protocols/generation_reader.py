@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rbee.grammars import GBNF_LINE
 from rbee.server.errors import Refusal, RefusalKind, invalid
-from rbee.server.protocols.output_form import Form
 from rbee.server.protocols.parameters import Limits, check_choices, read_parameters
 from rbee.server.streams.generation import Generation, OutputPlan, Prompt
 from rbee.server.text.tokenizer import TooManyTokensError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rbee.messages import Ready
+    from rbee.server.protocols.output_form import Form
     from rbee.server.protocols.parameters import GenerationRequest
     from rbee.server.text.chat_template import ChatTemplate
     from rbee.server.text.served_model import ServedModel
@@ -33,6 +34,14 @@ class ChatPrompt(NamedTuple):
 
     token_ids: list[int]
     reasoning_open: bool  # it ends inside of the model's reasoning
+
+
+class Whole(NamedTuple):
+    """The grammar of a whole output; the members are those of a `Generation`."""
+
+    source: str
+    param: str
+    part: tuple[str, str] | None = None
 
 
 class GenerationReader:
@@ -159,13 +168,13 @@ class GenerationReader:
             end_token_ids=self.model.end_token_ids,
             deadlines=deadlines,
         )
-        plan, grammar = None, form
+        plan, grammar = None, None if form is None else Whole(form.source, form.param)
         if chat is not None:
             if tool_use.tools or (self.model.output_format.has_reasoning and not as_it_is):
                 plan = OutputPlan(
                     format=self.model.output_format, tools=tool_use.tools, reasoning_open=chat.reasoning_open
                 )
-            grammar = self._chat_form(form, tool_use, chat)
+            grammar = self._chat_grammar(form, tool_use, chat)
         return Generation(
             received_ns=received_ns,
             prompt=prompt,
@@ -182,25 +191,28 @@ class GenerationReader:
             output=plan,
             grammar="" if grammar is None else grammar.source,
             grammar_param="" if grammar is None else grammar.param,
+            grammar_part=None if grammar is None else grammar.part,
             grammar_end_ids=() if request.ignore_eos else tuple(sorted(self.model.end_token_ids)),
         )
 
-    def _chat_form(self, form: Form | None, tool_use: ToolUse, chat: ChatPrompt) -> Form | None:
-        """The form of a whole output: of the answer that is asked for, of calls, and of the reasoning before them.
-
-        A grammar of several rules is one of the whole output already.
-        """
-        if form is not None and form.rule is None:
-            if tool_use.tools:
-                raise invalid(
-                    form.param,
-                    f"{form.param} is a grammar of the whole output, which leaves no place for calls; leave tools out, "
-                    "or ask for a JSON schema, a regular expression or a choice.",
-                )
-            return form
-        if not tool_use.tools and not self.model.output_format.has_reasoning:
-            return form
-        source = self.model.output_format.grammar(
+    def _chat_grammar(self, form: Form | None, tool_use: ToolUse, chat: ChatPrompt) -> Whole | None:
+        """What a whole output may be: the answer that is asked for, calls, and the reasoning before them."""
+        output_format = self.model.output_format
+        if form is not None and form.is_grammar and tool_use.tools:
+            raise invalid(
+                form.param,
+                f"{form.param} is a grammar of the whole answer, which leaves no place for calls; leave tools out, "
+                "or ask for a JSON schema, a regular expression or a choice.",
+            )
+        if tool_use.choice == "required" and not output_format.has_calls:
+            raise invalid(
+                "tool_choice",
+                "tool_choice asks for a call, but this server leaves calls as text (--tool-parser none); ask for a "
+                "JSON schema instead.",
+            )
+        if form is not None and not tool_use.tools and not output_format.has_reasoning:
+            return Whole(form.source, form.param)
+        source = output_format.grammar(
             tool_use.tools,
             choice="required" if tool_use.choice == "required" else "auto",
             parallel=tool_use.parallel,
@@ -209,7 +221,11 @@ class GenerationReader:
         )
         if source is None:
             return None
-        return Form(source, "tools" if form is None else form.param)
+        if form is None:
+            return Whole(source, "tools")
+        if form.source.startswith(GBNF_LINE):
+            source += form.source
+        return Whole(source, "tools" if tool_use.tools else form.param, (form.source, form.param))
 
 
 def check_served(model: ServedModel, name: str) -> None:

@@ -6,13 +6,12 @@ Owns the spellings, and the grammar of each kind of form. Whether that compiles 
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from rbee.grammars import GBNF_LINE
+from rbee.grammars import GBNF_LINE, GBNF_NAME
 from rbee.server.errors import invalid
 from rbee.server.protocols.told_apart import with_any_of
 
@@ -25,6 +24,10 @@ if TYPE_CHECKING:
 _WHITE_SPACE = " |\\n {0,20}"
 _MAX_CHOICES = 4096
 _ANY_OBJECT = {"type": "object"}
+_LITERAL = str.maketrans(  # of a text in a regular expression between slashes
+    {sign: f"\\{sign}" for sign in "\\.+*?()|[]{}^$/"}
+    | {control: f"\\x{ord(control):02x}" for control in map(chr, (*range(0x20), 0x7F))}
+)
 _GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
 
 
@@ -33,7 +36,8 @@ class Form(NamedTuple):
 
     source: str  # a grammar of `rbee.grammars`
     param: str  # the field that asks for it
-    rule: str | None = None  # the body of the source's only rule; None: it has several
+    rule: str  # the same as the body of a rule
+    is_grammar: bool = False  # the client wrote it as a grammar
 
 
 class JsonSchema(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,13 +106,18 @@ def of_response_format(given: dict[str, Any] | None, reader: FieldReader) -> For
     path = "response_format."
     asked = reader.read(given, ResponseFormat, {}, path)
     if asked.type == "json_schema":
+        _check_absent(asked.schema, f"{path}schema", f"{path}json_schema.schema")
         if asked.json_schema is None:
             raise invalid(f"{path}json_schema", f"{path}json_schema is missing.", code="missing_parameter")
         described = reader.read(asked.json_schema, JsonSchema, {}, f"{path}json_schema.")
         return of_schema(described.schema, f"{path}json_schema.schema")
+    _check_absent(asked.json_schema, f"{path}json_schema", f"{path}type 'json_schema'")
     if asked.type == "json_object":
-        return of_schema(_ANY_OBJECT if asked.schema is None else asked.schema, f"{path}schema")
+        if asked.schema is None:
+            return of_schema(_ANY_OBJECT, f"{path}type")
+        return of_schema(asked.schema, f"{path}schema")
     _check_is_text(asked.type, path)
+    _check_absent(asked.schema, f"{path}schema", f"{path}type 'json_object'")
     return None
 
 
@@ -121,10 +130,10 @@ def of_text_format(given: dict[str, Any] | None, path: str, reader: FieldReader)
         if asked.schema is None:
             raise invalid(f"{path}schema", f"{path}schema is missing.", code="missing_parameter")
         return of_schema(asked.schema, f"{path}schema")
-    if asked.type == "json_object":
-        return of_schema(_ANY_OBJECT, f"{path}type")
-    _check_is_text(asked.type, path)
-    return None
+    if asked.type != "json_object":
+        _check_is_text(asked.type, path)
+    _check_absent(asked.schema, f"{path}schema", f"{path}type 'json_schema'")
+    return of_schema(_ANY_OBJECT, f"{path}type") if asked.type == "json_object" else None
 
 
 def of_structured_outputs(given: dict[str, Any] | None, reader: FieldReader) -> Form | None:
@@ -188,21 +197,29 @@ def of_choice(given: list[str] | None, param: str) -> Form | None:
         raise invalid(param, f"{param} must hold 1 to {_MAX_CHOICES} texts, not {len(given)}.")
     if not all(given):
         raise invalid(param, f"{param} holds an empty text; leave it out.")
-    texts = [json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f") for text in given]
-    return _of_rule(f"({' | '.join(texts)})", param)
+    # As one expression: the parser of grammars follows at most 2000 ways at once.
+    return _of_rule(f"/{'|'.join(text.translate(_LITERAL) for text in given)}/", param)
 
 
 def of_grammar(given: str | None, param: str) -> Form | None:
     """A grammar in llguidance's Lark, or in llama.cpp's GBNF, which is known by its `::=`. "" asks for nothing."""
     if not given:
         return None
-    return Form((GBNF_LINE if _GBNF_RULE.search(given) else "") + given, param)
+    if _GBNF_RULE.search(given):
+        return Form(GBNF_LINE + given, param, GBNF_NAME, is_grammar=True)
+    return Form(given, param, f"%lark {{\n{given}\n}}", is_grammar=True)
 
 
 def _check_is_text(kind: str, path: str) -> None:
     if kind != "text":
         message = f"{path}type is {kind[:64]!r}, which is not supported; it must be text, json_object or json_schema."
         raise invalid(f"{path}type", message, code="unsupported_parameter")
+
+
+def _check_absent(given: Any, param: str, instead: str) -> None:
+    """Raise Refusal for what the type of a format has no place for."""
+    if given is not None:
+        raise invalid(param, f"{param} is not heeded beside this type; send {instead}, or leave it out.")
 
 
 def _of_rule(rule: str, param: str) -> Form:

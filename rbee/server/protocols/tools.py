@@ -33,6 +33,12 @@ def check_name(name: str, param: str) -> None:
         raise invalid(param, f"{param} is {name[:MAX_NAME]!r}; it must have {possible}.")
 
 
+def check_absent(value: Any, param: str, kind: str) -> None:
+    """Raise Refusal for a field of a choice that one of this type has no place for."""
+    if value is not None:
+        raise invalid(param, f"{param} has no meaning where the type is {kind[:64]!r}; leave it out.")
+
+
 def check_parameters(schema: dict[str, Any], param: str) -> None:
     """Raise Refusal unless a schema can be one of a function's arguments."""
     kind = schema.get("type", "object")
@@ -99,6 +105,8 @@ def use_of(
     callable_tools = tools if names is None else tuple(tool for tool in tools if tool.name in names)
     if callable_tools:
         return ToolUse(tools, callable_tools, choice, parallel)
+    if choice == "required" and tools:
+        raise invalid(param, f"{param} is empty, but tool_choice asks for a call; name at least one of tools.")
     if choice == "required":
         raise invalid("tool_choice", "tool_choice asks for a call, but there are no tools; send tools.")
     return ToolUse(tools, parallel=parallel)

@@ -84,7 +84,13 @@ class GenerationResponse(Response):
         writer, requester, generation = writer_of(scope, receive, send), requester_of(scope), self._generation
         if generation.grammar:
             assert self._backend.grammars is not None, "who takes grammars can check them"
-            await self._backend.grammars.check(generation.grammar, generation.grammar_param)
+            await self._backend.grammars.check(
+                generation.grammar,
+                generation.grammar_param,
+                generation.grammar_part,
+                deadline_ns=generation.deadline_ns,
+                wanted=lambda: not writer.closed,
+            )
         client = self._backend.supervisor.client
         await client.make_room(generation.num_sequences, generation.n * generation.num_prompt_tokens, requester)
         if writer.closed:

@@ -66,6 +66,7 @@ class Generation:
     tool_use: ToolUse = NO_TOOLS  # which tools its text may, or must, call
     grammar: str = ""  # of each output, see `rbee.grammars`; "" is none
     grammar_param: str = ""  # the field that asks for it
+    grammar_part: tuple[str, str] | None = None  # a part of it that is a grammar too, and the field that asks for that
     grammar_end_ids: tuple[int, ...] = ()  # see SamplingParams
 
     @property

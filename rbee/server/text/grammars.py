@@ -7,30 +7,52 @@ a grammar comes from.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import OrderedDict
 from hashlib import blake2b
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from rbee.child import GROUP_SIGNALS
-from rbee.server.errors import Refusal, RefusalKind, invalid
+from rbee.server.errors import Refusal, RefusalKind, deadline_passed, invalid
 from rbee.transport.control import FrameDecoder, frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_log = logging.getLogger(__name__)
 
 LARGEST = 256 * 1024  # bytes of a source
 _AT_ONCE = 2  # compilations
 _REMEMBERED = 1024  # grammars, by their digests; also those that are wrong
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(tuple[int, str]).decode
+_decode = msgspec.msgpack.Decoder(tuple[int, str, bool]).decode
+
+
+class _Found(NamedTuple):
+    """What is wrong with a source, a part of a sentence; "" for nothing."""
+
+    problem: str
+    is_certain: bool = True  # it will be the same another time
 
 
 class _GoneError(Exception):
-    """The process that compiles has ended; another one will be started."""
+    """The process that compiles has ended, or was not started; another one will be."""
+
+
+class _Compilation(NamedTuple):
+    """One that is under way or waits for its turn."""
+
+    task: asyncio.Task[_Found]
+    wanted: list[Callable[[], bool]]  # whether each of those that have asked still waits
 
 
 class GrammarChecks:
@@ -43,14 +65,41 @@ class GrammarChecks:
         self._model = model
         self._worker: _Worker | None = None
         self._known: OrderedDict[bytes, str] = OrderedDict()
-        self._coming: dict[bytes, asyncio.Task[str]] = {}
+        self._coming: dict[bytes, _Compilation] = {}
+        self._num_closed = 0
         self._turn = asyncio.Semaphore(_AT_ONCE)
         self._starting = asyncio.Lock()
 
-    async def check(self, source: str, param: str) -> None:
-        """Raise Refusal, which blames `param`, unless an output can follow this source within the limits."""
+    async def check(
+        self,
+        source: str,
+        param: str,
+        part: tuple[str, str] | None = None,
+        *,
+        deadline_ns: int = 0,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Return if an output can follow this source within the limits.
+
+        Args:
+            source: a grammar.
+            param: the field that asks for it.
+            part: a part of it, as a source, and its field.
+            deadline_ns: CLOCK_MONOTONIC, when nobody waits any more; 0 is never.
+            wanted: False once nobody waits any more; what has not begun by then is left out, and then this returns.
+
+        Raises:
+            Refusal: an output cannot; it blames the part, if that is wrong by itself, else `param`. Or the deadline has
+                passed, or it is not known now.
+        """
+        left = max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9) if deadline_ns else None
         try:
-            problem = await self._problem(source)
+            async with asyncio.timeout(left):
+                problem = await self._problem(source, wanted)
+                if problem and part is not None and (problem_of_part := await self._problem(part[0], wanted)):
+                    problem, param = problem_of_part, part[1]
+        except TimeoutError:
+            raise deadline_passed() from None
         except _GoneError:
             raise Refusal(
                 RefusalKind.UNAVAILABLE,
@@ -63,8 +112,8 @@ class GrammarChecks:
             message = f"{param} cannot be enforced: {problem}. Change or simplify it, or leave it out."
             raise invalid(param, message, code="invalid_grammar")
 
-    async def _problem(self, source: str) -> str:
-        """A part of a sentence; "" if there is none."""
+    async def _problem(self, source: str, wanted: Callable[[], bool]) -> str:
+        """A part of a sentence; "" if there is none, or if nobody wants to know."""
         content = source.encode(errors="surrogatepass")
         if len(content) > LARGEST:
             return f"it has {len(content)} bytes, and at most {LARGEST} are possible"
@@ -72,27 +121,51 @@ class GrammarChecks:
         if digest in self._known:
             self._known.move_to_end(digest)
             return self._known[digest]
-        task = self._coming.get(digest)
-        if task is None:
-            task = self._coming[digest] = asyncio.create_task(self._compile(digest, source))
-        return await asyncio.shield(task)  # others may wait for the same
+        coming = self._coming.get(digest)
+        if coming is None:
+            task = asyncio.create_task(self._compile(digest, source, self._num_closed))
+            coming = self._coming[digest] = _Compilation(task, [])
+        coming.wanted.append(wanted)
+        try:
+            found = await asyncio.shield(coming.task)  # others may wait for the same
+        finally:
+            coming.wanted.remove(wanted)
+        return found.problem
 
-    async def _compile(self, digest: bytes, source: str) -> str:
+    async def _compile(self, digest: bytes, source: str, num_closed: int) -> _Found:
         try:
             async with self._turn:
-                async with self._starting:
-                    if self._worker is None or self._worker.gone:
-                        self._worker = await _Worker.start(self._model)
-                problem = await self._worker.ask(source)
+                if not any(wanted() for wanted in self._coming[digest].wanted):
+                    return _Found("", is_certain=False)
+                found = await (await self._running_worker(num_closed)).ask(source)
         finally:
             del self._coming[digest]
-        self._known[digest] = problem
-        if len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
-        return problem
+        if found.is_certain:
+            self._known[digest] = found.problem
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return found
+
+    async def _running_worker(self, num_closed: int) -> _Worker:
+        """The process; _GoneError if it cannot be started, or has been closed more often than `num_closed` times."""
+        async with self._starting:
+            if self._num_closed == num_closed and (self._worker is None or self._worker.gone):
+                try:
+                    worker = await _Worker.start(self._model)
+                except OSError as error:
+                    _log.error("the process that compiles grammars cannot be started: %s", error.strerror)
+                    raise _GoneError from error
+                if self._num_closed == num_closed:
+                    self._worker = worker
+                else:
+                    worker.close()
+            if self._num_closed != num_closed or self._worker is None:
+                raise _GoneError
+            return self._worker
 
     def close(self) -> None:
         """End the process; who waits for it is refused."""
+        self._num_closed += 1
         if self._worker is not None:
             self._worker.close()
             self._worker = None
@@ -105,7 +178,7 @@ class _Worker(asyncio.Protocol):
         self.gone = False
         self._process = process
         self._decoder = FrameDecoder()
-        self._asked: dict[int, asyncio.Future[str]] = {}
+        self._asked: dict[int, asyncio.Future[_Found]] = {}
         self._number = 0
 
     @classmethod
@@ -113,7 +186,11 @@ class _Worker(asyncio.Protocol):
         """Start it; what it is asked from now on waits until it has loaded the vocabulary."""
         ours, theirs = socket.socketpair()
         with theirs:
-            process = _spawn(theirs.fileno(), model)
+            try:
+                process = _spawn(theirs.fileno(), model)
+            except OSError:
+                ours.close()
+                raise
         ours.setblocking(False)
         _, worker = await asyncio.get_running_loop().create_unix_connection(lambda: cls(process), sock=ours)
         return worker
@@ -123,17 +200,17 @@ class _Worker(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         for payload in self._decoder.feed(data):
-            number, problem = _decode(payload)
-            self._asked.pop(number).set_result(problem)
+            number, problem, is_certain = _decode(payload)
+            self._asked.pop(number).set_result(_Found(problem, is_certain))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._end()
 
-    async def ask(self, source: str) -> str:
+    async def ask(self, source: str) -> _Found:
         if self.gone:
             raise _GoneError
         self._number += 1
-        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[_Found] = asyncio.get_running_loop().create_future()
         self._asked[self._number] = answer
         self._transport.write(frame(_encode((self._number, source))))
         return await answer

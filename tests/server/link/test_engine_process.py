@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import os
+import resource
 import signal
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -19,7 +21,7 @@ from rbee.transport import Observer, ServerState
 from tests.server.link.link_parts import SETTINGS, child_engines
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     import psutil
 
@@ -186,3 +188,25 @@ async def test_arena_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(TransportError, match="shared memory"):
         await engine.start()
     assert resources() == before
+
+
+@contextlib.contextmanager
+def only(num_descriptors: int) -> Iterator[None]:
+    """This process can open so many more."""
+    used = {int(path.name) for path in Path("/proc/self/fd").iterdir()}
+    free = itertools.islice((number for number in itertools.count() if number not in used), num_descriptors, None)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(free), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+async def test_nothing_is_left_of_a_start_without_enough_descriptors() -> None:
+    """Whichever is missing: each attempt to start the engine again would leave some more."""
+    before = resources()
+    for number in range(2, 8):  # two are for Python's SharedMemory
+        with only(number), pytest.raises(TransportError):
+            await EngineProcess(SETTINGS, 1, RecordingOwner()).start()
+        assert resources() == before, f"with {number} of them"

@@ -43,6 +43,7 @@ JOBS, INFERENCE = "/v1/jobs", "/v1/inference"
 STOP = expected(HI_PROMPT, 3)[2]
 VERSION = {"anthropic-version": "2023-06-01"}
 ALL = {"max_tokens": 3, "return_token_ids": True, "timings": True}
+JSON_FORMAT = {"type": "json_schema", "schema": {"type": "object"}, "name": "x", "description": "It.", "strict": True}
 WHOLE: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"messages": HI, **ALL, "logprobs": True, "top_logprobs": 2, "prompt_logprobs": 1}),
     (CHAT, {"messages": HI, "max_tokens": 3, "stop": STOP}),
@@ -57,6 +58,8 @@ WHOLE: list[tuple[str, dict[str, Any]]] = [
     (MESSAGES, {"messages": HI, "max_tokens": 3, "stop_sequences": [STOP]}),
     (f"{MESSAGES}/count_tokens", {"messages": HI}),
     (RESPONSES, {"input": "hi", "max_output_tokens": 3, "instructions": "x", "metadata": {"a": "b"}, "user": "u"}),
+    (RESPONSES, {"input": "hi", "max_output_tokens": 3, "text": {"format": {"type": "json_object"}}}),
+    (RESPONSES, {"input": "hi", "max_output_tokens": 3, "text": {"format": JSON_FORMAT}}),
     (RESPONSES, {"input": "hi", "max_output_tokens": 30, "stop": [expected("user: hi\nassistant: ", 3)[2]]}),
 ]
 STREAMED: list[tuple[str, dict[str, Any]]] = [

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
 import pytest
 
-from rbee.config import SYNTHETIC
-from rbee.grammars import GBNF_LINE, vocabulary
+from rbee.grammars import GBNF_LINE
 from rbee.server.errors import Refusal
 from rbee.server.protocols.output_form import of_choice, of_regex, of_schema
 from tests.raw_client import CHAT, COMPLETIONS
+from tests.server.protocols.forms_parts import allows
 from tests.server.protocols.parameters_parts import BOTH, read, refusal
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-VOCABULARY = vocabulary.load(SYNTHETIC)  # its tokens are bytes
 
 
 def _nested(depth: int) -> Any:
@@ -25,18 +23,6 @@ def _nested(depth: int) -> Any:
     for _ in range(depth):
         schema = {"items": schema}
     return schema
-
-
-def allows(source: str, text: str) -> bool:
-    """Whether the text is an output of this grammar."""
-    matcher, mask = VOCABULARY.compile(source), np.zeros(VOCABULARY.num_words, np.uint32)
-    complete = False
-    for byte in text.encode():
-        matcher.fill(mask)
-        if complete or not mask[byte // 32] >> np.uint32(byte % 32) & 1:
-            return False
-        complete = matcher.accept(byte)
-    return complete or matcher.fill(mask)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +104,22 @@ def test_what_asks_for_nothing(fields):
         ({"response_format": {}}, "response_format.type", "is missing"),
         ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag", "leave it out"),
         ({"structured_outputs": {"regexp": "x"}}, "structured_outputs.regexp", "structured_outputs.regex?"),
+        (
+            {"response_format": {"type": "json_object"}, "guided_regex": "a"},
+            "guided_regex",
+            "response_format.type and guided_regex both",
+        ),
+        ({"response_format": {"type": "text", "schema": SCHEMA}}, "response_format.schema", "leave it out"),
+        (
+            {"response_format": {"type": "json_object", "json_schema": {"schema": SCHEMA}}},
+            "response_format.json_schema",
+            "response_format.type 'json_schema'",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}, "schema": SCHEMA}},
+            "response_format.schema",
+            "response_format.json_schema.schema",
+        ),
         ({"guided_json": "{"}, "guided_json", "is not valid JSON"),
         ({"guided_json": "[]"}, "guided_json", "an object"),
         ({"guided_json": _nested(900)}, "guided_json", "nested too deeply"),
@@ -190,6 +192,14 @@ def test_choices_are_texts():
     assert form is not None
     assert all(allows(form.source, text) for text in texts)
     assert not allows(form.source, "x")
+
+
+def test_an_output_is_any_of_the_most_choices_that_there_can_be():
+    """Also one that begins another."""
+    form = of_choice([f"a choice, number {number}" for number in range(1, 4097)], "x")
+    assert form is not None
+    assert all(allows(form.source, f"a choice, number {number}") for number in (1, 40, 409, 4096))
+    assert not allows(form.source, "a choice, number 4097")
 
 
 def test_a_refusal_is_what_a_lenient_server_says_too():

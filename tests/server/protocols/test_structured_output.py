@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import anthropic
 import httpx
 import openai
+import psutil
 import pytest
 from pydantic import BaseModel, Field
 
@@ -133,6 +135,21 @@ async def test_a_grammar_that_cannot_be_enforced_is_refused(synthetic_server):
             error = post(synthetic_server, path, body | {"stream": stream}, 400)["error"]
             assert error["message"].startswith(f'{param} cannot be enforced: Unimplemented keys: ["uniqueItems"].')
             assert error.get("param", param) == param
+
+
+def test_a_deadline_is_kept_while_a_grammar_is_compiled(synthetic_server):
+    """However long that takes; here for ever."""
+    post(synthetic_server, COMPLETIONS, {"prompt": "hi", "guided_choice": ["yes"]})
+    [compiling] = [
+        child for child in psutil.Process(synthetic_server.pid).children() if "rbee.grammars.worker" in child.cmdline()
+    ]
+    compiling.suspend()
+    try:
+        deadline = (datetime.now(UTC) + timedelta(seconds=0.5)).isoformat()
+        body = {"prompt": "hi", "guided_choice": ["a new one"], "deadline": deadline}
+        assert post(synthetic_server, COMPLETIONS, body, 408)["error"]["code"] == "REQUEST_TIMEOUT"
+    finally:
+        compiling.resume()
 
 
 def test_parameters_that_leave_nothing_of_the_grammar_end_the_answer(synthetic_server):

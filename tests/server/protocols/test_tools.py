@@ -103,6 +103,35 @@ def test_some_tools_may_be_called(mode):
         assert (found.offered, found.tools, found.choice) == ((WEATHER, TIME), (TIME,), mode)
 
 
+@pytest.mark.parametrize(
+    ("protocol", "choice", "param"),
+    [
+        ("messages", {"type": "auto", "name": "time"}, "tool_choice.name"),
+        ("chat", choice_of("chat", "time") | {"allowed_tools": {}}, "tool_choice.allowed_tools"),
+        ("chat", {"type": "allowed_tools", "function": {"name": "time"}}, "tool_choice.function"),
+        ("responses", choice_of("responses", "time") | {"mode": "auto"}, "tool_choice.mode"),
+        ("responses", choice_of("responses", "time") | {"tools": []}, "tool_choice.tools"),
+        ("responses", {"type": "allowed_tools", "name": "time", "mode": "auto", "tools": []}, "tool_choice.name"),
+    ],
+)
+def test_a_choice_has_what_its_type_has(protocol, choice, param):
+    """Nothing of it is left out."""
+    error = refusal(protocol, tools=tools(protocol), tool_choice=choice)
+    assert error.param == param
+    assert "leave it out" in error.message
+
+
+def test_no_tool_may_be_called():
+    """With an empty list of allowed tools: where a call is asked for, that is what is wrong."""
+    for protocol, more, param in (
+        ("chat", {"allowed_tools": {"mode": "required", "tools": []}}, "tool_choice.allowed_tools.tools"),
+        ("responses", {"mode": "required", "tools": []}, "tool_choice.tools"),
+    ):
+        error = refusal(protocol, tools=tools(protocol), tool_choice={"type": "allowed_tools"} | more)
+        assert error.param == param
+        assert "is empty" in error.message
+
+
 @ALL
 def test_without_tools_nothing_is_used(protocol):
     """An empty list, null and the choices that need no tools are those of a client that leaves nothing out."""

@@ -93,6 +93,21 @@ def test_a_template_without_system_messages():
     assert rendered == [f"<user>{SHOWN}\n\nGo.<assistant>{CALLS_SHOWN}<user>{RESULTS_SHOWN}"]
 
 
+def test_a_conversation_that_begins_with_calls():
+    """Has the tools in front of them, where the template has no place for tools and none for a system message."""
+    source = (
+        "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content or '' }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}"
+        "{% endfor %}"
+    )
+    template = ChatTemplate(source, {})
+    assert (template.abilities.shows_calls, template.abilities.shows_tools) == (True, False)
+    [text] = template.render([CALLS | {"content": None}, *RESULTS], tools=[PING], add_generation_prompt=False)
+    introduction, _, calls = text.removeprefix("<assistant>").partition("</tools>")
+    assert "Ask for an answer." in introduction
+    assert calls.endswith("pong{}<tool>up<tool>")
+
+
 @pytest.mark.parametrize("field", ["tool_calls", "tool_call_id"])
 def test_a_template_that_knows_no_tools_never_sees_their_fields(field):
     """It gets plain messages."""

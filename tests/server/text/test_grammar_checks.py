@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -131,3 +133,88 @@ async def test_who_leaves_does_not_take_the_result_along(checks):
     await asyncio.sleep(0)
     first.cancel()
     assert await second == ""
+
+
+def unused_descriptors(process: psutil.Process) -> list[int]:
+    """The lowest, in order."""
+    used = {int(path.name) for path in Path(f"/proc/{process.pid}/fd").iterdir()}
+    return sorted(set(range(len(used) + 2)) - used)
+
+
+async def stopped(checks: GrammarChecks) -> psutil.Process:
+    """The process that compiles, when it has started and stands still."""
+    assert await problem(checks, 'start: "a"') == ""
+    child = worker()
+    child.suspend()
+    return child
+
+
+async def test_nobody_waits_behind_a_deadline(checks):
+    """A compilation may wait for its turn for longer."""
+    child = await stopped(checks)
+    with pytest.raises(Refusal) as caught:
+        await checks.check('start: "b"', "the_field", deadline_ns=1)
+    assert caught.value.code == "REQUEST_TIMEOUT"
+    child.resume()
+    assert await problem(checks, 'start: "b"') == ""
+
+
+async def test_what_nobody_wants_any_more_is_not_compiled(checks):
+    """Clients that have left, and sent one grammar after the other, do not delay those behind them."""
+    child = await stopped(checks)
+    async with asyncio.TaskGroup() as group:
+        for source in ('start: "b"', 'start: "c"'):  # these take both turns
+            group.create_task(checks.check(source, "the_field"))
+        group.create_task(checks.check("start: nowhere", "the_field", wanted=lambda: False))
+        await asyncio.sleep(0)
+        child.resume()
+    assert 'unknown name: "nowhere"' in await problem(checks, "start: nowhere")
+
+
+async def test_no_process_is_started_at_the_end(checks):
+    """Who waits for a turn when the server ends is refused too."""
+    await stopped(checks)
+    waiting = [asyncio.create_task(checks.check(f"start: /{number}/", "the_field")) for number in range(4)]
+    await asyncio.sleep(0)
+    checks.close()
+    found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [refusal.code for refusal in found if isinstance(refusal, Refusal)] == ["grammars_gone"] * 4
+    assert not [child for child in psutil.Process().children() if "rbee.grammars.worker" in child.cmdline()]
+
+
+async def test_no_process_is_left_of_one_that_was_being_started():
+    """Wherever its start is when the server ends."""
+    for turns in range(1, 6):
+        checks = GrammarChecks(SYNTHETIC)
+        waiting = asyncio.create_task(checks.check('start: "a"', "the_field"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        checks.close()
+        with pytest.raises(Refusal, match="has ended"):
+            await waiting
+        assert not [child for child in psutil.Process().children() if "rbee.grammars.worker" in child.cmdline()]
+
+
+async def test_a_process_that_cannot_be_started_is_no_fault_of_the_grammar(checks):
+    """Without a free descriptor a client is told to try again."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(Refusal) as caught:
+            await checks.check('start: "a"', "the_field")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert caught.value.kind == RefusalKind.UNAVAILABLE
+    assert await problem(checks, 'start: "a"') == ""
+
+
+async def test_what_may_end_otherwise_another_time_is_not_remembered(checks):
+    """Here a compilation has no descriptor left, which is no fault of the grammar."""
+    assert await problem(checks, 'start: "a"') == ""
+    child = worker()
+    limits = child.rlimit(psutil.RLIMIT_NOFILE)
+    _, last, *_ = unused_descriptors(child)  # the pipe for its answer has these two
+    child.rlimit(psutil.RLIMIT_NOFILE, (last + 1, limits[1]))
+    assert "it cannot be compiled now" in await problem(checks, 'start: "b"')
+    child.rlimit(psutil.RLIMIT_NOFILE, limits)
+    assert await problem(checks, 'start: "b"') == ""

@@ -17,7 +17,7 @@ from rbee.server.protocols.anthropic.schemas import (
     ToolDefinition,
 )
 from rbee.server.protocols.reasoning import reasoning_variables
-from rbee.server.protocols.tools import check_name, check_parameters, check_tools, use_of
+from rbee.server.protocols.tools import check_absent, check_name, check_parameters, check_tools, use_of
 from rbee.server.text.output.tools import Tool
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def read_tool_use(request: MessagesRequest | CountRequest, reader: FieldReader) 
         return use_of(tools, "auto", parallel=True)
     choice = reader.read(request.tool_choice, ToolChoice, {}, "tool_choice.")
     parallel = not choice.disable_parallel_tool_use
+    if choice.type != "tool":
+        check_absent(choice.name, "tool_choice.name", choice.type)
     match choice.type:
         case "none" | "auto":
             return use_of(tools, choice.type, parallel=parallel)

@@ -157,7 +157,7 @@ class RequestReader:
         self.check_model(asked.model)
         if (asked.prompt is None) == (asked.messages is None):
             raise invalid("prompt", "Send either prompt or messages.")
-        for name in ("continue_final_message", "chat_template_kwargs"):
+        for name in ("tools", "continue_final_message", "chat_template_kwargs"):
             if asked.messages is None and getattr(asked, name):
                 raise invalid(name, f"{name} is for messages; leave it out beside a prompt.")
         add_special_tokens = asked.messages is None if asked.add_special_tokens is None else asked.add_special_tokens
@@ -169,6 +169,7 @@ class RequestReader:
                 template = self._reader.model.chat_template
                 messages = read_messages(asked.messages, reader, shows_reasoning=_shows_reasoning(template, tools))
                 _check_continued(asked, messages, given)
+                check_depth(asked.chat_template_kwargs or {}, "chat_template_kwargs")
                 pieces = self._reader.chat_pieces(
                     messages,
                     limit,

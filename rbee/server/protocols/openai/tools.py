@@ -21,7 +21,7 @@ from rbee.server.protocols.openai.schemas import (
     NamedFunction,
     ToolChoice,
 )
-from rbee.server.protocols.tools import check_name, check_parameters, check_tools, use_of
+from rbee.server.protocols.tools import check_absent, check_name, check_parameters, check_tools, use_of
 from rbee.server.text.output.tools import Tool
 
 if TYPE_CHECKING:
@@ -99,7 +99,9 @@ def _read_choice(
     choice = reader.read(given, ToolChoice, {}, f"{path}.")
     if choice.type != "allowed_tools":
         _check_function(choice.type, f"{path}.type")
+        check_absent(choice.allowed_tools, f"{path}.allowed_tools", choice.type)
         return "required", [_read_name(choice.function, reader, path)], f"{path}.function.name"
+    check_absent(choice.function, f"{path}.function", choice.type)
     path += ".allowed_tools"
     if choice.allowed_tools is None:
         raise invalid(path, f"{path} is missing.", code="missing_parameter")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from msgspec import UNSET, UnsetType
+
 from rbee.server.protocols.openapi import Shape
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -100,14 +102,27 @@ class ReasoningConfig(Shape):
     summary: str | None
 
 
-class PlainText(Shape, tag_field="type", tag="text"):
-    """The form of an answer's text."""
+class AnyText(Shape, tag_field="type", tag="text"):
+    """The answer may be any text."""
 
 
-class TextFormat(Shape):
-    """The same, as requests have it."""
+class JsonObjectText(Shape, tag_field="type", tag="json_object"):
+    """The answer is a JSON object."""
 
-    format: PlainText
+
+class JsonSchemaText(Shape, tag_field="type", tag="json_schema"):
+    """The answer is valid under a JSON schema."""
+
+    schema: dict[str, Any]
+    name: str | UnsetType | None = UNSET
+    description: str | UnsetType | None = UNSET
+    strict: bool | UnsetType | None = UNSET
+
+
+class TextForm(Shape):
+    """What was asked for of the answer's text."""
+
+    format: AnyText | JsonObjectText | JsonSchemaText
 
 
 class ResponseObject(Shape):
@@ -135,7 +150,7 @@ class ResponseObject(Shape):
     service_tier: Literal["default"]
     store: Literal[False]
     temperature: float
-    text: TextFormat
+    text: TextForm
     tool_choice: str | dict[str, Any]
     tools: list[dict[str, Any]]
     top_logprobs: int

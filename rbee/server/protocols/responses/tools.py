@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rbee.server.errors import invalid
 from rbee.server.protocols.responses.schemas import ADVISORY_TOOL, NEUTRAL_TOOL, FunctionTool, ToolChoice
-from rbee.server.protocols.tools import check_name, check_parameters, check_tools, use_of
+from rbee.server.protocols.tools import check_absent, check_name, check_parameters, check_tools, use_of
 from rbee.server.text.output.tools import Tool
 
 if TYPE_CHECKING:
@@ -55,7 +55,11 @@ def _read_choice(
     path = "tool_choice"
     choice = reader.read(given, ToolChoice, {}, f"{path}.")
     if choice.type != "allowed_tools":
-        return "required", [_name(choice, path)], f"{path}.name"
+        name = _name(choice, path)
+        check_absent(choice.mode, f"{path}.mode", choice.type)
+        check_absent(choice.tools, f"{path}.tools", choice.type)
+        return "required", [name], f"{path}.name"
+    check_absent(choice.name, f"{path}.name", choice.type)
     if choice.tools is None:
         raise invalid(f"{path}.tools", f"{path}.tools is missing.", code="missing_parameter")
     names = []

@@ -79,7 +79,7 @@ def _calls(
         rest = f"{one} {writer.several(between, f'{tag} {one}')}"
     else:
         rest = f"{around[0]} {one} {writer.several(between, one)} {around[1]}"
-    return Calls(f"{tag} {rest}", f"{writer.lark.up_to([opener])} {rest}")
+    return Calls(f"{tag} {rest}", f"{writer.lark.up_to([opener])} {rest}", text=writer.lark.text_without([opener]))
 
 
 def _hermes(writer: CallWriter) -> Calls:
@@ -124,7 +124,7 @@ def _llama(writer: CallWriter) -> Calls:
     return Calls(
         f"({writer.lark.tag(opener)})? {one} {more}",
         f"{writer.lark.up_to([opener], NO_OBJECT)} {one} {more}",
-        text=NO_OBJECT,
+        text=writer.lark.text_without([opener], NO_OBJECT),
     )
 
 
@@ -193,7 +193,8 @@ def _parameters(writer: CallWriter, tool: Tool) -> str:
     parameters = []
     for key, schema in properties.items():
         types = types_of(tool.parameters, key)
-        values = schema.get("enum") if isinstance(schema, dict) else None
+        enum = schema.get("enum") if isinstance(schema, dict) else None
+        values = [value for value in enum if isinstance(value, str)] if isinstance(enum, list) else []
         if types == frozenset({"string"}) and values:
             value = f"{either([literal(value) for value in values])} {literal(end)}"
         elif types is not None and "string" in types:

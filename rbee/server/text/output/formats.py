@@ -141,13 +141,13 @@ class ModelFormat:
         self.has_reasoning = reasoning_parser != NONE  # outputs may have some, also where no tools are given
         hidden = frozenset(token for token in special_tokens if token.strip())
         self._reasoning = REASONING_FORMATS[reasoning_parser].format if self.has_reasoning else None
-        self._has_calls = tool_parser != NONE
+        self.has_calls = tool_parser != NONE  # else they stay text
         self._hidden = hidden
         self._token_id = token_id
-        self._readers = {has_calls: self._reader(hidden, has_calls=has_calls) for has_calls in {False, self._has_calls}}
+        self._readers = {has_calls: self._reader(hidden, has_calls=has_calls) for has_calls in {False, self.has_calls}}
 
     def parser(self, *, tools: Sequence[Tool], reasoning_open: bool) -> OutputParser:
-        reader = self._readers[self._has_calls and bool(tools)]
+        reader = self._readers[self.has_calls and bool(tools)]
         return GeneratorParser(reader.read, {tool.name: tool for tool in tools}, reasoning_open=reasoning_open)
 
     def grammar(
@@ -161,7 +161,7 @@ class ModelFormat:
     ) -> str | None:
         demand = Demand(
             self._token_of,
-            tools if self._has_calls else (),
+            tools if self.has_calls else (),
             required=choice == "required",
             parallel=parallel,
             answer=answer,
@@ -181,9 +181,10 @@ class ModelFormat:
         form = self._reasoning
         if form is None:
             return False
-        last_open = max((beginning.rfind(tag) for tag in form.openers), default=-1)
-        last_close = max((beginning.rfind(tag) for tag in form.closers), default=-1)
-        return last_open > last_close or prompt.rstrip().endswith(tuple(form.openers))
+        openers = tuple(form.openers)
+        if beginning.strip():  # as its parser would read it
+            return beginning.lstrip().startswith(openers) and not any(tag in beginning for tag in form.closers)
+        return prompt.rstrip().endswith(openers)
 
     def _token_of(self, tag: str) -> int | None:
         """The id of a tag that grammars match as a token: a special one, or one in angle brackets."""

@@ -62,16 +62,19 @@ class Demand:
 
     def tagged(self, reasoning: ReasoningFormat, tool_parser: str) -> str:
         """The grammar for a format with tags."""
-        answer = self._answer
-        if self._writer.tools:
-            answer = self._with_calls(CALL_GRAMMARS[tool_parser](self._writer))
-        return self._lark.source(f"{self._thoughts(reasoning)} {answer}")
+        thoughts = self._thoughts(reasoning)
+        space = SPACE if thoughts else ""  # in front of an answer that has a form, it would be a part of the answer
+        if not self._writer.tools:
+            return self._lark.source(f"{thoughts} {self._answer}")
+        calls = CALL_GRAMMARS[tool_parser](self._writer)
+        if self._answer is None or self._required:
+            return self._lark.source(f"{thoughts} {space} {self._with_calls(calls)}")
+        return self._lark.source(f"{thoughts} {either([self._answer, f'{space} {calls.alone}'])}")
 
     def _with_calls(self, calls: Calls) -> str:
+        """Calls, and free text if they need not come."""
         if self._required:
             return calls.alone
-        if self._answer is not None:
-            return either([self._answer, calls.alone])
         repeated = f"({calls.in_text})*" if self._writer.parallel else ""
         text = f"{calls.before_text} {repeated} {calls.text}"
         ways = [text, calls.alone]
@@ -86,19 +89,26 @@ class Demand:
             return ""
         thoughts = self._lark.up_to(reasoning.closers | reasoning.closing_phrases)
         if self._reasoning_open:
-            return f"{thoughts} {SPACE}"
-        return f"({SPACE} {self._lark.any_of(openers)} {thoughts} {SPACE})?"
+            return thoughts
+        return f"({SPACE} {self._lark.any_of(openers)} {thoughts})?"
 
     def harmony(self) -> str:
         """The grammar for gpt-oss."""
         tag = self._lark.tag
         channel, message = tag("<|channel|>"), tag("<|message|>")
-        more = f'{channel} ("analysis" | "commentary") {message} {self._lark.up_to(["<|end|>"])}'
-        before = f'({more} {tag("<|start|>")} "assistant")*'
+
+        def before(channels: str) -> str:
+            return f'({channel} {channels} {message} {self._lark.up_to(["<|end|>"])} {tag("<|start|>")} "assistant")*'
+
         calls = [
             f'{channel} {literal(f"commentary to=functions.{tool.name} ")} {tag("<|constrain|>")} "json" {message} '
             f"{self._writer.arguments(tool)}"
             for tool in self._writer.tools
         ]
-        final = [] if self._required and calls else [f'{channel} "final" {message} {self._answer or TEXT}']
-        return self._lark.source(f"{before} {either([*calls, *final])}")
+        any_channel = '("analysis" | "commentary")'
+        ways = [f"{before(any_channel)} {either(calls)}"] if calls else []
+        if not (self._required and calls):
+            # The channel commentary is shown as text: in front of an answer that has a form it would be a part of it.
+            thoughts = before(any_channel if self._answer is None else '"analysis"')
+            ways.append(f'{thoughts} {channel} "final" {message} {self._answer or TEXT}')
+        return self._lark.source(either(ways))

@@ -107,7 +107,7 @@ class Recipients(ToolFormat):
     openers = frozenset({">>>"})
 
     def read_start(self, reading: Reading) -> Waiting[None]:
-        if (yield from attempt(reading, self._read_part(reading))):
+        if (yield from attempt(reading, self._read_first(reading))):
             yield from reading.reader.skip(_CLOSERS)
 
     def read_calls(self, reading: Reading, opener: str) -> Waiting[None]:
@@ -115,6 +115,11 @@ class Recipients(ToolFormat):
             yield from reading.reader.skip(_CLOSERS)
         else:
             reading.spans.text(opener)
+
+    def _read_first(self, reading: Reading) -> Waiting[None]:
+        """Read the first part; behind reasoning there may be white space."""
+        yield from reading.reader.skip()
+        yield from self._read_part(reading)
 
     def _read_part(self, reading: Reading) -> Waiting[None]:
         """Read who is addressed, and a call's arguments."""

@@ -85,4 +85,5 @@ def _with_introduction(messages: list[Message], tools: Sequence[Message], abilit
     if abilities.shows_system and first["role"] not in ("system", "developer"):
         return [{"role": "system", "content": text}, *messages]
     in_front = [first["content"], text] if first["role"] in ("system", "developer") else [text, first["content"]]
-    return [first | {"content": "\n\n".join(in_front)}, *rest]
+    shown = [part for part in in_front if part is not None]  # a turn of calls alone has no text
+    return [first | {"content": "\n\n".join(shown)}, *rest]

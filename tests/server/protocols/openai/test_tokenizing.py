@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import httpx
 import pytest
@@ -53,6 +54,8 @@ async def test_a_conversation_is_tokenized_as_a_chat_has_it(fields, prompt):
         ({"messages": [HEY, HI], "continue_final_message": True}, "continue_final_message"),
         ({"messages": [], "continue_final_message": True}, "continue_final_message"),
         ({"messages": [HI], "chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"messages": [HI], "chat_template_kwargs": {"x": json.loads("[" * 600 + "]" * 600)}}, "chat_template_kwargs"),
+        ({"prompt": "hi", "tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"prompt": "hi", "continue_final_message": True}, "continue_final_message"),
         ({"prompt": "hi", "chat_template_kwargs": {"mood": "glad"}}, "chat_template_kwargs"),
     ],

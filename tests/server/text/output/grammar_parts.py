@@ -49,9 +49,12 @@ class Vocabulary:
         """Whether the whole output follows the grammar."""
         for end in ENDS:
             output = output.removesuffix(end)
+        return self.accepts_tokens(grammar, self.tokenizer.encode(output, add_special_tokens=False).ids)
+
+    def accepts_tokens(self, grammar: str, tokens: Sequence[int]) -> bool:
+        """The same of an output that is given by its tokens."""
         matcher = LLMatcher(self._llguidance, grammar + _OPTIONS, log_level=0)
         assert not matcher.is_error(), matcher.get_error()
-        tokens = self.tokenizer.encode(output, add_special_tokens=False).ids
         return all(matcher.consume_token(token) for token in tokens) and bool(matcher.is_accepting())
 
 

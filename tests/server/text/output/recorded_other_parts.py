@@ -52,6 +52,13 @@ FUNCTIONARY = (
         (text("I look."), WEATHER, text("Done.")),
         is_whole=False,
     ),
+    Recorded(
+        "functionary_v3_2",
+        "behind reasoning",
+        f"<think>Hm.</think>\n\nget_weather\n{PARIS}",
+        (("reasoning", "Hm."), WEATHER),
+        reasoning_parser="qwen3",
+    ),
     Recorded("functionary_v3_2", "broken", "get_weather\nParis", (text("get_weather\nParis"),), is_whole=False),
     Recorded("functionary_v3_2", "a prompt of Python", "all\n>>>ping()", (text(">>>ping()"),)),
     Recorded("functionary_v3_2", "unclosed", 'search\n{"query": [', (call("search", '{"query": ['),), is_whole=False),

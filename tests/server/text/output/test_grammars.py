@@ -116,15 +116,15 @@ def test_an_answer_beside_tools(recorded, vocabulary):
 
 @pytest.mark.parametrize("tool_parser", ["hermes", "none", "openai"])
 def test_an_answer_without_tools(vocabulary, tool_parser):
-    """The reasoning is free, the answer is not."""
+    """The reasoning is free, the answer is not: what is shown as text in front of it would be a part of it."""
     if tool_parser == "openai":
         reasoning_parser, outputs = "openai", [
             "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>yes",
             "<|channel|>final<|message|>no",
-            "<|channel|>final<|message|>perhaps",
+            "<|channel|>commentary<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>yes",
         ]  # fmt: skip
     else:
-        reasoning_parser, outputs = "qwen3", ["<think>\nHm.\n</think>\n\nyes", "no", "<think>Hm.</think>perhaps"]
+        reasoning_parser, outputs = "qwen3", ["<think>\nHm.\n</think>yes", "no", "<think>Hm.</think>\n\nyes"]
     recorded = Recorded(tool_parser, "", "", (), reasoning_parser=reasoning_parser)
     source = grammar(recorded, vocabulary, tools=(), answer='"yes" | "no"')
     assert [vocabulary.accepts(source, output) for output in outputs] == [True, True, False]
@@ -137,6 +137,30 @@ def test_reasoning_must_end(vocabulary):
         recorded = Recorded("hermes", "", "", (), reasoning_parser="deepseek_r1", reasoning_open=is_open)
         source = grammar(recorded, vocabulary, choice="required")
         assert [vocabulary.accepts(source, output) for output in outputs] == [False, False, True]
+
+
+@pytest.mark.parametrize("tool_parser", ["hermes", "llama3_json"])
+def test_a_tag_is_not_spelled(tool_parser):
+    """Where it is a token, text does not have it in other tokens: the parser would take what follows for a call."""
+    tag = {"hermes": "<tool_call>", "llama3_json": "<|python_tag|>"}[tool_parser]
+    vocabulary = Vocabulary(synthetic.tokenizer(), [tag])
+    spelled = Vocabulary(synthetic.tokenizer())
+    recorded = Recorded(tool_parser, "", "", (), reasoning_parser="none")
+    source = grammar(recorded, vocabulary)
+    for text, is_one in ((f"The tag {tag[:-1]}", True), (f"The tag {tag}", False), (f"{tag[:-1]} {tag}.", False)):
+        tokens = spelled.tokenizer.encode(text, add_special_tokens=False).ids
+        assert vocabulary.accepts_tokens(source, tokens) == is_one, text
+
+
+def test_the_end_of_the_reasoning_is_not_spelled():
+    """The parser would take what follows for the answer."""
+    vocabulary, spelled = Vocabulary(synthetic.tokenizer(), ["</think>"]), Vocabulary(synthetic.tokenizer())
+    recorded = Recorded("none", "", "", (), reasoning_parser="qwen3", reasoning_open=True)
+    source = grammar(recorded, vocabulary, tools=(), answer='"yes"')
+    end = vocabulary.tokenizer.encode("</think>yes", add_special_tokens=False).ids
+    for thought, is_one in (("What does </think mean?", True), ("What does </think> mean?", False)):
+        tokens = spelled.tokenizer.encode(thought, add_special_tokens=False).ids
+        assert vocabulary.accepts_tokens(source, [*tokens, *end]) == is_one, thought
 
 
 @pytest.mark.parametrize("choice", ["auto", "required"])
@@ -156,3 +180,14 @@ def test_keywords_that_llguidance_does_not_know(vocabulary):
     assert vocabulary.accepts(grammar(recorded, vocabulary, tools=[tool], choice="required"), call)
     with pytest.raises(AssertionError, match="not"):
         vocabulary.accepts(grammar(recorded, vocabulary, tools=[dataclasses.replace(tool, strict=True)]), call)
+
+
+def test_values_of_any_text(vocabulary):
+    """Qwen3-Coder's texts of an enum, whatever is in them; what is no text cannot be the value of a string."""
+    schema = {"type": "object", "properties": {"\x7f": {"type": "string", "enum": ["a", 1, "\x7f", "\u00e9"]}}}
+    [tool] = [dataclasses.replace(TOOLS[2], parameters=schema, strict=True)]
+    source = grammar(Recorded("qwen3_coder", "", "", ()), vocabulary, tools=[tool], choice="required")
+    for value, is_one in (("a", True), ("\x7f", True), ("\u00e9", True), ("1", False)):
+        parameter = f"<parameter=\x7f>\n{value}\n</parameter>\n"
+        call = f"<tool_call>\n<function=ping>\n{parameter}</function>\n</tool_call>"
+        assert vocabulary.accepts(source, call) == is_one, value
