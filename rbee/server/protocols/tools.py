@@ -26,6 +26,21 @@ MAX_DEPTH = 64  # of a schema, of arguments, and of what else goes to a chat tem
 _NAME = re.compile(rf"[a-zA-Z0-9_-]{{1,{MAX_NAME}}}")
 
 
+def check_function(kind: Any, param: str) -> None:
+    """Raise Refusal unless a tool, a call or a choice is of a function; an absent type is named elsewhere."""
+    if kind not in (None, "function"):
+        message = f"{param} is {str(kind)[:64]!r}; it must be 'function': this server runs no tools of its own."
+        raise invalid(param, message, code="unsupported_parameter")
+
+
+def read_mode(mode: str | None, param: str) -> Literal["auto", "required"]:
+    """Whether one of some allowed tools must be called."""
+    match mode:
+        case "auto" | "required":
+            return mode
+    raise invalid(param, f"{param} must be 'auto' or 'required', not {str(mode)[:64]!r}.")
+
+
 def check_name(name: str, param: str) -> None:
     """Raise Refusal unless a tool may be called so."""
     if not _NAME.fullmatch(name):

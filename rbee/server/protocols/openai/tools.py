@@ -21,7 +21,15 @@ from rbee.server.protocols.openai.schemas import (
     NamedFunction,
     ToolChoice,
 )
-from rbee.server.protocols.tools import check_absent, check_name, check_parameters, check_tools, use_of
+from rbee.server.protocols.tools import (
+    check_absent,
+    check_function,
+    check_name,
+    check_parameters,
+    check_tools,
+    read_mode,
+    use_of,
+)
 from rbee.server.text.output.tools import Tool
 
 if TYPE_CHECKING:
@@ -75,20 +83,13 @@ def refuse_former(given: Mapping[str, Any], former: Mapping[str, str] = FORMER_C
 
 
 def _read_tool(given: dict[str, Any], reader: FieldReader, path: str) -> Tool:
-    _check_function(given.get("type"), f"{path}.type")
+    check_function(given.get("type"), f"{path}.type")
     tool = reader.read(given, FunctionTool, {}, f"{path}.", advisory=ADVISORY_TOOL)
     path += ".function"
     function = reader.read(tool.function, Function, {}, f"{path}.", advisory=ADVISORY_TOOL)
     check_name(function.name, f"{path}.name")
     check_parameters(function.parameters, f"{path}.parameters")
     return Tool(function.name, function.description, function.parameters, function.strict)
-
-
-def _check_function(kind: Any, param: str) -> None:
-    """Raise Refusal unless a tool, a call or a choice is of a function; an absent type is named elsewhere."""
-    if kind not in (None, "function"):
-        message = f"{param} is {str(kind)[:64]!r}; it must be 'function': this server runs no tools of its own."
-        raise invalid(param, message, code="unsupported_parameter")
 
 
 def _read_choice(
@@ -98,7 +99,7 @@ def _read_choice(
     path = "tool_choice"
     choice = reader.read(given, ToolChoice, {}, f"{path}.")
     if choice.type != "allowed_tools":
-        _check_function(choice.type, f"{path}.type")
+        check_function(choice.type, f"{path}.type")
         check_absent(choice.allowed_tools, f"{path}.allowed_tools", choice.type)
         return "required", [_read_name(choice.function, reader, path)], f"{path}.function.name"
     check_absent(choice.function, f"{path}.function", choice.type)
@@ -110,12 +111,9 @@ def _read_choice(
     for number, tool in enumerate(allowed.tools):
         where = f"{path}.tools[{number}]"
         named = reader.read(tool, ToolChoice, {}, f"{where}.")
-        _check_function(named.type, f"{where}.type")
+        check_function(named.type, f"{where}.type")
         names.append(_read_name(named.function, reader, where))
-    match allowed.mode:
-        case "auto" | "required":
-            return allowed.mode, names, f"{path}.tools"
-    raise invalid(f"{path}.mode", f"{path}.mode must be 'auto' or 'required', not {allowed.mode[:64]!r}.")
+    return read_mode(allowed.mode, f"{path}.mode"), names, f"{path}.tools"
 
 
 def _read_name(given: dict[str, Any] | None, reader: FieldReader, path: str) -> str:
@@ -125,7 +123,7 @@ def _read_name(given: dict[str, Any] | None, reader: FieldReader, path: str) -> 
 
 
 def _read_call(given: dict[str, Any], reader: FieldReader, path: str, calls: Calls) -> ToolCall:
-    _check_function(given.get("type"), f"{path}.type")
+    check_function(given.get("type"), f"{path}.type")
     call = reader.read(given, FunctionCall, {}, f"{path}.", advisory=ADVISORY_CALL)
     function = reader.read(call.function, CalledFunction, {}, f"{path}.function.", advisory=ADVISORY_CALLED)
     return calls.read(call.id, function.name, function.arguments, path, ("id", "function.name", "function.arguments"))

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rbee.server.errors import invalid
 from rbee.server.protocols.responses.schemas import ADVISORY_TOOL, NEUTRAL_TOOL, FunctionTool, ToolChoice
-from rbee.server.protocols.tools import check_absent, check_name, check_parameters, check_tools, use_of
+from rbee.server.protocols.tools import (
+    check_absent,
+    check_function,
+    check_name,
+    check_parameters,
+    check_tools,
+    read_mode,
+    use_of,
+)
 from rbee.server.text.output.tools import Tool
 
 if TYPE_CHECKING:
@@ -34,18 +42,11 @@ def read_tool_use(request: ResponsesRequest, reader: FieldReader) -> ToolUse:
 
 
 def _read_tool(given: dict[str, Any], reader: FieldReader, path: str) -> Tool:
-    _check_function(given.get("type"), f"{path}.type")
+    check_function(given.get("type"), f"{path}.type")
     tool = reader.read(given, FunctionTool, NEUTRAL_TOOL, f"{path}.", advisory=ADVISORY_TOOL)
     check_name(tool.name, f"{path}.name")
     check_parameters(tool.parameters, f"{path}.parameters")
     return Tool(tool.name, tool.description, tool.parameters, tool.strict)
-
-
-def _check_function(kind: Any, param: str) -> None:
-    """Raise Refusal unless a tool or a choice is of a function; an absent type is named elsewhere."""
-    if kind not in (None, "function"):
-        message = f"{param} is {str(kind)[:64]!r}; it must be 'function': this server runs no tools of its own."
-        raise invalid(param, message, code="unsupported_parameter")
 
 
 def _read_choice(
@@ -66,14 +67,11 @@ def _read_choice(
     for number, tool in enumerate(choice.tools):
         where = f"{path}.tools[{number}]"
         names.append(_name(reader.read(tool, ToolChoice, {}, f"{where}."), where))
-    match choice.mode:
-        case "auto" | "required":
-            return choice.mode, names, f"{path}.tools"
-    raise invalid(f"{path}.mode", f"{path}.mode must be 'auto' or 'required', not {str(choice.mode)[:64]!r}.")
+    return read_mode(choice.mode, f"{path}.mode"), names, f"{path}.tools"
 
 
 def _name(choice: ToolChoice, path: str) -> str:
-    _check_function(choice.type, f"{path}.type")
+    check_function(choice.type, f"{path}.type")
     if choice.name is None:
         raise invalid(f"{path}.name", f"{path}.name is missing.", code="missing_parameter")
     return choice.name
