@@ -148,6 +148,34 @@ async def test_crash_is_an_event_with_its_signal() -> None:
     assert owner.events == ["attached", "ready: synthetic", "ending", "died: killed by SIGSEGV"]
 
 
+# Before the engine's own code: at SIGUSR1 its main thread ends, and its process goes on.
+ENDING_ALONE = """
+import ctypes, signal, threading, time
+
+def end(*_):
+    ctypes.PyDLL(None).pthread_exit(None)
+
+threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+signal.signal(signal.SIGUSR1, end)
+"""
+
+
+async def test_engine_is_ending_before_its_process_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while the kernel frees its memory: nothing comes of it any more, and clients need not wait for the rest."""
+    (tmp_path / "sitecustomize.py").write_text(ENDING_ALONE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    owner = RecordingOwner()
+    async with started(owner) as engine:
+        await owner.wait_for("ready")
+        [child] = child_engines()
+        child.send_signal(signal.SIGUSR1)
+        await owner.wait_for("ending")
+        assert not engine.exited.is_set()
+        engine.kill()
+        await owner.wait_for("died")
+    assert owner.events[-2:] == ["ending", "died: killed by SIGKILL, perhaps out of memory"]
+
+
 async def test_each_epoch_has_an_arena_of_its_own() -> None:
     """A second start is a second object with the next number, which observers of the server see."""
     for epoch in (1, 2):
