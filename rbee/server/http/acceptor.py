@@ -61,19 +61,29 @@ class Newcomer:
     Args:
         acceptor: holds it.
         sock: its socket.
-        address: of its client; "" on a Unix socket.
+        client: the client's address and port; None on a Unix socket.
         since: when it came, by the event loop's clock.
+
+    Attributes:
+        address: of its client; "" on a Unix socket.
     """
 
-    __slots__ = ("_acceptor", "address", "data", "dropped", "since", "sock")
+    __slots__ = ("_acceptor", "address", "client", "data", "dropped", "since", "sock")
 
-    def __init__(self, acceptor: Acceptor, sock: socket.socket, address: str, since: float) -> None:
+    def __init__(self, acceptor: Acceptor, sock: socket.socket, client: tuple[str, int] | None, since: float) -> None:
         self._acceptor = acceptor
         self.sock = sock
-        self.address = address
+        self.client = client
+        self.address = "" if client is None else client[0]
         self.since = since
         self.data = b""  # what it has sent
         self.dropped = False
+
+    @property
+    def server(self) -> tuple[str, int | None]:
+        """The address and port of this end, or the name of a Unix socket."""
+        name = self.sock.getsockname()
+        return (name, None) if isinstance(name, str) else name[:2]
 
     def drop(self) -> None:
         """Close the connection, which has no place any more; its protocol does, if it is being made."""
@@ -150,8 +160,7 @@ class Acceptor:
                         self._make_room(error)
                     return
                 continue  # it has gone already, or what its network reports (accept(2))
-            address = peer[0] if isinstance(peer, tuple) else ""
-            newcomer = Newcomer(self, sock, address, self._loop.time())
+            newcomer = Newcomer(self, sock, peer[:2] if isinstance(peer, tuple) else None, self._loop.time())
             self._places.add(newcomer)
             if not (self._reads and self._read(newcomer)):
                 self._hold(newcomer)

@@ -15,13 +15,13 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import Match, Route, Router
 
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import refusals
@@ -30,12 +30,12 @@ from rbee.server.http.writer import KEEP_ALIVE
 from rbee.server.reports.finished import FinishedRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from starlette.requests import Request
     from starlette.routing import BaseRoute
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
     from rbee.server.http.refusals import RefusalFormat
     from rbee.server.reports.finished import Generating, RequestTrace
@@ -101,8 +101,30 @@ def build_app(
             Exception: answers.on_defect,
         },
     )
-    app.router.redirect_slashes = False  # /v1/models/ is not a route; say so instead of redirecting a POST
+    app.router = _Router(routes, app.router.lifespan_context)
     return app
+
+
+class _Router(Router):
+    """Starlette's router, which finds a path without parameters in one look instead of trying all routes."""
+
+    def __init__(self, routes: Sequence[BaseRoute], lifespan: Lifespan[App]) -> None:
+        # /v1/models/ is not a route; say so instead of redirecting a POST.
+        super().__init__(routes, redirect_slashes=False, lifespan=lifespan)
+        self._fixed: dict[str, Route] = {}
+        for route in routes:
+            if isinstance(route, Route) and not route.param_convertors:
+                self._fixed.setdefault(route.path, route)
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._fixed.get(scope.get("path", ""))
+        if route is not None:
+            match, more = route.matches(scope)
+            if match is Match.FULL:
+                scope.update(more)
+                await route.handle(scope, receive, send)
+                return
+        await super().app(scope, receive, send)
 
 
 class _Refusals:
@@ -206,7 +228,7 @@ class _Gate:
         if scope["type"] == "http":
             refused: Refusal | None = scope["state"].get(refusals.STATE)
             if refused is None:
-                refused = self._door.refusal(scope, Headers(scope=scope))
+                refused = self._door.refusal(scope)
             if refused is not None:
                 await self._answers.answer(scope, refused)(scope, receive, send)
                 return
@@ -242,28 +264,26 @@ class _Entrance:
             await self._app(scope, receive, send)
             return
         began_ns = time.monotonic_ns()
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
+        given = _label(scope["headers"])
         request_id = given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
         state["request_id"], state["caller"] = request_id, None
         trace = None
         if self._begin_trace is not None and refusals.STATE not in state:
-            trace = self._begin_trace(scope["method"], scope["path"], headers)
+            trace = self._begin_trace(scope["method"], scope["path"], Headers(scope=scope))
         status = _NO_ANSWER
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                answer = MutableHeaders(scope=message)
-                answer["x-request-id"] = request_id
+                message["headers"] = answer = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
                 keep_alive = scope.get("extensions", {}).get(KEEP_ALIVE)  # now: the client may have ended its side
-                if keep_alive is not None and "connection" not in answer:
-                    answer["connection"] = "keep-alive"
-                    answer["keep-alive"] = f"timeout={keep_alive['timeout']}"
+                if keep_alive is not None and all(name != b"connection" for name, _ in answer):
+                    answer.append((b"connection", b"keep-alive"))
+                    answer.append((b"keep-alive", b"timeout=%d" % keep_alive["timeout"]))
                 if trace is not None and trace.traceparent:
-                    answer["traceparent"] = trace.traceparent
+                    answer.append((b"traceparent", trace.traceparent.encode()))
             await send(message)
 
         try:
@@ -282,6 +302,11 @@ class _Entrance:
                     report()
                 else:  # it may go on, for a client that comes back
                     generation.when_ended(report)
+
+
+def _label(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The client's own name for a request, or ""."""
+    return next((value.decode("latin-1") for name, value in headers if name == b"x-request-id"), "")
 
 
 def _report(scope: Scope, status: int, began_ns: int, reports: Sequence[Report]) -> None:

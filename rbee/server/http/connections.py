@@ -16,7 +16,6 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.datastructures import MutableHeaders
-from uvicorn.protocols.utils import get_remote_addr
 
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import refusals
@@ -169,11 +168,14 @@ class BoundedProtocol(StreamProtocol):
     """
 
     def __init__(self, *args: Any, newcomer: Newcomer, places: Connections, **kwargs: Any) -> None:
-        super().__init__(*args, waited=asyncio.get_running_loop().time() - newcomer.since, **kwargs)
+        waited = asyncio.get_running_loop().time() - newcomer.since
+        super().__init__(*args, waited=waited, came=newcomer.data, **kwargs)
+        newcomer.data = b""
         self._newcomer = newcomer
         self._places = places
         self._has_place: bool | None = None  # None: the newcomer has it
         self.address = newcomer.address
+        self.server, self.client = newcomer.server, newcomer.client
 
     def drop(self) -> None:
         """Close the connection, which has no place any more."""
@@ -187,8 +189,7 @@ class BoundedProtocol(StreamProtocol):
 
     def before_tls(self, carrier: asyncio.Transport) -> None:
         """The connection is there, and its handshake begins; `connection_made` comes when it is over."""
-        self.transport, self.client = carrier, get_remote_addr(carrier)
-        self.carrier = carrier
+        self.transport = self.carrier = carrier
         self._take_place()
 
     def after_tls(self) -> None:
@@ -198,16 +199,14 @@ class BoundedProtocol(StreamProtocol):
         self._places.remove(self)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the base class
-        super().connection_made(transport)
+        self.transport = transport
         if self._has_place is None:
             self._take_place()
         if not self._has_place:
             self.app = _only_health(self.app)
-        came, self._newcomer.data = self._newcomer.data, b""
-        if came:
-            self.data_received(came)
-            if self.flow.read_paused:
-                self.loop.call_soon(self._pause_again)
+        super().connection_made(transport)
+        if self.flow.read_paused:
+            self.loop.call_soon(self._pause_again)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

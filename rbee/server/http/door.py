@@ -12,17 +12,18 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from rbee.errors import ConfigError
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http.keys import KeyRing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from starlette.datastructures import Headers
     from starlette.types import Scope
+
+_Headers: TypeAlias = "Mapping[bytes, str]"  # their names in lower case
 
 ANY = "*"
 _OPEN_PATHS = frozenset({"/health", "/ready"})  # no key needed
@@ -47,17 +48,18 @@ class Door:
     hosts: frozenset[str] | None = None
     origins: frozenset[str] = frozenset()
 
-    def refusal(self, scope: Scope, headers: Headers) -> Refusal | None:
+    def refusal(self, scope: Scope) -> Refusal | None:
         """Why this request may not come in, or None. Leaves the number of its key in the scope's state, "caller"."""
+        headers = {name: value.decode("latin-1") for name, value in reversed(list(scope["headers"]))}  # the first counts
         caller = scope["state"]["caller"] = self._caller(headers)
         return (
-            self._of_host(scope, headers)
+            self._of_host(scope)
             or self._of_page(scope, headers)
             or (_unauthenticated() if self._lacks_key(scope, caller) else None)
         )
 
-    def _of_host(self, scope: Scope, headers: Headers) -> Refusal | None:
-        given = headers.getlist("host")
+    def _of_host(self, scope: Scope) -> Refusal | None:
+        given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
         if not given and scope["http_version"] == "1.0":
             return None
         match = _HOST.fullmatch(given[0]) if len(given) == 1 else None
@@ -73,8 +75,8 @@ class Door:
             code="host_not_allowed",
         )
 
-    def _of_page(self, scope: Scope, headers: Headers) -> Refusal | None:
-        origin = headers.get("origin")
+    def _of_page(self, scope: Scope, headers: _Headers) -> Refusal | None:
+        origin = headers.get(b"origin")
         if ANY in self.origins or origin in self.origins or not _is_foreign(scope, headers, origin):
             return None
         page = "A page of another site" if origin is None else f"A page of {origin[:_SHOWN]!r}"
@@ -84,9 +86,9 @@ class Door:
             code="origin_not_allowed",
         )
 
-    def _caller(self, headers: Headers) -> int | None:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        sent = token if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+    def _caller(self, headers: _Headers) -> int | None:
+        scheme, _, token = headers.get(b"authorization", "").partition(" ")
+        sent = token if scheme.lower() == "bearer" else headers.get(b"x-api-key", "")
         return self.keys.number_of(sent.strip().encode())
 
     def _lacks_key(self, scope: Scope, caller: int | None) -> bool:
@@ -135,15 +137,15 @@ def _plain(name: str) -> str:
     return name.lower().removesuffix(".")
 
 
-def _is_foreign(scope: Scope, headers: Headers, origin: str | None) -> bool:
+def _is_foreign(scope: Scope, headers: _Headers, origin: str | None) -> bool:
     """Whether a page of another origin sends this. What is no browser says nothing of this kind.
 
     Who follows a link is not sent by the page, although the browser says where it came from.
     """
-    site = headers.get("sec-fetch-site")
+    site = headers.get(b"sec-fetch-site")
     if site is None:
-        return origin is not None and origin.partition("://")[2] != headers.get("host", "").lower()
-    if scope["method"] in _SAFE_METHODS and headers.get("sec-fetch-mode") == "navigate":
+        return origin is not None and origin.partition("://")[2] != headers.get(b"host", "").lower()
+    if scope["method"] in _SAFE_METHODS and headers.get(b"sec-fetch-mode") == "navigate":
         return False
     return site not in ("same-origin", "none")
 

@@ -30,7 +30,7 @@ def checked_target(target: bytes, headers: list[tuple[bytes, bytes]], version: s
             coding.strip().lower() not in (b"", b"chunked") for coding in value.split(b",")
         ):
             raise UnreadableHeadError("The only Transfer-Encoding is chunked")
-    named = _NAMED.fullmatch(target)
+    named = None if target.startswith(b"/") else _NAMED.fullmatch(target)
     if named is None:
         return target
     authority, rest = named.groups()

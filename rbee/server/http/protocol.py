@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import refusals
@@ -48,6 +49,7 @@ class StreamProtocol(HttpToolsProtocol):
         unread_timeout: seconds that the bytes of an answer may wait for a client that takes none of them.
         head_timeout: seconds that a new connection, or a request that has begun, may take to the end of its head.
         waited: how many of them the first one has taken already.
+        came: what has come of it.
     """
 
     flow: WatchedFlow
@@ -61,6 +63,7 @@ class StreamProtocol(HttpToolsProtocol):
         unread_timeout: float = 60.0,
         head_timeout: float = 30.0,
         waited: float = 0.0,
+        came: bytes = b"",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -69,6 +72,7 @@ class StreamProtocol(HttpToolsProtocol):
         self._unread_timeout = unread_timeout
         self._head_timeout = head_timeout
         self._waited = waited
+        self._came = came
         self.carrier: asyncio.Transport | None = None  # of the TLS that `transport` is
         self._late_head: asyncio.TimerHandle | None = None  # while a head is waited for
         self._answering: RequestResponseCycle | None = None  # `cycle` is the newest, perhaps of a request that waits
@@ -83,7 +87,12 @@ class StreamProtocol(HttpToolsProtocol):
         self._rest_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the base class
-        super().connection_made(transport)
+        # In place of uvicorn's, which asks the kernel seven times for two addresses.
+        self.connections.add(self)
+        self.transport = transport
+        if self.server is None:  # else a subclass knows them
+            self.server, self.client = get_local_addr(transport), get_remote_addr(transport)
+        self.scheme = "https" if is_ssl(transport) else "http"
         transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH, low=WRITE_BUFFER_LOW)
         self.flow = WatchedFlow(transport, self._departures, self._on_end, self._ask)
         self._unread = UnreadBytes(
@@ -94,7 +103,11 @@ class StreamProtocol(HttpToolsProtocol):
             call_later=self.loop.call_later,
         )
         self._outgoing = _Outgoing(self)
-        self._await_head(self._waited)
+        came, self._came = self._came, b""
+        if came:
+            self.data_received(came)
+        else:
+            self._await_head()
 
     def data_received(self, data: bytes) -> None:
         if self._rest is not None:
@@ -231,10 +244,11 @@ class StreamProtocol(HttpToolsProtocol):
             self._rest.cancel()
             self._rest = None
 
-    def _await_head(self, waited: float = 0.0) -> None:
-        self._late_head = self.loop.call_later(max(0.0, self._head_timeout - waited), self._on_late_head)
+    def _await_head(self) -> None:
+        self._late_head = self.loop.call_later(max(0.0, self._head_timeout - self._waited), self._on_late_head)
 
     def _stop_awaiting_head(self) -> None:
+        self._waited = 0.0
         if self._late_head is not None:
             self._late_head.cancel()
             self._late_head = None

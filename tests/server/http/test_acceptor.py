@@ -369,7 +369,7 @@ async def test_the_time_of_a_head_counts_from_the_accept():
     """A newcomer that goes on with half a head has no more of it."""
     with socket.socket() as sock:
         acceptor: Any = None  # it is not held any more
-        newcomer = Newcomer(acceptor, sock, "", asyncio.get_running_loop().time() - PATIENCE)
+        newcomer = Newcomer(acceptor, sock, None, asyncio.get_running_loop().time() - PATIENCE)
         newcomer.data = HALF
         protocol = BoundedProtocol(
             uvicorn.Config(echo, log_config=None),
