@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 from delivery_floor import read_until_closed
@@ -33,6 +33,7 @@ CONTENDERS = (RBEE, RBEE_16, *PARSERS)
 _PATIENCE = 30.0  # seconds
 _SETTLE = 0.2  # seconds
 _QUIET = ("--no-log-requests",)
+POST = {"prompt": "x", "user": "x" * 4000, "max_tokens": 1}  # 4 KB of which the tokenizer gets one
 
 
 class PeerServer:
@@ -120,70 +121,76 @@ def cpu_us(name: str, gets: int, posts: int, streams: int, frames: int) -> dict[
     """
     server = start(name, _SHORT_STEP_MS)
     try:
-        idle = _idle(server)
-        payload = {"prompt": "x", "user": "x" * 4000, "max_tokens": 1}
-        host, port, post = http_request(server.url, "/v1/completions", payload)
-        get = f"GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
-        with socket.create_connection((host, port), timeout=_PATIENCE) as sock:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            costs = {
-                "get": _per_request(server.pid, lambda: _answer(sock, get), gets, idle),
-                "post": _per_request(server.pid, lambda: _answer(sock, post), posts, idle),
-            }
-        costs["fresh"] = _per_request(server.pid, lambda: _answer_to_new((host, port), get), gets, idle)
+        costs = {
+            "get": _per_one(server, lambda number: ask_kept(server.url, number, None), gets),
+            "post": _per_one(server, lambda number: ask_kept(server.url, number, POST), posts),
+            "fresh": _per_one(server, lambda number: ask_new(server.url, number), gets),
+        }
     finally:
         server.stop()
     server = start(name)
     try:
-        costs["frame"] = cpu_us_per_frame(server, streams, frames)
+        costs["frame"] = _per_one(server, lambda number: read_frames(server.url, streams, number), frames, parts=1)
+        costs["frame"] = round(costs["frame"] / streams, 2)
     finally:
         server.stop()
     return costs
 
 
-def cpu_us_per_frame(server: OwnServer | PeerServer, streams: int, frames: int) -> float:
-    """CPU time of the server process in us for each frame of so many streams, from their requests on."""
-    idle = _idle(server)
-    payload = {"prompt": "x", "max_tokens": frames, "stream": True}
-    host, port, request = http_request(server.url, "/v1/completions", payload)
+def ask_kept(url: str, number: int, body: dict[str, Any] | None) -> None:
+    """So many requests one after the other on one connection: GET /health, or a completion with this body."""
+    host, port, request = _request(url, body)
+    with socket.create_connection((host, port), timeout=_PATIENCE) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(number):
+            _answer(sock, request)
+
+
+def ask_new(url: str, number: int) -> None:
+    """So many GET /health one after the other, each on a connection of its own."""
+    host, port, request = _request(url, None)
+    for _ in range(number):
+        with socket.create_connection((host, port), timeout=_PATIENCE) as sock:
+            _answer(sock, request)
+
+
+def read_frames(url: str, streams: int, frames: int) -> None:
+    """So many streams at once, of so many frames each, from their requests to their ends."""
+    host, port, request = _request(url, {"prompt": "x", "max_tokens": frames, "stream": True})
     sockets = [socket.create_connection((host, port), timeout=_PATIENCE) for _ in range(streams)]
-    began, before = time.monotonic(), cpu_seconds(server.pid)
     for sock in sockets:
         sock.sendall(request)
     pieces = read_until_closed(sockets, lambda data: data.endswith(b"0\r\n\r\n"))
-    used = cpu_seconds(server.pid) - before - idle * (time.monotonic() - began)
     for sock in sockets:
         sock.close()
     seen = sum(piece.count(b"data: {") for reads in pieces for _, piece in reads)
     if seen < streams * frames:
         raise SystemExit(f"{seen} frames came of {streams * frames}.")
-    return round(used / (streams * frames) * 1e6, 2)
 
 
-def _idle(server: OwnServer | PeerServer) -> float:
-    """CPU time per second without a request, which is taken off."""
+def _request(url: str, body: dict[str, Any] | None) -> tuple[str, int, bytes]:
+    host, port, request = http_request(url, "/v1/completions", body or {})
+    return host, port, request if body else f"GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+
+
+def _per_one(server: OwnServer | PeerServer, do: Callable[[int], None], number: int, parts: int = 10) -> float:
+    """CPU time of one in us: the median of some parts, less what the server takes without a request.
+
+    A pause of the machine hits one part. Before them comes one request that is not counted.
+    """
     time.sleep(_SETTLE)
     began, before = time.monotonic(), cpu_seconds(server.pid)
     time.sleep(1.0)
-    return (cpu_seconds(server.pid) - before) / (time.monotonic() - began)
-
-
-def _per_request(pid: int, ask: Callable[[], None], number: int, idle: float) -> float:
-    """The median of ten parts, each with its first request beside it: a pause of the machine hits one of them."""
-    ask()
-    parts = []
-    for _ in range(10):
-        began, before = time.monotonic(), cpu_seconds(pid)
-        for _ in range(max(1, number // 10)):
-            ask()
-        used = cpu_seconds(pid) - before - idle * (time.monotonic() - began)
-        parts.append(used / max(1, number // 10) * 1e6)
-    return round(statistics.median(parts), 1)
-
-
-def _answer_to_new(address: tuple[str, int], request: bytes) -> None:
-    with socket.create_connection(address, timeout=_PATIENCE) as sock:
-        _answer(sock, request)
+    idle = (cpu_seconds(server.pid) - before) / (time.monotonic() - began)
+    do(1)
+    each = max(1, number // parts)
+    costs = []
+    for _ in range(parts):
+        began, before = time.monotonic(), cpu_seconds(server.pid)
+        do(each)
+        used = cpu_seconds(server.pid) - before - idle * (time.monotonic() - began)
+        costs.append(used / each * 1e6)
+    return round(statistics.median(costs), 1)
 
 
 def _answer(sock: socket.socket, request: bytes) -> None:

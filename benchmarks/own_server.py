@@ -32,9 +32,9 @@ class OwnServer:
         pid: of the server process.
     """
 
-    def __init__(self, *options: str) -> None:
-        """Start `rbee serve` with these options; ends the program if it does not get ready."""
-        command = [sys.executable, "-m", "rbee.cli", "serve", "--port", "0", *options]
+    def __init__(self, *options: str, python: str = sys.executable) -> None:
+        """Start `rbee serve` of this interpreter with these options; ends the program if it does not get ready."""
+        command = [python, "-m", "rbee.cli", "serve", "--port", "0", *options]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.pid = self._process.pid
         self.url = ""

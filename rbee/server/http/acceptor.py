@@ -162,8 +162,9 @@ class Acceptor:
                 continue  # it has gone already, or what its network reports (accept(2))
             newcomer = Newcomer(self, sock, peer[:2] if isinstance(peer, tuple) else None, self._loop.time())
             self._places.add(newcomer)
-            if not (self._reads and self._read(newcomer)):
-                self._hold(newcomer)
+            if self._reads and self._read(newcomer):
+                return  # it needs its turn of the event loop anyway; looking for another costs an error, mostly
+            self._hold(newcomer)
 
     def _make_room(self, error: OSError) -> None:
         """There is neither descriptor nor memory for a connection: another gives way, or none is taken for a while."""

@@ -71,7 +71,7 @@ class Connections:
     def add(self, newcomer: Connection) -> None:
         """A new connection, which gets a place if there is one, and is to be told if there is none."""
         address = newcomer.address
-        if 0 < self._per_address <= self._by_address[address] and address:
+        if address and 0 < self._per_address <= self._by_address[address]:
             full = address
             has_place = self._make_way(other for other in self._waiting if other.address == address)
         else:

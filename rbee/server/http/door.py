@@ -50,7 +50,8 @@ class Door:
 
     def refusal(self, scope: Scope) -> Refusal | None:
         """Why this request may not come in, or None. Leaves the number of its key in the scope's state, "caller"."""
-        headers = {name: value.decode("latin-1") for name, value in reversed(list(scope["headers"]))}  # the first counts
+        # Of several of one name the first counts.
+        headers = {name: value.decode("latin-1") for name, value in reversed(list(scope["headers"]))}
         caller = scope["state"]["caller"] = self._caller(headers)
         return (
             self._of_host(scope)
