@@ -36,8 +36,9 @@ _TAGS: dict[OutputKind, list[tuple[str, OutputKind, str]]] = {
 class TaggedParser:
     """Holds back what may be the beginning of a tag, and a name until it is whole."""
 
-    def __init__(self, kind: OutputKind) -> None:
+    def __init__(self, kind: OutputKind, *, keep_tags: bool) -> None:
         self._kind = kind
+        self._kept = ("<think>", "</think>") if keep_tags else ()
         self._call = -1
         self._rest = ""
 
@@ -54,6 +55,7 @@ class TaggedParser:
             self._rest = shown + self._rest[at + len(tag) :]
             self._kind = kind
             self._call += kind is OutputKind.TOOL_NAME
+            spans += self._spans(tag) if tag in self._kept else []
         held = self._held()
         spans += self._spans(self._rest[: len(self._rest) - held])
         self._rest = self._rest[len(self._rest) - held :]
@@ -80,9 +82,15 @@ class TaggedParser:
 class TaggedFormat:
     """See `OutputFormat`."""
 
-    def parser(self, *, tools: Sequence[Tool], reasoning_open: bool) -> TaggedParser:  # noqa: ARG002 - any may be called
+    def parser(
+        self,
+        *,
+        tools: Sequence[Tool],  # noqa: ARG002 - any may be called
+        reasoning_open: bool,
+        keep_tags: bool = False,
+    ) -> TaggedParser:
         """A fresh one."""
-        return TaggedParser(OutputKind.REASONING if reasoning_open else OutputKind.TEXT)
+        return TaggedParser(OutputKind.REASONING if reasoning_open else OutputKind.TEXT, keep_tags=keep_tags)
 
     def grammar(
         self,

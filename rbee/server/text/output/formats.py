@@ -146,9 +146,10 @@ class ModelFormat:
         self._token_id = token_id
         self._readers = {has_calls: self._reader(hidden, has_calls=has_calls) for has_calls in {False, self.has_calls}}
 
-    def parser(self, *, tools: Sequence[Tool], reasoning_open: bool) -> OutputParser:
+    def parser(self, *, tools: Sequence[Tool], reasoning_open: bool, keep_tags: bool = False) -> OutputParser:
         reader = self._readers[self.has_calls and bool(tools)]
-        return GeneratorParser(reader.read, {tool.name: tool for tool in tools}, reasoning_open=reasoning_open)
+        named = {tool.name: tool for tool in tools}
+        return GeneratorParser(reader.read, named, reasoning_open=reasoning_open, keep_tags=keep_tags)
 
     def grammar(
         self,

@@ -48,10 +48,15 @@ class Harmony:
                 tag = yield from _read_beginning(reader)
             header = (yield from _read_header(reading, tag)) if tag else ""
             write = self._begin(reading, header)
+            keeps_tags = reading.keep_tags and write == spans.reasoning
+            if keeps_tags:
+                write(f"{header}{_MESSAGE}")
             while (tag := (yield from reader.copy_until(self._marks, write))) not in _NEXT:
                 pass
             if write == spans.arguments:
                 spans.end_call()
+            if keeps_tags and tag in _ENDS:
+                spans.text(tag)
             spans.edge()
 
     def _begin(self, reading: Reading, header: str) -> Write:

@@ -37,7 +37,7 @@ class OutputParser(Protocol):
     """Reads one output as it comes, in linear time.
 
     A call is one TOOL_NAME span with the whole name, then TOOL_ARGUMENTS spans, which together are the JSON text of its
-    arguments. No tag is in any span.
+    arguments. No tag is in any span, but those of the reasoning if they are kept.
     """
 
     def push(self, text: str) -> list[Span]:
@@ -50,10 +50,14 @@ class OutputParser(Protocol):
 class OutputFormat(Protocol):
     """How a model writes its reasoning and its tool calls."""
 
-    def parser(self, *, tools: Sequence[Tool], reasoning_open: bool) -> OutputParser:
+    def parser(self, *, tools: Sequence[Tool], reasoning_open: bool, keep_tags: bool = False) -> OutputParser:
         """A fresh parser; without tools it finds no calls.
 
-        `reasoning_open` says that the prompt ends inside of the reasoning.
+        Args:
+            tools: those that may be called.
+            reasoning_open: the prompt ends inside of the reasoning.
+            keep_tags: the tags of the reasoning are shown, as the model writes them: the one in front of it as
+                reasoning, the one behind it as text.
         """
 
     def grammar(

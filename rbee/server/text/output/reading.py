@@ -254,6 +254,7 @@ class Reading(NamedTuple):
     spans: Spans
     tools: Mapping[str, Tool]  # by their names
     reasoning_open: bool  # the prompt ends inside of the reasoning
+    keep_tags: bool = False  # those of the reasoning are shown
 
 
 def attempt(reading: Reading, steps: Waiting[None]) -> Waiting[bool]:
@@ -276,11 +277,16 @@ class GeneratorParser:
     """An OutputParser that is a generator, which goes on until it raises EndOfOutputError."""
 
     def __init__(
-        self, read: Callable[[Reading], Waiting[None]], tools: Mapping[str, Tool], *, reasoning_open: bool
+        self,
+        read: Callable[[Reading], Waiting[None]],
+        tools: Mapping[str, Tool],
+        *,
+        reasoning_open: bool,
+        keep_tags: bool = False,
     ) -> None:
         self._reader = Reader()
         self._spans = Spans()
-        self._waiting = read(Reading(self._reader, self._spans, tools, reasoning_open))
+        self._waiting = read(Reading(self._reader, self._spans, tools, reasoning_open, keep_tags))
         next(self._waiting)
 
     def push(self, text: str) -> list[Span]:
