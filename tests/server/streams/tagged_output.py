@@ -11,7 +11,7 @@ from rbee.server.streams.generation import OutputPlan
 from rbee.server.text.output import OutputKind, Span
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rbee.server.text.output import Tool
     from rbee.server.text.output.interface import ToolChoice
@@ -80,7 +80,9 @@ class TaggedParser:
 
 
 class TaggedFormat:
-    """See `OutputFormat`."""
+    """See `OutputFormat`. Characters decide what a tag is."""
+
+    token_names: Mapping[int, str] = {}
 
     def parser(
         self,

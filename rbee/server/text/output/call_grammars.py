@@ -79,7 +79,7 @@ def _calls(
         rest = f"{one} {writer.several(between, f'{tag} {one}')}"
     else:
         rest = f"{around[0]} {one} {writer.several(between, one)} {around[1]}"
-    return Calls(f"{tag} {rest}", f"{writer.lark.up_to([opener])} {rest}", text=writer.lark.text_without([opener]))
+    return Calls(f"{tag} {rest}", f"{writer.lark.up_to([opener])} {rest}")
 
 
 def _hermes(writer: CallWriter) -> Calls:
@@ -124,7 +124,7 @@ def _llama(writer: CallWriter) -> Calls:
     return Calls(
         f"({writer.lark.tag(opener)})? {one} {more}",
         f"{writer.lark.up_to([opener], NO_OBJECT)} {one} {more}",
-        text=writer.lark.text_without([opener], NO_OBJECT),
+        text=NO_OBJECT,
     )
 
 

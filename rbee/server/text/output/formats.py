@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from rbee.errors import ConfigError
 from rbee.server.text.output.grammars import Demand
-from rbee.server.text.output.harmony import Harmony
+from rbee.server.text.output.harmony import HARMONY_TAGS, Harmony
+from rbee.server.text.output.marks import Spelling
 from rbee.server.text.output.qwen3_coder import Qwen3Coder
 from rbee.server.text.output.reading import GeneratorParser
 from rbee.server.text.output.reasoning_formats import GRANITE, MAGISTRAL, NO_REASONING, THINK, ReasoningFormat
@@ -88,7 +89,7 @@ def output_format(
     Args:
         template: the source of its chat template.
         special_tokens: its tokens with a meaning of their own.
-        token_id: the id of a token of its.
+        token_id: the id of one of its tokens that were added to the vocabulary.
         tool_parser: the name of a format; "auto" for the template's, "none" for outputs whose calls stay text.
         reasoning_parser: the same for reasoning.
 
@@ -126,7 +127,11 @@ class ModelFormat:
         tool_parser: the name of its format of calls, or "none".
         reasoning_parser: the same of reasoning.
         special_tokens: of the model; those that are no tags of the formats are taken out of texts.
-        token_id: the id of a token of the model; None for a text that is none.
+        token_id: the id of a token that was added to the model's vocabulary; None for a text that is none.
+
+    Attributes:
+        token_names: the tags, and other special tokens, that are tokens of the model: their names by their ids. In an
+            output that is read, SIGN stands in front of them; their letters alone are text.
     """
 
     def __init__(
@@ -144,12 +149,15 @@ class ModelFormat:
         self.has_calls = tool_parser != NONE  # else they stay text
         self._hidden = hidden
         self._token_id = token_id
+        ids = {tag: self._token_of(tag) for tag in sorted(hidden | self._tags())}
+        self.token_names: Mapping[int, str] = {number: tag for tag, number in ids.items() if number is not None}
+        self._spelling = Spelling(self.token_names.values())
         self._readers = {has_calls: self._reader(hidden, has_calls=has_calls) for has_calls in {False, self.has_calls}}
 
     def parser(self, *, tools: Sequence[Tool], reasoning_open: bool, keep_tags: bool = False) -> OutputParser:
         reader = self._readers[self.has_calls and bool(tools)]
         named = {tool.name: tool for tool in tools}
-        return GeneratorParser(reader.read, named, reasoning_open=reasoning_open, keep_tags=keep_tags)
+        return GeneratorParser(reader.read, named, self._spelling, reasoning_open=reasoning_open, keep_tags=keep_tags)
 
     def grammar(
         self,
@@ -188,9 +196,17 @@ class ModelFormat:
         return prompt.rstrip().endswith(openers)
 
     def _token_of(self, tag: str) -> int | None:
-        """The id of a tag that grammars match as a token: a special one, or one in angle brackets."""
+        """The id of a tag that is a token: a special one, or one in angle brackets."""
         is_tag = tag in self._hidden or (tag.startswith("<") and tag.endswith(">"))
         return self._token_id(tag) if is_tag else None
+
+    def _tags(self) -> frozenset[str]:
+        """All tags of the formats."""
+        if HARMONY in (self.tool_parser, self.reasoning_parser):
+            return HARMONY_TAGS
+        calls = TOOL_FORMATS[self.tool_parser].format if self.has_calls else None
+        tags = (self._reasoning or NO_REASONING).tokens
+        return tags if calls is None else tags | calls.openers | calls.tags
 
     def _reader(self, hidden: frozenset[str], *, has_calls: bool) -> Harmony | Tagged:
         if HARMONY in (self.tool_parser, self.reasoning_parser):

@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rbee.server.text.output.tools import Tool
 
@@ -41,7 +41,7 @@ class OutputParser(Protocol):
     """
 
     def push(self, text: str) -> list[Span]:
-        """The spans that are certain with this text, special tokens spelled out."""
+        """The spans that are certain with this text, special tokens spelled out behind `marks.SIGN`."""
 
     def finish(self) -> list[Span]:
         """The spans of what was withheld, once no further text comes."""
@@ -49,6 +49,10 @@ class OutputParser(Protocol):
 
 class OutputFormat(Protocol):
     """How a model writes its reasoning and its tool calls."""
+
+    @property
+    def token_names(self) -> Mapping[int, str]:
+        """Tokens whose names have a meaning, by their ids; the same letters in other tokens have none."""
 
     def parser(self, *, tools: Sequence[Tool], reasoning_open: bool, keep_tags: bool = False) -> OutputParser:
         """A fresh parser; without tools it finds no calls.

@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rbee.server.text.output.reading import OddOutputError, Reading, Waiting
+from rbee.server.text.output.reading import OddOutputError
 
 if TYPE_CHECKING:
-    from rbee.server.text.output.marks import Marks
+    from rbee.server.text.output.reading import Reading, Waiting
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ReasoningFormat:
         """All tags that are no phrases."""
         return self.openers | self.closers | self.tags
 
-    def read_start(self, reading: Reading, marks: Marks, tags: frozenset[str]) -> Waiting[None]:
+    def read_start(self, reading: Reading, hidden: frozenset[str], tags: frozenset[str]) -> Waiting[None]:
         """Read the reasoning that a phrase at the beginning of the output opens; see `read`."""
         reader = reading.reader
         reader.keep()
@@ -46,14 +46,14 @@ class ReasoningFormat:
             reader.unread()
             return
         reader.forget()
-        yield from self.read(reading, marks, tags, phrase)
+        yield from self.read(reading, hidden, tags, phrase)
 
-    def read(self, reading: Reading, marks: Marks, tags: frozenset[str], opener: str = "") -> Waiting[None]:
+    def read(self, reading: Reading, hidden: frozenset[str], tags: frozenset[str], opener: str = "") -> Waiting[None]:
         """Read reasoning up to its end.
 
         Args:
             reading: of the output.
-            marks: all that must not be shown in it.
+            hidden: all that must not be shown in it.
             tags: those of them that stay where tags are kept.
             opener: what stands in front of it in the output.
         """
@@ -62,7 +62,7 @@ class ReasoningFormat:
         if reading.keep_tags and opener:
             spans.reasoning(opener)
         ends = self.closers | self.closing_phrases
-        while (tag := (yield from reading.reader.copy_until(marks, spans.reasoning))) not in ends:
+        while (tag := (yield from reading.reader.copy_until(hidden, spans.reasoning))) not in ends:
             if tag in kept:
                 spans.reasoning(tag)
         if reading.keep_tags:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rbee.server.text.output.marks import Marks
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -24,8 +22,8 @@ class Tagged:
         if calls is not None:
             self._tags |= calls.openers | calls.tags
         hidden = self._tags | frozenset(special_tokens)
-        self._in_text = Marks(hidden)
-        self._in_reasoning = Marks(hidden | reasoning.closing_phrases)
+        self._in_text = hidden
+        self._in_reasoning = hidden | reasoning.closing_phrases
 
     def read(self, reading: Reading) -> Waiting[None]:
         """Read all of the output."""
