@@ -128,10 +128,10 @@ class _Value:
         elif self._is_string:
             self._write(_as_json(text))
         else:
-            self._write(_converted(text, self._types))
+            self._write(converted(text, self._types))
 
 
-def _converted(text: str, types: frozenset[str] | None) -> str:
+def converted(text: str, types: frozenset[str] | None) -> str:
     """The JSON of a value of one of `types`, any if that is None."""
     word = text.strip()
     if types is not None and "boolean" in types and word.lower() in ("true", "false"):

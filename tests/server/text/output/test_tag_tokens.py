@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rbee.server.text.output import ModelFormat
 from rbee.server.text.output.marks import SIGN
 from tests.server.text.output.all_recorded_parts import RECORDED
 from tests.server.text.output.grammar_parts import TOKENS
@@ -84,3 +85,11 @@ def test_without_tools_their_tags_are_text():
     """Those that are no special tokens, as Qwen's."""
     recorded = Recorded("none", "", "", (), reasoning_parser="qwen3")
     assert recorded.read(f"{SIGN}<tool_call>", ["<think>"]) == (text("<tool_call>"),)
+
+
+def test_a_token_that_tags_are_spelled_with_is_no_tag():
+    """DeepSeek V3.2 has one in the midst of each."""
+    form = ModelFormat("deepseek_v32", "none", ["｜DSML｜"], {"｜DSML｜": 5}.get)
+    assert form.token_names == {}
+    spans = form.parser(tools=TOOLS, reasoning_open=False).push('<｜DSML｜function_calls><｜DSML｜invoke name="ping">')
+    assert [span.text for span in spans] == ["ping"]
