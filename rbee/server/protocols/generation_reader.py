@@ -224,6 +224,7 @@ class GenerationReader:
             parallel=tool_use.parallel,
             answer=None if form is None else form.rule,
             reasoning_open=chat.reasoning_open,
+            others_shown=len(tool_use.tools) < len(tool_use.offered),
         )
         if source is None:
             return None

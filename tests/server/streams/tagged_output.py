@@ -102,6 +102,7 @@ class TaggedFormat:
         parallel: bool,
         answer: str | None,
         reasoning_open: bool = False,
+        others_shown: bool = False,
     ) -> None:
         """None of these tests has one."""
         raise NotImplementedError

@@ -175,6 +175,7 @@ class ModelFormat:
         parallel: bool,
         answer: str | None,
         reasoning_open: bool = False,
+        others_shown: bool = False,
     ) -> str | None:
         demand = Demand(
             self._token_of,
@@ -184,7 +185,7 @@ class ModelFormat:
             answer=answer,
             reasoning_open=reasoning_open,
         )
-        if demand.is_empty:
+        if demand.is_empty and not (others_shown and self.has_calls):
             return None
         if HARMONY in (self.tool_parser, self.reasoning_parser):
             return demand.harmony()

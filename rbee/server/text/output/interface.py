@@ -72,6 +72,7 @@ class OutputFormat(Protocol):
         parallel: bool,
         answer: str | None,
         reasoning_open: bool = False,
+        others_shown: bool = False,
     ) -> str | None:
         """A grammar of the whole output, in llguidance's Lark; None if there is nothing to constrain.
 
@@ -85,4 +86,5 @@ class OutputFormat(Protocol):
             parallel: there may be several.
             answer: the body of a Lark rule that an answer without calls follows.
             reasoning_open: the prompt ends inside of the reasoning.
+            others_shown: the prompt shows other tools too, which a model that is free might call.
         """
