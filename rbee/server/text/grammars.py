@@ -151,6 +151,7 @@ class GrammarChecks:
         turn = self._turns.ask(holder, coming and coming.turn)
         if coming is None:
             task = asyncio.create_task(self._compile(digest, source, turn, self._num_closed))
+            task.add_done_callback(_note_error)
             coming = self._coming[digest] = _Compilation(task, turn, [])
         coming.wanted.append(wanted)
         try:
@@ -197,6 +198,12 @@ class GrammarChecks:
         if self._worker is not None:
             self._worker.close()
             self._worker = None
+
+
+def _note_error(task: asyncio.Task[Found]) -> None:
+    """Its error is that of those who wait; all may have left."""
+    if not task.cancelled():
+        task.exception()
 
 
 class _Worker(asyncio.Protocol):

@@ -121,7 +121,7 @@ async def test_stop_string_in_the_reasoning():
     assert choice["finish_reason"] == "stop"
 
 
-@pytest.mark.parametrize("options", [{}, {"list_tokens": True}, {"stops": ["never"]}])
+@pytest.mark.parametrize("options", [{}, {"list_tokens": True}, {"stops": ["never", "/think>zz", "think> q"]}])
 async def test_the_letters_of_a_tag_are_no_tag(options):
     """From the tokens of the engine to the answer, streamed and whole: a model may quote what ends its reasoning."""
     output = [
