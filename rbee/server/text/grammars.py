@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 LARGEST = 256 * 1024  # bytes of a source
 _AT_ONCE = 2  # compilations
 MOST_WAITING_OF_ONE = 64  # of one API key, or address
-_MOST_WAITING = 512  # each keeps its source
+MOST_WAITING = 512  # each keeps its source
 _REMEMBERED = 1024  # grammars, by their digests; also those that are wrong
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -82,7 +82,7 @@ class GrammarChecks:
         self._known: OrderedDict[bytes, str] = OrderedDict()
         self._coming: dict[bytes, _Compilation] = {}
         self._num_closed = 0
-        self._turns = Turns(_AT_ONCE, most_of_one=MOST_WAITING_OF_ONE, most=_MOST_WAITING)
+        self._turns = Turns(_AT_ONCE, most_of_one=MOST_WAITING_OF_ONE, most=MOST_WAITING)
         self._starting = asyncio.Lock()
 
     async def check(
@@ -121,7 +121,7 @@ class GrammarChecks:
             raise Refusal(
                 RefusalKind.OVERLOADED,
                 f"{param} would have to be compiled, and too many grammars wait for that ({MOST_WAITING_OF_ONE} of an "
-                f"API key or address, {_MOST_WAITING} in all). Wait for one of yours.",
+                f"API key or address, {MOST_WAITING} in all). Wait for one of yours.",
                 param=param,
                 code="too_many_grammars",
                 retry_after=max(1, error.num_ahead),  # each takes about a second at most
