@@ -66,6 +66,11 @@ FORMATS = {
         "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>"
         '{"city": "%s"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
     ),
+    "deepseek_v32": Format(
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="get_weather">\n'
+        '<｜DSML｜parameter name="city" string="true">%s</｜DSML｜parameter>\n'
+        "</｜DSML｜invoke>\n</｜DSML｜function_calls>"
+    ),
     "openai": Format(
         "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
         '{"city": "%s"}<|call|><|start|>assistant<|channel|>final<|message|>',

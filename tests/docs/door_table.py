@@ -16,6 +16,7 @@ from rbee.server.errors import LONGEST_MESSAGE
 from rbee.server.http import body, protocol
 from rbee.server.protocols import ignored_fields, json_shape
 from rbee.server.protocols.openai import reader
+from rbee.server.text import grammars
 from tests.docs.generated_part import ROOT, GeneratedPart
 
 PART = GeneratedPart(ROOT / "docs" / "security.md", "bounds")
@@ -144,6 +145,13 @@ BOUNDS = [
         f"{_option('max_requests')}, `--max-queued-requests`, `--max-queued-tokens`, `--max-requests-per-key`",
         "429 `queue_full`, `key_limit`",
         "server/streams/test_server_admission.py",
+    ),
+    Bound(
+        "grammars that wait to be compiled",
+        f"{grammars.MOST_WAITING_OF_ONE} of an API key or address, {grammars.MOST_WAITING} in all; these have turns in "
+        "rotation",
+        "429 `too_many_grammars`",
+        "server/text/test_turns.py",
     ),
 ]
 

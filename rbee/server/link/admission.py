@@ -41,6 +41,13 @@ class Requester(NamedTuple):
         """Who waits for a place; None: nobody in particular."""
         return None if self.address is None else self
 
+    @property
+    def holder(self) -> Hashable:
+        """Whose share of what is divided fairly this counts in: the API key's, else that of all of its address."""
+        if self.caller is not None:
+            return self.caller
+        return self.address[0] if isinstance(self.address, tuple) else self.address
+
 
 ANYONE = Requester()
 

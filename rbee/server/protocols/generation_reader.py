@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rbee.grammars import GBNF_LINE
 from rbee.server.errors import Refusal, RefusalKind, invalid
 from rbee.server.protocols.parameters import Limits, check_choices, read_parameters
-from rbee.server.streams.generation import Generation, OutputPlan, Prompt
+from rbee.server.streams.generation import APART, Generation, OutputPlan, Prompt
 from rbee.server.text.tokenizer import TooManyTokensError
 from rbee.server.text.tool_use import NO_TOOLS
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rbee.messages import Ready
     from rbee.server.protocols.output_form import Form
     from rbee.server.protocols.parameters import GenerationRequest
+    from rbee.server.streams.generation import ReasoningView
     from rbee.server.text.chat_template import ChatTemplate
     from rbee.server.text.served_model import ServedModel
     from rbee.server.text.token_text import Echo
@@ -134,6 +135,7 @@ class GenerationReader:
         tool_use: ToolUse = NO_TOOLS,
         chat: ChatPrompt | None = None,
         as_it_is: bool = False,
+        reasoning: ReasoningView = APART,
     ) -> Generation:
         """What the engine is asked for.
 
@@ -151,6 +153,7 @@ class GenerationReader:
             tool_use: see `Generation`.
             chat: the prompt again, if it is a conversation's: then the output may have reasoning and calls.
             as_it_is: all that the model writes is shown as text, unless it may call tools.
+            reasoning: how the output shows it, if it has any.
         """
         if not engine.has_head:
             raise invalid(
@@ -172,7 +175,10 @@ class GenerationReader:
         if chat is not None:
             if tool_use.tools or (self.model.output_format.has_reasoning and not as_it_is):
                 plan = OutputPlan(
-                    format=self.model.output_format, tools=tool_use.tools, reasoning_open=chat.reasoning_open
+                    format=self.model.output_format,
+                    tools=tool_use.tools,
+                    reasoning_open=chat.reasoning_open,
+                    reasoning=reasoning,
                 )
             grammar = self._chat_grammar(form, tool_use, chat)
         return Generation(
@@ -218,6 +224,7 @@ class GenerationReader:
             parallel=tool_use.parallel,
             answer=None if form is None else form.rule,
             reasoning_open=chat.reasoning_open,
+            others_shown=len(tool_use.tools) < len(tool_use.offered),
         )
         if source is None:
             return None

@@ -13,6 +13,7 @@ import msgspec
 
 from rbee.grammars import GBNF_LINE, GBNF_NAME
 from rbee.server.errors import invalid
+from rbee.server.protocols.lark_options import check_lark
 from rbee.server.protocols.told_apart import with_any_of
 
 if TYPE_CHECKING:
@@ -172,6 +173,9 @@ def of_json(given: str | dict[str, Any] | None, param: str, *, compact: bool = F
 
 def of_schema(schema: dict[str, Any], param: str, *, compact: bool = False) -> Form:
     """What is valid under a JSON schema; `compact`: without white space."""
+    if "x-guidance" in schema:
+        message = f"{param} has 'x-guidance', which is not supported; leave it out."
+        raise invalid(param, message, code="invalid_grammar")
     spacing = {"whitespace_flexible": False} if compact else {"whitespace_pattern": _WHITE_SPACE}
     try:
         text = msgspec.json.encode({**with_any_of(schema), "x-guidance": spacing}).decode()
@@ -207,6 +211,7 @@ def of_grammar(given: str | None, param: str) -> Form | None:
         return None
     if _GBNF_RULE.search(given):
         return Form(GBNF_LINE + given, param, GBNF_NAME, is_grammar=True)
+    check_lark(given, param)
     return Form(given, param, f"%lark {{\n{given}\n}}", is_grammar=True)
 
 

@@ -99,7 +99,7 @@ def use_of(
 ) -> ToolUse:
     """How tools are used.
 
-    With "none" the prompt shows no tools: a model that does not see them calls none.
+    With "none", or if none of them may be called, the prompt shows no tools: a model that does not see them calls none.
 
     Args:
         tools: all of the request.
@@ -124,7 +124,7 @@ def use_of(
         raise invalid(param, f"{param} is empty, but tool_choice asks for a call; name at least one of tools.")
     if choice == "required":
         raise invalid("tool_choice", "tool_choice asks for a call, but there are no tools; send tools.")
-    return ToolUse(tools, parallel=parallel)
+    return ToolUse(parallel=parallel)
 
 
 class Calls:

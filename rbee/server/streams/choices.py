@@ -260,6 +260,7 @@ def _choice(
         () if generation.include_stop else sampling.stop_token_ids,
         min_tokens=sampling.min_tokens,
         num_echoed=0 if echo is None else len(echo.text),
+        token_names=None if plan is None else plan.format.token_names,
     )
     output = None if plan is None else ParsedOutput(plan, keep_text=keep_text)
     lists_tokens = generation.has_logprobs or generation.list_tokens

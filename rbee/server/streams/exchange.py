@@ -90,6 +90,7 @@ class GenerationResponse(Response):
                 generation.grammar_part,
                 deadline_ns=generation.deadline_ns,
                 wanted=lambda: not writer.closed,
+                holder=requester.holder,
             )
         client = self._backend.supervisor.client
         await client.make_room(generation.num_sequences, generation.n * generation.num_prompt_tokens, requester)

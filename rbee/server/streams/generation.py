@@ -6,6 +6,7 @@ Owns nothing: a protocol's reader hands it to `rbee.server.streams`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple
 
 from rbee.server.text.tool_use import NO_TOOLS
@@ -24,6 +25,25 @@ class Prompt(NamedTuple):
     echo: Echo | None = None  # itself, if it comes before its completions
 
 
+class ReasoningPlace(Enum):
+    """Where an answer has the reasoning."""
+
+    APART = auto()
+    IN_TEXT = auto()  # with its tags, as the model writes it
+    NOWHERE = auto()
+
+
+@dataclass(frozen=True)
+class ReasoningView:
+    """How an answer shows the reasoning."""
+
+    place: ReasoningPlace = ReasoningPlace.APART
+    at_once: bool = False  # in one piece, once it has ended
+
+
+APART = ReasoningView()
+
+
 @dataclass(frozen=True, kw_only=True)
 class OutputPlan:
     """How the output of each choice is parsed."""
@@ -31,11 +51,15 @@ class OutputPlan:
     format: OutputFormat
     tools: tuple[Tool, ...] = ()  # that may be called
     reasoning_open: bool = False  # the prompt ends inside of the reasoning
-    separate_reasoning: bool = True  # False: the reasoning is a part of the text
+    reasoning: ReasoningView = APART
 
     def parser(self) -> OutputParser:
         """For one choice."""
-        return self.format.parser(tools=self.tools, reasoning_open=self.reasoning_open)
+        return self.format.parser(
+            tools=self.tools,
+            reasoning_open=self.reasoning_open,
+            keep_tags=self.reasoning.place is ReasoningPlace.IN_TEXT,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,7 +84,7 @@ def load(
     output_format = output.output_format(
         "\n".join(read_templates(folder).values()),
         codec.special_tokens,
-        codec.token_id,
+        codec.added_token_ids().get,
         tool_parser=tool_parser,
         reasoning_parser=reasoning_parser,
     )

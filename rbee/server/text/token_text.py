@@ -5,12 +5,14 @@ Owns what of a token's text is shown, and when. Knows neither logprobs nor repli
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+from rbee.server.text.output.marks import SIGN
 from rbee.transport import EmojiHold
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from rbee.server.text.detokenizer import Detokenizer
     from rbee.server.text.stop_strings import StopStrings
@@ -69,6 +71,8 @@ class TokenText:
         stop_token_ids: tokens that are not shown.
         min_tokens: a stop string that one of so many first tokens completes is ordinary text.
         num_echoed: characters that come before.
+        token_names: ids of tokens that are told apart from texts of the same letters, each with its name: SIGN stands
+            in front of it. Stop strings do not see that, and no count counts it.
     """
 
     def __init__(
@@ -79,12 +83,15 @@ class TokenText:
         *,
         min_tokens: int = 0,
         num_echoed: int = 0,
+        token_names: Mapping[int, str] | None = None,
     ) -> None:
         self._detokenizer = detokenizer
         self._emoji = EmojiHold()
         self._stops = stops
         self._stop_token_ids = frozenset(stop_token_ids)
         self._min_tokens = min_tokens
+        self._token_names = token_names or {}
+        self._names_begin: deque[int] = deque()  # where the names of such tokens do that are not shown yet
         self.num_tokens = 0  # pushed so far
         self.num_decoded = self.num_shown = num_echoed  # characters of them, and of these those that may be shown
         self.stopped = False  # a stop string is complete: no more text
@@ -99,15 +106,17 @@ class TokenText:
         self.num_tokens += 1
         if token_id in self._stop_token_ids:
             return ""
-        return self._show(self._detokenizer.push(token_id))
+        text = self._detokenizer.push(token_id)
+        name = self._token_names.get(token_id)
+        if name is not None and text.endswith(name):
+            self._names_begin.append(self.num_decoded + len(text) - len(name))
+        return self._show(text)
 
     def flush(self) -> str:
         """The text that waited for a next token which will not come."""
         text = self._show(self._detokenizer.flush())
         rest = "" if self._stops is None or self.stopped else self._stops.flush()
-        rest = self._emoji.push(rest) + self._emoji.flush()
-        self.num_shown += len(rest)
-        return text + rest
+        return text + self._shown(self._emoji.push(rest) + self._emoji.flush())
 
     def _show(self, text: str) -> str:
         self.num_decoded += len(text)
@@ -116,8 +125,20 @@ class TokenText:
         text = self._emoji.push(text)
         if self.stopped:
             text += self._emoji.flush()
+        return self._shown(text)
+
+    def _shown(self, text: str) -> str:
+        """The text that is shown now, with SIGN where it belongs."""
+        begin = self.num_shown
         self.num_shown += len(text)
-        return text
+        if not self._names_begin:
+            return text
+        pieces, cut = [], 0
+        while self._names_begin and self._names_begin[0] < self.num_shown:
+            at = self._names_begin.popleft() - begin
+            pieces += [text[cut:at], SIGN]
+            cut = at
+        return "".join([*pieces, text[cut:]])
 
 
 def token_name(data: bytes) -> str:

@@ -138,6 +138,10 @@ class TextCodec:
     def token_id(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
 
+    def added_token_ids(self) -> dict[str, int]:
+        """The tokens that were added to the vocabulary: no text is cut within them."""
+        return {token.content: token_id for token_id, token in self._tokenizer.get_added_tokens_decoder().items()}
+
     def detokenizer(
         self, *, skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
     ) -> Detokenizer:

@@ -121,6 +121,16 @@ def test_a_choice_has_what_its_type_has(protocol, choice, param):
     assert "leave it out" in error.message
 
 
+def test_an_empty_list_of_allowed_tools_is_none():
+    """A model that saw tools would sometimes call one."""
+    for protocol, more in (
+        ("chat", {"allowed_tools": {"mode": "auto", "tools": []}}),
+        ("responses", {"mode": "auto", "tools": []}),
+    ):
+        found = use(protocol, tool_choice={"type": "allowed_tools"} | more)
+        assert (found.offered, found.tools, found.choice) == ((), (), "none")
+
+
 def test_no_tool_may_be_called():
     """With an empty list of allowed tools: where a call is asked for, that is what is wrong."""
     for protocol, more, param in (

@@ -136,3 +136,40 @@ def test_a_schema_is_never_left_out(protocol, field, kind):
     with pytest.raises(Refusal, match=r"send .*type 'json_schema'") as caught:
         read(protocol, HI["messages"], **{outer: {inner: {"type": kind, "schema": GOOD}}})
     assert caught.value.param == f"{field}.schema"
+
+
+def free(*names: str) -> list[dict[str, Any]]:
+    """Tools that are not strict."""
+    return [tool(GOOD, name=name, strict=False) for name in names]
+
+
+def called(*names: str) -> str:
+    """An output that calls these."""
+    return "Hm.</think>" + "\n".join(
+        f'<tool_call>\n{{"name": "{name}", "arguments": {{}}}}\n</tool_call>' for name in names
+    )
+
+
+def test_tools_that_are_not_allowed_are_not_called():
+    """Although the prompt shows them: OpenAI's allowed_tools, with the model free to call or not."""
+    named = {"type": "function", "function": {"name": "f"}}
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [named]}}
+    generation = chat(tools=free("f", "g"), tool_choice=choice)
+    outputs = {called("f"): True, called("f", "f"): True, "Hm.</think>No.": True, called("g"): False}
+    outputs[called("f", "g")] = False
+    assert {output: allows(generation.grammar, output) for output in outputs} == outputs
+    both = {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": "auto", "tools": [named, named | {"function": {"name": "g"}}]},
+    }
+    assert chat(tools=free("f", "g"), tool_choice=both).grammar == ""
+    assert chat(tool_parser="none", tools=free("f", "g"), tool_choice=choice).grammar == ""
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_calls_one_at_a_time(choice):
+    """With parallel_tool_calls, and Anthropic's disable_parallel_tool_use, which becomes the same."""
+    generation = chat(tools=free("f", "g"), tool_choice=choice, parallel_tool_calls=False)
+    assert allows(generation.grammar, called("g"))
+    assert not allows(generation.grammar, called("f", "g"))
+    assert allows(generation.grammar, "Hm.</think>No.") == (choice == "auto")

@@ -11,7 +11,7 @@ from rbee.server.streams.generation import OutputPlan
 from rbee.server.text.output import OutputKind, Span
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rbee.server.text.output import Tool
     from rbee.server.text.output.interface import ToolChoice
@@ -36,8 +36,9 @@ _TAGS: dict[OutputKind, list[tuple[str, OutputKind, str]]] = {
 class TaggedParser:
     """Holds back what may be the beginning of a tag, and a name until it is whole."""
 
-    def __init__(self, kind: OutputKind) -> None:
+    def __init__(self, kind: OutputKind, *, keep_tags: bool) -> None:
         self._kind = kind
+        self._kept = ("<think>", "</think>") if keep_tags else ()
         self._call = -1
         self._rest = ""
 
@@ -54,6 +55,7 @@ class TaggedParser:
             self._rest = shown + self._rest[at + len(tag) :]
             self._kind = kind
             self._call += kind is OutputKind.TOOL_NAME
+            spans += self._spans(tag) if tag in self._kept else []
         held = self._held()
         spans += self._spans(self._rest[: len(self._rest) - held])
         self._rest = self._rest[len(self._rest) - held :]
@@ -78,11 +80,19 @@ class TaggedParser:
 
 
 class TaggedFormat:
-    """See `OutputFormat`."""
+    """See `OutputFormat`. Characters decide what a tag is."""
 
-    def parser(self, *, tools: Sequence[Tool], reasoning_open: bool) -> TaggedParser:  # noqa: ARG002 - any may be called
+    token_names: Mapping[int, str] = {}
+
+    def parser(
+        self,
+        *,
+        tools: Sequence[Tool],  # noqa: ARG002 - any may be called
+        reasoning_open: bool,
+        keep_tags: bool = False,
+    ) -> TaggedParser:
         """A fresh one."""
-        return TaggedParser(OutputKind.REASONING if reasoning_open else OutputKind.TEXT)
+        return TaggedParser(OutputKind.REASONING if reasoning_open else OutputKind.TEXT, keep_tags=keep_tags)
 
     def grammar(
         self,
@@ -92,6 +102,7 @@ class TaggedFormat:
         parallel: bool,
         answer: str | None,
         reasoning_open: bool = False,
+        others_shown: bool = False,
     ) -> None:
         """None of these tests has one."""
         raise NotImplementedError

@@ -11,7 +11,8 @@ from rbee.models import synthetic
 from rbee.server.protocols.openai.dialect import ChatDialect
 from rbee.server.protocols.openai.schemas import StreamOptions
 from rbee.server.streams.exchange import Backend, GenerationResponse
-from rbee.server.streams.generation import Prompt
+from rbee.server.streams.generation import OutputPlan, Prompt
+from rbee.server.text.output import ModelFormat, Tool
 from rbee.server.text.tokenizer import TextCodec
 from tests.fakes import RecordingWatch, RecordingWriter
 from tests.server.streams.streams_parts import AnsweringClient, collected, make_generation, no_receive, writing_to
@@ -31,11 +32,24 @@ def make_codec():
 
 
 CODEC = make_codec()
+HERMES = OutputPlan(
+    format=ModelFormat("hermes", "qwen3", CODEC.special_tokens, CODEC.added_token_ids().get), tools=(Tool("f"),)
+)
+
+
+def tokens_of(text):
+    """With tags as tokens."""
+    return CODEC.encode(text, add_special_tokens=False)
+
+
+def letters_of(text):
+    """With tags as letters: each byte is a token."""
+    return [token for character in text for token in tokens_of(character)]
 
 
 def make_response(text, generation, *, stream=False, reason=FinishReason.STOP):
-    """A chat that the engine answers so."""
-    client: Any = AnsweringClient(CODEC.encode(text, add_special_tokens=False), reason)
+    """A chat that the engine answers so: a text, or its tokens."""
+    client: Any = AnsweringClient(tokens_of(text) if isinstance(text, str) else text, reason)
     watch: Any = RecordingWatch()
     dialect = ChatDialect("m", generation, StreamOptions(), CODEC.token_bytes)
     return GenerationResponse(Backend(client, CODEC, watch), generation, dialect, stream=stream)
@@ -104,4 +118,40 @@ async def test_stop_string_in_the_reasoning():
     generation = make_generation(99, output=PLAN, stops=["a</th"])
     [choice] = (await collected(make_response("<think>Ha</think>b", generation)))["choices"]
     assert choice["message"] == choice["message"] | {"content": "", "reasoning": "H"}
+    assert choice["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("options", [{}, {"list_tokens": True}, {"stops": ["never", "/think>zz", "think> q"]}])
+async def test_the_letters_of_a_tag_are_no_tag(options):
+    """From the tokens of the engine to the answer, streamed and whole: a model may quote what ends its reasoning."""
+    output = [
+        *tokens_of("<think>"),
+        *letters_of("É </think> 😀 "),
+        *tokens_of("</think>"),
+        *letters_of("a <tool_call> b"),
+    ]
+    output += tokens_of('<tool_call>{"name": "f", "arguments": {"é": 1}}</tool_call>')
+    generation = make_generation(99, output=HERMES, **options)
+    [choice] = (await collected(make_response(output, generation)))["choices"]
+    message = choice["message"]
+    assert (message["reasoning"], message["content"]) == ("É </think> 😀 ", "a <tool_call> b")
+    assert message["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"é": 1}'}
+    deltas = [chunk["delta"] for chunk in await written(make_response(output, generation, stream=True))]
+    assert "".join(delta.get("reasoning", "") for delta in deltas) == message["reasoning"]
+    assert "".join(delta.get("content") or "" for delta in deltas) == message["content"]
+    if options.get("list_tokens"):
+        assert choice["token_ids"] == output
+
+
+@pytest.mark.parametrize(
+    ("stop", "include", "reasoning"),
+    [("Ha</think>", False, ""), ("a</th", True, "Ha</th"), ("</think>\n", False, "Ha"), ("\n<tool", False, "Ha")],
+)
+async def test_stop_strings_see_names_only(stop, include, reasoning):
+    """One may begin or end within a tag that is a token."""
+    output = tokens_of("<think>Ha</think>\n<tool_call>")
+    generation = make_generation(99, output=HERMES, stops=[stop], include_stop=include)
+    [choice] = (await collected(make_response(output, generation)))["choices"]
+    assert choice["message"].get("reasoning", "") == reasoning
+    assert choice["message"]["content"] == ""
     assert choice["finish_reason"] == "stop"

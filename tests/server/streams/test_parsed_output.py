@@ -8,18 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rbee.messages import FinishReason
-from rbee.sampling_params import SamplingParams
-from rbee.server.streams.choices import ChoiceSink, LogprobsChoice
 from rbee.server.streams.generation import OutputPlan
-from rbee.server.streams.parsed_output import ParsedOutput
 from rbee.server.streams.pieces import Part
-from rbee.server.streams.records import TokenRecords
 from rbee.server.text.output import OutputKind, Span
-from rbee.server.text.stop_strings import StopStrings
-from rbee.server.text.token_text import TokenText
 from tests.batches import record_batch
-from tests.fakes import RecordingSequence
-from tests.server.streams.tagged_output import PLAN, SPECIAL, TaggedFormat, WordTokens, cuts
+from tests.server.streams.parsed_output_parts import Case
+from tests.server.streams.tagged_output import PLAN, SPECIAL, TaggedFormat, cuts
 
 TEXT, REASONING = OutputKind.TEXT, OutputKind.REASONING
 NAME, ARGUMENTS = OutputKind.TOOL_NAME, OutputKind.TOOL_ARGUMENTS
@@ -33,52 +27,6 @@ PARTS = [
     Part(ARGUMENTS, "{}", "now"),
     Part(TEXT, "E"),
 ]
-
-
-class Case:
-    """A choice whose tokens are these words, and whose pieces are kept."""
-
-    def __init__(self, words, *, plan=PLAN, stops=(), logprobs=False, keep_text=True, stop_token_ids=()):
-        self.pieces = []
-        self.reasons = []
-        self.words = words
-        self.text = TokenText(WordTokens(words), StopStrings(stops) if stops else None, stop_token_ids)
-        output = None if plan is None else ParsedOutput(plan, keep_text=keep_text)
-        if logprobs:
-            records = TokenRecords(SamplingParams(max_tokens=99, num_logprobs=0), [1])
-            self.choice: ChoiceSink = LogprobsChoice(0, self, self.text, records, logprobs=True, output=output)
-        else:
-            self.choice = ChoiceSink(0, self, self.text, output=output)
-        self.sequence = RecordingSequence()
-        self.choice.sequence = self.sequence  # type: ignore[assignment] # a fake
-
-    def show(self, choice, pieces, reason):
-        """Keep them."""
-        assert choice is self.choice
-        self.pieces += pieces
-        self.reasons += [reason] if reason else []
-
-    def fail(self, error):
-        """None of these tests fails."""
-        raise error
-
-    def deliver(self, reason=FinishReason.STOP, *, each=False):
-        """All tokens, at once or each alone, and the end."""
-        numbers = range(len(self.words))
-        if each:
-            for number in numbers:
-                self.choice.deliver(record_batch([(number, -1.0)], reason if number == len(self.words) - 1 else 0))
-        else:
-            self.choice.deliver(record_batch([(number, -1.0) for number in numbers], reason))
-        return self
-
-    def shown(self):
-        """What each piece says: its kind, its text, and how many calls there are by then."""
-        return [(piece.kind, piece.text, piece.num_calls) for piece in self.pieces]
-
-    def listed(self):
-        """For each piece its text and the tokens that are listed with it, as words."""
-        return [(piece.text, [self.words[entry.token_id] for entry in piece.entries]) for piece in self.pieces]
 
 
 @pytest.mark.parametrize("each", [False, True])
@@ -113,9 +61,9 @@ def test_pieces_of_one_token():
 class TellsCalls(TaggedFormat):
     """A format whose parser finds two calls without arguments in every token."""
 
-    def parser(self, *, tools, reasoning_open):
+    def parser(self, *, tools, reasoning_open, keep_tags=False):
         """Itself: it has no state."""
-        assert (tools, reasoning_open) == ((), False)
+        assert (tools, reasoning_open, keep_tags) == ((), False, False)
         return self
 
     def push(self, text):
@@ -165,14 +113,6 @@ def test_reasoning_may_be_open_from_the_start():
     """The prompt says so, in which the template has written the tag."""
     case = Case(["a", "</think>b"], plan=dataclasses.replace(PLAN, reasoning_open=True)).deliver()
     assert case.choice.parts == [Part(REASONING, "a"), Part(TEXT, "b")]
-
-
-def test_reasoning_may_be_a_part_of_the_text():
-    """For clients that want it so."""
-    case = Case(["<think>a", "b</think>", "c"], plan=dataclasses.replace(PLAN, separate_reasoning=False)).deliver()
-    assert case.shown() == [(TEXT, "a", 0), (TEXT, "b", 0), (TEXT, "c", 0)]
-    assert case.choice.parts == [Part(TEXT, "abc")]
-    assert case.choice.reasoning_tokens == 0
 
 
 def test_text_is_kept_for_those_who_want_it():

@@ -31,6 +31,7 @@ from rbee.server.protocols.parameters import MAX_STOP_BYTES, MAX_STOP_STRINGS, c
 from rbee.server.text.tokenizer import TooManyTokensError
 
 if TYPE_CHECKING:
+    from rbee.server.errors import Refusal
     from rbee.server.protocols.generating import Arrival
     from rbee.server.protocols.output_form import Form
     from rbee.server.text.served_model import ServedModel
@@ -61,6 +62,9 @@ class MessagesReader:
         self._reader.check_model(request.model)
         tool_use = read_tool_use(request, reader)
         messages, options = self._conversation(request, tool_use, reader)
+        form = _read_form(request, reader)
+        if form is not None and options["continue_final_message"]:
+            raise _prefilled(form, f"messages[{len(request.messages) - 1}]")
         prompt = self._reader.chat_prompt(messages, arrival.engine, **options)
         room = max(arrival.engine.max_model_len - len(prompt.token_ids), 1)
         generation = self._reader.generation(
@@ -72,7 +76,7 @@ class MessagesReader:
             received_ns=arrival.received_ns,
             tool_use=tool_use,
             chat=prompt,
-            form=_read_form(request, reader),
+            form=form,
         )
         dialect = MessagesDialect(
             self._model.name,
@@ -131,6 +135,15 @@ def _read_form(request: MessagesRequest, reader: FieldReader) -> Form | None:
             of_text_format(config.format, "output_config.format.", reader),
             of_text_format(request.output_format, "output_format.", reader),
         ]
+    )
+
+
+def _prefilled(form: Form, param: str) -> Refusal:
+    """Of a form beside a prefill, as in Anthropic's API: what is said to have it would have to go on with that."""
+    return invalid(
+        param,
+        f"{param} is the assistant's, so that the answer would go on with it, but {form.param} says what the answer is "
+        "from its beginning. Leave the prefill out.",
     )
 
 

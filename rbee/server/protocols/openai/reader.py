@@ -15,6 +15,7 @@ from rbee.server.protocols.generation_reader import GenerationReader
 from rbee.server.protocols.openai.dialect import ChatDialect, CompletionDialect
 from rbee.server.protocols.openai.fingerprint import system_fingerprint
 from rbee.server.protocols.openai.prompts import read_messages, read_prompts
+from rbee.server.protocols.openai.reasoning_view import reasoning_view
 from rbee.server.protocols.openai.schemas import (
     ADVISORY_CHAT,
     ADVISORY_COMPLETION,
@@ -42,7 +43,7 @@ from rbee.server.protocols.output_form import (
 from rbee.server.protocols.parameters import check_parameters, check_token_ids
 from rbee.server.protocols.reasoning import reasoning_variables
 from rbee.server.protocols.tools import check_depth
-from rbee.server.streams.generation import Prompt
+from rbee.server.streams.generation import APART, Prompt
 from rbee.server.text.token_text import Echo
 from rbee.server.text.tokenizer import TooManyTokensError
 from rbee.server.text.tool_use import ToolUse
@@ -104,6 +105,7 @@ class RequestReader:
         template = self._reader.model.chat_template
         request, messages, tool_use = read_chat(self._reader.with_defaults(given), reader, template)
         self.check_model(request.model)
+        view = reasoning_view(request)
         prompt = self._reader.chat_prompt(
             messages,
             engine,
@@ -123,7 +125,8 @@ class RequestReader:
             form=read_form(request, reader),
             tool_use=tool_use,
             chat=prompt,
-            as_it_is=not request.skip_special_tokens,
+            as_it_is=not request.skip_special_tokens and view is None,
+            reasoning=view or APART,
         )
         return self._asked(request, reader, ChatDialect, generation, engine)
 

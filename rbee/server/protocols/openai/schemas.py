@@ -135,6 +135,11 @@ class ChatRequest(TextRequest, frozen=True, kw_only=True):
     parallel_tool_calls: bool = True
     enable_thinking: bool | None = None  # these two go to the chat template, if it knows them
     reasoning_effort: str | None = None
+    # How the answer shows the reasoning, see `rbee.server.protocols.openai.reasoning_view`.
+    include_reasoning: bool | None = None  # vLLM's and OpenRouter's
+    separate_reasoning: bool | None = None  # SGLang's, as the next one
+    stream_reasoning: bool | None = None
+    reasoning_format: str | None = None  # llama.cpp's
 
     @property
     def asked_logprobs(self) -> tuple[str, int | None]:
@@ -257,7 +262,6 @@ NEUTRAL_CHAT = _NEUTRAL_EVERYWHERE | {
     "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "include_reasoning": (True,),
     "modalities": (["text"],),
     "reasoning": (),
     "thinking": (),
@@ -272,6 +276,4 @@ FORMER_CHAT = {
 }
 FORMER_MESSAGE = {"function_call": "send the call in tool_calls, with an id that its result names"}
 # What --lenient ignores of these: the answer is of the same kind without it.
-DISPENSABLE = frozenset(
-    {*_NEUTRAL_SAMPLING, "guided_decoding_backend", "guided_whitespace_pattern", "include_reasoning"}
-)
+DISPENSABLE = frozenset({*_NEUTRAL_SAMPLING, "guided_decoding_backend", "guided_whitespace_pattern"})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rbee.server.text.output.dsml import DSML_CALLS, DSML_END_CALLS, DSML_END_INVOKE, DSML_END_PARAMETER, dsml_head
 from rbee.server.text.output.lark import NO_OBJECT, SPACE, TEXT, Lark, either, literal
 from rbee.server.text.output.schema_types import types_of
 
@@ -79,7 +80,7 @@ def _calls(
         rest = f"{one} {writer.several(between, f'{tag} {one}')}"
     else:
         rest = f"{around[0]} {one} {writer.several(between, one)} {around[1]}"
-    return Calls(f"{tag} {rest}", f"{writer.lark.up_to([opener])} {rest}", text=writer.lark.text_without([opener]))
+    return Calls(f"{tag} {rest}", f"{writer.lark.up_to([opener])} {rest}")
 
 
 def _hermes(writer: CallWriter) -> Calls:
@@ -124,7 +125,7 @@ def _llama(writer: CallWriter) -> Calls:
     return Calls(
         f"({writer.lark.tag(opener)})? {one} {more}",
         f"{writer.lark.up_to([opener], NO_OBJECT)} {one} {more}",
-        text=writer.lark.text_without([opener], NO_OBJECT),
+        text=NO_OBJECT,
     )
 
 
@@ -173,6 +174,52 @@ def _deepseek_v31(writer: CallWriter) -> Calls:
     return _deepseek(writer, "", writer.lark.tag("<｜tool▁sep｜>"), "")
 
 
+def _deepseek_v32(writer: CallWriter) -> Calls:
+    def call(tool: Tool) -> str:
+        head = literal(dsml_head("invoke", tool.name))
+        return f"{head} {SPACE} {_dsml_parameters(writer, tool)} {literal(DSML_END_INVOKE)}"
+
+    calls = _calls(writer, DSML_CALLS, call, around=(SPACE, f"{SPACE} {literal(DSML_END_CALLS)}"))
+    return calls._replace(alone=f"{SPACE} {calls.alone}")  # templates write line breaks in front of them
+
+
+def _dsml_parameters(writer: CallWriter, tool: Tool) -> str:
+    """The parameters of a call: those of the schema in their order, or any."""
+    lark, end = writer.lark, f"{DSML_END_PARAMETER}\n"
+    properties = tool.parameters.get("properties")
+    if not writer.is_bound(tool) or not isinstance(properties, dict):
+        any_head = '"<｜DSML｜parameter name=\\"" /[^<>"\\n]+/ "\\" string=\\"" ("true" | "false") "\\">"'
+        return f"({any_head} {lark.up_to([end])})*"
+
+    def one(key: str, schema: Any) -> str:
+        types = types_of(tool.parameters, key)
+        texts = _texts_of(schema)
+        whole = {**_definitions(tool.parameters), **(schema if isinstance(schema, dict) else {})}
+        value = f"{lark.json(whole, lenient=not tool.strict)} {literal(end)}"
+        as_json = f"{literal(dsml_head('parameter', key, 'false'))} {value}"
+        if types is None or "string" not in types:
+            return as_json
+        text = f"{either([literal(text) for text in texts])} {literal(end)}" if texts else lark.up_to([end])
+        as_text = f"{literal(dsml_head('parameter', key, 'true'))} {text}"
+        return as_text if types == frozenset({"string"}) else either([as_text, as_json])
+
+    return _in_order(tool, {key: one(key, schema) for key, schema in properties.items()})
+
+
+def _texts_of(schema: Any) -> list[str]:
+    """The texts that a value may be, if its schema lists them."""
+    enum = schema.get("enum") if isinstance(schema, dict) else None
+    return [value for value in enum if isinstance(value, str)] if isinstance(enum, list) else []
+
+
+def _in_order(tool: Tool, parameters: dict[str, str]) -> str:
+    """All of them, those that are not required perhaps."""
+    required = tool.parameters.get("required")
+    return " ".join(
+        one if isinstance(required, list) and key in required else f"({one})?" for key, one in parameters.items()
+    )
+
+
 def _qwen3_coder(writer: CallWriter) -> Calls:
     end = writer.lark.tag("</tool_call>")
 
@@ -189,22 +236,19 @@ def _parameters(writer: CallWriter, tool: Tool) -> str:
     properties = tool.parameters.get("properties")
     if not writer.is_bound(tool) or not isinstance(properties, dict):
         return f'("<parameter=" /[^<>\\n]+/ ">\\n" {lark.up_to([end])})*'
-    required = tool.parameters.get("required")
-    parameters = []
+    parameters = {}
     for key, schema in properties.items():
         types = types_of(tool.parameters, key)
-        enum = schema.get("enum") if isinstance(schema, dict) else None
-        values = [value for value in enum if isinstance(value, str)] if isinstance(enum, list) else []
-        if types == frozenset({"string"}) and values:
-            value = f"{either([literal(value) for value in values])} {literal(end)}"
+        texts = _texts_of(schema)
+        if types == frozenset({"string"}) and texts:
+            value = f"{either([literal(text) for text in texts])} {literal(end)}"
         elif types is not None and "string" in types:
             value = lark.up_to([end])
         else:
             whole = {**_definitions(tool.parameters), **(schema if isinstance(schema, dict) else {})}
             value = f"{lark.json(whole, lenient=not tool.strict)} {literal(end)}"
-        one = f"{literal(f'<parameter={key}>' + chr(10))} {value}"
-        parameters.append(one if isinstance(required, list) and key in required else f"({one})?")
-    return " ".join(parameters)
+        parameters[key] = f"{literal(f'<parameter={key}>' + chr(10))} {value}"
+    return _in_order(tool, parameters)
 
 
 def _definitions(schema: dict[str, Any]) -> dict[str, Any]:
@@ -230,4 +274,5 @@ CALL_GRAMMARS: dict[str, Callable[[CallWriter], Calls]] = {
     "functionary_v3_2": _recipients,
     "deepseek_v3": _deepseek_v3,
     "deepseek_v31": _deepseek_v31,
+    "deepseek_v32": _deepseek_v32,
 }

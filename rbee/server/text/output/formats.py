@@ -9,13 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from rbee.errors import ConfigError
+from rbee.server.text.output.dsml import Dsml
 from rbee.server.text.output.grammars import Demand
-from rbee.server.text.output.harmony import Harmony
+from rbee.server.text.output.harmony import HARMONY_TAGS, Harmony
+from rbee.server.text.output.marks import Spelling
+from rbee.server.text.output.python_tag import FunctionaryTags, LlamaTags
 from rbee.server.text.output.qwen3_coder import Qwen3Coder
 from rbee.server.text.output.reading import GeneratorParser
 from rbee.server.text.output.reasoning_formats import GRANITE, MAGISTRAL, NO_REASONING, THINK, ReasoningFormat
 from rbee.server.text.output.tagged import Tagged
-from rbee.server.text.output.tool_formats import DeepSeek, FunctionTags, JsonTags, Mistral, Recipients, ToolFormat
+from rbee.server.text.output.tool_formats import DeepSeek, JsonTags, Mistral, Recipients, ToolFormat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,16 +46,16 @@ class Known(NamedTuple, Generic[_F]):
 
 _GPT_OSS = ("<|channel|>", "<|message|>")
 _GRANITE_TAGS = JsonTags(("<|tool_call|>", "<tool_call>", "<function_call>"), ("</tool_call>",))
-_LLAMA_TAGS = JsonTags(("<|python_tag|>",), ("<|eom_id|>", "<|eot_id|>"), bare=True)
 
 # The first one that fits is the model's format.
 TOOL_FORMATS: Mapping[str, Known[ToolFormat]] = {
     HARMONY: Known(None, "gpt-oss", (_GPT_OSS,), ("gpt-oss",)),
+    "deepseek_v32": Known(Dsml(), "DeepSeek V3.2", (("｜DSML｜",),), ("deepseekv32",)),
     "deepseek_v3": Known(DeepSeek(), "DeepSeek V3, R1", (("<｜tool▁call▁begin｜>", "```json"),)),
     "deepseek_v31": Known(DeepSeek(), "DeepSeek V3.1", (("<｜tool▁call▁begin｜>",),)),
     "qwen3_coder": Known(Qwen3Coder(), "Qwen3-Coder", (("<function=", "<parameter="),), ("qwen3_xml",)),
     "functionary_v3_2": Known(Recipients(), "Functionary v3.2", ((">>>all",),), ("functionary",)),
-    "functionary_v3_1": Known(FunctionTags(), "Functionary v3.1", (("<function=",),)),
+    "functionary_v3_1": Known(FunctionaryTags(), "Functionary v3.1", (("<function=",),)),
     "mistral": Known(Mistral(), "Mistral, Magistral, Devstral", (("[TOOL_CALLS]",),)),
     "granite": Known(_GRANITE_TAGS, "Granite 3", (("<|tool_call|>",), ("<function_call>",)), ("granite-20b-fc",)),
     "hermes": Known(
@@ -62,7 +65,7 @@ TOOL_FORMATS: Mapping[str, Known[ToolFormat]] = {
         ("granite4",),
     ),
     "llama3_json": Known(
-        _LLAMA_TAGS, "Llama 3.1, 3.2, 3.3", (("<|python_tag|>",), ("<|start_header_id|>", "ipython")), ("llama4_json",)
+        LlamaTags(), "Llama 3.1, 3.2, 3.3", (("<|python_tag|>",), ("<|start_header_id|>", "ipython")), ("llama4_json",)
     ),
 }
 _WITHOUT_CALLS = "hermes"  # for models whose template writes no calls: a grammar can hold them to it
@@ -70,7 +73,7 @@ REASONING_FORMATS: Mapping[str, Known[ReasoningFormat]] = {
     HARMONY: Known(None, "gpt-oss", (_GPT_OSS,), ("openai_gptoss", "gpt-oss")),
     "mistral": Known(MAGISTRAL, "Magistral", (("[THINK]",),), ("magistral",)),
     "granite": Known(GRANITE, "Granite 3.2, 3.3", (("my thought process",), ("<response>",))),
-    "deepseek_r1": Known(THINK, "DeepSeek R1, V3.1", (("</think>", "<｜Assistant｜>"),), ("deepseek_v3",)),
+    "deepseek_r1": Known(THINK, "DeepSeek R1, V3.1, V3.2", (("</think>", "<｜Assistant｜>"),), ("deepseek_v3",)),
     "qwen3": Known(THINK, "Qwen3, QwQ, SmolLM3, other models that think", (("</think>",),)),
 }
 
@@ -88,7 +91,7 @@ def output_format(
     Args:
         template: the source of its chat template.
         special_tokens: its tokens with a meaning of their own.
-        token_id: the id of a token of its.
+        token_id: the id of one of its tokens that were added to the vocabulary.
         tool_parser: the name of a format; "auto" for the template's, "none" for outputs whose calls stay text.
         reasoning_parser: the same for reasoning.
 
@@ -119,6 +122,11 @@ def _choice(option: str, name: str, known: Mapping[str, Known[_F]], template: st
     raise ConfigError(f"{option} is {name!r}; it must be {AUTO}, {NONE} or one of {', '.join(known)}.")
 
 
+def _is_part(token: str, tags: Iterable[str]) -> bool:
+    """Whether tags are spelled with this token."""
+    return any(token in tag and token != tag for tag in tags)
+
+
 class ModelFormat:
     """The OutputFormat of one model.
 
@@ -126,7 +134,11 @@ class ModelFormat:
         tool_parser: the name of its format of calls, or "none".
         reasoning_parser: the same of reasoning.
         special_tokens: of the model; those that are no tags of the formats are taken out of texts.
-        token_id: the id of a token of the model; None for a text that is none.
+        token_id: the id of a token that was added to the model's vocabulary; None for a text that is none.
+
+    Attributes:
+        token_names: the tags, and other special tokens, that are tokens of the model: their names by their ids. In an
+            output that is read, SIGN stands in front of them; their letters alone are text.
     """
 
     def __init__(
@@ -139,16 +151,21 @@ class ModelFormat:
         self.tool_parser = tool_parser
         self.reasoning_parser = reasoning_parser
         self.has_reasoning = reasoning_parser != NONE  # outputs may have some, also where no tools are given
-        hidden = frozenset(token for token in special_tokens if token.strip())
         self._reasoning = REASONING_FORMATS[reasoning_parser].format if self.has_reasoning else None
         self.has_calls = tool_parser != NONE  # else they stay text
+        tags = self._tags()
+        hidden = frozenset(token for token in special_tokens if token.strip() and not _is_part(token, tags))
         self._hidden = hidden
         self._token_id = token_id
+        ids = {tag: self._token_of(tag) for tag in sorted(hidden | tags)}
+        self.token_names: Mapping[int, str] = {number: tag for tag, number in ids.items() if number is not None}
+        self._spelling = Spelling(self.token_names.values())
         self._readers = {has_calls: self._reader(hidden, has_calls=has_calls) for has_calls in {False, self.has_calls}}
 
-    def parser(self, *, tools: Sequence[Tool], reasoning_open: bool) -> OutputParser:
+    def parser(self, *, tools: Sequence[Tool], reasoning_open: bool, keep_tags: bool = False) -> OutputParser:
         reader = self._readers[self.has_calls and bool(tools)]
-        return GeneratorParser(reader.read, {tool.name: tool for tool in tools}, reasoning_open=reasoning_open)
+        named = {tool.name: tool for tool in tools}
+        return GeneratorParser(reader.read, named, self._spelling, reasoning_open=reasoning_open, keep_tags=keep_tags)
 
     def grammar(
         self,
@@ -158,6 +175,7 @@ class ModelFormat:
         parallel: bool,
         answer: str | None,
         reasoning_open: bool = False,
+        others_shown: bool = False,
     ) -> str | None:
         demand = Demand(
             self._token_of,
@@ -167,7 +185,7 @@ class ModelFormat:
             answer=answer,
             reasoning_open=reasoning_open,
         )
-        if demand.is_empty:
+        if demand.is_empty and not (others_shown and self.has_calls):
             return None
         if HARMONY in (self.tool_parser, self.reasoning_parser):
             return demand.harmony()
@@ -187,9 +205,17 @@ class ModelFormat:
         return prompt.rstrip().endswith(openers)
 
     def _token_of(self, tag: str) -> int | None:
-        """The id of a tag that grammars match as a token: a special one, or one in angle brackets."""
+        """The id of a tag that is a token: a special one, or one in angle brackets."""
         is_tag = tag in self._hidden or (tag.startswith("<") and tag.endswith(">"))
         return self._token_id(tag) if is_tag else None
+
+    def _tags(self) -> frozenset[str]:
+        """All tags of the formats."""
+        if HARMONY in (self.tool_parser, self.reasoning_parser):
+            return HARMONY_TAGS
+        calls = TOOL_FORMATS[self.tool_parser].format if self.has_calls else None
+        tags = (self._reasoning or NO_REASONING).tokens
+        return tags if calls is None else tags | calls.openers | calls.tags
 
     def _reader(self, hidden: frozenset[str], *, has_calls: bool) -> Harmony | Tagged:
         if HARMONY in (self.tool_parser, self.reasoning_parser):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from rbee.server.text.output.marks import Marks
+from rbee.server.text.output.marks import plain
 from rbee.server.text.output.reading import EndOfOutputError, OddOutputError
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 _START, _CHANNEL, _CONSTRAIN, _MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
 _ENDS = frozenset({"<|end|>", "<|call|>", "<|return|>"})
 _NEXT = _ENDS | {_START, _CHANNEL}  # what ends a message
-_TAGS = _ENDS | {_START, _CHANNEL, _CONSTRAIN, _MESSAGE}
+HARMONY_TAGS = _ENDS | {_START, _CHANNEL, _CONSTRAIN, _MESSAGE}
 _HEADERS = (_START, _CHANNEL, _CONSTRAIN, _MESSAGE, " to=", "to=")  # what a header begins with
 _LINE_BREAK = "\n"
-_IN_HEADER = Marks((*_ENDS, _MESSAGE, _LINE_BREAK))
+_IN_HEADER = _ENDS | {_MESSAGE, _LINE_BREAK}
 _CHANNEL_NAME = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 _HEADER_WORDS = re.compile(r"<\|\w+\|>|\b(?:assistant|analysis|commentary|final|json|code)\b|\bto=\S*")
@@ -37,7 +37,7 @@ class Harmony:
     def __init__(self, special_tokens: Iterable[str], *, has_reasoning: bool, has_calls: bool) -> None:
         self._has_reasoning = has_reasoning
         self._has_calls = has_calls
-        self._marks = Marks(_TAGS | frozenset(special_tokens))
+        self._hidden = HARMONY_TAGS | frozenset(special_tokens)
 
     def read(self, reading: Reading) -> Waiting[None]:
         """Read all messages."""
@@ -48,10 +48,15 @@ class Harmony:
                 tag = yield from _read_beginning(reader)
             header = (yield from _read_header(reading, tag)) if tag else ""
             write = self._begin(reading, header)
-            while (tag := (yield from reader.copy_until(self._marks, write))) not in _NEXT:
+            keeps_tags = reading.keep_tags and write == spans.reasoning
+            if keeps_tags:
+                write(f"{header}{_MESSAGE}")
+            while (tag := (yield from reader.copy_until(self._hidden, write))) not in _NEXT:
                 pass
             if write == spans.arguments:
                 spans.end_call()
+            if keeps_tags and tag in _ENDS:
+                spans.text(tag)
             spans.edge()
 
     def _begin(self, reading: Reading, header: str) -> Write:
@@ -89,10 +94,10 @@ def _read_header(reading: Reading, beginning: str) -> Waiting[str]:
     if mark == _LINE_BREAK:
         _show_rest(reading, "".join(pieces) + mark)
         return ""
-    return "".join(pieces)
+    return plain("".join(pieces))
 
 
 def _show_rest(reading: Reading, header: str) -> None:
-    rest = _HEADER_WORDS.sub("", header)
+    rest = _HEADER_WORDS.sub("", plain(header))
     if rest.strip():
         reading.spans.text(rest)

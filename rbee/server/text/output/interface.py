@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rbee.server.text.output.tools import Tool
 
@@ -37,11 +37,11 @@ class OutputParser(Protocol):
     """Reads one output as it comes, in linear time.
 
     A call is one TOOL_NAME span with the whole name, then TOOL_ARGUMENTS spans, which together are the JSON text of its
-    arguments. No tag is in any span.
+    arguments. No tag is in any span, but those of the reasoning if they are kept.
     """
 
     def push(self, text: str) -> list[Span]:
-        """The spans that are certain with this text, special tokens spelled out."""
+        """The spans that are certain with this text, special tokens spelled out behind `marks.SIGN`."""
 
     def finish(self) -> list[Span]:
         """The spans of what was withheld, once no further text comes."""
@@ -50,10 +50,18 @@ class OutputParser(Protocol):
 class OutputFormat(Protocol):
     """How a model writes its reasoning and its tool calls."""
 
-    def parser(self, *, tools: Sequence[Tool], reasoning_open: bool) -> OutputParser:
+    @property
+    def token_names(self) -> Mapping[int, str]:
+        """Tokens whose names have a meaning, by their ids; the same letters in other tokens have none."""
+
+    def parser(self, *, tools: Sequence[Tool], reasoning_open: bool, keep_tags: bool = False) -> OutputParser:
         """A fresh parser; without tools it finds no calls.
 
-        `reasoning_open` says that the prompt ends inside of the reasoning.
+        Args:
+            tools: those that may be called.
+            reasoning_open: the prompt ends inside of the reasoning.
+            keep_tags: the tags of the reasoning are shown, as the model writes them: the one in front of it as
+                reasoning, the one behind it as text.
         """
 
     def grammar(
@@ -64,6 +72,7 @@ class OutputFormat(Protocol):
         parallel: bool,
         answer: str | None,
         reasoning_open: bool = False,
+        others_shown: bool = False,
     ) -> str | None:
         """A grammar of the whole output, in llguidance's Lark; None if there is nothing to constrain.
 
@@ -77,4 +86,5 @@ class OutputFormat(Protocol):
             parallel: there may be several.
             answer: the body of a Lark rule that an answer without calls follows.
             reasoning_open: the prompt ends inside of the reasoning.
+            others_shown: the prompt shows other tools too, which a model that is free might call.
         """

@@ -1,14 +1,12 @@
 """Grammars in llguidance's Lark: their rules, texts, tags, free text up to a tag, and JSON.
 
-Owns how these are written. A tag that is a token of the model is matched as that token, and the free text in front of
-it does not spell it with other tokens: a parser would take that for the tag. Any other tag is matched as text. Does not
-know formats.
+Owns how these are written. A tag that is a token of the model is matched as that token; any other tag is matched as
+text. Does not know formats.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,7 +32,6 @@ class Lark:
     def __init__(self, token_of: Callable[[str], int | None]) -> None:
         self._token_of = token_of
         self._rules: dict[str, str] = {}
-        self._terminals = {body: name for name, body in _TERMINALS.items()}
 
     def rule(self, body: str, options: str = "") -> str:
         """A rule; its name. One that is there already is used again."""
@@ -61,19 +58,10 @@ class Lark:
         tags = sorted(words)
         tokens = [word for word in tags if self._token_of(word) is not None]
         texts = [literal(word) for word in tags if word not in tokens]
-        ways = [f"{self.text_without(tokens, text)} {self.any_of(tokens)}"] if tokens else []
+        ways = [f"{text} {self.any_of(tokens)}"] if tokens else []
         if texts:
             ways.append(self.rule(f"{text} {either(texts)}", "[lazy]"))
         return either(ways)
-
-    def text_without(self, words: Iterable[str], text: str = TEXT) -> str:
-        """Free text that spells none of these tags, as far as they are tokens: the name of its terminal."""
-        spelled = sorted(word for word in words if self.is_token(word))
-        if not spelled:
-            return text
-        tags = "|".join(re.escape(word).replace("/", r"\/") for word in spelled)
-        body = f"{_TERMINALS[text]} & ~/(?s:.*)({tags})(?s:.*)/"
-        return self._terminals.setdefault(body, f"{text}_{len(self._terminals)}")
 
     def json(self, schema: Mapping[str, Any], *, lenient: bool) -> str:
         """JSON that follows `schema`, as far as that can be had if it is `lenient`."""
@@ -82,7 +70,7 @@ class Lark:
 
     def source(self, start: str) -> str:
         """The grammar of outputs that are `start`."""
-        terminals = "".join(f"{name}: {body}\n" for body, name in self._terminals.items())
+        terminals = "".join(f"{name}: {body}\n" for name, body in _TERMINALS.items())
         rules = "".join(f"{name}{rule}\n" for rule, name in self._rules.items())
         return f"start: {start}\n{rules}{terminals}"
 

@@ -1,4 +1,7 @@
-"""Finds strings in a text that is not complete yet, and says up to where it holds none for certain."""
+"""Finds strings in a text that is not complete yet, and says up to where it holds none for certain.
+
+Owns how a tag that is a token of the model stands in an output: behind a sign. Its letters alone are text.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+SIGN = "\udc00"  # no text of a model has it: it is no character
 
 
 class Marks:
@@ -41,3 +46,27 @@ class Marks:
                     return at, word
             first = self._first.search(text, at + 1)
         return len(text), None
+
+
+class Spelling:
+    """How the tags of a model's outputs stand in them; `tokens` are those that are tokens."""
+
+    def __init__(self, tokens: Iterable[str] = ()) -> None:
+        self._tokens = frozenset(tokens)
+        self._marks: dict[frozenset[str], Marks] = {}
+
+    def of(self, tag: str) -> str:
+        """A tag, or another text, as it stands there."""
+        return SIGN + tag if tag in self._tokens else tag
+
+    def marks(self, tags: frozenset[str]) -> Marks:
+        """Finds these tags."""
+        found = self._marks.get(tags)
+        if found is None:
+            found = self._marks[tags] = Marks(map(self.of, tags))
+        return found
+
+
+def plain(text: str) -> str:
+    """The text without what stands in front of names of tokens."""
+    return text.replace(SIGN, "") if SIGN in text else text

@@ -16,7 +16,6 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from rbee.server.text.output.json_calls import read_calls
-from rbee.server.text.output.marks import Marks
 from rbee.server.text.output.reading import OddOutputError, attempt
 from rbee.server.text.output.schema_types import types_of
 from rbee.server.text.output.tool_formats import ToolFormat
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 _CALL, _FUNCTION, _PARAMETER = "<tool_call>", "<function=", "<parameter="
 _END_PARAMETER, _END_FUNCTION, _END_CALL = "</parameter>", "</function>", "</tool_call>"
-_VALUE_ENDS = Marks((_END_PARAMETER, _PARAMETER, _END_FUNCTION))
+_VALUE_ENDS = frozenset({_END_PARAMETER, _PARAMETER, _END_FUNCTION})
 _IN_TAG = re.compile(r"[^<>\n]*")
 _STRING = frozenset({"string"})
 _STRING_OR_NULL = frozenset({"string", "null"})
@@ -129,10 +128,10 @@ class _Value:
         elif self._is_string:
             self._write(_as_json(text))
         else:
-            self._write(_converted(text, self._types))
+            self._write(converted(text, self._types))
 
 
-def _converted(text: str, types: frozenset[str] | None) -> str:
+def converted(text: str, types: frozenset[str] | None) -> str:
     """The JSON of a value of one of `types`, any if that is None."""
     word = text.strip()
     if types is not None and "boolean" in types and word.lower() in ("true", "false"):

@@ -11,9 +11,10 @@ from collections.abc import Callable, Collection, Generator, Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from rbee.server.text.output.interface import OutputKind, Span
+from rbee.server.text.output.marks import plain
 
 if TYPE_CHECKING:
-    from rbee.server.text.output.marks import Marks
+    from rbee.server.text.output.marks import Spelling
     from rbee.server.text.output.tools import Tool
 
 _T = TypeVar("_T")
@@ -40,7 +41,8 @@ def end_of(pattern: re.Pattern[str], text: str, start: int) -> int:
 class Reader:
     """The text of an output from `at` on; more of it comes."""
 
-    def __init__(self) -> None:
+    def __init__(self, spelling: Spelling) -> None:
+        self._spelling = spelling
         self.text = ""
         self.at = 0
         self.ended = False
@@ -138,34 +140,36 @@ class Reader:
             yield from self.more()
 
     def read_one_of(self, words: Collection[str]) -> Waiting[str]:
-        """Whichever of `words` comes now, of which none begins another one.
+        """Whichever of `words`, tags among them, comes now; none of them begins another one.
 
         Raises:
             OddOutputError: none of them; nothing has been read.
         """
-        longest = max(map(len, words), default=0)
+        spelled = [self._spelling.of(word) for word in words]
+        longest = max(map(len, spelled), default=0)
         while True:
             rest = self.text[self.at : self.at + longest]
-            possible = [word for word in words if word.startswith(rest[: len(word)])]
+            possible = [word for word in spelled if word.startswith(rest[: len(word)])]
             if not possible:
                 raise OddOutputError
             for word in possible:
                 if len(rest) >= len(word):
-                    return self.take(self.at + len(word))
+                    return plain(self.take(self.at + len(word)))
             yield from self.more()
 
-    def copy_until(self, marks: Marks, write: Write) -> Waiting[str]:
-        """Write the text up to the first of `marks`, which is read and returned.
+    def copy_until(self, tags: frozenset[str], write: Write) -> Waiting[str]:
+        """Write the text up to the first of `tags`, which is read and returned.
 
         Raises:
             EndOfOutputError: none came; all text is written.
         """
+        marks = self._spelling.marks(tags)
         while True:
             end, mark = marks.find(self.text, self.at, ended=self.ended)
             if end > self.at:
                 write(self.take(end))
             if mark is not None:
-                return self.take(end + len(mark))
+                return plain(self.take(end + len(mark)))
             yield from self.more()
 
 
@@ -199,6 +203,7 @@ class Spans:
 
     def call(self, name: str) -> None:
         """A call begins."""
+        name = plain(name)
         self.edge()
         self.num_calls += 1
         self.has_arguments = False
@@ -206,6 +211,7 @@ class Spans:
 
     def arguments(self, piece: str) -> None:
         """A part of the arguments of the call that began last."""
+        piece = plain(piece)
         if piece:
             self.has_arguments = True
             self._add(OutputKind.TOOL_ARGUMENTS, piece, self.num_calls - 1)
@@ -228,6 +234,9 @@ class Spans:
 
     def _stretch(self, kind: OutputKind, piece: str) -> None:
         self._kind = kind
+        piece = plain(piece)
+        if not piece:
+            return
         if not self.begun:
             if piece.isspace():
                 self._blank.append(piece)
@@ -254,6 +263,7 @@ class Reading(NamedTuple):
     spans: Spans
     tools: Mapping[str, Tool]  # by their names
     reasoning_open: bool  # the prompt ends inside of the reasoning
+    keep_tags: bool = False  # those of the reasoning are shown
 
 
 def attempt(reading: Reading, steps: Waiting[None]) -> Waiting[bool]:
@@ -276,11 +286,17 @@ class GeneratorParser:
     """An OutputParser that is a generator, which goes on until it raises EndOfOutputError."""
 
     def __init__(
-        self, read: Callable[[Reading], Waiting[None]], tools: Mapping[str, Tool], *, reasoning_open: bool
+        self,
+        read: Callable[[Reading], Waiting[None]],
+        tools: Mapping[str, Tool],
+        spelling: Spelling,
+        *,
+        reasoning_open: bool,
+        keep_tags: bool = False,
     ) -> None:
-        self._reader = Reader()
+        self._reader = Reader(spelling)
         self._spans = Spans()
-        self._waiting = read(Reading(self._reader, self._spans, tools, reasoning_open))
+        self._waiting = read(Reading(self._reader, self._spans, tools, reasoning_open, keep_tags))
         next(self._waiting)
 
     def push(self, text: str) -> list[Span]:

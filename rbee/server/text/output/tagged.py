@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rbee.server.text.output.marks import Marks
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -20,19 +18,20 @@ class Tagged:
     def __init__(self, reasoning: ReasoningFormat, calls: ToolFormat | None, special_tokens: Iterable[str]) -> None:
         self._reasoning = reasoning
         self._calls = calls
-        hidden = reasoning.openers | reasoning.closers | reasoning.tags | frozenset(special_tokens)
+        self._tags = reasoning.tokens
         if calls is not None:
-            hidden |= calls.openers | calls.tags
-        self._in_text = Marks(hidden)
-        self._in_reasoning = Marks(hidden | reasoning.closing_phrases)
+            self._tags |= calls.openers | calls.tags
+        hidden = self._tags | frozenset(special_tokens)
+        self._in_text = hidden
+        self._in_reasoning = hidden | reasoning.closing_phrases
 
     def read(self, reading: Reading) -> Waiting[None]:
         """Read all of the output."""
         reasoning, calls = self._reasoning, self._calls
         if reading.reasoning_open and reasoning.closers:
-            yield from reasoning.read(reading, self._in_reasoning)
+            yield from reasoning.read(reading, self._in_reasoning, self._tags)
         elif reasoning.opening_phrases:
-            yield from reasoning.read_start(reading, self._in_reasoning)
+            yield from reasoning.read_start(reading, self._in_reasoning, self._tags)
         if calls is not None:
             yield from calls.read_start(reading)
         while True:
@@ -40,6 +39,8 @@ class Tagged:
             if calls is not None and tag in calls.openers:
                 yield from calls.read_calls(reading, tag)
             elif tag in reasoning.openers and not reading.spans.begun:
-                yield from reasoning.read(reading, self._in_reasoning)
+                yield from reasoning.read(reading, self._in_reasoning, self._tags, tag)
                 if calls is not None:
                     yield from calls.read_start(reading)
+            elif reading.keep_tags and tag in reasoning.tokens:
+                reading.spans.text(tag)

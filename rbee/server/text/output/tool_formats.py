@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rbee.server.text.output.json_calls import read_calls
 from rbee.server.text.output.json_values import copy_value
+from rbee.server.text.output.marks import SIGN
 from rbee.server.text.output.reading import OddOutputError, attempt
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Mistral(ToolFormat):
         name = yield from reader.read_run(_NAME)
         if not name:
             raise OddOutputError
-        if (yield from reader.skip()) == "[" and (
+        if (yield from reader.skip()) != "{" and (
             (yield from reader.read_one_of(("[ARGS]", "[CALL_ID]"))) == "[CALL_ID]"
         ):
             yield from reader.read_run(_NAME)
@@ -91,7 +92,7 @@ class FunctionTags(ToolFormat):
         if not name or reader.next != ">":
             raise OddOutputError
         reader.read(1)
-        if (yield from reader.skip()) == "<":  # the closing tag
+        if (yield from reader.skip()) in ("<", SIGN):  # the closing tag
             reading.spans.call(name)
             reading.spans.end_call()
         else:

@@ -51,6 +51,21 @@ def test_parameters_reach_the_engine():
     assert MODEL.codec.decode(generation.prompt) == HI_PROMPT
 
 
+FORMAT = {"type": "json_schema", "schema": {"type": "object"}}
+
+
+@pytest.mark.parametrize("fields", [{"output_format": FORMAT}, {"output_config": {"format": FORMAT}}])
+def test_a_form_has_no_prefill(fields):
+    """The answer would be a whole object behind it; the message names both. Other answers go on with a prefill."""
+    turns = [*HI, {"role": "assistant", "content": "{"}]
+    assert read(**fields).generation.grammar
+    assert not read(messages=turns, output_config={"format": {"type": "text"}}).generation.grammar
+    with pytest.raises(Refusal) as caught:
+        read(messages=turns, **fields)
+    assert (caught.value.param, status_of(caught.value)) == (f"messages[{len(HI)}]", 400)
+    assert next(iter(fields)) in caught.value.message
+
+
 @pytest.mark.parametrize("max_tokens", [100 - len(HI_PROMPT), 101 - len(HI_PROMPT), 2**31 - 1])
 def test_an_answer_may_fill_the_context(max_tokens):
     """A larger max_tokens than there is room is cut, and the end then says what ended the answer."""

@@ -12,6 +12,7 @@ RECORDED = [
     *recorded_json_parts.GRANITE,
     *recorded_other_parts.FUNCTIONARY,
     *recorded_other_parts.DEEPSEEK,
+    *recorded_other_parts.DSML,
     *recorded_other_parts.HARMONY,
     *recorded_other_parts.REASONING,
 ]

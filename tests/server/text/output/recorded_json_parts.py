@@ -248,6 +248,47 @@ LLAMA = (
     ),
     Recorded(
         "llama3_json",
+        "a tool of its own",
+        '<|python_tag|>brave_search.call(query="current weather in Menlo Park, California")<|eom_id|>',
+        (call("brave_search", '{"query": "current weather in Menlo Park, California"}'),),
+        is_whole=False,
+    ),
+    Recorded(
+        "llama3_json",
+        "in Python's words",
+        """I look.<|python_tag|>search.call( query = 'a "b" (\\'c\\') \\n d', tags=["x"], exact=True,"""
+        " note=None) Done.",
+        (
+            text("I look."),
+            call("search", '{"query": "a \\"b\\" (\'c\') \\n d", "tags": ["x"], "exact": true, "note": null}'),
+            text("Done."),
+        ),
+        is_whole=False,
+    ),
+    Recorded(
+        "llama3_json",
+        "quotes that are not escaped",
+        '<|python_tag|>wolfram_alpha.call(query="solve "x^3" = 8")',
+        (call("wolfram_alpha", r'{"query": "solve \"x^3\" = 8"}'),),
+        is_whole=False,
+    ),
+    Recorded(
+        "llama3_json",
+        "Python that breaks off",
+        '<|python_tag|>brave_search.call(query="x',
+        (call("brave_search", '{"query": "x'),),
+        is_whole=False,
+    ),
+    Recorded("llama3_json", "Python without arguments", "<|python_tag|>ping.call()", (PING,), is_whole=False),
+    Recorded(
+        "llama3_json",
+        "Python that calls no tool",
+        '<|python_tag|>client.call(url="x")',
+        (text('client.call(url="x")'),),
+        is_whole=False,
+    ),
+    Recorded(
+        "llama3_json",
         "JSON later on",
         f"See {json_call('ping', '{}', 'parameters')}",
         (text(f"See {json_call('ping', '{}', 'parameters')}"),),

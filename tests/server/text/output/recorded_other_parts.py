@@ -8,6 +8,7 @@ from tests.server.text.output.recorded_parts import (
     SEARCH,
     TRICKY,
     WEATHER,
+    WEATHER_2,
     Recorded,
     call,
     json_call,
@@ -134,6 +135,83 @@ DEEPSEEK = (
         "unclosed",
         '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>search<｜tool▁sep｜>{"query": "',
         (call("search", '{"query": "'),),
+        is_whole=False,
+    ),
+)
+
+
+def _invoke(name: str, *parameters: str) -> str:
+    return f'<｜DSML｜invoke name="{name}">\n' + "".join(f"{one}\n" for one in parameters) + "</｜DSML｜invoke>\n"
+
+
+def _parameter(key: str, value: str, string: str = "true") -> str:
+    return f'<｜DSML｜parameter name="{key}" string="{string}">{value}</｜DSML｜parameter>'
+
+
+def _dsml(*calls: str) -> str:
+    return f"\n\n<｜DSML｜function_calls>\n{''.join(calls)}</｜DSML｜function_calls>"
+
+
+_OSLO = _invoke("get_weather", _parameter("city", "Oslo"), _parameter("days", "3", "false"))
+DSML = (
+    Recorded("deepseek_v32", "no call", "a <｜DSML｜function b", (text("a <｜DSML｜function b"),)),
+    Recorded("deepseek_v32", "one", _dsml(_invoke("get_weather", _parameter("city", "Paris"))), (WEATHER,)),
+    Recorded(
+        "deepseek_v32",
+        "several",
+        _dsml(
+            _OSLO,
+            _invoke(
+                "search",
+                _parameter("query", 'a "b" \\ < é\n'),
+                _parameter("filters", '{"a": [1, null]}', "false"),
+                _parameter("tags", '["x"]', "false"),
+            ),
+            _invoke("ping"),
+        ),
+        (
+            WEATHER_2,
+            call("search", '{"query": "a \\"b\\" \\\\ < é\\n", "filters": {"a": [1, null]}, "tags": ["x"]}'),
+            PING,
+        ),
+    ),
+    Recorded(
+        "deepseek_v32",
+        "behind reasoning",
+        f"Hm.</think>I look.{_dsml(_OSLO)}",
+        (("reasoning", "Hm."), text("I look.\n\n"), WEATHER_2),
+        reasoning_parser="deepseek_r1",
+        reasoning_open=True,
+    ),
+    Recorded(
+        "deepseek_v32",
+        "values of other types",
+        _dsml(
+            _invoke("search", _parameter("exact", "True", "false"), _parameter("note", "null", "false")),
+            _invoke("get_weather", _parameter("city", "5", "false"), _parameter("days", "many", "false")),
+            _invoke("other", _parameter("a", "[1", "false"), _parameter("b", "[1]", "false")),
+        ),
+        (
+            call("search", '{"exact": true, "note": null}'),
+            call("get_weather", '{"city": "5", "days": "many"}'),
+            call("other", '{"a": "[1", "b": [1]}'),
+        ),
+        is_whole=False,
+    ),
+    Recorded(
+        "deepseek_v32",
+        "no closing tags",
+        _dsml('<｜DSML｜invoke name="search"><｜DSML｜parameter name="query" string="true">a</｜DSML｜invoke>'),
+        (call("search", '{"query": "a"}'),),
+        is_whole=False,
+    ),
+    Recorded("deepseek_v32", "broken", _dsml("<｜DSML｜invoke>ping"), (text("\n\n>ping"),), is_whole=False),
+    Recorded("deepseek_v32", "no name", _dsml('<｜DSML｜invoke name="">'), (text('\n\n name="">'),), is_whole=False),
+    Recorded(
+        "deepseek_v32",
+        "unclosed",
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="search">\n<｜DSML｜parameter name="query" string="true">a b',
+        (call("search", '{"query": "a b'),),
         is_whole=False,
     ),
 )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from rbee.server.text.output import OutputKind, Tool
-from rbee.server.text.output.formats import ModelFormat
+from rbee.server.text.output.formats import HARMONY, REASONING_FORMATS, TOOL_FORMATS, ModelFormat
+from rbee.server.text.output.harmony import HARMONY_TAGS
+from rbee.server.text.output.marks import SIGN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from rbee.server.text.output import Span
 
@@ -71,11 +74,35 @@ class Recorded(NamedTuple):
         """The format of a model that writes so."""
         return ModelFormat(self.tool_parser, self.reasoning_parser, SPECIAL_TOKENS)
 
-    def read(self, pieces: Iterable[str]) -> tuple[Said, ...]:
+    @property
+    def tags(self) -> frozenset[str]:
+        """Of its formats."""
+        if HARMONY in (self.tool_parser, self.reasoning_parser):
+            return HARMONY_TAGS
+        calls = None if self.tool_parser == "none" else TOOL_FORMATS[self.tool_parser].format
+        reasoning = None if self.reasoning_parser == "none" else REASONING_FORMATS[self.reasoning_parser].format
+        tags = frozenset() if reasoning is None else reasoning.tokens
+        return tags if calls is None else tags | calls.openers | calls.tags
+
+    def format_with(self, tokens: Sequence[str]) -> ModelFormat:
+        """The same, of a model that has these tags as tokens."""
+        names = [*(token for token in tokens if token in self.tags), *SPECIAL_TOKENS]
+        return ModelFormat(
+            self.tool_parser, self.reasoning_parser, names, {name: names.index(name) for name in names}.get
+        )
+
+    def read(self, pieces: Iterable[str], tokens: Sequence[str] = ()) -> tuple[Said, ...]:
         """What a parser makes of it, cut into these pieces."""
-        parser = self.format.parser(tools=TOOLS, reasoning_open=self.reasoning_open)
+        of_model = self.format_with(tokens) if tokens else self.format
+        parser = of_model.parser(tools=TOOLS, reasoning_open=self.reasoning_open)
         spans = [span for piece in pieces for span in parser.push(piece)]
         return said(spans + parser.finish())
+
+
+def signed(text: str, tokens: Sequence[str]) -> str:
+    """An output in which all of these, and special tokens, are tokens."""
+    names = sorted([*tokens, *SPECIAL_TOKENS], key=len, reverse=True)
+    return re.sub("|".join(map(re.escape, names)), lambda found: SIGN + found[0], text)
 
 
 def said(spans: Iterable[Span]) -> tuple[Said, ...]:

@@ -63,6 +63,13 @@ TEMPLATES = {
         "<｜Assistant｜></think><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>'+ tool['name'] + '<｜tool▁sep｜>'",
         ("deepseek_v31", "deepseek_r1"),
     ),
+    "DeepSeek V3.2": (
+        (
+            "{%- set dsml_token = '｜DSML｜' %}<｜User｜>{{ content }}<｜Assistant｜></think>"
+            "{{- '<' + dsml_token + 'function_calls>' }}<｜tool▁call▁begin｜>"
+        ),
+        ("deepseek_v32", "deepseek_r1"),
+    ),
     "gpt-oss": ("<|start|>assistant<|channel|>analysis<|message|>", ("openai", "openai")),
     "without either": ("<|im_start|>{{ message.role }}\\n", ("hermes", "none")),
 }

@@ -140,27 +140,28 @@ def test_reasoning_must_end(vocabulary):
 
 
 @pytest.mark.parametrize("tool_parser", ["hermes", "llama3_json"])
-def test_a_tag_is_not_spelled(tool_parser):
-    """Where it is a token, text does not have it in other tokens: the parser would take what follows for a call."""
+def test_a_tag_that_is_spelled_is_text(tool_parser):
+    """Where it is a token: a text may have its letters, as the parser takes the token alone for the tag."""
     tag = {"hermes": "<tool_call>", "llama3_json": "<|python_tag|>"}[tool_parser]
     vocabulary = Vocabulary(synthetic.tokenizer(), [tag])
     spelled = Vocabulary(synthetic.tokenizer())
-    recorded = Recorded(tool_parser, "", "", (), reasoning_parser="none")
-    source = grammar(recorded, vocabulary)
-    for text, is_one in ((f"The tag {tag[:-1]}", True), (f"The tag {tag}", False), (f"{tag[:-1]} {tag}.", False)):
-        tokens = spelled.tokenizer.encode(text, add_special_tokens=False).ids
-        assert vocabulary.accepts_tokens(source, tokens) == is_one, text
+    source = grammar(Recorded(tool_parser, "", "", (), reasoning_parser="none"), vocabulary)
+    text = spelled.tokenizer.encode(f"The tag {tag}.", add_special_tokens=False).ids
+    assert vocabulary.accepts_tokens(source, text)
+    [token] = vocabulary.tokenizer.encode(tag, add_special_tokens=False).ids
+    assert not vocabulary.accepts_tokens(source, [*text, token, *text])
 
 
-def test_the_end_of_the_reasoning_is_not_spelled():
-    """The parser would take what follows for the answer."""
+def test_the_end_of_the_reasoning_that_is_spelled_is_reasoning():
+    """The answer begins behind the token."""
     vocabulary, spelled = Vocabulary(synthetic.tokenizer(), ["</think>"]), Vocabulary(synthetic.tokenizer())
     recorded = Recorded("none", "", "", (), reasoning_parser="qwen3", reasoning_open=True)
     source = grammar(recorded, vocabulary, tools=(), answer='"yes"')
-    end = vocabulary.tokenizer.encode("</think>yes", add_special_tokens=False).ids
-    for thought, is_one in (("What does </think mean?", True), ("What does </think> mean?", False)):
-        tokens = spelled.tokenizer.encode(thought, add_special_tokens=False).ids
-        assert vocabulary.accepts_tokens(source, [*tokens, *end]) == is_one, thought
+    thought = spelled.tokenizer.encode("What does </think> mean?", add_special_tokens=False).ids
+    for answer, is_one in (("yes", True), (" mean?", False)):
+        end = vocabulary.tokenizer.encode(f"</think>{answer}", add_special_tokens=False).ids
+        assert vocabulary.accepts_tokens(source, [*thought, *end]) == is_one
+    assert not vocabulary.accepts_tokens(source, spelled.tokenizer.encode("Hm.</think>yes").ids)
 
 
 @pytest.mark.parametrize("choice", ["auto", "required"])

@@ -17,6 +17,7 @@ from tests.server.text.output.recorded_parts import OSLO, PARIS, SPECIAL_TOKENS,
 TAGGED = [name for name in TOOL_FORMATS if name != HARMONY]
 PAIRS = [*((name, "qwen3") for name in TAGGED), ("mistral", "mistral"), ("granite", "granite"), (HARMONY, HARMONY)]
 HAVE_BARE_CALLS = {"llama3_json", "functionary_v3_2", HARMONY}  # what an answer begins with may be a call
+HAVE_VALUES = {"qwen3_coder", "deepseek_v32"}  # in tags, of which the parser makes JSON
 HARMONY_TAGS = ["<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>"]
 JSON = ['{"name": "ping", ', '"arguments": ', '"parameters": ', "{", "}", "[", "]", '"', "\\", ", ", ";", "null", "-1"]
 WORDS = [
@@ -126,7 +127,7 @@ def test_text_waits_only_for_a_tag_that_it_may_become(data, pair, reasoning_open
 
 @pytest.mark.parametrize(
     "recorded",
-    [output for output in RECORDED if output.is_whole and output.tool_parser not in {"qwen3_coder", HARMONY}],
+    [output for output in RECORDED if output.is_whole and output.tool_parser not in HAVE_VALUES | {HARMONY}],
     ids=lambda output: f"{output.tool_parser}-{output.what}",
 )
 def test_arguments_are_shown_with_their_last_character(recorded):
@@ -152,6 +153,21 @@ def test_values_of_strings_are_shown_as_they_come():
     parser = ModelFormat("qwen3_coder", "none").parser(tools=TOOLS, reasoning_open=False)
     parser.push("<tool_call>\n<function=search>\n<parameter=query>\n")
     for text, shown in (("a", '"a'), ("b\n", "b"), ("c<", "\\nc"), ('/p"', '</p\\"'), ("\n\n", "\\n")):
+        assert "".join(span.text for span in parser.push(text)) == shown
+
+
+def test_values_of_deepseeks_strings_are_shown_as_they_come():
+    """But for the beginning of a tag; a line break is a part of them."""
+    parser = ModelFormat("deepseek_v32", "none").parser(tools=TOOLS, reasoning_open=False)
+    parser.push('<｜DSML｜function_calls>\n<｜DSML｜invoke name="search">\n')
+    head = '<｜DSML｜parameter name="query" string="true">'
+    for text, shown in (
+        (head, '{"query": "'),
+        ("a\n", "a\\n"),
+        ("<", ""),
+        ('/p"', '</p\\"'),
+        ("</｜DSML｜parameter>", '"'),
+    ):
         assert "".join(span.text for span in parser.push(text)) == shown
 
 
@@ -187,6 +203,10 @@ HOSTILE = [
     ("qwen3_coder", "<function=f><parameter=a>\n"),
     ("deepseek_v3", "<｜tool▁call▁begin｜>function<｜tool▁sep｜>ping\n"),
     ("functionary_v3_2", ">>>ping\n"),
+    ("deepseek_v32", '<｜DSML｜function_calls>\n<｜DSML｜invoke name="f'),
+    ("deepseek_v32", "<｜DSML｜function_calls>\n"),
+    ("llama3_json", "<|python_tag|>ping.call"),
+    ("llama3_json", '<|python_tag|>ping.call(a="'),
     ("openai", "<|channel|>"),
 ]
 
