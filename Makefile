@@ -74,6 +74,7 @@ COMPAT := build/compat
 
 $(COMPAT)/venv/.installed: tests/compat/requirements.txt
 $(COMPAT)/aiperf/.installed: tests/compat/requirements-aiperf.txt
+$(COMPAT)/instructor/.installed: tests/compat/requirements-instructor.txt
 $(COMPAT)/guidellm/.installed: tests/compat/requirements-guidellm.txt $(COMPAT)/guidellm/.torch
 $(COMPAT)/%/.installed:
 	$(PYTHON) -m venv $(@D)
@@ -92,7 +93,7 @@ $(COMPAT)/node_modules/.installed: tests/compat/package.json
 	npm install --prefix $(COMPAT) --no-audit --no-fund --no-package-lock --ignore-scripts
 	touch $@
 
-compat: setup $(foreach name,venv aiperf guidellm node_modules,$(COMPAT)/$(name)/.installed)
+compat: setup $(foreach name,venv instructor aiperf guidellm node_modules,$(COMPAT)/$(name)/.installed)
 	$(BIN)/rbee pull
 	$(BIN)/python -m tests.compat $(ARGS)
 
