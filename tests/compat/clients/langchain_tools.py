@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 from langchain.agents import create_agent
+from langchain.agents.middleware import wrap_model_call
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_anthropic import ChatAnthropic
 from langchain_core.messages import HumanMessage, ToolMessage
@@ -30,6 +31,12 @@ class Weather(BaseModel):
     unit: Literal["C"]
 
 
+@wrap_model_call
+def _one_call(request: Any, handler: Any) -> Any:
+    """Without it the small model calls twice, for which an agent asks again."""
+    return handler(request.override(model_settings={"parallel_tool_calls": False}))
+
+
 def _used(message: Any) -> dict[str, int]:
     return tokens(message.usage_metadata["input_tokens"], message.usage_metadata["output_tokens"])
 
@@ -47,7 +54,7 @@ def _tools(chat: Any, kind: str, end: str, one_call: dict[str, Any], ask: Questi
 
     @tool(ask.tool["name"], description=ask.tool["description"])
     def get_weather(city: Literal["Paris"], unit: Literal["C"]) -> str:
-        return f"{ask.tool_result}" if (city, unit) == ("Paris", "C") else "nowhere"
+        return ask.tool_result if (city, unit) == ("Paris", "C") else "nowhere"
 
     bound = chat.bind_tools([get_weather], **one_call)
     question = HumanMessage(ask.tool_prompt)
@@ -64,7 +71,7 @@ def _tools(chat: Any, kind: str, end: str, one_call: dict[str, Any], ask: Questi
         seen.add(f"{kind}result", f"{call}, its result", text=answer.content, end=ended, tokens=used)
 
     # Its answer is a call of a tool of its own, which the agent demands and which ends its loop.
-    agent = create_agent(chat, response_format=ToolStrategy(Weather))
+    agent = create_agent(chat, response_format=ToolStrategy(Weather), middleware=[_one_call])
     value = agent.invoke({"messages": [question]})["structured_response"]
     seen.add(f"{kind}call", f"{name}, create_agent, ToolStrategy", calls=[[ask.tool["name"], value.model_dump()]])
 
@@ -95,6 +102,7 @@ def _thinking(ask: Question, seen: Observations) -> None:
         api_key=ask.key,
         max_tokens=ask.dialogue_tokens,
         temperature=0,
+        thinking={"type": "adaptive"},
         max_retries=0,
     )
     for call, message in (("invoke", chat.invoke(ask.dialogue)), ("stream", _whole(chat.stream(ask.dialogue)))):
