@@ -92,7 +92,7 @@ CLIENTS = (
         "instructor",
         "instructor",
         "instructor_modes.py",
-        {"object", "response object", "message object"},
+        {"call", "object", "response call", "message call"},
         environment="instructor",
     ),
     Client("llm", "llm", "llm_cli.py", _BYTES),
