@@ -101,6 +101,7 @@ CLIENTS = (
     Client("chromium", "Chromium", "chromium.mjs", _BYTES, needs="chromium", has_key=False),
     Client("aiperf", "aiperf", "aiperf_cli.py", _BYTES, environment="aiperf"),
     Client("guidellm", "guidellm", "guidellm_cli.py", _BYTES, environment="guidellm"),
+    Client("sglang", "SGLang's bench_serving", "sglang_serving.py", _BYTES | {"completion"}, environment="sglang"),
     Client("jdk", "JDK HttpClient", "jdk.py", _BYTES, needs="java"),
 )
 

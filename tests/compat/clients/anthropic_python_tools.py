@@ -163,7 +163,9 @@ def _run(ask: Question, seen: Observations) -> None:
             thinking={"type": "enabled", "budget_tokens": 1024},
             **_GREEDY,
         )
-        seen.add("message", "messages.create, `thinking`, of a model that does not", text=_text(unmoved), **_ended(unmoved))
+        seen.add(
+            "message", "messages.create, `thinking`, of a model that does not", text=_text(unmoved), **_ended(unmoved)
+        )
     with anthropic.Anthropic(base_url=ask.thinker, api_key=ask.key, max_retries=0) as client:
         _thinking(client, ask, seen)
 

@@ -1,4 +1,4 @@
-"""instructor: its modes for tools and structured output, over chats, Responses and Anthropic's messages, and partial objects.
+"""instructor: its modes for tools and structured output, over three protocols, and partial objects.
 
 Owns no question of free text: instructor writes schemas into prompts, so that only what a schema leaves no choice for
 is the same as of plain requests.
@@ -35,7 +35,10 @@ def _chats(ask: Question, seen: Observations) -> None:
     settings: dict[str, Any] = {"model": ask.model, "max_tokens": ask.tool_tokens, "temperature": 0, "max_retries": 0}
     plain = openai.OpenAI(base_url=f"{ask.url}/v1", api_key=ask.key, max_retries=0)
     name = ask.tool["name"]
-    for mode, more in ((Mode.TOOLS, {"parallel_tool_calls": False}), (Mode.TOOLS_STRICT, {"parallel_tool_calls": False})):
+    for mode, more in (
+        (Mode.TOOLS, {"parallel_tool_calls": False}),
+        (Mode.TOOLS_STRICT, {"parallel_tool_calls": False}),
+    ):
         client = instructor.from_openai(plain, mode=mode)
         asked: dict[str, Any] = {**settings, **more, "messages": user(ask.tool_prompt), "response_model": Weather}
         value, completion = client.chat.completions.create_with_completion(**asked)

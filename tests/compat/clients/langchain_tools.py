@@ -48,15 +48,16 @@ def _whole(chunks: Any) -> Any:
     return first
 
 
-def _tools(chat: Any, kind: str, end: str, one_call: dict[str, Any], ask: Question, seen: Observations) -> None:
-    """The calls of both, and the answer to a result; `end` is where the model's metadata has it."""
+def _tools(chat: Any, kind: str, ask: Question, seen: Observations) -> None:
+    """Calls, whole and streamed, and the answer to a result."""
     name = type(chat).__name__
+    end = "stop_reason" if kind else "finish_reason"
 
     @tool(ask.tool["name"], description=ask.tool["description"])
     def get_weather(city: Literal["Paris"], unit: Literal["C"]) -> str:
         return ask.tool_result if (city, unit) == ("Paris", "C") else "nowhere"
 
-    bound = chat.bind_tools([get_weather], **one_call)
+    bound = chat.bind_tools([get_weather], tool_choice="any", parallel_tool_calls=False)
     question = HumanMessage(ask.tool_prompt)
     for call, message in (
         (f"{name}.bind_tools, invoke", bound.invoke([question])),
@@ -122,12 +123,10 @@ def _run(ask: Question, seen: Observations) -> None:
         "max_retries": 0,
     }
     of_openai = ChatOpenAI(base_url=f"{ask.url}/v1", stream_usage=True, **settings)
-    one_call: dict[str, Any] = {"tool_choice": "required", "parallel_tool_calls": False}
-    _tools(of_openai, "", "finish_reason", one_call, ask, seen)
+    _tools(of_openai, "", ask, seen)
     _objects(of_openai, "", ask, seen)
     of_anthropic = ChatAnthropic(base_url=ask.url, **settings)
-    one_call = {"tool_choice": "any", "parallel_tool_calls": False}
-    _tools(of_anthropic, "message ", "stop_reason", one_call, ask, seen)
+    _tools(of_anthropic, "message ", ask, seen)
     _objects(of_anthropic, "message ", ask, seen)
     _thinking(ask, seen)
 

@@ -78,10 +78,9 @@ def calls_of(calls: Iterable[tuple[str, str, Any]]) -> list[list[Any]]:
     """
     calls = list(calls)
     ids = {identity for identity, _, _ in calls}
-    assert len(ids) == len(calls) and all(ids), f"the calls' ids are {sorted(ids)}"
-    return [
-        [name, json.loads(arguments) if isinstance(arguments, str) else arguments] for _, name, arguments in calls
-    ]
+    assert len(ids) == len(calls), f"the calls' ids are {sorted(ids)}"
+    assert all(ids), "a call has no id"
+    return [[name, json.loads(arguments) if isinstance(arguments, str) else arguments] for _, name, arguments in calls]
 
 
 def main(client: Callable[[Question, Observations], None], *, package: str = "") -> None:

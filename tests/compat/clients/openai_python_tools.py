@@ -1,4 +1,4 @@
-"""openai-python: tool calls, structured output and reasoning, of chats and Responses, whole and by its stream helpers."""
+"""openai-python: tool calls, structured output and reasoning, of chats and Responses, whole and by its helpers."""
 
 from __future__ import annotations
 
@@ -48,9 +48,7 @@ def _tools_of_chats(client: openai.OpenAI, ask: Question, seen: Observations) ->
     # By hand, as its users do: the index says which call a delta belongs to.
     parts: list[dict[str, str]] = []
     end, usage = None, None
-    for chunk in client.chat.completions.create(
-        **called, **many, stream=True, stream_options={"include_usage": True}
-    ):
+    for chunk in client.chat.completions.create(**called, **many, stream=True, stream_options={"include_usage": True}):
         usage = chunk.usage
         for choice in chunk.choices:
             end = choice.finish_reason

@@ -61,7 +61,9 @@ async def _ask(kind: str, model: Callable[[str], Any], ask: Question, seen: Obse
     output = ToolOutput(Weather, name=ask.tool["name"], description=ask.tool["description"])
     agent = Agent(here, output_type=output, model_settings=settings)
     run = await agent.run(ask.tool_prompt)
-    parts = [(part.tool_call_id, part.tool_name, part.args) for part in run.response.parts if isinstance(part, ToolCallPart)]
+    parts = [
+        (part.tool_call_id, part.tool_name, part.args) for part in run.response.parts if isinstance(part, ToolCallPart)
+    ]
     calls = calls_of(parts)
     assert [given for _, given in calls] == [run.output.model_dump()], "its output is another one"
     seen.add(f"{kind}call", f"{name}, Agent.run, ToolOutput", calls=calls)
@@ -92,7 +94,9 @@ async def _ask(kind: str, model: Callable[[str], Any], ask: Question, seen: Obse
 
     *history, last = ask.dialogue
     turns = [
-        ModelRequest([UserPromptPart(turn["content"])]) if turn["role"] == "user" else ModelResponse([TextPart(turn["content"])])
+        ModelRequest([UserPromptPart(turn["content"])])
+        if turn["role"] == "user"
+        else ModelResponse([TextPart(turn["content"])])
         for turn in history
     ]
     settings = {"max_tokens": ask.dialogue_tokens, "temperature": 0}
@@ -101,7 +105,11 @@ async def _ask(kind: str, model: Callable[[str], Any], ask: Question, seen: Obse
     [thought] = [part for part in run_of_thought.response.parts if isinstance(part, ThinkingPart)]
     # What Responses has beside a summary is a detail to it.
     raw = (thought.provider_details or {}).get("raw_content", [])
-    facts = {"reasoning": thought.content or "".join(raw), "text": run_of_thought.output, "tokens": _used(run_of_thought)}
+    facts = {
+        "reasoning": thought.content or "".join(raw),
+        "text": run_of_thought.output,
+        "tokens": _used(run_of_thought),
+    }
     seen.add(f"{kind}reasoning", f"{name}, Agent.run, ThinkingPart", **facts)
 
 

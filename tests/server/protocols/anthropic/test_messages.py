@@ -228,11 +228,9 @@ def test_the_client_raises_its_errors(client, fields, error, says):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_tool_runner_goes_on_without_a_thread(client, stream):
-    """It asks for one first. The refusal has Anthropic's word for programs, and it sends the whole conversation then."""
+    """It asks for one first. The refusal has Anthropic's word for it, and it sends the whole conversation then."""
     with pytest.raises(anthropic.BadRequestError, match="thread is not supported") as caught:
-        client.messages.create(
-            model="synthetic", max_tokens=20, messages=HI, extra_body={"thread": {"type": "create"}}
-        )
+        client.messages.create(model="synthetic", max_tokens=20, messages=HI, extra_body={"thread": {"type": "create"}})
     assert caught.value.body["error"]["details"] == {"error_code": "thread_unsupported_request"}
 
     ran = []
