@@ -74,6 +74,7 @@ COMPAT := build/compat
 
 $(COMPAT)/venv/.installed: tests/compat/requirements.txt
 $(COMPAT)/aiperf/.installed: tests/compat/requirements-aiperf.txt
+$(COMPAT)/instructor/.installed: tests/compat/requirements-instructor.txt
 $(COMPAT)/guidellm/.installed: tests/compat/requirements-guidellm.txt $(COMPAT)/guidellm/.torch
 $(COMPAT)/%/.installed:
 	$(PYTHON) -m venv $(@D)
@@ -86,13 +87,23 @@ $(COMPAT)/guidellm/.torch:
 	$(@D)/bin/pip install -q -c .ci/constraints.txt torch
 	touch $@
 
+# What SGLang requires is CUDA, too: its benchmark gets what it imports, and then SGLang's own files.
+$(COMPAT)/sglang/.imports: tests/compat/imports-sglang.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q --only-binary :all: -r $<
+	touch $@
+
+$(COMPAT)/sglang/.installed: tests/compat/requirements-sglang.txt $(COMPAT)/sglang/.imports
+	$(@D)/bin/pip install -q --only-binary :all: --no-deps -r $<
+	touch $@
+
 $(COMPAT)/node_modules/.installed: tests/compat/package.json
 	mkdir -p $(COMPAT)
 	cp $< $(COMPAT)
 	npm install --prefix $(COMPAT) --no-audit --no-fund --no-package-lock --ignore-scripts
 	touch $@
 
-compat: setup $(foreach name,venv aiperf guidellm node_modules,$(COMPAT)/$(name)/.installed)
+compat: setup $(foreach name,venv instructor aiperf guidellm sglang node_modules,$(COMPAT)/$(name)/.installed)
 	$(BIN)/rbee pull
 	$(BIN)/python -m tests.compat $(ARGS)
 

@@ -19,7 +19,9 @@ import httpx
 from rbee.config import DEFAULT_MODEL
 from rbee.models import prepare
 from rbee.models.progress import ConsoleProgress
-from tests.compat.expected import MAX_TOKENS, PROMPT, Expected
+from tests.compat.expected import Expected
+from tests.compat.expected_tools import facts_of_tools
+from tests.compat.questions import Asked, question
 from tests.compat.running import CLIENTS, run
 from tests.compat.serving import serving
 from tests.compat.table import PART, content, rows_of
@@ -34,22 +36,33 @@ _KEY = "key-of-the-compatibility-suite"
 _PATIENCE = 120.0  # seconds for an answer to a plain request
 
 
-def _run_all(clients: Sequence[Client], folder: str, *, has_key: bool) -> list[Row]:
-    """Those that send a key, or those that cannot, against one server; `folder` is the model's."""
-    clients = [client for client in clients if client.has_key == has_key]
-    if not clients:
-        return []
-    options, key = ((), _KEY) if has_key else (("--cors-origin", "*"), "")
-    rows = []
-    with serving(*options, key=key) as url:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        with httpx.Client(base_url=url, headers=headers, timeout=_PATIENCE) as plain:
+def _with_key(clients: Sequence[Client], folder: str) -> list[Row]:
+    """Against a server with a key, and one with the same key that reads the model's reasoning."""
+    headers = {"Authorization": f"Bearer {_KEY}"}
+    with serving(key=_KEY) as url, serving("--reasoning-parser", "qwen3", key=_KEY) as thinker:
+        with (
+            httpx.Client(base_url=url, headers=headers, timeout=_PATIENCE) as plain,
+            httpx.Client(base_url=thinker, headers=headers, timeout=_PATIENCE) as thinking,
+        ):
             expected = Expected(plain)
-        arguments = [url, key or "none", expected.model, PROMPT, str(MAX_TOKENS), expected.stop, folder]
-        for client in clients:
-            added = rows_of(client, run(client, arguments), expected.facts)
-            print(*added, sep="\n", flush=True)
-            rows += added
+            expected.facts |= facts_of_tools(plain, thinking, expected.model)
+        return _rows(clients, expected, Asked(url, _KEY, thinker, folder))
+
+
+def _without_key(clients: Sequence[Client], folder: str) -> list[Row]:
+    """Those that cannot send one."""
+    with serving("--cors-origin", "*") as url:
+        with httpx.Client(base_url=url, timeout=_PATIENCE) as plain:
+            expected = Expected(plain)
+        return _rows(clients, expected, Asked(url, "none", "", folder))
+
+
+def _rows(clients: Sequence[Client], expected: Expected, asked: Asked) -> list[Row]:
+    rows = []
+    for client in clients:
+        added = rows_of(client, run(client, question(asked, expected.model, expected.stop)), expected.facts)
+        print(*added, sep="\n", flush=True)
+        rows += added
     return rows
 
 
@@ -63,7 +76,10 @@ def main() -> int:
         parser.error(f"there is no client {', '.join(unknown)}; there are {', '.join(names)}")
     clients = [client for client in CLIENTS if client.name in asked or not asked]
     folder = str(prepare(DEFAULT_MODEL, progress=ConsoleProgress()).path)
-    rows = _run_all(clients, folder, has_key=True) + _run_all(clients, folder, has_key=False)
+    rows = []
+    for has_key, run_all in ((True, _with_key), (False, _without_key)):
+        if chosen := [client for client in clients if client.has_key == has_key]:
+            rows += run_all(chosen, folder)
     if not asked:
         PART.page.write_text(PART.filled(content(rows)))
     bad = sum(not row.is_good for row in rows)

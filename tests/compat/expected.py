@@ -1,6 +1,6 @@
 """What every client of `make compat` should see: the answers that plain HTTP requests get, and what is known of them.
 
-Owns the question, the kinds of observations and how one is compared. Does not know the clients.
+Owns the kinds of plain answers and how an observation is compared. Does not know the clients.
 """
 
 from __future__ import annotations
@@ -8,12 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tests.compat.clients.observing import UNKNOWN_MODEL, tokens
+from tests.compat.questions import MAX_TOKENS, PROMPT
 
 if TYPE_CHECKING:
     import httpx
-
-PROMPT = "Name three things that bees make."
-MAX_TOKENS = 24
 
 Facts = dict[str, Any]
 

@@ -9,12 +9,9 @@ import json
 import re
 import shutil
 import subprocess
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from tests.docs.generated_part import ROOT
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 BUILT = ROOT / "build" / "compat"  # where the Makefile installs what the clients need
 _PROGRAMS = ROOT / "tests" / "compat" / "clients"
@@ -24,10 +21,13 @@ _EXCEPTION = re.compile(r"(\S+: )?[\w.]*(Error|Exception|Exit)\b")  # of Python 
 _OPENAI = {"chat", "stopped chat", "response", "models", "unknown model"}
 _ANTHROPIC = {"message", "stopped message", "token count", "unknown model"}
 _BYTES = {"chat", "unknown model"}
+_TOOLS = {"call", "object", "reasoning"}
+_TOOLS_OF_RESPONSES = {"response call", "response object", "response reasoning"}
+_TOOLS_OF_MESSAGES = {"message call", "message object", "message reasoning"}
 
 
 class Client(NamedTuple):
-    """One client."""
+    """One client; one with two programs stands twice."""
 
     name: str  # in ARGS
     title: str
@@ -45,18 +45,63 @@ CLIENTS = (
         "openai_python.py",
         _OPENAI | {"completion", "complete response", "embedding", "wrong key"},
     ),
+    Client(
+        "openai-tools",
+        "openai-python",
+        "openai_python_tools.py",
+        _TOOLS | _TOOLS_OF_RESPONSES | {"calls", "result", "response calls", "response result"},
+    ),
     Client("anthropic", "anthropic-sdk-python", "anthropic_python.py", _ANTHROPIC),
+    Client(
+        "anthropic-tools",
+        "anthropic-sdk-python",
+        "anthropic_python_tools.py",
+        _TOOLS_OF_MESSAGES | {"message", "message calls", "message result"},
+    ),
     Client("curl", "curl", "curl.py", _BYTES | {"arrival"}, needs="curl"),
     Client("openai-npm", "openai of npm", "openai_npm.mjs", _OPENAI | {"embedding"}, needs="node"),
+    Client(
+        "openai-npm-tools",
+        "openai of npm",
+        "openai_npm_tools.mjs",
+        _TOOLS | _TOOLS_OF_RESPONSES | {"calls", "response calls"},
+        needs="node",
+    ),
     Client("anthropic-npm", "@anthropic-ai/sdk", "anthropic_npm.mjs", _ANTHROPIC, needs="node"),
+    Client(
+        "anthropic-npm-tools",
+        "@anthropic-ai/sdk",
+        "anthropic_npm_tools.mjs",
+        _TOOLS_OF_MESSAGES | {"message calls", "message result"},
+        needs="node",
+    ),
     Client("langchain", "LangChain", "langchain.py", _BYTES | {"completion", "completions", "message"}),
+    Client(
+        "langchain-tools",
+        "LangChain",
+        "langchain_tools.py",
+        {"call", "result", "object", "message call", "message result", "message object", "message reasoning"},
+    ),
     Client("litellm", "LiteLLM", "litellm_python.py", _BYTES),
+    Client("litellm-tools", "LiteLLM", "litellm_tools.py", _TOOLS | {"result"}),
     Client("pydantic-ai", "pydantic-ai", "pydantic_ai_agent.py", _BYTES | {"response", "message"}),
+    Client(
+        "pydantic-ai-tools", "pydantic-ai", "pydantic_ai_tools.py", _TOOLS | _TOOLS_OF_RESPONSES | _TOOLS_OF_MESSAGES
+    ),
+    Client(
+        "instructor",
+        "instructor",
+        "instructor_modes.py",
+        {"call", "object", "response call", "message call"},
+        environment="instructor",
+    ),
     Client("llm", "llm", "llm_cli.py", _BYTES),
     Client("vercel", "Vercel AI SDK", "vercel_ai.mjs", _BYTES | {"stopped chat"}, needs="node"),
+    Client("vercel-tools", "Vercel AI SDK", "vercel_ai_tools.mjs", _TOOLS | {"calls", "result"}, needs="node"),
     Client("chromium", "Chromium", "chromium.mjs", _BYTES, needs="chromium", has_key=False),
     Client("aiperf", "aiperf", "aiperf_cli.py", _BYTES, environment="aiperf"),
     Client("guidellm", "guidellm", "guidellm_cli.py", _BYTES, environment="guidellm"),
+    Client("sglang", "SGLang's bench_serving", "sglang_serving.py", _BYTES | {"completion"}, environment="sglang"),
     Client("jdk", "JDK HttpClient", "jdk.py", _BYTES, needs="java"),
 )
 
@@ -78,13 +123,18 @@ def _command(client: Client) -> list[str]:
     return ["node", str(BUILT / client.program)]
 
 
-def run(client: Client, arguments: Sequence[str]) -> Seen:
-    """Run a client with these arguments."""
+def run(client: Client, question: dict[str, Any]) -> Seen:
+    """Run a client, which is asked this."""
     if client.needs and shutil.which(client.needs) is None:
         return Seen("", [], f"{client.needs} is not on PATH; install it")
     try:
         done = subprocess.run(
-            [*_command(client), *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=_PATIENCE
+            [*_command(client), json.dumps(question)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_PATIENCE,
         )
     except subprocess.TimeoutExpired:
         return Seen("", [], f"it did not end within {_PATIENCE:.0f} s")

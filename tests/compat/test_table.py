@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.compat.clients.observing import calls_of
 from tests.compat.running import BUILT, CLIENTS, Client, Seen
 from tests.compat.table import PART, rows_of
 from tests.docs.generated_part import ROOT
@@ -87,3 +88,25 @@ def test_the_page_has_the_versions_that_are_pinned():
 def test_what_is_installed_for_clients_is_not_in_git():
     """Neither is what is copied beside it."""
     assert BUILT.relative_to(ROOT).parts[0] in (ROOT / ".gitignore").read_text().replace("/", "").splitlines()
+
+
+def test_what_a_client_needs_is_there():
+    """Its program, and a rule that makes its environment; no two have the same name."""
+    made = (ROOT / "Makefile").read_text()
+    for client in CLIENTS:
+        assert (ROOT / "tests" / "compat" / "clients" / client.program).is_file()
+        assert f"$(COMPAT)/{client.environment}/.installed:" in made
+    names = [client.name for client in CLIENTS]
+    assert len(set(names)) == len(names)
+
+
+def test_calls_are_read():
+    """From JSON or from what a client has read already."""
+    assert calls_of([("1", "f", '{"a": 1}'), ("2", "f", {"a": 2})]) == [["f", {"a": 1}], ["f", {"a": 2}]]
+
+
+@pytest.mark.parametrize("ids", [("1", "1"), ("1", ""), ("1", None)])
+def test_each_call_has_an_id_of_its_own(ids):
+    """A result could not be sent back otherwise."""
+    with pytest.raises(AssertionError, match="id"):
+        calls_of((identity, "f", "{}") for identity in ids)

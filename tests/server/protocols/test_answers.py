@@ -94,6 +94,7 @@ REFUSED: list[tuple[str, dict[str, Any], int]] = [
     (CHAT, {"messages": HI, "model": "other"}, 404),
     (MESSAGES, {}, 400),
     (MESSAGES, {"messages": HI, "max_tokens": 1, "model": "other"}, 404),
+    (MESSAGES, {"messages": HI, "max_tokens": 1, "thread": {"type": "create"}}, 400),
     (RESPONSES, {}, 400),
     (JOBS, {"top_p": 3}, 400),
     (JOBS, {"prompt": "x", "model": "other"}, 404),

@@ -5,7 +5,7 @@ Owns the words for the kinds of errors. Statuses are everybody's (`rbee.server.h
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.responses import Response
@@ -28,6 +28,14 @@ _TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+# Anthropic's words for programs, by field. Its tool runners ask for a thread; told so, they send whole conversations.
+_CODES = {"thread": "thread_unsupported_request"}
+
+
+class AnthropicErrorDetails(Shape):
+    """What a program can do about it."""
+
+    error_code: str
 
 
 class AnthropicErrorFields(Shape):
@@ -35,6 +43,7 @@ class AnthropicErrorFields(Shape):
 
     type: str
     message: str
+    details: AnthropicErrorDetails | msgspec.UnsetType = msgspec.UNSET
 
 
 class AnthropicError(Shape, tag_field="type", tag="error"):
@@ -45,10 +54,12 @@ class AnthropicError(Shape, tag_field="type", tag="error"):
 
 
 def envelope(refusal: Refusal, request_id: str) -> bytes:
-    """`{"type": "error", "error": {"type", "message"}, "request_id"}` as JSON."""
+    """`{"type": "error", "error": {"type", "message", "details"?}, "request_id"}` as JSON."""
     status = status_of(refusal)
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    error = {"type": kind, "message": refusal.message}
+    error: dict[str, Any] = {"type": kind, "message": refusal.message}
+    if refusal.code == "unsupported_parameter" and refusal.param in _CODES:
+        error["details"] = {"error_code": _CODES[refusal.param]}
     return msgspec.json.encode({"type": "error", "error": error, "request_id": request_id})
 
 

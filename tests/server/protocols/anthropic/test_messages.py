@@ -226,6 +226,29 @@ def test_the_client_raises_its_errors(client, fields, error, says):
     assert caught.value.body["error"]["type"] in ("invalid_request_error", "not_found_error")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_tool_runner_goes_on_without_a_thread(client, stream):
+    """It asks for one first. The refusal has Anthropic's word for it, and it sends the whole conversation then."""
+    with pytest.raises(anthropic.BadRequestError, match="thread is not supported") as caught:
+        client.messages.create(model="synthetic", max_tokens=20, messages=HI, extra_body={"thread": {"type": "create"}})
+    assert caught.value.body["error"]["details"] == {"error_code": "thread_unsupported_request"}
+
+    ran = []
+
+    @anthropic.beta_tool
+    def look() -> str:
+        """Look."""
+        ran.append(look)
+        return "nothing"
+
+    turns = client.beta.messages.tool_runner(
+        model="synthetic", max_tokens=20, messages=HI, tools=[look], tool_choice={"type": "none"}, stream=stream
+    )
+    [message] = [turn.get_final_message() if stream else turn for turn in turns]
+    assert message.content[0].text == TEXT
+    assert ran == []
+
+
 def test_the_client_learns_of_an_error_in_mid_stream(start_server):
     """What came before it was shown; the error is the kind that its status has."""
     with (
