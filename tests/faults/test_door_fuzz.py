@@ -109,24 +109,26 @@ class Watched:
         return ""
 
 
-def failure_of(watched: Watched, plans: Sequence[Conversation], first: int) -> str:
-    """What these conversations, from number `first` on, bring to light, made small; or ""."""
-    failures = watched.client.run(plans)
+def failure_of(watched: Watched, numbers: range) -> str:
+    """What the conversations of these numbers bring to light, made small; or ""."""
+    failures = watched.client.run(conversation(SEED, number) for number in numbers)
     if failures:
         failure = failures[0]
         hangs = "neither" in failure.reason
         small = failure.plan if hangs else shrink(failure.plan, lambda plan: bool(watched.client.run([plan])))
         return (
-            f"{len(failures)} of {len(plans)} conversations; number {first + failure.number}: {failure.reason}\n"
+            f"{len(failures)} of {len(numbers)} conversations; number {numbers[failure.number]}: {failure.reason}\n"
             f"sent: {small}\ncame: {failure.received!r}"
         )
     if not (wrong := watched.look()):
         return ""
+    plans: Sequence[Conversation] = [conversation(SEED, number) for number in numbers]
     if watched.server.process.poll() is None and watched.look() == "":  # it can be tried again
         plans = smallest(plans, lambda some: bool(watched.fault(some)))
         if len(plans) == 1:
             plans = [shrink(plans[0], lambda plan: bool(watched.fault([plan])))]
-    return f"after conversations {first} to {first + BATCH - 1}: {wrong}\nsent: {plans if len(plans) == 1 else 'many'}"
+    sent = plans if len(plans) == 1 else "many"
+    return f"after conversations {numbers.start} to {numbers.stop - 1}: {wrong}\nsent: {sent}"
 
 
 @pytest.mark.parametrize("name", SERVERS)
@@ -143,8 +145,7 @@ def test_whatever_is_sent_is_answered_or_closed(start_server: Callable[..., Serv
         assert watched.look() == ""
         memory, most = 0, 0
         for first in range(numbers.start, numbers.stop, BATCH):
-            plans = [conversation(SEED, number) for number in range(first, min(first + BATCH, numbers.stop))]
-            wrong = failure_of(watched, plans, first)
+            wrong = failure_of(watched, range(first, min(first + BATCH, numbers.stop)))
             assert not wrong, f"seed {SEED}: {wrong}"
             if first - numbers.start < WARM:
                 memory = memory_kb(server)
