@@ -7,6 +7,9 @@ PROMETHEUS := build/prometheus
 NATIVE := $(shell find native -name '*.h' -o -name '*.cpp' -o -name CMakeLists.txt)
 CXX_FILES := $(filter %.h %.cpp,$(NATIVE))
 
+# The tests start hundreds of processes: each would compile our modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup serve test test-fast test-properties test-schemas test-native-long fuzz soak compat coverage lint audit bench bench-transport bench-peers bench-llama-cpp bench-quality bench-faults bench-door clean
 
 setup: $(STAMP)

@@ -10,6 +10,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tests.faults import fuzz_outputs
 from tests.faults.fuzz_routes import ROUTES
 from tests.raw_client import CHAT, COMPLETIONS
 
@@ -43,7 +44,8 @@ class Conversation(NamedTuple):
 _DEAR = frozenset(
     {CHAT, COMPLETIONS, "/metrics", "/openapi.json", "/v1/responses", "/v1/messages", "/v1/embeddings", "/v1/jobs"}
 )  # takes the engine's time, or the server's
-_QUICK = tuple(number for number, route in enumerate(ROUTES) if route[1] not in _DEAR)
+_QUICK = tuple(route for route in ROUTES if route[1] not in _DEAR)
+_OUTPUTS = 0.1  # of the requests say what their output must be
 _HARMLESS = (
     ("Accept", "*/*"),
     ("X-Request-Id", "id-1"),
@@ -156,21 +158,25 @@ def conversation(seed: int, number: int) -> Conversation:
     """The conversation of this number; the same one every time."""
     chance = random.Random(seed << 32 | number)
     kind = chance.random()
-    requests, wanted = [], []
-    for _ in range(chance.choice((1, 1, 1, 1, 2, 2, 3, 5))):
-        route = ROUTES[chance.randrange(len(ROUTES)) if chance.random() < 0.4 else chance.choice(_QUICK)]
+    requests, wanted, says_output = [], [], []
+    for _ in range(chance.choice((1, 1, 1, 1, 1, 2, 2, 4))):
+        among = chance.random()
+        route = chance.choice(fuzz_outputs.ROUTES if among < _OUTPUTS else ROUTES if among < 0.4 else _QUICK)
         requests.append(_valid(chance, route))
         wanted.append(frozenset({route[3]}))
+        says_output.append(among < _OUTPUTS)
     if kind < 0.2:
         requests[-1].headers.append((b"Connection", b"close"))
         data = b"".join(request.to_bytes() for request in requests)
         return Conversation(_split(chance, data), chance.choice(("answers", "half")), tuple(wanted))
-    changed = requests[chance.randrange(len(requests))]
-    changes = _CHANGES if kind < 0.85 else ()
-    for _ in range(chance.choice((1, 1, 1, 2, 3)) if changes else 0):
-        chance.choice(changes)(chance, changed)
+    place = chance.randrange(len(requests))
+    changed = requests[place]
+    is_changed = kind < 0.85
+    for _ in range(chance.choice((1, 1, 1, 2, 3)) if is_changed else 0):
+        within = says_output[place] and chance.random() < 0.7
+        (_change_within if within else chance.choice(_CHANGES))(chance, changed)
     data = b"".join(request.to_bytes() for request in requests)
-    if not changes or chance.random() < 0.25:
+    if not is_changed or chance.random() < 0.25:
         data = _with_broken_bytes(chance, data)
     if chance.random() < 0.15:
         data = data[: chance.randrange(len(data) + 1)]
@@ -277,7 +283,7 @@ def _change_body(chance: random.Random, request: _Request) -> None:
         inner = content.get("messages")
         if how < 0.1 and isinstance(inner, list) and inner and isinstance(inner[0], dict):
             content["messages"] = [inner[0] | {chance.choice(("role", "content", "name", "x", "tool_calls")): _MARK}]
-        text = json.dumps(content).encode().replace(b'"' + _MARK.encode() + b'"', fragment)
+        text = _text_of(content, fragment)
     elif how < 0.8:
         text = json.dumps(content).encode()[:-1] + b',"prompt":' + fragment + b"}"
     elif how < 0.9:
@@ -289,6 +295,29 @@ def _change_body(chance: random.Random, request: _Request) -> None:
         text = b'{"prompt":"' + b"x" * chance.choice((70_000, 1_100_000)) + b'"}'
     request.body = text
     _frame(chance, request, chunked=chance.random() < 0.2)
+
+
+def _change_within(chance: random.Random, request: _Request) -> None:
+    """What its output must be, or something deeper inside of its body."""
+    try:
+        content = json.loads(request.body or b"")
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        _change_body(chance, request)
+        return
+    if chance.random() < 0.3:
+        fuzz_outputs.change_field(chance, content)
+    for _ in range(chance.choice((0, 1, 1, 2, 3))):
+        if content:
+            fuzz_outputs.bend(chance, content, _MARK)
+    request.body = _text_of(content, chance.choice(_FRAGMENTS))
+    _frame(chance, request, chunked=chance.random() < 0.2)
+
+
+def _text_of(content: dict[str, Any], fragment: bytes) -> bytes:
+    """As JSON, but for the fragment where the mark stands."""
+    return json.dumps(content).encode().replace(b'"' + _MARK.encode() + b'"', fragment)
 
 
 def _change_to_preflight(chance: random.Random, request: _Request) -> None:
@@ -305,7 +334,7 @@ def _change_to_preflight(chance: random.Random, request: _Request) -> None:
 
 _CHANGES: tuple[Callable[[random.Random, _Request], None], ...] = (
     *(_change_line, _change_header, _change_header, _change_framing, _change_framing),
-    *(_change_body, _change_body, _change_body, _change_body, _change_to_preflight),
+    *(_change_body, _change_body, _change_body, _change_within, _change_to_preflight),
 )
 
 

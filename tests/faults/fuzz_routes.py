@@ -31,11 +31,16 @@ ROUTES: tuple[tuple[str, str, dict[str, Any] | None, int], ...] = (  # method, t
     ("POST", COMPLETIONS, {"prompt": "left", "max_tokens": 90, "ignore_eos": True, "stream": True}, 200),
     ("POST", COMPLETIONS, {"prompt": [104, 105], "max_tokens": 3, "logprobs": 1, "echo": True}, 200),
     ("POST", COMPLETIONS, {"prompt": "hi", "n": 2, "max_tokens": 2, "stop": ["zz"], "stream": True}, 200),
-    ("POST", COMPLETIONS, {"prompt": "hi" * 200, "max_tokens": 1}, 400),
+    ("POST", COMPLETIONS, {"prompt": "hi" * 600, "max_tokens": 1}, 400),
     ("POST", CHAT, {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}, 200),
     ("POST", COMPLETIONS, {"prompt": ["hi", [104]], "n": 2, "max_tokens": 2, "prompt_logprobs": 1}, 200),
     ("POST", "/v1/responses", {"input": "hi", "max_output_tokens": 2, "stream": True}, 200),
-    ("POST", "/v1/responses", {"input": [{"role": "user", "content": "hi"}], "store": False}, 200),
+    (
+        "POST",
+        "/v1/responses",
+        {"input": [{"role": "user", "content": "hi"}], "store": False, "max_output_tokens": 90},
+        200,
+    ),
     (
         "POST",
         "/v1/messages",

@@ -12,9 +12,28 @@ import pytest
 
 from rbee.transport import Arena, Consumer, Producer, create_doorbell
 from tests.raw_client import limit_receive_buffer
+from tests.transport.compiled import Compiling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Any
+
+_COMPILING = pytest.StashKey[Compiling]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begin what compilers take long for, if tests want it that will run; these are among the last."""
+    names = {mark.args[0] for item in session.items for mark in item.iter_markers("compiled")}
+    if names and not session.config.option.collectonly:
+        compiling = session.config.stash[_COMPILING] = Compiling(names)
+        session.config.add_cleanup(compiling.close)
+
+
+@pytest.fixture
+def compiled(request: pytest.FixtureRequest) -> Any:
+    """What came of the job that the test's mark names."""
+    [mark] = request.node.iter_markers("compiled")
+    return request.config.stash[_COMPILING].result(mark.args[0])
 
 
 class Sides:

@@ -108,6 +108,7 @@ class Check:
 
 MODEL = Check("model", "", ("rbee_model_check",))
 ADDRESS = Check("address", "address,undefined", ("rbee_transport_tests", "rbee_kernel_tests", "rbee_model_tests"))
+STRESS = Check("stress", "", ("rbee_core_stress",))
 THREAD = Check("thread", "thread", ("rbee_transport_tests", "rbee_model_tests"))  # kernels alone have no threads
 
 

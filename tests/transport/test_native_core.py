@@ -1,18 +1,13 @@
-"""Builds and runs the core's own unit tests with each sanitizer, and its stress program: native/tests."""
+"""The core's own unit tests with each sanitizer, and its stress program: native/tests."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
-from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.transport.mutations import ADDRESS, CMAKE, NATIVE, THREAD, Check, without_address_randomisation
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.transport.mutations import ADDRESS, THREAD, Check
 
 pytestmark = pytest.mark.slow
 
@@ -27,29 +22,21 @@ KEY_TESTS = {
 }
 
 
-@pytest.mark.parametrize("check", [ADDRESS, THREAD], ids=lambda check: check.name)
-def test_core_under(check: Check, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "check", [pytest.param(check, marks=pytest.mark.compiled(check.name), id=check.name) for check in (ADDRESS, THREAD)]
+)
+def test_core_under(check: Check, compiled: dict[str, tuple[int, str]]) -> None:
     """Transport, kernels, and the model on its thread pool pass under the sanitizer, with every warning an error."""
-    check.configure(NATIVE, tmp_path)
-    check.build(tmp_path)
-    with contextlib.ExitStack() as ending:
-        running = {}
-        for target in check.targets:
-            command: list[str | Path] = [*without_address_randomisation(), tmp_path / target]
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            running[target] = ending.enter_context(process)
-            ending.callback(process.kill)
-        for target, process in running.items():
-            output, _ = process.communicate()
-            assert process.returncode == 0, output
-            assert all(f"ok      {name}\n" in output for name in KEY_TESTS[target]), output
+    assert compiled.keys() == set(check.targets)
+    for target, (code, output) in compiled.items():
+        assert code == 0, output
+        assert all(f"ok      {name}\n" in output for name in KEY_TESTS[target]), output
 
 
-def test_stress(tmp_path: Path) -> None:
+@pytest.mark.compiled("stress")
+def test_stress(compiled: str) -> None:
     """A million steps between two processes lose no wakeup and lose, repeat or confuse no token."""
-    subprocess.run([CMAKE, "-S", NATIVE, "-B", tmp_path, "-DRBEE_BUILD_TESTS=ON"], check=True, capture_output=True)
-    subprocess.run([CMAKE, "--build", tmp_path, "--target", "rbee_core_stress"], check=True, capture_output=True)
-    done = subprocess.run([tmp_path / "rbee_core_stress"], capture_output=True, text=True, check=False)
+    done = subprocess.run([compiled], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     seen = json.loads(done.stdout)
     assert seen["steps"] >= 1_000_000

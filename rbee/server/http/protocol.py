@@ -22,7 +22,7 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import refusals
 from rbee.server.http.departures import Departures, WatchedFlow
-from rbee.server.http.heads import UnreadableHeadError, checked_target
+from rbee.server.http.heads import UnreadableHeadError, checked_target, parts, unreadable
 from rbee.server.http.unread import Layers, UnreadBytes
 from rbee.server.http.upgrades import DecliningParser
 from rbee.server.http.writer import EXTENSION, HAS_LEFT, KEEP_ALIVE, WRITE_BUFFER_HIGH, WRITE_BUFFER_LOW, SocketWriter
@@ -78,7 +78,8 @@ class StreamProtocol(HttpToolsProtocol):
         self._answering: RequestResponseCycle | None = None  # `cycle` is the newest, perhaps of a request that waits
         self.listener: WriterListener | None = None  # of the one response that is being streamed
         self._number = 0  # of the newest request
-        self._in_head = True  # the parser is before the end of a request's head
+        self._in_head = False  # the parser is between the beginning of a request and the end of its head
+        self._line = b""  # of a head, what the parser has got of its unfinished line
         self._framing_bytes = 0  # of the present request: line, headers, sizes and extensions of chunks, trailers
         self._unreadable = False  # nothing that comes is looked at any more
         self._in_body = False  # the newest request has not come to its end
@@ -267,13 +268,11 @@ class StreamProtocol(HttpToolsProtocol):
         """As uvicorn does, which has another answer where the parser gives up."""
         self._unset_keepalive_if_required()
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            is_url = isinstance(error.__context__, httptools.HttpParserInvalidURLError)
-            is_head = isinstance(error.__context__, UnreadableHeadError)
-            reason = "Invalid URL" if is_url else str(error.__context__ if is_head else error)
-            message = f"This cannot be read as a request of HTTP/1.1: {reason}. The connection is closed."
-            self._refuse(Refusal(RefusalKind.INVALID, message, code="invalid_http"))
+            for part in parts(self._line, data, lambda: not (self._in_head or self._in_body)):
+                self.parser.feed_data(part)
+            self._line = (self._line + data).rpartition(b"\n")[2] if self._in_head else b""
+        except (httptools.HttpParserError, UnreadableHeadError) as error:
+            self._refuse(unreadable(error))
         except httptools.HttpParserUpgrade:  # CONNECT: what follows belongs to no request
             self._unreadable = True
             self._keep_no_longer()

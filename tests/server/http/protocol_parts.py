@@ -89,6 +89,7 @@ class RefusingApp:
         self.may_answer = asyncio.Event()
         self.received: list[str] = []
         self.refused: list[str] = []
+        self.reasons: list[str] = []
 
     async def __call__(self, scope, receive, send):
         refusal = scope["state"].get(STATE)
@@ -100,6 +101,7 @@ class RefusingApp:
             await self.may_answer.wait()
         else:
             self.refused.append(refusal.code)
+            self.reasons.append(str(refusal))
         body = b"ok" if refusal is None else refusal.code.encode()
         headers = [(b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 400 if refusal else 200, "headers": headers})

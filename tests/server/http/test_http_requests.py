@@ -92,6 +92,48 @@ async def test_what_cannot_be_read_is_refused_and_read_no_more(name):
     await end(protocol)
 
 
+OTHER_LINE = b"POST / RTSP/1.0\r\n"
+WITH_OTHER_LINES = (  # where they are text: a body in one piece or in chunks, a header, a trailer, a target
+    b"POST / HTTP/1.1\r\nX: %b\r\nContent-Length: %d\r\n\r\n%b"
+    b"POST /? HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n11\r\n%b\r\n0\r\nX: %b\r\n"
+    b"POST /RTSP/ICE/ HTTP/1.1\r\nX: y\r\n\r\n"
+) % (OTHER_LINE.strip(), 4 * len(OTHER_LINE), 4 * OTHER_LINE, OTHER_LINE, OTHER_LINE)
+OTHER_REQUESTS = {
+    "first": (b"", b"GET / RTSP/1.0\r\n\r\n"),
+    "behind empty lines": (b"\r\n\r\n", b"GET /  RTSP/1.0\r\nHost: a\r\n\r\n"),
+    "behind others": (WITH_OTHER_LINES, b"OPTIONS * RTSP/1.1\r\n\r\n"),
+    "RTSP's own method": (WITH_OTHER_LINES, b"GET_PARAMETER rtsp://a/b RTSP/1.0\r\n\r\n"),
+    "ICE": (WITH_OTHER_LINES, b"SOURCE / ICE/1.0\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("size", [*range(1, 25), 10_000])
+@pytest.mark.parametrize("name", OTHER_REQUESTS)
+async def test_a_request_of_another_protocol_is_refused_wherever_it_is_cut(name, size):
+    """The parser reads three protocols alike. Requests before it are answered, and the text in them is theirs."""
+    before, other = OTHER_REQUESTS[name]
+    protocol, transport = connect(app := RefusingApp())
+    app.may_answer.set()
+    sent = before + other
+    for start in range(0, len(sent), size):
+        protocol.data_received(sent[start : start + size])
+        await settle()
+    assert (len(app.received), app.refused) == (before.count(b" HTTP/1.1"), ["invalid_http"])
+    assert "It is one of RTSP or ICE" in app.reasons[0]
+    assert transport.ended
+    await end(protocol)
+
+
+@pytest.mark.parametrize("size", [1000, 1_000_000])
+async def test_a_body_of_request_lines_of_another_protocol(size):
+    """No body that is of use has many; each takes the parser a call, so that they are bounded in one piece."""
+    protocol, transport = connect(app := RefusingApp())
+    body = OTHER_LINE * (size // len(OTHER_LINE))
+    await feed(protocol, transport, [b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)])
+    assert app.refused == ([] if size == 1000 else ["invalid_http"])
+    await end(protocol)
+
+
 @pytest.mark.parametrize("name", UNREADABLE)
 async def test_an_answer_that_is_due_goes_before_a_refusal(name):
     """Nothing gets into the midst of it, and nothing is read until it has gone."""
