@@ -109,6 +109,35 @@ def test_a_preempted_output_goes_on_where_it_was():
     assert tokens(20) == tokens(200)
 
 
+def test_an_engine_without_grammars_loads_no_vocabulary():
+    """The first grammar does, once, on a thread of its own: nobody else waits for that."""
+    loaded: list[int] = []
+    go_on = threading.Event()
+
+    def load() -> Vocabulary:
+        loaded.append(threading.get_ident())
+        assert go_on.wait(PATIENCE)
+        return _FakeVocabulary()  # type: ignore[return-value]
+
+    with InProcessEngine(synthetic(), load_vocabulary=load) as engine:
+        threads = threading.active_count()
+        engine.submit([1])
+        engine.run()
+        assert (loaded, threading.active_count()) == ([], threads)
+        first, beside = engine.submit([1], grammar="digits"), engine.submit([1])
+        while beside.finish is None:
+            engine.core.step()
+            engine.rings.drain()
+        assert (first.tokens, first.finish) == ([], None)
+        go_on.set()
+        engine.run()
+        second = engine.submit([1], grammar="other digits")
+        engine.run()
+        assert [text_of(request) for request in (first, second)] == ["1" * 8] * 2
+    [thread] = loaded
+    assert thread != threading.get_ident()
+
+
 def test_sequences_without_a_grammar_do_not_wait_for_one_that_is_built():
     """It is built on a thread of its own; its own sequence waits, whatever its rank."""
     go_on = threading.Event()
