@@ -188,8 +188,9 @@ class Grammars:
 
     def clear_descriptor(self) -> None:
         """Make it unreadable until another constraint is built."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.descriptor)
+        if self._threads:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self.descriptor)
 
     def close(self) -> None:
         """End the threads, when they have done what they are at."""
