@@ -38,6 +38,7 @@ from rbee.server.protocols.output_form import of_schema
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     import numpy as np
     from numpy.typing import NDArray
@@ -167,25 +168,18 @@ def measure_steps(runner: ModelRunner, known: Vocabulary, batch: int, share: str
     return Steps(times, cpu * 1e3)
 
 
-def _steps_table(found: dict[tuple[int, str], list[Steps]]) -> dict[str, dict[str, Any]]:
-    """Rows by batch and share."""
-    rows: dict[str, dict[str, Any]] = {}
+def steps_rows(found: dict[tuple[int, str], list[Steps]]) -> dict[str, dict[str, float]]:
+    """A row of figures for each batch and share; the first of each batch is what the others stand beside."""
+    rows: dict[str, dict[str, float]] = {}
     for (batch, share), rounds in found.items():
         times = [time for one in rounds for time in one.times]
-        medians = [statistics.median(one.times) for one in rounds]
+        p50 = statistics.median(statistics.median(one.times) for one in rounds)
         cpu = statistics.median(one.cpu / len(one.times) for one in rounds)
-        row = {"p50_ms": statistics.median(medians), "p99_ms": percentile(times, 99), "cpu_ms": cpu}
-        base = rows.get(f"{batch}, {_ROUTE_WITHOUT}", row)
-        row |= {"beside": row["p50_ms"] / base["p50_ms"], "cpu_beside": row["cpu_ms"] / base["cpu_ms"]}
-        rows[f"{batch}, {share}"] = row
-    return {
-        name: {"steps": sum(len(one.times) for one in found[key]), **_rounded(rows[name])}
-        for name, key in zip(rows, found, strict=True)
-    }
-
-
-def _rounded(row: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 3) for name, value in row.items()}
+        row = {"steps": len(times), "p50_ms": p50, "p99_ms": percentile(times, 99), "cpu_ms": cpu}
+        first = rows.get(f"{batch}, {_ROUTE_WITHOUT}", row)
+        row |= {"beside": p50 / first["p50_ms"], "cpu_beside": cpu / first["cpu_ms"]}
+        rows[f"{batch}, {share}"] = {name: round(value, 3) for name, value in row.items()}
+    return rows
 
 
 def _run(rig: Rig) -> None:
@@ -206,17 +200,19 @@ def status_of(address: str, body: str) -> int:
         return connection.getresponse().status
 
 
-async def measure_refusals(server: OwnServer, options: argparse.Namespace, *, refuse: bool) -> dict[str, Any]:
-    """The gaps of all streams, with or without schemas that are refused while they run."""
+async def measure_refusals(
+    server: OwnServer, options: argparse.Namespace, numbers: Iterator[int] | None
+) -> dict[str, Any]:
+    """The gaps of all streams; while they run, the slow schemas of these numbers are refused, if there are some."""
     body = {"prompt": "x", "max_tokens": options.stream_tokens, "stream": True}
     host, port, request = http_request(server.url, "/v1/completions", body)
     streams = [asyncio.create_task(run_stream(host, port, request, 300)) for _ in range(options.streams)]
     refused: list[float] = []
     done = asyncio.Event()
 
-    async def send_schemas(sender: int) -> None:
-        for number in itertools.count():
-            asked = json.dumps({"prompt": "x", "guided_json": slow_schema(2 * number + sender)})
+    async def send_schemas(numbers: Iterator[int]) -> None:
+        for number in numbers:
+            asked = json.dumps({"prompt": "x", "guided_json": slow_schema(number)})
             started = time.monotonic()
             status = await asyncio.to_thread(status_of, f"{host}:{port}", asked)
             if status != 400:
@@ -225,7 +221,7 @@ async def measure_refusals(server: OwnServer, options: argparse.Namespace, *, re
             if done.is_set():
                 return
 
-    senders = [asyncio.create_task(send_schemas(sender)) for sender in range(2 if refuse else 0)]
+    senders = [asyncio.create_task(send_schemas(numbers)) for _ in range(2)] if numbers else []
     gaps: list[float] = []
     for stream in await asyncio.gather(*streams):
         times = [frame.read_ns for frame in stream.frames() if frame.data != "[DONE]"]
@@ -240,7 +236,7 @@ async def measure_refusals(server: OwnServer, options: argparse.Namespace, *, re
 
 def main() -> None:
     """Measure all three, and report."""
-    parser = argument_parser(__doc__, "grammars.{json,md}", rounds=3)
+    parser = argument_parser(__doc__, "grammars.{json,md}", rounds=5)
     add_model_options(parser)
     parser.add_argument("--tokens", type=int, default=120, help="of each output (default %(default)s)")
     parser.add_argument("--batches", type=integers, default=[1, 32], help="(default 1,32)")
@@ -254,18 +250,21 @@ def main() -> None:
     for name, schema in _SCHEMAS.items():
         masks[name] = measure_masks(runner, known, schema, options.tokens)
         progress(f"masks of {name}: {masks[name]}")
-    found: dict[tuple[int, str], list[Steps]] = {key: [] for key in itertools.product(options.batches, _SHARES)}
+    found: dict[tuple[int, str], list[Steps]] = {
+        (batch, share): [] for batch in options.batches for share in _SHARES if batch > 1 or share != "half"
+    }
     for number in range(options.rounds):
         for batch, share in [*found][:: 1 if number % 2 == 0 else -1]:
             found[batch, share].append(measure_steps(runner, known, batch, share, tokens=options.tokens, seed=number))
             progress(f"round {number + 1}/{options.rounds}  batch {batch}, {share} constrained")
-    steps = _steps_table(found)
+    steps = steps_rows(found)
     server = OwnServer("--model", "synthetic", "--synthetic-step-ms", "10")
     rounds: dict[str, list[dict[str, Any]]] = {"alone": [], "beside refusals": []}
+    numbers = itertools.count()  # a schema that comes again is remembered
     try:
         for number in range(options.rounds):
             for name, figures in rounds.items():
-                figures.append(asyncio.run(measure_refusals(server, options, refuse=name != "alone")))
+                figures.append(asyncio.run(measure_refusals(server, options, None if name == "alone" else numbers)))
                 progress(f"round {number + 1}/{options.rounds}  streams {name}: {figures[-1]}")
     finally:
         server.stop()
