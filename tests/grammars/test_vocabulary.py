@@ -108,6 +108,13 @@ def test_a_source_is_text(tmp_path):
         known.compile('start: "\ud800"')
 
 
+def test_a_panic_of_llguidance_is_an_error_of_the_source(tmp_path):
+    """Version 1.9.1 has one for the name of a token where there are no special ones."""
+    known = load(tmp_path, SYNTHETIC)
+    with pytest.raises(GrammarError):
+        known.compile("start: <|end|>")
+
+
 def test_matchers_are_freed(tmp_path):
     """Each has the whole grammar's state."""
     known = load(tmp_path, SYNTHETIC)
