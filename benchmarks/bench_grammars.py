@@ -3,9 +3,15 @@
     python benchmarks/bench_grammars.py --save
 
 Masks: the time that each mask takes where it is filled, on its thread beside the model's, in a batch of 8 outputs of
-several schemas. Steps: the time of a decode step at batch 1 and 32 with no, half and all sequences constrained, in
-turns, in one process without a server. Refusals: the ITL of 32 streams of a server on its own, and while clients send
-it schemas that take more than the limit to compile, each another one; `a step` is the median ITL of the former.
+several schemas.
+
+Steps: time and processor time of a decode step at batch 1 and 32, in one process without a server: in an engine that
+has had no grammar yet (the route without: no vocabulary is loaded and no thread runs); and with no, half and all
+sequences constrained in one that has. All take turns, in every second round backwards; `beside` is the ratio of the
+medians to the first.
+
+Refusals: the ITL of 32 streams of a server on its own, and while clients send it schemas that take more than the limit
+to compile, each another one; `a step` is the median ITL of the former.
 """
 
 from __future__ import annotations
@@ -17,10 +23,10 @@ import itertools
 import json
 import statistics
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench_serving import percentile
-from engine_rig import Rig, add_model_options, load_runner, model_folder, random_prompts
+from engine_rig import Rig, add_model_options, label, load_runner, model_folder, random_prompts, variant
 from own_server import OwnServer
 from program import argument_parser, finish, integers, progress
 from saving import table
@@ -32,6 +38,7 @@ from rbee.server.protocols.output_form import of_schema
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     import numpy as np
     from numpy.typing import NDArray
@@ -63,7 +70,8 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
         "minItems": 999,
     },
 }
-_SHARES = {"none": 0.0, "half": 0.5, "all": 1.0}
+_ROUTE_WITHOUT = "no grammar yet"
+_SHARES = {_ROUTE_WITHOUT: 0.0, "none": 0.0, "half": 0.5, "all": 1.0}
 _WARM_STEPS = 4
 
 
@@ -119,12 +127,21 @@ def measure_masks(runner: ModelRunner, known: Vocabulary, schema: dict[str, Any]
     }
 
 
-def measure_steps(
-    runner: ModelRunner, known: Vocabulary, batch: int, share: float, *, tokens: int, seed: int
-) -> list[float]:
-    """Milliseconds of the decode steps of a batch of which this share follows a grammar."""
+class Steps(NamedTuple):
+    """Milliseconds of each decode step, and of all processors for all of them."""
+
+    times: list[float]
+    cpu: float
+
+
+def measure_steps(runner: ModelRunner, known: Vocabulary, batch: int, share: str, *, tokens: int, seed: int) -> Steps:
+    """Those of a batch of which this share follows a grammar."""
     with contextlib.ExitStack() as stack:
         rig = Rig(stack, runner, prefix_caching=False, load_vocabulary=lambda: known)
+        people = of_schema(_PEOPLE, "").source
+        if share != _ROUTE_WITHOUT:
+            rig.submit([1], time.monotonic_ns(), max_tokens=2, grammar=people)
+            _run(rig)
         streams = [
             rig.submit(
                 prompt,
@@ -132,7 +149,7 @@ def measure_steps(
                 max_tokens=1000,
                 temperature=0.8,
                 seed=number,
-                grammar=of_schema(_PEOPLE, "").source if number < round(share * batch) else "",
+                grammar=people if number < round(_SHARES[share] * batch) else "",
             )
             for number, prompt in enumerate(random_prompts(batch, 32, runner.vocab_size, seed))
         ]
@@ -140,13 +157,29 @@ def measure_steps(
             if not rig.step():
                 time.sleep(0.001)
         times = []
+        cpu = time.process_time()
         for _ in range(tokens):
             started = time.perf_counter_ns()
             rig.step()
             times.append((time.perf_counter_ns() - started) / 1e6)
+        cpu = time.process_time() - cpu
         assert not any(stream.finish for stream in streams), "none has ended"
         rig.core.end_all(FinishReason.ABORT)
-    return times
+    return Steps(times, cpu * 1e3)
+
+
+def steps_rows(found: dict[tuple[int, str], list[Steps]]) -> dict[str, dict[str, float]]:
+    """A row of figures for each batch and share; the first of each batch is what the others stand beside."""
+    rows: dict[str, dict[str, float]] = {}
+    for (batch, share), rounds in found.items():
+        times = [time for one in rounds for time in one.times]
+        p50 = statistics.median(statistics.median(one.times) for one in rounds)
+        cpu = statistics.median(one.cpu / len(one.times) for one in rounds)
+        row = {"steps": len(times), "p50_ms": p50, "p99_ms": percentile(times, 99), "cpu_ms": cpu}
+        first = rows.get(f"{batch}, {_ROUTE_WITHOUT}", row)
+        row |= {"beside": p50 / first["p50_ms"], "cpu_beside": cpu / first["cpu_ms"]}
+        rows[f"{batch}, {share}"] = {name: round(value, 3) for name, value in row.items()}
+    return rows
 
 
 def _run(rig: Rig) -> None:
@@ -167,17 +200,19 @@ def status_of(address: str, body: str) -> int:
         return connection.getresponse().status
 
 
-async def measure_refusals(server: OwnServer, options: argparse.Namespace, *, refuse: bool) -> dict[str, Any]:
-    """The gaps of all streams, with or without schemas that are refused while they run."""
+async def measure_refusals(
+    server: OwnServer, options: argparse.Namespace, numbers: Iterator[int] | None
+) -> dict[str, Any]:
+    """The gaps of all streams; while they run, the slow schemas of these numbers are refused, if there are some."""
     body = {"prompt": "x", "max_tokens": options.stream_tokens, "stream": True}
     host, port, request = http_request(server.url, "/v1/completions", body)
     streams = [asyncio.create_task(run_stream(host, port, request, 300)) for _ in range(options.streams)]
     refused: list[float] = []
     done = asyncio.Event()
 
-    async def send_schemas(sender: int) -> None:
-        for number in itertools.count():
-            asked = json.dumps({"prompt": "x", "guided_json": slow_schema(2 * number + sender)})
+    async def send_schemas(numbers: Iterator[int]) -> None:
+        for number in numbers:
+            asked = json.dumps({"prompt": "x", "guided_json": slow_schema(number)})
             started = time.monotonic()
             status = await asyncio.to_thread(status_of, f"{host}:{port}", asked)
             if status != 400:
@@ -186,7 +221,7 @@ async def measure_refusals(server: OwnServer, options: argparse.Namespace, *, re
             if done.is_set():
                 return
 
-    senders = [asyncio.create_task(send_schemas(sender)) for sender in range(2 if refuse else 0)]
+    senders = [asyncio.create_task(send_schemas(numbers)) for _ in range(2)] if numbers else []
     gaps: list[float] = []
     for stream in await asyncio.gather(*streams):
         times = [frame.read_ns for frame in stream.frames() if frame.data != "[DONE]"]
@@ -201,7 +236,7 @@ async def measure_refusals(server: OwnServer, options: argparse.Namespace, *, re
 
 def main() -> None:
     """Measure all three, and report."""
-    parser = argument_parser(__doc__, "grammars.{json,md}", rounds=3)
+    parser = argument_parser(__doc__, "grammars.{json,md}", rounds=5)
     add_model_options(parser)
     parser.add_argument("--tokens", type=int, default=120, help="of each output (default %(default)s)")
     parser.add_argument("--batches", type=integers, default=[1, 32], help="(default 1,32)")
@@ -215,20 +250,21 @@ def main() -> None:
     for name, schema in _SCHEMAS.items():
         masks[name] = measure_masks(runner, known, schema, options.tokens)
         progress(f"masks of {name}: {masks[name]}")
-    times: dict[tuple[int, str], list[float]] = {key: [] for key in itertools.product(options.batches, _SHARES)}
-    for number, (batch, share) in itertools.product(range(options.rounds), times):
-        times[batch, share] += measure_steps(runner, known, batch, _SHARES[share], tokens=options.tokens, seed=number)
-        progress(f"round {number + 1}/{options.rounds}  batch {batch}, {share} constrained")
-    steps = {
-        f"{batch}, {share}": {"steps": len(some), **{f"p{p}_ms": round(percentile(some, p), 3) for p in (50, 99)}}
-        for (batch, share), some in times.items()
+    found: dict[tuple[int, str], list[Steps]] = {
+        (batch, share): [] for batch in options.batches for share in _SHARES if batch > 1 or share != "half"
     }
+    for number in range(options.rounds):
+        for batch, share in [*found][:: 1 if number % 2 == 0 else -1]:
+            found[batch, share].append(measure_steps(runner, known, batch, share, tokens=options.tokens, seed=number))
+            progress(f"round {number + 1}/{options.rounds}  batch {batch}, {share} constrained")
+    steps = steps_rows(found)
     server = OwnServer("--model", "synthetic", "--synthetic-step-ms", "10")
     rounds: dict[str, list[dict[str, Any]]] = {"alone": [], "beside refusals": []}
+    numbers = itertools.count()  # a schema that comes again is remembered
     try:
         for number in range(options.rounds):
             for name, figures in rounds.items():
-                figures.append(asyncio.run(measure_refusals(server, options, refuse=name != "alone")))
+                figures.append(asyncio.run(measure_refusals(server, options, None if name == "alone" else numbers)))
                 progress(f"round {number + 1}/{options.rounds}  streams {name}: {figures[-1]}")
     finally:
         server.stop()
@@ -239,14 +275,15 @@ def main() -> None:
     moved = itl["beside refusals"]["itl_p99_ms"] - itl["alone"]["itl_p99_ms"]
     step = itl["alone"]["itl_p50_ms"]
     refused = sum(one["refused"] for one in rounds["beside refusals"])
+    seconds = statistics.median(one["seconds"] for one in rounds["beside refusals"])
     verdict = "met" if moved < step and refused else "MISSED"
     text = "\n\n".join(
         [
-            "Masks, by schema:\n\n" + _table(masks),
+            f"{label(runner, options)}. Masks, by schema:\n\n" + _table(masks),
             "Decode steps, by batch and constrained share:\n\n" + _table(steps),
             f"ITL of {options.streams} streams of the synthetic model, medians of {options.rounds} rounds:\n\n"
             + _table(itl),
-            f"{refused} schemas came meanwhile, and were refused.",
+            f"{refused} schemas came meanwhile, and were refused after {seconds:.2f} s in the median.",
             f"The p99 moved by {moved:.3f} ms, a step has {step:.3f} ms: {verdict}.",
         ]
     )
@@ -258,7 +295,7 @@ def main() -> None:
         "rounds": json.loads(json.dumps(rounds)),
         "p99_moved_ms": round(moved, 3),
     }
-    finish(options, "grammars", "Structured outputs", text, result)
+    finish(options, f"grammars{variant(options)}", "Structured outputs", text, result)
 
 
 def _table(figures: dict[str, dict[str, Any]]) -> str:

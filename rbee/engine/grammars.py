@@ -60,7 +60,7 @@ class Constraint:
     time failed, complete or abandoned, after which it does not change.
 
     What llguidance learns of a grammar belongs to all its matchers: while one fills a mask, a token that another one
-    takes waits for that, and keeps Python's lock. So `take` is for times when no mask of the same grammar is filled.
+    takes waits for that. So `take` is for times when no mask of the same grammar is filled.
     """
 
     def __init__(self, end_ids: tuple[int, ...], fill: Callable[[Constraint], None]) -> None:
@@ -158,6 +158,8 @@ class _Build(NamedTuple):
 class Grammars:
     """Builds constraints and fills their masks, on a thread for the former and `threads` for the latter.
 
+    The first constraint starts the threads and loads the vocabulary: an engine without grammars has neither.
+
     Args:
         load: makes the vocabulary, which takes a while; called once, in a thread. ModelError: there is none.
         threads: that fill masks.
@@ -172,14 +174,10 @@ class Grammars:
         self._num_fillers = threads
         self._threads: list[threading.Thread] = []
 
-    def start(self) -> None:
-        """Start the threads, the first of which loads the vocabulary; else the first constraint does."""
-        if not self._threads:
-            self._threads = [_start(target) for target in (self._build_all, *[self._fill_all] * self._num_fillers)]
-
     def constrain(self, sampling: SamplingParams) -> Constraint:
         """The constraint of a sequence with a grammar; it is being built."""
-        self.start()
+        if not self._threads:
+            self._threads = [_start(target) for target in (self._build_all, *[self._fill_all] * self._num_fillers)]
         constraint = Constraint(sampling.grammar_end_ids, self._fills.put)
         self._builds.put(_Build(sampling.grammar, constraint))
         return constraint
@@ -190,8 +188,9 @@ class Grammars:
 
     def clear_descriptor(self) -> None:
         """Make it unreadable until another constraint is built."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.descriptor)
+        if self._threads:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self.descriptor)
 
     def close(self) -> None:
         """End the threads, when they have done what they are at."""

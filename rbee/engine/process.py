@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from rbee import logs, messages, standard_streams
 from rbee.child import die_with_parent, ignore_group_signals
-from rbee.config import SYNTHETIC, check_bounds
+from rbee.config import check_bounds
 from rbee.engine.engine_core import EngineCore
 from rbee.engine.grammars import Grammars
 from rbee.engine.intake import Intake
@@ -92,8 +92,6 @@ def _run(channel: ControlChannel, doorbell_fd: int, arena_fd: int, *, debug: boo
                 partial(_load_vocabulary, configure.engine.model), threads=max(1, usable_processors() // 4)
             )
             stack.callback(grammars.close)
-            if configure.engine.model != SYNTHETIC:  # whose vocabulary is small
-                grammars.start()  # beside the model: its long calls keep Python's lock, and no step waits for them now
             core = _load(configure.engine, channel, producer, grammars, configure.slow_reader_timeout)
         except RbeeError as error:
             logger.debug("The engine cannot start.", exc_info=debug)
@@ -123,7 +121,7 @@ def _first_record(channel: ControlChannel) -> tuple[messages.Configure, list[byt
 
 
 def _load_vocabulary(model: str) -> Vocabulary:
-    from rbee.grammars import vocabulary  # noqa: PLC0415 - imports for a fifth of a second, in its thread
+    from rbee.grammars import vocabulary  # noqa: PLC0415 - an engine without grammars does without
 
     return vocabulary.load(model)
 

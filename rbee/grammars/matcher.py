@@ -1,24 +1,21 @@
 """One output as its grammar sees it: which tokens may come next.
 
-Owns all calls of llguidance for an output. Does not know sources, or threads: a matcher is used by one at a time.
+Owns all calls of llguidance for an output; they run without Python's lock. Does not know sources, or threads: a matcher
+is used by one at a time.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rbee.errors import GrammarError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from llguidance import LLMatcher
     from numpy.typing import NDArray
 
-_Arguments = TypeVarTuple("_Arguments")
-_Result = TypeVar("_Result")
+    from rbee.grammars.library import Tokenizer
 
 _OF_SCHEMA = "at 1(8): failed to compile JSON schema: "  # where a source is nothing else
 _REASONS = {"NoExtensionBias": "it allows no output at all"}
@@ -28,26 +25,33 @@ class Matcher:
     """Follows one output, token by token; after a GrammarError no further.
 
     Args:
-        matcher: llguidance's, in any state.
-        end: the token that stands for the end of the output.
+        handle: an LlgMatcher, in any state; this object frees it.
+        tokenizer: what it was made with.
 
     Raises:
         GrammarError: it is in a state of error.
     """
 
-    def __init__(self, matcher: LLMatcher, end: int) -> None:
-        self._matcher = matcher
-        self._end = end
+    def __init__(self, handle: int, tokenizer: Tokenizer) -> None:
+        self._handle = handle
+        self._tokenizer = tokenizer
+        self._library = tokenizer.library
         self._check()
+
+    @classmethod
+    def compile(cls, lark: str, tokenizer: Tokenizer) -> Matcher:
+        """That of an output that is still empty."""
+        return cls(tokenizer.new_matcher(lark), tokenizer)
+
+    def __del__(self) -> None:
+        self._library.llg_free_matcher(self._handle)
 
     def copy(self) -> Matcher:
         """Another one in the same state. What both learn of the grammar is shared. Takes some microseconds."""
-        return Matcher(guarded(self._matcher.deep_copy), self._end)
+        return Matcher(self._library.llg_clone_matcher(self._handle), self._tokenizer)
 
     def fill(self, mask: NDArray[np.uint32]) -> bool:
         """Set the bits of the tokens that may come next, and no others; True: the output may end here.
-
-        Runs without Python's lock.
 
         Args:
             mask: uint32 [num_words of the vocabulary].
@@ -55,9 +59,9 @@ class Matcher:
         Raises:
             GrammarError: no token may come, or none is found within the limits.
         """
-        guarded(self._matcher.unsafe_compute_mask_ptr, mask.ctypes.data, mask.nbytes)
-        self._check()
-        word, bit = divmod(self._end, 32)
+        if self._library.llg_matcher_compute_mask_into(self._handle, mask.ctypes.data, mask.nbytes):
+            self._check()
+        word, bit = divmod(self._tokenizer.end, 32)
         may_end = bool(mask[word] >> np.uint32(bit) & 1)
         if may_end:
             mask[word] &= np.uint32(~(1 << bit) & 0xFFFF_FFFF)
@@ -69,23 +73,14 @@ class Matcher:
         Raises:
             GrammarError: the token is not allowed, or beyond the limits.
         """
-        guarded(self._matcher.consume_token, token_id)
-        self._check()
-        return bool(self._matcher.is_stopped())
+        if self._library.llg_matcher_consume_token(self._handle, token_id):
+            self._check()
+        return bool(self._library.llg_matcher_is_stopped(self._handle))
 
     def _check(self) -> None:
-        if self._matcher.is_error():
-            raise GrammarError(_reason(self._matcher.get_error()))
-
-
-def guarded(call: Callable[[*_Arguments], _Result], *arguments: *_Arguments) -> _Result:
-    """What the call returns; GrammarError for whatever it raises: a panic of llguidance's is no Exception."""
-    try:
-        return call(*arguments)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        raise GrammarError(f"llguidance fails: {error}") from error
+        error = self._library.llg_matcher_get_error(self._handle)
+        if error is not None:
+            raise GrammarError(_reason(error.decode(errors="replace")))
 
 
 def _reason(message: str) -> str:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from rbee.errors import GrammarError, ModelError
+from rbee.errors import ModelError
 from rbee.messages import FinishReason
 from tests.engine.engine_parts import PATIENCE, InProcessEngine, Request, ScriptedRunner, synthetic
+from tests.engine.grammars_parts import FakeVocabulary, engine_with
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -109,10 +108,39 @@ def test_a_preempted_output_goes_on_where_it_was():
     assert tokens(20) == tokens(200)
 
 
+def test_an_engine_without_grammars_loads_no_vocabulary():
+    """The first grammar does, once, on a thread of its own: nobody else waits for that."""
+    loaded: list[int] = []
+    go_on = threading.Event()
+
+    def load() -> Vocabulary:
+        loaded.append(threading.get_ident())
+        assert go_on.wait(PATIENCE)
+        return FakeVocabulary()  # type: ignore[return-value]
+
+    with InProcessEngine(synthetic(), load_vocabulary=load) as engine:
+        threads = threading.active_count()
+        engine.submit([1])
+        engine.run()
+        assert (loaded, threading.active_count()) == ([], threads)
+        first, beside = engine.submit([1], grammar="digits"), engine.submit([1])
+        while beside.finish is None:
+            engine.core.step()
+            engine.rings.drain()
+        assert (first.tokens, first.finish) == ([], None)
+        go_on.set()
+        engine.run()
+        second = engine.submit([1], grammar="other digits")
+        engine.run()
+        assert [text_of(request) for request in (first, second)] == ["1" * 8] * 2
+    [thread] = loaded
+    assert thread != threading.get_ident()
+
+
 def test_sequences_without_a_grammar_do_not_wait_for_one_that_is_built():
     """It is built on a thread of its own; its own sequence waits, whatever its rank."""
     go_on = threading.Event()
-    with _engine(_FakeVocabulary(before=go_on)) as engine:
+    with engine_with(FakeVocabulary(before=go_on)) as engine:
         waiting = engine.submit([1], grammar="digits", priority=-100)
         others = [engine.submit([1]) for _ in range(2)]
         while engine.core.step():
@@ -129,7 +157,7 @@ def test_sequences_without_a_grammar_do_not_wait_for_one_that_is_built():
 def test_a_late_mask_delays_its_own_sequence_only():
     """The sequence beside it goes on; it goes on later, with the tokens that it would have had."""
     late = threading.Event()
-    with _engine(_FakeVocabulary(late=late)) as engine:
+    with engine_with(FakeVocabulary(late=late)) as engine:
         constrained = engine.submit([1, 2, 3], grammar="digits", max_tokens=3)
         while not constrained.tokens:
             engine.core.step()
@@ -148,7 +176,7 @@ def test_a_late_mask_delays_its_own_sequence_only():
 def test_a_late_mask_delays_those_with_the_same_grammar_too():
     """What they have in common is locked: a token that one of them took would keep all others waiting for the mask."""
     late = threading.Event()
-    with _engine(_FakeVocabulary(late=late, whose=2)) as engine:
+    with engine_with(FakeVocabulary(late=late, whose=2)) as engine:
         first, second = (engine.submit([1], grammar="digits", max_tokens=3) for _ in range(2))
         while not second.tokens:
             engine.core.step()
@@ -164,11 +192,50 @@ def test_a_late_mask_delays_those_with_the_same_grammar_too():
         engine.assert_at_baseline()
 
 
+def test_a_sequence_can_be_preempted_while_its_mask_is_late():
+    """It gives its blocks to the one beside it, and goes on later with the tokens that it would have had."""
+    late = threading.Event()
+    with engine_with(FakeVocabulary(late=late), num_blocks=8, block_size=4) as engine:
+        constrained = engine.submit([1] * 8, grammar="digits", max_tokens=6, priority=1)
+        while not constrained.tokens:
+            engine.core.step()
+            engine.rings.drain()
+        beside = engine.submit([2] * 8, max_tokens=22)
+        while beside.finish is None:
+            engine.core.step()
+            engine.rings.drain()
+        assert (text_of(constrained), engine.scheduler.num_preemptions) == ("1", 1)
+        late.set()
+        engine.run()
+        assert (text_of(constrained), constrained.finish) == ("1" * 6, FinishReason.LENGTH)
+        engine.assert_at_baseline()
+
+
+@pytest.mark.parametrize("options", [{}, {"num_logprobs": 0}, {"presence_penalty": 1.5, "logit_bias": {123: 3.0}}])
+def test_a_cached_prefix_changes_nothing(options: dict[str, Any]):
+    """Choices of one prompt share its blocks, and so does a later request; each output has a matcher of its own."""
+
+    def outputs(engine: InProcessEngine, cached_tokens: int) -> list[tuple[str, str]]:
+        requests = [
+            engine.submit([1] * 40, grammar=_PERSONS, temperature=_ANYTHING, seed=seed, max_tokens=300, **options)
+            for seed in range(3)
+        ]
+        engine.run()
+        assert {request.finish for request in requests} == {FinishReason.STOP}
+        assert requests[-1].cached_tokens == cached_tokens
+        return [(text_of(request), str(request.logprobs)) for request in requests]  # NaN is no NaN
+
+    with InProcessEngine(synthetic()) as engine, InProcessEngine(synthetic(), prefix_caching=False) as uncached:
+        engine.submit([1] * 40)
+        engine.run()
+        assert outputs(engine, 32) == outputs(engine, 32) == outputs(uncached, 0)
+
+
 def test_what_has_ended_keeps_nobody_waiting():
     """A grammar that is for nobody any more is not built."""
     go_on = threading.Event()
-    vocabulary = _FakeVocabulary(before=go_on)
-    with _engine(vocabulary) as engine:
+    vocabulary = FakeVocabulary(before=go_on)
+    with engine_with(vocabulary) as engine:
         requests = [engine.submit([1], grammar=grammar, deadline_ns=5) for grammar in ("first", "second")]
         assert not engine.core.step()
         assert vocabulary.started.wait(PATIENCE)
@@ -185,7 +252,7 @@ def test_what_has_ended_keeps_nobody_waiting():
 @pytest.mark.parametrize("grammar", ["slow in masks", "slow at tokens"])
 def test_a_grammar_that_takes_too_much_computing_ends_its_own_sequence(grammar: str, caplog: pytest.LogCaptureFixture):
     """A token takes the engine's own time, and a mask that of the others."""
-    with _engine(_FakeVocabulary()) as engine:
+    with engine_with(FakeVocabulary()) as engine:
         failing, beside = engine.submit([1], grammar=grammar), engine.submit([1], grammar="digits")
         engine.run()
         assert (failing.finish, beside.finish) == (FinishReason.GRAMMAR, FinishReason.LENGTH)
@@ -196,7 +263,7 @@ def test_a_grammar_that_takes_too_much_computing_ends_its_own_sequence(grammar: 
 @pytest.mark.parametrize("grammar", ["broken", "breaks in a mask", "breaks at a token"])
 def test_a_grammar_that_fails_ends_its_own_sequence_only(grammar: str, caplog: pytest.LogCaptureFixture):
     """Its reason is in the log; the sequence beside it does not notice."""
-    with _engine(_FakeVocabulary()) as engine:
+    with engine_with(FakeVocabulary()) as engine:
         failing, beside = engine.submit([1], grammar=grammar), engine.submit([1])
         engine.run()
         assert failing.finish == FinishReason.GRAMMAR
@@ -205,10 +272,25 @@ def test_a_grammar_that_fails_ends_its_own_sequence_only(grammar: str, caplog: p
         engine.assert_at_baseline()
 
 
+def test_one_output_fails_alone_beside_others_of_its_grammar():
+    """As one does that reaches a limit. It waits until the others are built: then the grammar is forgotten."""
+    with engine_with(FakeVocabulary()) as engine:
+        requests = [engine.submit([1], grammar="breaks in one") for _ in range(3)]
+        engine.core.hold(requests[0].ring)
+        while not all(request.tokens for request in requests[1:]):
+            engine.core.step()
+            engine.rings.drain()
+        engine.core.release(requests[0].ring)
+        engine.run()
+        assert [request.finish for request in requests] == [FinishReason.GRAMMAR, *[FinishReason.LENGTH] * 2]
+        assert [text_of(request) for request in requests] == ["11", *["1" * 8] * 2]
+        engine.assert_at_baseline()
+
+
 def test_a_grammar_that_has_failed_is_compiled_anew():
     """What is kept may have reached a limit that belongs to all outputs together; one that has not is compiled once."""
-    vocabulary = _FakeVocabulary()
-    with _engine(vocabulary) as engine:
+    vocabulary = FakeVocabulary()
+    with engine_with(vocabulary) as engine:
         for grammar in ("breaks at a token", "digits") * 2:
             engine.submit([1], grammar=grammar)
             engine.run()
@@ -217,8 +299,8 @@ def test_a_grammar_that_has_failed_is_compiled_anew():
 
 def test_a_grammar_that_other_parameters_exclude_is_not_compiled_anew():
     """Nothing is wrong with it. Nor is its first mask filled again."""
-    vocabulary = _FakeVocabulary()
-    with _engine(vocabulary) as engine:
+    vocabulary = FakeVocabulary()
+    with engine_with(vocabulary) as engine:
         for allowed in ((50,), None, (50,), None):
             request = engine.submit([1], grammar="digits", allowed_token_ids=allowed)
             engine.run()
@@ -255,7 +337,7 @@ def test_parameters_that_leave_no_token_of_the_grammar_end_the_sequence():
 def test_a_sequence_can_end_while_its_grammar_is_built():
     """By its deadline, here; what is built for it afterwards is for nobody."""
     go_on = threading.Event()
-    with _engine(_FakeVocabulary(before=go_on)) as engine:
+    with engine_with(FakeVocabulary(before=go_on)) as engine:
         request = engine.submit([1], grammar="digits", deadline_ns=5)
         assert not engine.core.step()
         engine.now_ns = 5
@@ -264,80 +346,3 @@ def test_a_sequence_can_end_while_its_grammar_is_built():
         assert request.finish == FinishReason.DEADLINE
         go_on.set()
         engine.assert_at_baseline()
-
-
-class _FakeMatcher:
-    """Allows the digit 1 for ever, and fails where its source says.
-
-    As in llguidance, only one of a matcher and its copies can be at work; a fake fails where a real one waits.
-    """
-
-    def __init__(self, source: str, vocabulary: _FakeVocabulary) -> None:
-        self.number = 0  # of a copy, from 1
-        self._source, self._vocabulary = source, vocabulary
-        self._working = threading.Lock()
-        self._filled = self._num_copies = 0
-
-    def copy(self) -> _FakeMatcher:
-        twin = copy(self)
-        twin.number = self._num_copies = self._num_copies + 1
-        return twin
-
-    def fill(self, mask: NDArray[np.uint32]) -> bool:
-        with self._working:
-            if self._source == "breaks in a mask":
-                raise GrammarError(self._source)
-            if not self._filled:
-                self._vocabulary.begun.append(self._source)
-            elif self.number == self._vocabulary.whose and self._vocabulary.late is not None:
-                assert self._vocabulary.late.wait(PATIENCE)
-            elif self._source == "slow in masks":
-                _compute(0.25)
-            self._filled += 1
-            mask[:] = 0
-            mask[ord("1") // 32] = 1 << ord("1") % 32
-            return False
-
-    def accept(self, token_id: int) -> bool:
-        assert token_id == ord("1")
-        assert not self._working.locked(), "a mask is filled"
-        if self._source == "breaks at a token":
-            raise GrammarError(self._source)
-        if self._source == "slow at tokens":
-            _compute(0.03)
-        return False
-
-
-class _FakeVocabulary:
-    """Compiles fake matchers, once `before` is set. Masks of copy `whose`, but its first, wait for `late`."""
-
-    num_words = 8
-
-    def __init__(
-        self, *, before: threading.Event | None = None, late: threading.Event | None = None, whose: int = 1
-    ) -> None:
-        self.compiled: list[str] = []
-        self.begun: list[str] = []  # whose first mask was filled
-        self.started = threading.Event()  # the first compilation
-        self.late, self.whose = late, whose
-        self._before = before
-
-    def compile(self, source: str) -> _FakeMatcher:
-        self.compiled.append(source)
-        self.started.set()
-        if self._before is not None:
-            assert self._before.wait(PATIENCE)
-        if source == "broken":
-            raise GrammarError(source)
-        return _FakeMatcher(source, self)
-
-
-def _compute(seconds: float) -> None:
-    """Take so much of a processor."""
-    until = time.thread_time() + seconds
-    while time.thread_time() < until:
-        pass
-
-
-def _engine(vocabulary: _FakeVocabulary) -> InProcessEngine:
-    return InProcessEngine(synthetic(), load_vocabulary=lambda: vocabulary)  # type: ignore[arg-type,return-value]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,8 +12,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 
 from rbee.errors import GrammarError, ModelError
-from rbee.grammars import vocabulary
+from rbee.grammars import library, vocabulary
 from rbee.models import token_pieces
+from rbee.process_memory import private_memory
 from tests.server.text.text_parts import SENTENCEPIECE, SYNTHETIC, wordpiece
 
 if TYPE_CHECKING:
@@ -58,12 +62,13 @@ def test_tokens_are_the_bytes_of_their_text(tokenizer, keep_pieces, tmp_path):
     assert complete
 
 
-def test_special_tokens_are_no_text(tmp_path):
+@pytest.mark.parametrize("keep_pieces", [False, True])
+def test_special_tokens_are_no_text(keep_pieces, tmp_path):
     """A grammar can name them; no text has one, also if its tokenizer calls a name in brackets ordinary."""
     tokenizer = Tokenizer.from_str(SYNTHETIC.to_str())
     tokenizer.add_special_tokens(["<|end|>"])
     tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("hello", special=False)])
-    known = load(tmp_path, tokenizer)
+    known = load(tmp_path, tokenizer, keep_pieces=keep_pieces)
     assert known.end == 259
     end, think, hello = 256, 257, 258
     assert allowed(known, known.compile("start: /(?s:.)*/"))[0] & {end, think, hello} == {hello}
@@ -83,6 +88,63 @@ def test_an_end_is_no_token_of_the_model(tmp_path):
     with pytest.raises(GrammarError):
         other.accept(ord("b"))
     assert allowed(known, matcher) == ({ord("a")}, True)
+
+
+def test_a_complete_output_is_over(tmp_path):
+    """Nothing may come behind it, nor behind an error."""
+    matcher = load(tmp_path, SYNTHETIC).compile('start: "ab"')
+    assert [matcher.accept(ord("a")), matcher.accept(ord("b"))] == [False, True]
+    for _ in range(2):
+        with pytest.raises(GrammarError):
+            matcher.accept(ord("b"))
+
+
+def test_a_source_is_text(tmp_path):
+    """What C could not take, or would cut, is named."""
+    known = load(tmp_path, SYNTHETIC)
+    with pytest.raises(GrammarError, match=r"it has U\+0000$"):
+        known.compile('start: "a\0b"')
+    with pytest.raises(GrammarError, match=r"it has U\+D800, which is half a character$"):
+        known.compile('start: "\ud800"')
+
+
+def test_a_panic_of_llguidance_is_an_error_of_the_source(tmp_path):
+    """Version 1.9.1 has one for the name of a token where there are no special ones."""
+    known = load(tmp_path, SYNTHETIC)
+    with pytest.raises(GrammarError):
+        known.compile("start: <|end|>")
+
+
+def test_matchers_are_freed(tmp_path):
+    """Each has the whole grammar's state."""
+    known = load(tmp_path, SYNTHETIC)
+    mask = np.zeros(known.num_words, np.uint32)
+
+    def use(times: int) -> int:
+        for _ in range(times):
+            known.compile('start: %json {"type": "object"}').copy().fill(mask)
+        return private_memory()
+
+    before = use(20)
+    assert use(200) < before + 8e6  # one has 0.2 MB
+
+
+def test_loading_imports_as_little_as_possible(tmp_path):
+    """Llguidance's Python package takes a tenth of a second, and so long other threads get to run only now and then."""
+    load(tmp_path, SYNTHETIC, keep_pieces=True)
+    script = f"""
+import sys
+from rbee.grammars import vocabulary
+vocabulary.load({str(tmp_path)!r}).compile('start: "a"')
+print(*sys.modules)
+"""
+    modules = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert not {"llguidance", "tokenizers"} & {*modules.split()}
+
+
+def test_calls_give_up_the_lock_of_python():
+    """Ctypes has another class for libraries whose calls keep it."""
+    assert not isinstance(library.load(), ctypes.PyDLL)
 
 
 def test_vocabularies_without_bytes_have_no_grammars(tmp_path):
