@@ -95,7 +95,7 @@ def _runner(client: anthropic.Anthropic, ask: Question, seen: Observations, *, s
     )
     messages = []
     for turn in runner:
-        messages.append(turn.get_final_message() if stream else turn)  # type: ignore[union-attr]
+        messages.append(turn.get_final_message() if stream else turn)
         runner.set_messages_params(lambda params: {**params, "tool_choice": {"type": "none"}})
     first, last = messages
     call = "beta.messages.tool_runner, `stream`" if stream else "beta.messages.tool_runner"

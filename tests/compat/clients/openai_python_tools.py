@@ -79,16 +79,12 @@ def _tools_of_chats(client: openai.OpenAI, ask: Question, seen: Observations) ->
         tokens=_used(parsed.usage),
     )
     back = call.model_dump(exclude={"function": {"parsed_arguments"}})
-    answer = client.chat.completions.create(
-        **common,
-        messages=[
-            *user(ask.tool_prompt),
-            {"role": "assistant", "tool_calls": [back]},
-            {"role": "tool", "tool_call_id": call.id, "content": ask.tool_result},
-        ],
-        tools=strict,
-        tool_choice="none",
-    )
+    history: Any = [
+        *user(ask.tool_prompt),
+        {"role": "assistant", "tool_calls": [back]},
+        {"role": "tool", "tool_call_id": call.id, "content": ask.tool_result},
+    ]
+    answer = client.chat.completions.create(**common, messages=history, tools=strict, tool_choice="none")
     [choice] = answer.choices
     call_of_result = "chat.completions.create, a tool's result"
     text, end = choice.message.content, choice.finish_reason

@@ -36,7 +36,7 @@ class Weather(BaseModel):
     unit: Literal["C"]
 
 
-class _FirstLook(AbstractCapability[Any]):
+class _FirstLook(AbstractCapability[Any]):  # type: ignore[misc] # it is not installed where mypy runs
     """An agent's first step calls the function `look`, and its second one the output tool of this name."""
 
     def __init__(self, output: str) -> None:

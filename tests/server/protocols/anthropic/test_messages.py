@@ -231,7 +231,7 @@ def test_the_tool_runner_goes_on_without_a_thread(client, stream):
     """It asks for one first. The refusal has Anthropic's word for it, and it sends the whole conversation then."""
     with pytest.raises(anthropic.BadRequestError, match="thread is not supported") as caught:
         client.messages.create(model="synthetic", max_tokens=20, messages=HI, extra_body={"thread": {"type": "create"}})
-    assert caught.value.body["error"]["details"] == {"error_code": "thread_unsupported_request"}
+    assert caught.value.response.json()["error"]["details"] == {"error_code": "thread_unsupported_request"}
 
     ran = []
 
