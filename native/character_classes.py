@@ -1,8 +1,9 @@
-"""Writes include/rbee/character_classes.h: which characters are letters, numbers and white space.
+"""Writes include/rbee/character_classes.h: which characters are letters, numbers, white space, and digits.
 
     python native/character_classes.py
 
-The `tokenizers` library is asked, whose version of Unicode counts: run this again when a newer one knows more.
+The `tokenizers` library is asked, whose versions of Unicode count: run this again when a newer one knows more. Its
+regular expressions and its step Digits know different ones.
 tests/server/text/test_byte_pairs.py compares the two for every character.
 """
 
@@ -15,10 +16,11 @@ from tokenizers import Regex, pre_tokenizers
 
 _HEADER = Path(__file__).parent / "include" / "rbee" / "character_classes.h"
 _SURROGATES = range(0xD800, 0xE000)
-_CHARACTERS = "".join(chr(code) for code in range(0x110000) if code not in _SURROGATES)
+_END = 0x40000  # of the planes that have letters, numbers or white space
+_CHARACTERS = "".join(chr(code) for code in range(_END) if code not in _SURROGATES)
 
 _BEFORE = """\
-// Which characters are letters, numbers and white space. Made by native/character_classes.py: do not edit.
+// Which characters are letters, numbers, white space, and digits for the step Digits. Made by native/character_classes.py: do not edit.
 
 #pragma once
 
@@ -40,26 +42,34 @@ _AFTER = """\
 """
 
 
-def _runs(regex: str) -> list[tuple[int, int]]:
-    """From which to which code point the library finds these."""
+def _found(regex: str) -> list[tuple[int, int]]:
+    """From where to where in `_CHARACTERS` the library finds these."""
     between = pre_tokenizers.Split(Regex(regex), "removed").pre_tokenize_str(_CHARACTERS)
     edges = [0, *(edge for _, places in between for edge in places), len(_CHARACTERS)]
-    pairs = zip(edges[::2], edges[1::2], strict=True)
-    return [(ord(_CHARACTERS[start]), ord(_CHARACTERS[end - 1])) for start, end in pairs if start < end]
+    return [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
 
 
-def _array(name: str, regex: str) -> str:
-    runs = " ".join(f"{{0x{first:X},0x{last:X}}}," for first, last in _runs(regex))
+def _digits() -> list[tuple[int, int]]:
+    """The same for the step Digits: of the pieces that it makes every second one has digits."""
+    pieces = [places for _, places in pre_tokenizers.Digits().pre_tokenize_str(_CHARACTERS)]
+    return pieces[1::2]  # the first one begins with U+0000
+
+
+def _array(name: str, found: list[tuple[int, int]]) -> str:
+    runs = " ".join(f"{{0x{ord(_CHARACTERS[start]):X},0x{ord(_CHARACTERS[end - 1]):X}}}," for start, end in found)
     return f"inline constexpr CharacterRun {name}[] = {{\n{textwrap.fill(runs, 120)}\n}};\n"
+
+
+def content() -> str:
+    """Of the header."""
+    classes = {"kLetters": r"\p{L}+", "kNumbers": r"\p{N}+", "kSpaces": r"\s+"}
+    arrays = {name: _found(regex) for name, regex in classes.items()} | {"kDigits": _digits()}
+    return _BEFORE + "\n".join(_array(*each) for each in arrays.items()) + _AFTER
 
 
 def main() -> None:
     """Write it."""
-    arrays = [
-        _array(name, regex)
-        for name, regex in (("kLetters", r"\p{L}+"), ("kNumbers", r"\p{N}+"), ("kSpaces", r"\s+"))
-    ]
-    _HEADER.write_text(_BEFORE + "\n".join(arrays) + _AFTER)
+    _HEADER.write_text(content())
 
 
 if __name__ == "__main__":

@@ -24,12 +24,13 @@ enum class CharacterClass : unsigned char { other, letter, number, space };  // 
 
 enum class Contractions { small, both_cases, folded };  // 's; 's and 'S; also 'ſ, as case folding has it
 
+enum class Alone { none, numbers, digits };  // numbers: as regular expressions have them; digits: as the step Digits has
+
 struct WordRule {
     bool llama3;  // else gpt2
     Contractions contractions;
     std::uint32_t most_digits;  // of a word; llama3 only
-    // Each number is a word, and the text on each side of it is cut as if there were no more.
-    bool numbers_alone;
+    Alone alone;  // each of these is a word, and the text on each side of it is cut as if there were no more
 };
 
 /// A character and where the next one begins.
@@ -58,9 +59,14 @@ inline Character character_at(std::string_view text, std::size_t start) {
 class Words {
 public:
     explicit Words(WordRule rule) : rule_(rule) {
-        fill(kLetters, CharacterClass::letter);
-        fill(kNumbers, CharacterClass::number);
-        fill(kSpaces, CharacterClass::space);
+        fill(classes_, kLetters, CharacterClass::letter);
+        fill(classes_, kNumbers, CharacterClass::number);
+        fill(classes_, kSpaces, CharacterClass::space);
+        if (rule_.alone == Alone::numbers) {
+            fill(alone_, kNumbers, CharacterClass::number);
+        } else if (rule_.alone == Alone::digits) {
+            fill(alone_, kDigits, CharacterClass::number);
+        }
     }
 
     /// Call `visit(word)` for each word of `text`, which is valid UTF-8.
@@ -68,8 +74,8 @@ public:
     void each(std::string_view text, Visit visit) const {
         for (std::size_t start = 0; start < text.size();) {
             std::size_t end = text.size();
-            if (rule_.numbers_alone) {
-                end = run(text, start, [](CharacterClass of) { return of != CharacterClass::number; });
+            if (rule_.alone != Alone::none) {
+                end = run_of(alone_, text, start, CharacterClass::other);
                 if (end == start) {
                     end = character_at(text, start).end;
                 }
@@ -85,24 +91,27 @@ public:
     }
 
 private:
+    using Classes = std::vector<CharacterClass>;  // by code point; those beyond its end are others
+
     template <std::size_t size>
-    void fill(const CharacterRun (&runs)[size], CharacterClass of) {
-        classes_.resize(std::max<std::size_t>(classes_.size(), runs[size - 1].last + 1), CharacterClass::other);
+    static void fill(Classes& classes, const CharacterRun (&runs)[size], CharacterClass of) {
+        classes.resize(std::max<std::size_t>(classes.size(), runs[size - 1].last + 1), CharacterClass::other);
         for (const CharacterRun& each : runs) {
-            std::fill(classes_.begin() + each.first, classes_.begin() + each.last + 1, of);
+            std::fill(classes.begin() + each.first, classes.begin() + each.last + 1, of);
         }
     }
 
-    CharacterClass class_of(std::uint32_t code) const {
-        return code < classes_.size() ? classes_[code] : CharacterClass::other;
+    static CharacterClass class_in(const Classes& classes, std::uint32_t code) {
+        return code < classes.size() ? classes[code] : CharacterClass::other;
     }
 
-    /// Where the characters end, from `start` on, of whose classes `is` is true.
-    template <typename Is>
-    std::size_t run(std::string_view text, std::size_t start, Is is) const {
+    CharacterClass class_of(std::uint32_t code) const { return class_in(classes_, code); }
+
+    /// Where the characters of this class end, from `start` on.
+    static std::size_t run_of(const Classes& classes, std::string_view text, std::size_t start, CharacterClass wanted) {
         while (start < text.size()) {
             const Character next = character_at(text, start);
-            if (!is(class_of(next.code))) {
+            if (class_in(classes, next.code) != wanted) {
                 break;
             }
             start = next.end;
@@ -111,7 +120,7 @@ private:
     }
 
     std::size_t run_of(std::string_view text, std::size_t start, CharacterClass wanted) const {
-        return run(text, start, [wanted](CharacterClass of) { return of == wanted; });
+        return run_of(classes_, text, start, wanted);
     }
 
     /// Where the word ends that begins at `start`.
@@ -208,7 +217,8 @@ private:
         return is_pair ? start + 3 : start;
     }
 
-    std::vector<CharacterClass> classes_;  // by code point; those beyond its end are others
+    Classes classes_;
+    Classes alone_;  // number: is a word of its own
     WordRule rule_;
 };
 

@@ -10,7 +10,7 @@ class BytePairEncoder:
         llama3: bool,
         contractions: int,
         most_digits: int,
-        numbers_alone: bool,
+        alone: int,
         vocabulary: dict[str, int],
         merges: list[str] | list[list[str]],
         added: list[tuple[str, int]],
@@ -23,7 +23,8 @@ class BytePairEncoder:
             llama3: how words are cut: see native/include/rbee/words.h.
             contractions: 0: 's; 1: 'S too; 2: also with the old long s.
             most_digits: of a word, as Llama 3 has it.
-            numbers_alone: each number is a word of its own.
+            alone: which characters are words of their own. 0: none; 1: numbers as a regular expression has them; 2: as
+                the step Digits has them.
             vocabulary: in GPT-2's alphabet for bytes.
             merges: of two tokens each, with a space between them or as a list; the first one is the soonest.
             added: tokens that stand for themselves wherever a text has them.

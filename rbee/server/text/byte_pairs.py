@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 _SMALL, _BOTH_CASES, _FOLDED = range(3)
 _DIGIT = r"\p{N}"
+_DIGITS_STEP = "Digits"
+_ALONE = {_DIGIT: 1, _DIGITS_STEP: 2}  # what a first step makes words of their own
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _CONTRACTIONS = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)": _FOLDED,
@@ -80,7 +82,7 @@ def native_encoder(tokenizer: Tokenizer, tokenizer_json: bytes | None = None) ->
         return None
     encoder = BytePairEncoder(
         **steps.rule._asdict(),
-        numbers_alone=steps.numbers_alone,
+        alone=steps.alone,
         vocabulary=model["vocab"],
         merges=model["merges"],
         added=[(token["content"], token["id"]) for token in added],
@@ -92,7 +94,7 @@ def native_encoder(tokenizer: Tokenizer, tokenizer_json: bytes | None = None) ->
 
 
 class _Steps(NamedTuple):
-    numbers_alone: bool  # the first step makes each number a word
+    alone: int  # what the first step makes words of their own
     rule: _Rule
     removed: bytes  # by the last step
 
@@ -114,15 +116,15 @@ def _word_steps(pre_tokenizer: dict[str, Any] | None) -> _Steps | None:
     regexes: list[str | None] = [_isolated(step) for step in cuts]
     if byte_level.get("use_regex", True):
         regexes.append(_GPT2)
-    numbers_alone = len(regexes) == 2 and regexes[0] == _DIGIT
-    rule = _RULES.get(regexes[-1] or "") if len(regexes) == 1 + numbers_alone else None
-    return None if rule is None else _Steps(numbers_alone, rule, removed)
+    alone = _ALONE.get(regexes[0] or "", 0) if len(regexes) == 2 else 0
+    rule = _RULES.get(regexes[-1] or "") if len(regexes) == 1 + (alone > 0) else None
+    return None if rule is None else _Steps(alone, rule, removed)
 
 
 def _isolated(step: dict[str, Any]) -> str | None:
-    """The regular expression whose matches become words; None if it is none."""
+    """The regular expression whose matches become words, or _DIGITS_STEP; None if it is neither."""
     if step["type"] == "Digits" and step["individual_digits"]:
-        return _DIGIT
+        return _DIGITS_STEP
     if step["type"] != "Split" or step["behavior"] != "Isolated" or step["invert"]:
         return None
     pattern: str | None = step["pattern"].get("Regex")
