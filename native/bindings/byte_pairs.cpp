@@ -119,11 +119,12 @@ std::vector<rbee::Merge> merges_of(const nb::list& given, const Vocabulary& voca
 
 class BytePairEncoder {
 public:
-    BytePairEncoder(bool llama3, int contractions, std::uint32_t most_digits, int alone,
-                    const nb::dict& vocabulary, const nb::list& merges, const AddedTokens& added,
-                    const nb::bytes& removed, bool ignore_merges, bool only_composed)
-        : pairs_(make({llama3, static_cast<rbee::Contractions>(contractions), most_digits, static_cast<rbee::Alone>(alone)},
-                      Vocabulary(vocabulary), merges, added, removed, ignore_merges, only_composed)) {}
+    BytePairEncoder(bool llama3, int contractions, std::uint32_t most_digits, int alone, const nb::dict& vocabulary,
+                    const nb::list& merges, const AddedTokens& added, const nb::bytes& removed, bool ignore_merges,
+                    bool only_composed)
+        : pairs_(make(
+              {llama3, static_cast<rbee::Contractions>(contractions), most_digits, static_cast<rbee::Alone>(alone)},
+              Vocabulary(vocabulary), merges, added, removed, ignore_merges, only_composed)) {}
 
     nb::object encode(nb::handle text, std::uint64_t limit) const {
         Py_ssize_t size = 0;
@@ -180,7 +181,7 @@ NB_MODULE(_byte_pairs, m) {
     nb::class_<BytePairEncoder>(m, "BytePairEncoder")
         .def(nb::init<bool, int, std::uint32_t, int, const nb::dict&, const nb::list&, const AddedTokens&,
                       const nb::bytes&, bool, bool>(),
-             nb::kw_only(), "llama3"_a, "contractions"_a, "most_digits"_a, "alone"_a, "vocabulary"_a,
-             "merges"_a, "added"_a, "removed"_a, "ignore_merges"_a, "only_composed"_a)
+             nb::kw_only(), "llama3"_a, "contractions"_a, "most_digits"_a, "alone"_a, "vocabulary"_a, "merges"_a,
+             "added"_a, "removed"_a, "ignore_merges"_a, "only_composed"_a)
         .def("encode", &BytePairEncoder::encode, "text"_a, "limit"_a);
 }

@@ -205,7 +205,8 @@ public:
     }
 
 private:
-    static constexpr std::size_t kLongestWhole = 32;  // bytes: longer words are merged, which takes less than to try all
+    static constexpr std::size_t kLongestWhole =
+        32;  // bytes: longer words are merged, which takes less than to try all
 
     /// A token in a word; it begins as one byte, whose number it keeps.
     struct Part {
@@ -322,9 +323,10 @@ private:
     /// Whether all characters are of blocks in which NFC changes nothing, in every version of Unicode.
     static bool is_composed(std::string_view text) {
         static constexpr std::uint32_t kBlocks[][2] = {
-            {0x0000, 0x02FF}, {0x0400, 0x0482}, {0x048A, 0x052F}, {0x1E00, 0x1EFF}, {0x2010, 0x2027}, {0x2030, 0x205E}, {0x20A0, 0x20BF},
-            {0x2190, 0x2194}, {0x2500, 0x25FF}, {0x2701, 0x27BF}, {0x3000, 0x3029}, {0x3041, 0x3096}, {0x309B, 0x30FF},
-            {0x3400, 0x4DBF}, {0x4E00, 0x9FFF}, {0xAC00, 0xD7A3}, {0xFE0F, 0xFE0F}, {0xFF01, 0xFFEE}, {0x1F300, 0x1FAFF},
+            {0x0000, 0x02FF}, {0x0400, 0x0482}, {0x048A, 0x052F}, {0x1E00, 0x1EFF},   {0x2010, 0x2027},
+            {0x2030, 0x205E}, {0x20A0, 0x20BF}, {0x2190, 0x2194}, {0x2500, 0x25FF},   {0x2701, 0x27BF},
+            {0x3000, 0x3029}, {0x3041, 0x3096}, {0x309B, 0x30FF}, {0x3400, 0x4DBF},   {0x4E00, 0x9FFF},
+            {0xAC00, 0xD7A3}, {0xFE0F, 0xFE0F}, {0xFF01, 0xFFEE}, {0x1F300, 0x1FAFF},
         };
         for (std::size_t place = 0; place < text.size();) {
             const Character next = character_at(text, place);

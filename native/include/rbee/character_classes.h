@@ -1,4 +1,6 @@
-// Which characters are letters, numbers, white space, and digits for the step Digits. Made by native/character_classes.py: do not edit.
+// Which characters are letters, numbers, white space, and digits for the step Digits.
+//
+// Made by tests/server/text/character_classes.py: do not edit.
 
 #pragma once
 

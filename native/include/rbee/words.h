@@ -24,7 +24,11 @@ enum class CharacterClass : unsigned char { other, letter, number, space };  // 
 
 enum class Contractions { small, both_cases, folded };  // 's; 's and 'S; also 'ſ, as case folding has it
 
-enum class Alone { none, numbers, digits };  // numbers: as regular expressions have them; digits: as the step Digits has
+enum class Alone {
+    none,
+    numbers,
+    digits
+};  // numbers: as regular expressions have them; digits: as the step Digits has
 
 struct WordRule {
     bool llama3;  // else gpt2

@@ -18,7 +18,8 @@ class BytePairEncoder:
         ignore_merges: bool,
         only_composed: bool,
     ) -> None:
-        """
+        """A vocabulary and how its texts are cut.
+
         Args:
             llama3: how words are cut: see native/include/rbee/words.h.
             contractions: 0: 's; 1: 'S too; 2: also with the old long s.

@@ -1,4 +1,4 @@
-"""Tokenizers whose texts the native encoder of byte pairs takes: the same tokens in a twentieth of the time.
+"""Tokenizers whose texts the native encoder of byte pairs takes: the same tokens in a tenth of the time.
 
 Owns which these are, judged by their structure: byte-level vocabularies whose words are cut as GPT-2, Llama 3 or Qwen 2
 do. All others stay with the `tokenizers` library. Does not know models.
@@ -12,6 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+
 from rbee.server.text._byte_pairs import BytePairEncoder
 from rbee.server.text.plain_texts import made_of, removed_by
 
@@ -148,6 +149,8 @@ def _agree(encoder: BytePairEncoder, tokenizer: Tokenizer, added: Sequence[str])
     for sample in (*_SAMPLES, " ".join(added)):
         ids = encoder.encode(sample, len(sample.encode()))
         if ids is not None and ids != tokenizer.encode(sample, add_special_tokens=False).ids:
-            _log.warning("This tokenizer.json is not what it seems; its texts are tokenized by the library, which takes longer")
+            _log.warning(
+                "This tokenizer.json is not what it seems; its texts are tokenized by the library, which takes longer"
+            )
             return False
     return True

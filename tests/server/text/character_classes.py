@@ -1,10 +1,10 @@
-"""Writes include/rbee/character_classes.h: which characters are letters, numbers, white space, and digits.
+"""Writes native/include/rbee/character_classes.h: which characters are letters, numbers, white space, and digits.
 
-    python native/character_classes.py
+    python -m tests.server.text.character_classes
 
 The `tokenizers` library is asked, whose versions of Unicode count: run this again when a newer one knows more. Its
 regular expressions and its step Digits know different ones.
-tests/server/text/test_byte_pairs.py compares the two for every character.
+test_byte_pairs.py compares the two.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from pathlib import Path
 
 from tokenizers import Regex, pre_tokenizers
 
-_HEADER = Path(__file__).parent / "include" / "rbee" / "character_classes.h"
+HEADER = Path(__file__).parents[3] / "native" / "include" / "rbee" / "character_classes.h"
 _SURROGATES = range(0xD800, 0xE000)
 _END = 0x40000  # of the planes that have letters, numbers or white space
 _CHARACTERS = "".join(chr(code) for code in range(_END) if code not in _SURROGATES)
 
 _BEFORE = """\
-// Which characters are letters, numbers, white space, and digits for the step Digits. Made by native/character_classes.py: do not edit.
+// Which characters are letters, numbers, white space, and digits for the step Digits.
+//
+// Made by tests/server/text/character_classes.py: do not edit.
 
 #pragma once
 
@@ -69,7 +71,7 @@ def content() -> str:
 
 def main() -> None:
     """Write it."""
-    _HEADER.write_text(content())
+    HEADER.write_text(content())
 
 
 if __name__ == "__main__":
