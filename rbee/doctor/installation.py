@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 _SERVER_PACKAGES = ("uvloop", "uvicorn", "starlette", "httptools", "msgspec", "tokenizers", "jinja2", "numpy")
 _MODEL_PACKAGES = ("torch", "transformers", "safetensors", "huggingface_hub")
-_NATIVE_MODULES = ("rbee.transport._native", "rbee.engine._kernels", "rbee.models.gguf.tokenizer._merges")
+_NATIVE_MODULES = (
+    "rbee.transport._native",
+    "rbee.engine._kernels",
+    "rbee.models.gguf.tokenizer._merges",
+    "rbee.server.text._byte_pairs",
+)
 _INSTRUCTION_SETS = ("avx512", "avx2", "portable")  # best first
 _LITTLE_SPACE = 1 << 30
 

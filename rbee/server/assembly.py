@@ -138,7 +138,7 @@ def assemble(
         events=RESUMABLE,
     )
     backend = Backend(supervisor, model.codec, watch, share_prefix_cache=config.share_prefix_cache, grammars=grammars)
-    bodies = Bodies(config.max_body_mib * 2**20)  # one bound for all of them
+    bodies = Bodies(config.max_body_mib * 2**20, model.codec.is_quick_with)  # one bound for all of them
     openai = OpenAiApi(backend, model, resuming, bodies, lenient=config.lenient)
     responses = ResponsesApi(backend, model, bodies, lenient=config.lenient)
     anthropic = AnthropicApi(backend, model, bodies, lenient=config.lenient)

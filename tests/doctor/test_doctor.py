@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 COMMAND = [sys.executable, "-m", "rbee.cli", "doctor"]
 KEYS = {  # as docs/operating.md has them
     "packages": {"rbee", "python", "torch", "transformers", "uvloop"},
-    "native_modules": {"rbee.transport._native", "rbee.engine._kernels", "rbee.models.gguf.tokenizer._merges"},
+    "native_modules": {
+        "rbee.transport._native",
+        "rbee.engine._kernels",
+        "rbee.models.gguf.tokenizer._merges",
+        "rbee.server.text._byte_pairs",
+    },
     "instruction_set": {"chosen", "available", "override"},
     "kernel": {"release"},
     "processors": {"online", "affinity", "quota", "control_groups", "threads"},

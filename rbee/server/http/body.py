@@ -24,7 +24,9 @@ READ_TIMEOUT = 60.0  # seconds for the whole body
 SMALL = 64 * 1024  # bytes of a body that need no room: the connection's buffers hold as much
 LARGE_AT_ONCE = 2  # bodies of the largest size for which there is room
 ROOM_PATIENCE = 10.0  # seconds that a large body waits for room
-_INLINE = 1024  # bytes of a body that is worked on in the event loop: under 2 ms, if each of them is a token
+# Bytes of a body that is worked on in the event loop: under 2 ms, whatever it holds.
+_INLINE = 1024
+_INLINE_IF_QUICK = 6 * 1024
 _SHOWN = 64  # characters of a media type that a refusal repeats
 
 _More = TypeVarTuple("_More")
@@ -36,10 +38,15 @@ class Bodies:
 
     Whoever sends a large body gets room for all of it when more than a small part has come, or waits, in order, with
     the rest unread: unfinished bodies cannot take the server's memory.
+
+    Args:
+        limit: bytes of a body.
+        is_quick: whether the work on a body of a few KiB takes no longer than on a tiny one of another kind.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, is_quick: Callable[[bytes], bool] = lambda _: False) -> None:
         self._limit = limit
+        self._is_quick = is_quick
         self._room = LARGE_AT_ONCE * limit
         self._turn = asyncio.Lock()
         self._freed = asyncio.Event()
@@ -90,14 +97,15 @@ class Bodies:
     ) -> _Result:
         """What `function(body, *values)` returns. Work for a client that has left before it begins is not begun.
 
-        It is called in the event loop for a tiny body, one in each turn: however many come at once, tokens go out in
-        between. It is called in a thread for others, large ones one after the other: so the others find a thread, and
-        there is the memory of one.
+        It is called in the event loop for a tiny body, and for a small one that is quick, one in each turn: however
+        many come at once, tokens go out in between. The way to a thread and back would take longer than that work. It
+        is called in a thread for others, large ones one after the other: so the others find a thread, and there is the
+        memory of one.
 
         Raises:
             ClientDisconnect: the client is gone.
         """
-        if len(body) <= _INLINE:
+        if len(body) <= _INLINE or (len(body) <= _INLINE_IF_QUICK and self._is_quick(body)):
             has_to_wait = self._small_work.locked()
             await self._small_work.acquire()
             asyncio.get_running_loop().call_soon(self._small_work.release)

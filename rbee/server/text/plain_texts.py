@@ -30,8 +30,8 @@ class PlainTexts:
         self._removed = b""
         steps = _steps(tokenizer)
         if [step["type"] for step in steps[-2:]] == ["ByteLevel", "Split"] and steps[-1]["behavior"] == "Removed":
-            self._removed = _removed_by(_made_of(steps[-1:]))
-            self._plain = _with_steps(tokenizer, _made_of(steps[:-1]))
+            self._removed = removed_by(made_of(steps[-1:]))
+            self._plain = _with_steps(tokenizer, made_of(steps[:-1]))
 
     def tokenizer_for(self, text: str) -> Tokenizer:
         """The one that is sooner done with this text."""
@@ -50,13 +50,14 @@ def _steps(tokenizer: Tokenizer) -> list[dict[str, Any]]:
     return steps
 
 
-def _made_of(steps: Sequence[dict[str, Any]]) -> pre_tokenizers.PreTokenizer:
+def made_of(steps: Sequence[dict[str, Any]]) -> pre_tokenizers.PreTokenizer:
+    """What cuts a text in these steps."""
     made = pre_tokenizers.Sequence([])
     made.__setstate__(json.dumps({"type": "Sequence", "pretokenizers": steps}).encode())
     return made
 
 
-def _removed_by(step: pre_tokenizers.PreTokenizer) -> bytes:
+def removed_by(step: pre_tokenizers.PreTokenizer) -> bytes:
     """Of all bytes, as the step sees them."""
     names = [name for name in pre_tokenizers.ByteLevel.alphabet() if not step.pre_tokenize_str(name)]
     return b"".join(byte_level_bytes(names))

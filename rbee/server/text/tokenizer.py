@@ -1,6 +1,6 @@
 """Text to token ids.
 
-Owns the tokenizer and where it runs. Does not know what a chat or a model is.
+Owns the tokenizer, and which of its two encoders takes a text. Does not know what a chat or a model is.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from tokenizers import Tokenizer
 
 from rbee.errors import ModelError
 from rbee.models import token_pieces
+from rbee.server.text.byte_pairs import native_encoder
 from rbee.server.text.detokenizer import Detokenizer, detokenizers
 from rbee.server.text.plain_texts import PlainTexts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
-
-    from tokenizers import Encoding
 
     from rbee.models.token_pieces import Piece
 
@@ -31,6 +30,8 @@ _LIKELY_CHARACTERS = 4
 # be one token in the whole.
 _LONGEST_TOKEN = 128
 _LINE_BREAK = "\n"
+_ESCAPE = b"\\u"  # in JSON, of a letter that is not ASCII
+_NOTHING: tuple[list[int], list[int]] = ([], [])
 
 
 class TooManyTokensError(Exception):
@@ -42,11 +43,21 @@ class TooManyTokensError(Exception):
 
 
 class TextCodec:
-    """A model's tokenizer, both ways. Safe to use from several threads."""
+    """A model's tokenizer, both ways. Safe to use from several threads.
 
-    def __init__(self, tokenizer: Tokenizer, pieces: Iterable[list[Piece]] | None = None) -> None:
+    Args:
+        tokenizer: which the ids are those of.
+        pieces: what its tokens stand for, if that is known; see `detokenizers`.
+        content: its tokenizer.json, if there is one.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, pieces: Iterable[list[Piece]] | None = None, content: bytes | None = None
+    ) -> None:
         self._tokenizer = tokenizer
         self._plain_texts = PlainTexts(tokenizer)
+        self._around = _around(tokenizer)
+        self._native = native_encoder(tokenizer, content) if self._around else None
         self._detokenizers = detokenizers(tokenizer, pieces)
         self.table = self._detokenizers.table  # these two: see `Detokenizers`
         self.token_bytes = self._detokenizers.token_bytes
@@ -58,7 +69,7 @@ class TextCodec:
         path = folder / "tokenizer.json"
         try:
             content = path.read_bytes()
-            return cls(Tokenizer.from_buffer(content), token_pieces.read(folder, content))
+            return cls(Tokenizer.from_buffer(content), token_pieces.read(folder, content), content)
         except Exception as error:  # tokenizers raises bare Exception for everything
             raise ModelError(f"{path} cannot be read as a tokenizer: {error}. Fetch the model again.") from error
 
@@ -69,15 +80,18 @@ class TextCodec:
             TooManyTokensError: there are more than `limit`. Of a long text only so much is tokenized as shows that.
         """
         self.check_beginning(text, limit)
-        encoding = self._encoding(text, add_special_tokens)
-        _check_number(len(encoding), limit)
-        return encoding.ids
+        ids = self._encode(text, add_special_tokens, limit)
+        if isinstance(ids, int):
+            raise TooManyTokensError(ids)
+        return ids
 
     def check_beginning(self, text: str, limit: int) -> None:
         """Raise TooManyTokensError for a long text whose beginning already has more than `limit` tokens."""
         length = limit * _LIKELY_CHARACTERS
         while length < len(text):
-            _check_number(len(self._encoding(text[:length], add_special_tokens=False)) - _LONGEST_TOKEN, limit)
+            ids = self._encode(text[:length], add_special_tokens=False, limit=limit + _LONGEST_TOKEN)
+            if isinstance(ids, int):
+                raise TooManyTokensError(ids - _LONGEST_TOKEN)
             length *= 2
 
     def encode_pieces(
@@ -113,11 +127,23 @@ class TextCodec:
         )
         return [] if both[len(before) :] == alone else before
 
-    def _encoding(self, text: str, add_special_tokens: bool) -> Encoding:  # noqa: FBT001 - private
+    def is_quick_with(self, body: bytes) -> bool:
+        """Whether each text in this JSON is tokenized at the native encoder's pace; NFC may change other letters."""
+        if self._native is None:
+            return False
+        return self._tokenizer.normalizer is None or (body.isascii() and _ESCAPE not in body)
+
+    def _encode(self, text: str, add_special_tokens: bool, limit: int) -> list[int] | int:  # noqa: FBT001 - private
+        """The token ids of a text; if there are more than `limit`, how many."""
+        if self._native is not None:
+            before, after = self._around if add_special_tokens and self._around else _NOTHING
+            ids = self._native.encode(text, limit - len(before) - len(after))
+            if ids is not None:
+                return ids + len(before) + len(after) if isinstance(ids, int) else [*before, *ids, *after]
         tokenizer = self._plain_texts.tokenizer_for(text)
         # The batch call alone gives up Python's lock, so that other threads run meanwhile.
         [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        return encoding
+        return encoding.ids if len(encoding) <= limit else len(encoding)
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of `token_ids`, special tokens left out."""
@@ -149,6 +175,15 @@ class TextCodec:
         return self._detokenizers(
             skip_special_tokens=skip_special_tokens, spaces_between_special_tokens=spaces_between_special_tokens
         )
+
+
+def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]] | None:
+    """What the tokenizer puts before and after a text; None if that cannot be told."""
+    plain, whole = (tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
+    places = [place for place in range(len(whole)) if whole[place : place + len(plain)] == plain]
+    if not plain or len(places) != 1:
+        return None
+    return whole[: places[0]], whole[places[0] + len(plain) :]
 
 
 def _check_number(found: int, limit: int) -> None:

@@ -71,3 +71,19 @@ async def test_tiny_bodies_are_worked_on_in_one_turn_of_the_event_loop_each():
     assert [name for name in order if name != "turn"] == ["first", "second", "third"]
     assert "turn" in order[order.index("first") : order.index("second")]
     assert "turn" in order[order.index("second") : order.index("third")]
+
+
+async def test_small_bodies_that_are_quick_need_no_thread():
+    """Unless they are longer than what may hold up the event loop."""
+    bodies = Bodies(2**20, lambda body: body.startswith(b"quick"))
+
+    def is_here(_: bytes) -> bool:
+        return threading.current_thread() is threading.main_thread()
+
+    async def work(body: bytes) -> bool:
+        return await bodies.work(Request(SCOPE), body, is_here)
+
+    assert await work(b"quick".ljust(6 * 1024))
+    assert not await work(b"quick".ljust(6 * 1024 + 1))
+    assert not await work(b"slow".ljust(6 * 1024))
+    assert await work(b"slow".ljust(1024))
