@@ -37,6 +37,7 @@ from rbee.server.protocols.output_form import (
     of_regex,
     of_response_format,
     of_structured_outputs,
+    of_vllm_grammar,
     only_form,
 )
 from rbee.server.protocols.parameters import check_parameters, check_token_ids
@@ -320,7 +321,7 @@ def read_form(request: TextRequest, reader: FieldReader) -> Form | None:
             of_json(request.guided_json, "guided_json"),
             of_regex(request.guided_regex, "guided_regex"),
             of_choice(request.guided_choice, "guided_choice"),
-            of_grammar(request.guided_grammar, "guided_grammar"),
+            of_vllm_grammar(request.guided_grammar, "guided_grammar"),
             of_json(request.json_schema, "json_schema"),
             of_grammar(request.grammar, "grammar"),
         ]
