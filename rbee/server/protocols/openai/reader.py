@@ -41,8 +41,7 @@ from rbee.server.protocols.output_form import (
     only_form,
 )
 from rbee.server.protocols.parameters import check_parameters, check_token_ids
-from rbee.server.protocols.reasoning import reasoning_variables
-from rbee.server.protocols.tools import check_depth
+from rbee.server.protocols.reasoning import given_variables, reasoning_variables
 from rbee.server.streams.generation import Prompt
 from rbee.server.text.token_text import Echo
 from rbee.server.text.tokenizer import TooManyTokensError
@@ -170,14 +169,13 @@ class RequestReader:
                 template = self._reader.model.chat_template
                 messages = read_messages(asked.messages, reader, shows_reasoning=_shows_reasoning(template, tools))
                 _check_continued(asked, messages, given)
-                check_depth(asked.chat_template_kwargs or {}, "chat_template_kwargs")
                 pieces = self._reader.chat_pieces(
                     messages,
                     limit,
                     ToolUse(tools),
                     add_generation_prompt=asked.add_generation_prompt,
                     continue_final_message=asked.continue_final_message,
-                    variables=asked.chat_template_kwargs,
+                    variables=given_variables(asked.chat_template_kwargs),
                 )
             token_ids = self._codec.encode_pieces(pieces, add_special_tokens=add_special_tokens, limit=limit)
         except TooManyTokensError as error:
@@ -196,15 +194,13 @@ class RequestReader:
 
     def _template_variables(self, request: ChatRequest, reader: FieldReader, tool_use: ToolUse) -> dict[str, Any]:
         """What the chat template gets; of the fields that only some templates know, this one's."""
-        given = request.chat_template_kwargs or {}
-        check_depth(given, "chat_template_kwargs")
         switches = reasoning_variables(
             self._reader.template_for(tool_use),
             reader.ignored,
             enable=request.enable_thinking,
             effort=request.reasoning_effort,
         )
-        return switches | given
+        return switches | given_variables(request.chat_template_kwargs)
 
     def _prompt(self, request: CompletionRequest, given: GivenPrompt, engine: Ready) -> Prompt:
         text, token_ids = given.text, given.token_ids
