@@ -130,10 +130,8 @@ class ResponsesDialect:
             self._items.keep(piece)
         return _encode(self._ended(choice.parts, choice.reason, outcome))
 
-    def template(self) -> FrameTemplate | None:
-        """Deltas only: the events behind them repeat the text, in `finish`."""
-        if self._has_logprobs:
-            return None
+    def template(self) -> FrameTemplate:
+        """Deltas only: the events behind them repeat the text, in `finish`. A list of logprobs is not plain."""
         to_number, to_text, after = self._text
         delta = to_number + Slot.INDEX + to_text + Slot.TEXT + after
         last = LastFrames(delta, delta, _NO_FRAMES, _NO_FRAMES)
