@@ -1,6 +1,7 @@
 """`chat_template_kwargs` in the three chat protocols, which have the field from vLLM."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.server.protocols.tools_parts import model_with, prompt_of
 
 PROTOCOLS = ["chat", "messages", "responses"]
 SOURCE = "{{ messages[0].content }} {{ mood }} {{ enable_thinking }}"
-SWITCHED_ON = {
+SWITCHED_ON: dict[str, dict[str, Any]] = {
     "chat": {"enable_thinking": True},
     "messages": {"thinking": {"type": "enabled", "budget_tokens": 1024}},
     "responses": {"reasoning": {"effort": "none"}},  # the switch can only be turned off here

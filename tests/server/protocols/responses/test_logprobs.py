@@ -90,10 +90,10 @@ def test_the_client_reads_them(synthetic_server):
             events = list(stream)
         deltas = [event for event in events if event.type == "response.output_text.delta"]
         assert "".join(entry.token for event in deltas for entry in event.logprobs) == TEXT
-        assert [len(entry.top_logprobs) for event in deltas for entry in event.logprobs] == [2, 2, 2]
+        assert [len(entry.top_logprobs or []) for event in deltas for entry in event.logprobs] == [2, 2, 2]
         whole = ours.responses.create(model="synthetic", input="hi", max_output_tokens=3, top_logprobs=2)
     [part] = whole.output[0].content
-    assert [(entry.token, entry.logprob) for entry in part.logprobs] == [(character, 0.0) for character in TEXT]
+    assert [(entry.token, entry.logprob) for entry in part.logprobs or []] == [(character, 0.0) for character in TEXT]
 
 
 PARTS = [Part(OutputKind.REASONING, "r"), Part(OutputKind.TEXT, "a"), Part(OutputKind.TOOL_ARGUMENTS, "{}", "f")]
@@ -102,7 +102,7 @@ PARTS += [Part(OutputKind.TEXT, "b")]
 
 def piece(kind, text, part, *characters, ended=None, num_calls=0):
     """A piece that lists these tokens."""
-    entries = [TokenLogprob(ord(character), 0.0, [], None, 0) for character in characters]
+    entries = [TokenLogprob(ord(character), 0.0, [], 0) for character in characters]
     return Piece(text, 1, 1, entries, kind, num_calls, part, ended)
 
 
