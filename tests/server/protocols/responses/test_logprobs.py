@@ -92,8 +92,11 @@ def test_the_client_reads_them(synthetic_server):
         assert "".join(entry.token for event in deltas for entry in event.logprobs) == TEXT
         assert [len(entry.top_logprobs or []) for event in deltas for entry in event.logprobs] == [2, 2, 2]
         whole = ours.responses.create(model="synthetic", input="hi", max_output_tokens=3, top_logprobs=2)
-    [part] = whole.output[0].content
-    assert [(entry.token, entry.logprob) for entry in part.logprobs or []] == [(character, 0.0) for character in TEXT]
+    [message] = whole.output
+    assert message.type == "message"
+    [part] = message.content
+    assert part.type == "output_text"
+    assert [(entry.token, entry.logprob) for entry in part.logprobs or ()] == [(character, 0.0) for character in TEXT]
 
 
 PARTS = [Part(OutputKind.REASONING, "r"), Part(OutputKind.TEXT, "a"), Part(OutputKind.TOOL_ARGUMENTS, "{}", "f")]
