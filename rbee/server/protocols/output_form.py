@@ -150,7 +150,7 @@ def of_structured_outputs(given: dict[str, Any] | None, reader: FieldReader) -> 
             of_json(asked.json, f"{path}json", compact=compact),
             of_regex(asked.regex, f"{path}regex"),
             of_choice(asked.choice, f"{path}choice"),
-            of_grammar(asked.grammar, f"{path}grammar"),
+            of_vllm_grammar(asked.grammar, f"{path}grammar"),
             any_object,
         ]
     )
@@ -213,6 +213,13 @@ def of_grammar(given: str | None, param: str) -> Form | None:
         return Form(GBNF_LINE + given, param, GBNF_NAME, is_grammar=True)
     check_lark(given, param)
     return Form(given, param, f"%lark {{\n{given}\n}}", is_grammar=True)
+
+
+def of_vllm_grammar(given: str | None, param: str) -> Form | None:
+    """The same in vLLM's fields, which nobody sends without a grammar."""
+    if given == "":
+        raise invalid(param, f"{param} is empty, so that no output follows it; leave it out.")
+    return of_grammar(given, param)
 
 
 def _check_is_text(kind: str, path: str) -> None:

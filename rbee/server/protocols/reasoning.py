@@ -1,16 +1,26 @@
-"""The switches of a model's reasoning, as variables of its chat template.
+"""What a request sets of the variables of the model's chat template: the switches of its reasoning, and any others.
 
-Owns which variable a switch becomes, and which are listed as not followed. Does not know the fields of a protocol.
+Owns which variable a switch becomes, and which are listed as not followed. Knows one field of the protocols, which all
+of them call alike: `chat_template_kwargs`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rbee.server.protocols.tools import check_depth
+
 if TYPE_CHECKING:
     from rbee.server.text.chat_template import ChatTemplate
 
 _EFFORT = "reasoning_effort"
+
+
+def given_variables(chat_template_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """Those that the request names itself, which come before the switches."""
+    given = chat_template_kwargs or {}
+    check_depth(given, "chat_template_kwargs")
+    return given
 
 
 def reasoning_variables(

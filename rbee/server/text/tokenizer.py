@@ -146,8 +146,8 @@ class TextCodec:
         return encoding.ids if len(encoding) <= limit else len(encoding)
 
     def decode(self, token_ids: list[int]) -> str:
-        """The text of `token_ids`, special tokens left out."""
-        [text] = self._tokenizer.decode_batch([token_ids], skip_special_tokens=True)
+        """The text of `token_ids`, special tokens by their names."""
+        [text] = self._tokenizer.decode_batch([token_ids], skip_special_tokens=False)
         return text
 
     @property

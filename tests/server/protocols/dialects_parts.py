@@ -12,9 +12,11 @@ from rbee.server.protocols.responses.dialect import ResponsesDialect
 from rbee.server.protocols.responses.schemas import ResponsesRequest
 from rbee.server.streams.generation import Generation
 from rbee.server.streams.replies import CollectedReply
+from rbee.server.text.detokenizer import detokenizers
 from tests.batches import batch
 from tests.server.streams.streams_parts import StreamedCase, make_sinks, make_text
 from tests.server.streams.tagged_output import PLAN, WordTokens
+from tests.server.text.text_parts import SYNTHETIC
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +28,7 @@ MESSAGES = "/v1/messages"
 RESPONSES = "/v1/responses"
 HI = [{"role": "user", "content": "hi"}]
 HI_PROMPT = "user: hi\nassistant: "  # as the synthetic model's chat template has it
+_TOKEN_BYTES = detokenizers(SYNTHETIC).token_bytes
 
 
 class Event(NamedTuple):
@@ -96,12 +99,18 @@ OF_RESPONSES = Words(
 )
 
 
-def make_generation(*, prompt_tokens: int = 7, keep_text: bool = False, output: OutputPlan | None = None) -> Generation:
+def make_generation(
+    *,
+    prompt_tokens: int = 7,
+    keep_text: bool = False,
+    output: OutputPlan | None = None,
+    num_logprobs: int | None = None,
+) -> Generation:
     """Any generation."""
     return Generation(
         received_ns=0,
         prompt=[1] * prompt_tokens,
-        sampling=SamplingParams(max_tokens=99),
+        sampling=SamplingParams(max_tokens=99, num_logprobs=num_logprobs),
         stops=[],
         keep_text=keep_text,
         output=output,
@@ -113,10 +122,11 @@ def make_messages_dialect(*, fills_context: bool = False, plan: OutputPlan | Non
     return MessagesDialect("mödel", make_generation(output=plan), request_id="r", fills_context=fills_context)
 
 
-def make_responses_dialect(*, plan: OutputPlan | None = None) -> ResponsesDialect:
+def make_responses_dialect(*, plan: OutputPlan | None = None, num_logprobs: int | None = None) -> ResponsesDialect:
     """An answer of the Responses protocol, at a fixed time."""
     request = ResponsesRequest(input="hi", instructions='say "hi"', metadata={"a": "b"})
-    return ResponsesDialect("mödel", make_generation(keep_text=True, output=plan), request, clock=lambda: 1234.5)
+    generation = make_generation(keep_text=True, output=plan, num_logprobs=num_logprobs)
+    return ResponsesDialect("mödel", generation, request, _TOKEN_BYTES, clock=lambda: 1234.5)
 
 
 def streamed(dialect: Any, words: Sequence[str], reason: int, *, stops: Sequence[str] = ()) -> StreamedCase:

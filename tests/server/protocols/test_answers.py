@@ -58,6 +58,7 @@ WHOLE: list[tuple[str, dict[str, Any]]] = [
     (MESSAGES, {"messages": HI, "max_tokens": 3, "stop_sequences": [STOP]}),
     (f"{MESSAGES}/count_tokens", {"messages": HI}),
     (RESPONSES, {"input": "hi", "max_output_tokens": 3, "instructions": "x", "metadata": {"a": "b"}, "user": "u"}),
+    (RESPONSES, {"input": "hi", "max_output_tokens": 3, "top_logprobs": 2}),
     (RESPONSES, {"input": "hi", "max_output_tokens": 3, "text": {"format": {"type": "json_object"}}}),
     (RESPONSES, {"input": "hi", "max_output_tokens": 3, "text": {"format": JSON_FORMAT}}),
     (RESPONSES, {"input": "hi", "max_output_tokens": 30, "stop": [expected("user: hi\nassistant: ", 3)[2]]}),
@@ -78,6 +79,7 @@ STREAMED: list[tuple[str, dict[str, Any]]] = [
     (MESSAGES, {"messages": HI, "max_tokens": 3}),
     (MESSAGES, {"messages": HI, "max_tokens": 3, "stop_sequences": [STOP]}),
     (RESPONSES, {"input": "hi", "max_output_tokens": 3}),
+    (RESPONSES, {"input": "hi", "max_output_tokens": 3, "top_logprobs": 2}),
     (RESPONSES, {"input": "hi", "max_output_tokens": 30, "stop": [STOP]}),
 ]
 ASKED: list[tuple[str, str, dict[str, str]]] = [

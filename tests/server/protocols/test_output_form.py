@@ -76,6 +76,16 @@ def test_other_forms(route):
 
 
 @pytest.mark.parametrize(
+    ("fields", "usual"),
+    [({"regex": "a+"}, {"guided_regex": "a+"}), ({"ebnf": 'root ::= "a"'}, {"grammar": 'root ::= "a"'})],
+    ids=["regex", "ebnf"],
+)
+def test_words_of_sglang(fields, usual):
+    """Its names for a regular expression and for a grammar."""
+    assert read(CHAT, fields).grammar == read(CHAT, usual).grammar != ""
+
+
+@pytest.mark.parametrize(
     "fields",
     [
         {"response_format": {"type": "text"}},
@@ -124,6 +134,8 @@ def test_what_asks_for_nothing(fields):
         ({"guided_json": "[]"}, "guided_json", "an object"),
         ({"guided_json": _nested(900)}, "guided_json", "nested too deeply"),
         ({"guided_regex": ""}, "guided_regex", "is empty"),
+        ({"guided_grammar": ""}, "guided_grammar", "is empty"),
+        ({"structured_outputs": {"grammar": ""}}, "structured_outputs.grammar", "is empty"),
         ({"guided_choice": []}, "guided_choice", "1 to 4096 texts"),
         ({"guided_choice": ["a", ""]}, "guided_choice", "an empty text"),
     ],

@@ -16,3 +16,12 @@ def test_tokens_have_the_names_that_transformers_gives_them(tokenizer):
     names = PreTrainedTokenizerFast(tokenizer_object=tokenizer).convert_ids_to_tokens(ids)
     assert TextCodec(tokenizer).token_names(ids) == names
     assert len(set(names)) == len(ids)
+
+
+def test_special_tokens_come_back_by_their_names():
+    """As a prompt has them, so that what is encoded again is the same."""
+    codec = TextCodec(SENTENCEPIECE[False])
+    [start] = codec.encode("<s>", add_special_tokens=False)
+    token_ids = [start, *codec.encode("bee", add_special_tokens=False)]
+    assert codec.decode(token_ids).startswith("<s>")
+    assert codec.encode(codec.decode(token_ids), add_special_tokens=False) == token_ids

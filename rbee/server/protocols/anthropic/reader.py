@@ -28,6 +28,7 @@ from rbee.server.protocols.generating import Asked
 from rbee.server.protocols.generation_reader import GenerationReader
 from rbee.server.protocols.output_form import of_text_format, only_form
 from rbee.server.protocols.parameters import MAX_STOP_BYTES, MAX_STOP_STRINGS, check_parameters
+from rbee.server.protocols.reasoning import given_variables
 from rbee.server.text.tokenizer import TooManyTokensError
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class MessagesReader:
         options = {
             "tool_use": tool_use,
             "continue_final_message": continues_last(messages),
-            "variables": thinking_variables(request, template, reader),
+            "variables": thinking_variables(request, template, reader) | given_variables(request.chat_template_kwargs),
         }
         return messages, options
 

@@ -35,6 +35,7 @@ class MessagesRequest(GenerationRequest, frozen=True, kw_only=True):
     thinking: dict[str, Any] | None = None
     output_config: dict[str, Any] | None = None
     output_format: dict[str, Any] | None = None  # what stands as `format` in the former, as its beta had it
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 class OutputConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +53,7 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
     tools: list[dict[str, Any]] = msgspec.field(default_factory=list)
     tool_choice: dict[str, Any] | None = None
     thinking: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):

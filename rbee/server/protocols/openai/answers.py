@@ -10,29 +10,16 @@ from typing import Any, Literal
 from msgspec import UNSET, UnsetType
 
 from rbee.server.protocols.openapi import ErrorEnvelope, Shape
+from rbee.server.protocols.token_logprobs import ListedToken  # noqa: TC001 - msgspec reads it
 
 FinishReason = Literal["stop", "length", "deadline"]  # the last one is ours
 ChatFinishReason = Literal["stop", "length", "tool_calls", "deadline"]
 
 
-class LikelyToken(Shape):
-    """A token that is likely at its place."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class ChatTokenLogprob(LikelyToken):
-    """A token, and the most likely ones at its place."""
-
-    top_logprobs: list[LikelyToken]
-
-
 class ChatLogprobs(Shape):
     """The tokens of a choice, or of a chunk, of a chat."""
 
-    content: list[ChatTokenLogprob]
+    content: list[ListedToken]
 
 
 class CompletionLogprobs(Shape):

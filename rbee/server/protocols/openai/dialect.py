@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rbee.server.errors import Refusal
-    from rbee.server.protocols.openai.logprobs import Format, TokenBytes
+    from rbee.server.protocols.openai.logprobs import Format
     from rbee.server.protocols.openai.schemas import StreamOptions
+    from rbee.server.protocols.token_logprobs import TokenBytes
     from rbee.server.streams.generation import Generation
     from rbee.server.streams.outcome import Outcome
     from rbee.server.streams.pieces import CollectedChoice, Piece

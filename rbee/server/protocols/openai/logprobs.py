@@ -5,19 +5,16 @@ Owns the forms that clients understand. `rbee.server.streams.choices` decides wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
+from rbee.server.protocols.token_logprobs import finite, listed_tokens
 from rbee.server.text.token_text import token_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rbee.server.protocols.token_logprobs import TokenBytes
     from rbee.server.streams.records import TokenLogprob
-
-LEAST = -9999.0  # of a token that cannot come, as vLLM has it: JSON has no infinity
-
-TokenBytes: TypeAlias = Callable[[int], bytes]
 
 
 class Format(Protocol):
@@ -27,21 +24,8 @@ class Format(Protocol):
 
 
 def chat_logprobs(entries: Sequence[TokenLogprob], *, token_bytes: TokenBytes) -> dict[str, Any]:
-    """The `logprobs` of a chat choice: token, logprob and bytes of each token and of the most likely ones.
-
-    A token that is no valid text alone has U+FFFD in `token`; its `bytes` are exact.
-    """
-
-    def shown(token_id: int, logprob: float | None) -> dict[str, Any]:
-        data = token_bytes(token_id)
-        return {"token": data.decode(errors="replace"), "logprob": _finite(logprob), "bytes": list(data)}
-
-    return {
-        "content": [
-            shown(entry.token_id, entry.logprob) | {"top_logprobs": [shown(*other) for other in entry.top]}
-            for entry in entries
-        ]
-    }
+    """The `logprobs` of a chat choice."""
+    return {"content": listed_tokens(entries, token_bytes=token_bytes)}
 
 
 def completion_logprobs(entries: Sequence[TokenLogprob], *, token_bytes: TokenBytes) -> dict[str, Any]:
@@ -54,11 +38,11 @@ def completion_logprobs(entries: Sequence[TokenLogprob], *, token_bytes: TokenBy
     for entry in entries:
         top: dict[str, float | None] = {}
         for token_id, logprob in [*entry.top, (entry.token_id, entry.logprob)]:
-            top.setdefault(token_name(token_bytes(token_id)), _finite(logprob))
+            top.setdefault(token_name(token_bytes(token_id)), finite(logprob))
         top_logprobs.append(None if entry.logprob is None else top)
     return {
         "text_offset": [entry.offset for entry in entries],
-        "token_logprobs": [_finite(entry.logprob) for entry in entries],
+        "token_logprobs": [finite(entry.logprob) for entry in entries],
         "tokens": [token_name(token_bytes(entry.token_id)) for entry in entries],
         "top_logprobs": top_logprobs,
     }
@@ -80,11 +64,7 @@ def prompt_logprobs(
         members: dict[str, dict[str, Any]] = {}
         for token_id, logprob, rank in [(entry.token_id, entry.logprob, entry.rank), *likely]:
             decoded = token_bytes(token_id).decode(errors="replace")
-            member = {"logprob": _finite(logprob), "rank": rank, "decoded_token": decoded}
+            member = {"logprob": finite(logprob), "rank": rank, "decoded_token": decoded}
             members.setdefault(str(token_id), member)
         listed.append(members)
     return listed
-
-
-def _finite(logprob: float | None) -> float | None:
-    return None if logprob is None else max(logprob, LEAST)

@@ -38,11 +38,11 @@ from rbee.server.protocols.output_form import (
     of_regex,
     of_response_format,
     of_structured_outputs,
+    of_vllm_grammar,
     only_form,
 )
 from rbee.server.protocols.parameters import check_parameters, check_token_ids
-from rbee.server.protocols.reasoning import reasoning_variables
-from rbee.server.protocols.tools import check_depth
+from rbee.server.protocols.reasoning import given_variables, reasoning_variables
 from rbee.server.streams.generation import APART, Prompt
 from rbee.server.text.token_text import Echo
 from rbee.server.text.tokenizer import TooManyTokensError
@@ -172,14 +172,13 @@ class RequestReader:
                 template = self._reader.model.chat_template
                 messages = read_messages(asked.messages, reader, shows_reasoning=_shows_reasoning(template, tools))
                 _check_continued(asked, messages, given)
-                check_depth(asked.chat_template_kwargs or {}, "chat_template_kwargs")
                 pieces = self._reader.chat_pieces(
                     messages,
                     limit,
                     ToolUse(tools),
                     add_generation_prompt=asked.add_generation_prompt,
                     continue_final_message=asked.continue_final_message,
-                    variables=asked.chat_template_kwargs,
+                    variables=given_variables(asked.chat_template_kwargs),
                 )
             token_ids = self._codec.encode_pieces(pieces, add_special_tokens=add_special_tokens, limit=limit)
         except TooManyTokensError as error:
@@ -198,15 +197,13 @@ class RequestReader:
 
     def _template_variables(self, request: ChatRequest, reader: FieldReader, tool_use: ToolUse) -> dict[str, Any]:
         """What the chat template gets; of the fields that only some templates know, this one's."""
-        given = request.chat_template_kwargs or {}
-        check_depth(given, "chat_template_kwargs")
         switches = reasoning_variables(
             self._reader.template_for(tool_use),
             reader.ignored,
             enable=request.enable_thinking,
             effort=request.reasoning_effort,
         )
-        return switches | given
+        return switches | given_variables(request.chat_template_kwargs)
 
     def _prompt(self, request: CompletionRequest, given: GivenPrompt, engine: Ready) -> Prompt:
         text, token_ids = given.text, given.token_ids
@@ -323,7 +320,7 @@ def read_form(request: TextRequest, reader: FieldReader) -> Form | None:
             of_json(request.guided_json, "guided_json"),
             of_regex(request.guided_regex, "guided_regex"),
             of_choice(request.guided_choice, "guided_choice"),
-            of_grammar(request.guided_grammar, "guided_grammar"),
+            of_vllm_grammar(request.guided_grammar, "guided_grammar"),
             of_json(request.json_schema, "json_schema"),
             of_grammar(request.grammar, "grammar"),
         ]

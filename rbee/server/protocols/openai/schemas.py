@@ -184,8 +184,13 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     tokens: list[int]
 
 
-# Other spellings of parameters, as users of llama.cpp know them.
-SYNONYMS = {"n_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
+# Other spellings of parameters, as users of llama.cpp know the first two, and those of SGLang the others.
+SYNONYMS = {
+    "n_predict": "max_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "regex": "guided_regex",
+    "ebnf": "grammar",
+}
 
 # Fields that cannot change what the answer is. They are taken, and named in a Warning header.
 _ADVISORY_EVERYWHERE = frozenset(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from msgspec import UNSET, UnsetType
 
 from rbee.server.protocols.openapi import Shape
+from rbee.server.protocols.token_logprobs import ListedToken  # noqa: TC001 - msgspec reads it
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -18,8 +19,8 @@ class OutputText(Shape, tag_field="type", tag="output_text"):
     """A part of a message."""
 
     text: str
-    annotations: list[None]  # always empty, as the next one
-    logprobs: list[None]
+    annotations: list[None]  # always empty
+    logprobs: list[ListedToken]  # empty unless they are asked for
 
 
 class OutputMessage(Shape, tag_field="type", tag="message"):
@@ -230,14 +231,14 @@ class OutputTextDelta(_OfPart, tag="response.output_text.delta"):
     """More of a part's text."""
 
     delta: str
-    logprobs: list[None]
+    logprobs: list[ListedToken]
 
 
 class OutputTextDone(_OfPart, tag="response.output_text.done"):
     """All of a part's text."""
 
     text: str
-    logprobs: list[None]
+    logprobs: list[ListedToken]
 
 
 class ReasoningTextDelta(_OfPart, tag="response.reasoning_text.delta"):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from rbee.server.errors import Refusal
     from rbee.server.protocols.responses.schemas import ResponsesRequest
+    from rbee.server.protocols.token_logprobs import TokenBytes
     from rbee.server.streams.generation import Generation
     from rbee.server.streams.outcome import Outcome
     from rbee.server.streams.pieces import CollectedChoice, Part, Piece
@@ -47,6 +48,7 @@ class ResponsesDialect:
         model: its name.
         generation: what is asked for.
         request: the response repeats what it says.
+        token_bytes: a token as it is on its own, for logprobs.
         ignored: names of fields that are not followed.
         clock: UNIX time in seconds.
     """
@@ -58,13 +60,14 @@ class ResponsesDialect:
         model: str,
         generation: Generation,
         request: ResponsesRequest,
+        token_bytes: TokenBytes,
         *,
         ignored: Sequence[str] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
         unique = uuid.uuid4().hex
         self.answer_id = f"resp_{unique}"
-        self._items = Items(self.answer_id)
+        self._items = Items(self.answer_id, token_bytes if generation.has_logprobs else None)
         headers = warning_header(ignored)
         self.stream_headers: Sequence[tuple[bytes, bytes]] = [*sse.HEADERS, *headers]
         self.answer_headers: Sequence[tuple[bytes, bytes]] = [(b"content-type", b"application/json"), *headers]
@@ -73,6 +76,7 @@ class ResponsesDialect:
         self._sampling = generation.sampling
         self._prompt_tokens = len(generation.prompt)
         self._is_parsed = generation.output is not None
+        self._has_logprobs = generation.has_logprobs
         self._clock = clock
         self._created_at = int(clock())
         self._text = self._items.delta(OutputKind.TEXT, 0)
@@ -93,10 +97,15 @@ class ResponsesDialect:
         if self._is_parsed:
             return self._items.piece(piece, number)
         to_number, to_text, after = self._text
+        if self._has_logprobs:
+            after = self._items.listing(piece, after)
         return to_number + b"%d" % (_NUM_BEGINNING + number) + to_text + _encode(piece.text) + after
 
     def end(self, choice: int, piece: Piece, number: int, reason: int) -> bytes:  # noqa: ARG002 - see finish
-        return self.piece(choice, piece, number) if piece.text else _NO_FRAMES
+        if piece.text:
+            return self.piece(choice, piece, number)
+        self._items.keep(piece)
+        return _NO_FRAMES
 
     def finish(self, outcome: Outcome) -> bytes:
         parts = outcome.parts
@@ -117,10 +126,12 @@ class ResponsesDialect:
 
     def answer(self, choices: Sequence[CollectedChoice], outcome: Outcome) -> bytes:
         [choice] = choices
+        for piece in choice.pieces if self._has_logprobs else ():
+            self._items.keep(piece)
         return _encode(self._ended(choice.parts, choice.reason, outcome))
 
     def template(self) -> FrameTemplate:
-        """Deltas only: the events behind them repeat the text, in `finish`."""
+        """Deltas only: the events behind them repeat the text, in `finish`. A list of logprobs is not plain."""
         to_number, to_text, after = self._text
         delta = to_number + Slot.INDEX + to_text + Slot.TEXT + after
         last = LastFrames(delta, delta, _NO_FRAMES, _NO_FRAMES)
@@ -175,7 +186,7 @@ class ResponsesDialect:
             "text": {"format": (request.text or {}).get("format") or {"type": "text"}},
             "tool_choice": request.tool_choice or "auto",
             "tools": request.tools,
-            "top_logprobs": 0,
+            "top_logprobs": request.top_logprobs,
             "top_p": sampling.top_p,
             "truncation": "disabled",
             "usage": None,

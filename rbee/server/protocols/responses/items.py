@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from rbee.server.protocols.call_ids import call_id
+from rbee.server.protocols.token_logprobs import listed_tokens
 from rbee.server.text.output import OutputKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rbee.server.protocols.token_logprobs import TokenBytes
     from rbee.server.streams.pieces import Part, Piece
 
 _encode = msgspec.json.Encoder().encode
+_NO_TOKENS = b"[]"
 
 NUM_CREATED = 2  # events before those of the first item
 NUM_OPENING = 2  # of a message or of reasoning, before its first piece
@@ -63,10 +66,17 @@ class Delta(NamedTuple):
 
 
 class Items:
-    """The items of one response, which has this id."""
+    """The items of one response.
 
-    def __init__(self, answer_id: str) -> None:
+    Args:
+        answer_id: its id.
+        token_bytes: a token as it is on its own, if the texts list the logprobs of theirs.
+    """
+
+    def __init__(self, answer_id: str, token_bytes: TokenBytes | None = None) -> None:
         self._answer_id = answer_id
+        self._token_bytes = token_bytes
+        self._listed: dict[int, list[bytes]] = {}  # tokens of the texts so far, by item, as JSON without brackets
         self._unique = answer_id.partition("_")[2]
         self._deltas: dict[tuple[OutputKind, int], Delta] = {}
 
@@ -86,7 +96,7 @@ class Items:
     def open(self, kind: OutputKind, index: int, number: int) -> bytes:
         """A message, or reasoning, begins with this event."""
         item = {"output_index": index, "item": self._content_item(kind, index, "in_progress", [])}
-        content = self._place(kind, index) | {"part": _content(kind, "")}
+        content = self._place(kind, index) | {"part": self._content(kind, index, "")}
         added = event("response.output_item.added", number, item)
         return added + event("response.content_part.added", number + 1, content)
 
@@ -103,7 +113,21 @@ class Items:
         if number == 0 or piece.ended is not None:
             before += self.open(kind, piece.part, own - NUM_OPENING)
         to_number, to_text, after = self.delta(kind, piece.part)
+        if self._token_bytes is not None and kind is OutputKind.TEXT:
+            after = self.listing(piece, after)
         return b"".join((before, to_number, b"%d" % own, to_text, _encode(piece.text), after))
+
+    def listing(self, piece: Piece, after: bytes) -> bytes:
+        """What comes behind the text of its event, whose end without tokens is `after`."""
+        return after.replace(_NO_TOKENS, b"[%b]" % self.keep(piece))
+
+    def keep(self, piece: Piece) -> bytes:
+        """Note the tokens that a piece of text lists, and return them as JSON without brackets."""
+        if self._token_bytes is None or piece.kind is not OutputKind.TEXT or not piece.entries:
+            return b""
+        tokens = _encode(listed_tokens(piece.entries, token_bytes=self._token_bytes))[1:-1]
+        self._listed.setdefault(piece.part, []).append(tokens)
+        return tokens
 
     def delta(self, kind: OutputKind, index: int) -> Delta:
         """The event of a piece of an item, but for its number and its text."""
@@ -113,7 +137,7 @@ class Items:
             delta = self._deltas[kind, index] = Delta(
                 b'event: %b\ndata: {"type":"%b","sequence_number":' % (name, name),
                 b"," + place[1:-1] + b',"delta":',
-                b',"logprobs":[]}\n\n' if kind is OutputKind.TEXT else b"}\n\n",
+                b',"logprobs":%b}\n\n' % _NO_TOKENS if kind is OutputKind.TEXT else b"}\n\n",
             )
         return delta
 
@@ -131,16 +155,16 @@ class Items:
         if part.kind is OutputKind.TOOL_ARGUMENTS:
             text = event(done, number, place | {"arguments": part.text})
         else:
-            logprobs: dict[str, Any] = {"logprobs": []} if part.kind is OutputKind.TEXT else {}
+            logprobs = {"logprobs": self._tokens(index)} if part.kind is OutputKind.TEXT else {}
             text = event(done, number, place | {"text": part.text} | logprobs)
-            content = place | {"part": _content(part.kind, part.text)}
+            content = place | {"part": self._content(part.kind, index, part.text)}
             text += event("response.content_part.done", number + 1, content)
         return text + event("response.output_item.done", behind - 1, item)
 
     def _item(self, part: Part, index: int, call: int, status: str) -> dict[str, Any]:
         if part.kind is OutputKind.TOOL_ARGUMENTS:
             return self._call(index, call, status, part.name, part.text)
-        return self._content_item(part.kind, index, status, [_content(part.kind, part.text)])
+        return self._content_item(part.kind, index, status, [self._content(part.kind, index, part.text)])
 
     def _content_item(self, kind: OutputKind, index: int, status: str, content: list[Any]) -> dict[str, Any]:
         own_id = self.item_id(kind, index)
@@ -162,8 +186,11 @@ class Items:
         place: dict[str, Any] = {"item_id": self.item_id(kind, index), "output_index": index}
         return place if kind is OutputKind.TOOL_ARGUMENTS else place | {"content_index": 0}
 
+    def _content(self, kind: OutputKind, index: int, text: str) -> dict[str, Any]:
+        if kind is OutputKind.REASONING:
+            return {"type": "reasoning_text", "text": text}
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": self._tokens(index)}
 
-def _content(kind: OutputKind, text: str) -> dict[str, Any]:
-    if kind is OutputKind.REASONING:
-        return {"type": "reasoning_text", "text": text}
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    def _tokens(self, index: int) -> msgspec.Raw:
+        """The tokens of the text that this item is, so far."""
+        return msgspec.Raw(b"[%b]" % b",".join(self._listed.get(index, ())))

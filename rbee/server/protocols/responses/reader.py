@@ -15,7 +15,7 @@ from rbee.server.protocols.generating import Asked
 from rbee.server.protocols.generation_reader import GenerationReader
 from rbee.server.protocols.output_form import of_text_format
 from rbee.server.protocols.parameters import check_parameters
-from rbee.server.protocols.reasoning import reasoning_variables
+from rbee.server.protocols.reasoning import given_variables, reasoning_variables
 from rbee.server.protocols.responses.conversation import read_input
 from rbee.server.protocols.responses.dialect import ResponsesDialect
 from rbee.server.protocols.responses.schemas import (
@@ -76,7 +76,9 @@ class ResponsesReader:
             form=form,
         )
         generation = dataclasses.replace(generation, keep_text=True)
-        dialect = ResponsesDialect(self._model.name, generation, request, ignored=reader.ignored)
+        dialect = ResponsesDialect(
+            self._model.name, generation, request, self._model.codec.token_bytes, ignored=reader.ignored
+        )
         return Asked(generation, dialect, request.stream)
 
     def _prompt(self, request: ResponsesRequest, tool_use: ToolUse, reader: FieldReader, engine: Ready) -> ChatPrompt:
@@ -87,9 +89,9 @@ class ResponsesReader:
             reader,
             shows_reasoning=template is not None and template.abilities.reasoning_field is not None,
         )
-        switches = _reasoning_switches(request, template, reader)
+        variables = _reasoning_switches(request, template, reader) | given_variables(request.chat_template_kwargs)
         try:
-            return self._reader.chat_prompt(messages, engine, "input", tool_use=tool_use, variables=switches)
+            return self._reader.chat_prompt(messages, engine, "input", tool_use=tool_use, variables=variables)
         except Refusal as refusal:
             if refusal.param == "messages":  # the chat template's word
                 refusal.param = "input"

@@ -12,6 +12,8 @@ import msgspec
 
 from rbee.server.protocols.parameters import GenerationRequest
 
+LOGPROBS = "message.output_text.logprobs"  # OpenAI's name of them in `include`
+
 
 class ResponsesRequest(GenerationRequest, frozen=True, kw_only=True):
     """The body of POST /v1/responses: OpenAI's fields, and the sampling parameters that all protocols have."""
@@ -33,6 +35,13 @@ class ResponsesRequest(GenerationRequest, frozen=True, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None  # None: "auto" with tools, else "none"
     parallel_tool_calls: bool = True
     reasoning: dict[str, Any] | None = None
+    top_logprobs: int = 0
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def asked_logprobs(self) -> tuple[str, int | None]:
+        asked = self.top_logprobs or LOGPROBS in self.include
+        return "top_logprobs", self.top_logprobs if asked else None
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,8 +141,8 @@ ADVISORY_REASONING = frozenset({"generate_summary", "summary"})
 ADVISORY_TOOL = frozenset({"cache_control"})
 ADVISORY_PART = frozenset({"annotations", "cache_control", "logprobs", "prompt_cache_breakpoint"})
 
-# What `include` may name: no answer has it yet, so there is nothing to include.
-INCLUDABLE = frozenset({"reasoning.encrypted_content"})
+# What `include` may name. No answer has encrypted reasoning, so there is none to include.
+INCLUDABLE = frozenset({LOGPROBS, "reasoning.encrypted_content"})
 
 # Fields that need a state, with the only values that need none, and what to do instead.
 STATEFUL: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -149,7 +158,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "context_management": ([],),
     "image": (),
     "moderation": (),
-    "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
 # What --lenient ignores of these: the answer is of the same kind without it.

@@ -14,8 +14,9 @@ from tokenizers import Tokenizer
 from rbee.messages import FinishReason
 from rbee.sampling_params import SamplingParams
 from rbee.server.protocols.openai.dialect import ChatDialect, CompletionDialect
-from rbee.server.protocols.openai.logprobs import LEAST, chat_logprobs, completion_logprobs, prompt_logprobs
+from rbee.server.protocols.openai.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
 from rbee.server.protocols.openai.schemas import StreamOptions
+from rbee.server.protocols.token_logprobs import LEAST
 from rbee.server.streams.generation import Generation
 from rbee.server.streams.outcome import Outcome
 from rbee.server.streams.pieces import CollectedChoice, Piece
