@@ -121,8 +121,12 @@ class StreamProtocol(HttpToolsProtocol):
                 f"{MAX_HEAD_BYTES} bytes; send fewer or shorter ones."
             )
             self._refuse(Refusal(RefusalKind.HEAD_TOO_LARGE, message, code="headers_too_large"))
-        elif self._in_head and self._late_head is None:
+        elif self._late_head is None and (self._in_head or self._is_idle()):
             self._await_head()
+
+    def _is_idle(self) -> bool:
+        """Whether no request has begun that is not answered: of the next one there are at most empty lines."""
+        return not self._in_body and (self.cycle is None or self.cycle.response_complete)
 
     def on_headers_complete(self) -> None:
         if self.parser.offered:  # the head comes again without the offer

@@ -279,8 +279,8 @@ async def test_a_body_that_cannot_be_read_ends_its_request():
 async def test_heads_that_come_too_late():
     """A connection without a request is closed without a word; a head that has begun is refused, also a second one."""
 
-    async def outcome(*pieces):
-        protocol, transport = connect(app := RefusingApp(), head_timeout=0.05)
+    async def outcome(*pieces, came=b""):
+        protocol, transport = connect(app := RefusingApp(), head_timeout=0.05, came=came)
         app.may_answer.set()
         await feed(protocol, transport, pieces)
         while not (transport.closing or transport.ended):  # noqa: ASYNC110 - the protocol's timer
@@ -293,6 +293,9 @@ async def test_heads_that_come_too_late():
     assert await outcome() == ([], False)
     assert await outcome(b"GET / HT", b"TP/1.1\r\n") == ([b"400"], True)
     assert await outcome(b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n") == ([b"200", b"400"], True)
+    assert await outcome(b"\r\n") == ([b"400"], True)
+    assert await outcome(came=b"\r\n") == ([b"400"], True)
+    assert await outcome(b"GET / HTTP/1.1\r\n\r\n", b"\r\n") == ([b"200", b"400"], True)
 
 
 async def test_a_head_that_has_come_is_not_late():
