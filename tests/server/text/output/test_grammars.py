@@ -169,8 +169,8 @@ def test_code_beside_a_strict_tool(vocabulary, parallel):
     }
     source = grammar(recorded, vocabulary, tools=(*STRICT, RUNS_CODE), parallel=parallel)
     assert {output: vocabulary.accepts(source, output) for output in outputs} == outputs
-    for others in ({"tools": STRICT}, {"tools": (*STRICT, dataclasses.replace(RUNS_CODE, strict=True))}):
-        assert not vocabulary.accepts(grammar(recorded, vocabulary, **others), "<|python_tag|>print(1)")
+    for tools in (STRICT, (*STRICT, dataclasses.replace(RUNS_CODE, strict=True))):
+        assert not vocabulary.accepts(grammar(recorded, vocabulary, tools=tools), "<|python_tag|>print(1)")
     source = grammar(recorded, vocabulary, tools=(RUNS_CODE,), choice="required")
     assert not vocabulary.accepts(source, "<|python_tag|>print(1)")
 
