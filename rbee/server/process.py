@@ -150,6 +150,7 @@ async def _serve(
                 return code
             finally:
                 supervisor.end_requests()
+                grammars.close()  # requests wait for it too
                 http.should_exit = True
                 stop.on_second(http.leave_now)
                 stop.on_second(supervisor.kill)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from rbee.config import ServerConfig
 from rbee.server.errors import LONGEST_MESSAGE
-from rbee.server.http import body, protocol
+from rbee.server.http import body, protocol, rest
 from rbee.server.protocols import ignored_fields, json_shape
 from rbee.server.protocols.openai import reader
 from rbee.server.text import grammars
@@ -75,8 +75,8 @@ BOUNDS = [
     Bound(
         "a body",
         f"{_option('max_body_mib')} MiB, {body.READ_TIMEOUT:.0f} s",
-        f"413 `request_too_large`, 408 `request_timeout`; up to {protocol.REST_BYTES // 2**20} MiB more, for "
-        f"{protocol.REST_TIME:.0f} s, are thrown away, so that the answer can be read",
+        f"413 `request_too_large`, 408 `request_timeout`; up to {rest.REST_BYTES // 2**20} MiB more, for "
+        f"{rest.REST_TIME:.0f} s, are thrown away, so that the answer can be read",
         "faults/test_bodies.py",
     ),
     Bound(

@@ -32,6 +32,26 @@ code = run(Config(engine=engine, server=ServerConfig(port=0)), None)
 print("rbee: modules " + json.dumps([code, *sys.modules]))
 """
 
+NEVER_COMPILES = """
+import asyncio
+from rbee.config import Config, EngineConfig, ServerConfig
+from rbee.server import process
+from rbee.server.text.grammars import GoneError, GrammarChecks
+class Compiler:
+    gone = False
+    async def ask(self, source):
+        self.answer = asyncio.get_running_loop().create_future()
+        print("rbee: asked", flush=True)
+        return await self.answer
+    def close(self):
+        self.gone = True
+        self.answer.set_exception(GoneError())
+async def start(model):
+    return Compiler()
+process.GrammarChecks = lambda model: GrammarChecks(model, start)
+process.run(Config(engine=EngineConfig(model="synthetic"), server=ServerConfig(port=0)), None)
+"""
+
 
 def test_port_in_use(start_server: Callable[..., Server]) -> None:
     """A sentence that names it, exit code 2, no traceback."""
@@ -78,6 +98,20 @@ def test_never_imports_torch(launch: Callable[..., Server]) -> None:
         assert code == 0
         assert "rbee.server.protocols.openai.routes" in modules
         assert {"torch", "transformers"}.isdisjoint(modules)
+
+
+async def test_a_request_that_waits_for_its_grammar_is_refused_at_the_end(launch: Callable[..., Server]) -> None:
+    """No end waits for what compiles, and no log calls it an exception of the application."""
+    with launch([sys.executable, "-c", NEVER_COMPILES]) as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=120.0) as client:
+            body = {"prompt": "hi", "structured_outputs": {"grammar": 'start: "a"'}}
+            waiting = asyncio.create_task(client.post(COMPLETIONS, json=body))
+            await asyncio.to_thread(server.wait_for, "asked")
+            server.process.terminate()
+            answer = await waiting
+        assert await asyncio.to_thread(server.wait) == 0
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "grammars_gone")
+        assert "Traceback" not in server.log.read_text()
 
 
 def test_engine_that_cannot_start_ends_the_server(start_server: Callable[..., Server]) -> None:

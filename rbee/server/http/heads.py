@@ -7,23 +7,17 @@ not read a request otherwise. Does not know routes.
 from __future__ import annotations
 
 import re
-from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import httptools
 
 from rbee.server.errors import Refusal, RefusalKind
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
 _VERSIONS = frozenset({"1.0", "1.1"})
 _NAMED = re.compile(rb"[a-z][a-z0-9+.-]*://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 
-_NOT_HTTP = "It is one of RTSP or ICE"
-_OTHER_LINE = rb"[A-Z_-]+ +[^ \r\n]+ +(?:RTSP|ICE)/"
-_FIRST, _LATER = re.compile(_OTHER_LINE), re.compile(rb"[\r\n](" + _OTHER_LINE + rb")")
-_MOST_LINES = 100  # in one piece: each takes the parser a call
+_OTHER_LINE = re.compile(rb"[A-Z_-]+ +[^ ]+ +(?:RTSP|ICE)/")
+_EMPTY_LINES = re.compile(rb"[\r\n]*")
+_EMPTY_LINE = b"\r\n\r\n"  # with the end of the line before it; the parser takes no other spelling
 
 
 class UnreadableHeadError(ValueError):
@@ -56,34 +50,55 @@ def checked_target(target: bytes, headers: list[tuple[bytes, bytes]], version: s
     return rest if rest.startswith(b"/") else b"/" + rest
 
 
-def parts(begun: bytes, data: bytes, awaits_request: Callable[[], bool]) -> Iterator[bytes]:
-    """The data in parts for the parser, which takes the request lines of RTSP and ICE too, and does not tell.
+def body_length(headers: list[tuple[bytes, bytes]]) -> int:
+    """How long the body of a request is that the parser has taken; 0 also where its chunks will say so."""
+    return next((int(value) for name, value in headers if name == b"content-length"), 0)
 
-    It is llhttp, which reads all three. Elsewhere, as in a body, such a line is text: so it begins a part of its own,
-    and is refused if the parser then awaits a request.
 
-    Args:
-        begun: what the parser has got of an unfinished line of a head.
-        data: what follows.
-        awaits_request: asked when the parser has got the parts before.
+class Cuts:
+    """Where what comes of a connection is cut for the parser: each request begins a part of its own.
 
-    Raises:
-        UnreadableHeadError: it is one, or there are more such lines than any body in use has.
+    The parser is llhttp. It takes request lines of RTSP and ICE too, and does not tell. They count where a request
+    begins; elsewhere, as in a body, they are text. A body whose length is known is not for this: it is not looked at.
     """
-    new = len(begun)
-    text = begun + data
-    end = text.rfind(b"\n")  # in most texts that of a head: their bodies have no lines
-    if text.find(b"RTSP/", 0, end + 1) < 0 and text.find(b"ICE/", 0, end + 1) < 0:
-        yield data
-        return
-    lines = {0} if _FIRST.match(text) else set()
-    lines |= {line.start(1) for line in _LATER.finditer(text)}
-    if len(lines) > _MOST_LINES or (lines and min(lines) < new):
-        raise UnreadableHeadError(_NOT_HTTP)
-    for start, end in pairwise(sorted({new, *lines, len(text)})):
-        if start in lines and awaits_request():
-            raise UnreadableHeadError(_NOT_HTTP)
-        yield text[start:end]
+
+    __slots__ = ("_last", "_line")
+
+    def __init__(self) -> None:
+        self._line: bytes | None = b""  # of a request, until it is whole
+        self._last = b""  # the last bytes of the request that the parser has got
+
+    def end(self, data: bytes, start: int, *, begins: bool) -> int:
+        """Where the part ends that begins at `start`: behind an empty line, which ends a head, and a body in chunks.
+
+        Args:
+            data: what has come.
+            start: what is before is the parser's already.
+            begins: the parser awaits a request.
+
+        Raises:
+            UnreadableHeadError: the request is one of RTSP or ICE.
+        """
+        if begins:
+            self._line, self._last = b"", b""
+            begin = _EMPTY_LINES.match(data, start).end()  # type: ignore[union-attr] # there may be none
+        else:
+            begin = start
+        if self._line is not None:
+            end = data.find(b"\n", begin)
+            self._line += data[begin : end if end >= 0 else len(data)]
+            if end >= 0:
+                if _OTHER_LINE.match(self._line):
+                    raise UnreadableHeadError("It is one of RTSP or ICE")
+                self._line = None
+        across = (self._last + data[begin : begin + 3]).find(_EMPTY_LINE)
+        if across >= 0:
+            end = begin - len(self._last) + across + len(_EMPTY_LINE)
+        else:
+            found = data.find(_EMPTY_LINE, begin)
+            end = found + len(_EMPTY_LINE) if found >= 0 else len(data)
+        self._last = (self._last + data[max(begin, end - 3) : end])[-3:]
+        return end
 
 
 def unreadable(error: httptools.HttpParserError | UnreadableHeadError) -> Refusal:

@@ -22,7 +22,8 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.http import refusals
 from rbee.server.http.departures import Departures, WatchedFlow
-from rbee.server.http.heads import UnreadableHeadError, checked_target, parts, unreadable
+from rbee.server.http.heads import Cuts, UnreadableHeadError, body_length, checked_target, unreadable
+from rbee.server.http.rest import Outgoing, Rest
 from rbee.server.http.unread import Layers, UnreadBytes
 from rbee.server.http.upgrades import DecliningParser
 from rbee.server.http.writer import EXTENSION, HAS_LEFT, KEEP_ALIVE, WRITE_BUFFER_HIGH, WRITE_BUFFER_LOW, SocketWriter
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
     from rbee.server.http.writer import WriterListener
 
-REST_TIME = 30.0  # seconds that a client may go on with a body whose answer it has got
-_REST_PAUSE = 0.05  # seconds between two pieces of it, of up to 256 KB
-REST_BYTES = 8 * 2**20  # of it that are thrown away
 MAX_HEAD_BYTES = 64 * 1024  # of all that a request has beside its body; uvicorn bounds it only with h11
 _NUMBER = "rbee.number"  # of a request on its connection
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -54,7 +52,7 @@ class StreamProtocol(HttpToolsProtocol):
 
     flow: WatchedFlow
     _unread: UnreadBytes
-    _outgoing: _Outgoing
+    _outgoing: Outgoing
 
     def __init__(
         self,
@@ -79,13 +77,13 @@ class StreamProtocol(HttpToolsProtocol):
         self.listener: WriterListener | None = None  # of the one response that is being streamed
         self._number = 0  # of the newest request
         self._in_head = False  # the parser is between the beginning of a request and the end of its head
-        self._line = b""  # of a head, what the parser has got of its unfinished line
+        self._cuts = Cuts()
         self._framing_bytes = 0  # of the present request: line, headers, sizes and extensions of chunks, trailers
         self._unreadable = False  # nothing that comes is looked at any more
         self._in_body = False  # the newest request has not come to its end
+        self._body_left = 0  # bytes of its body that are to come, if its head says how many
         self._has_asked = False  # whether the client is there, before the present answer
-        self._rest: asyncio.TimerHandle | None = None  # while the rest of an answered request is thrown away
-        self._rest_bytes = 0
+        self._rest: Rest | None = None  # of an answered request, while it comes
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the base class
         # In place of uvicorn's, which asks the kernel seven times for two addresses.
@@ -103,7 +101,7 @@ class StreamProtocol(HttpToolsProtocol):
             clock=self.loop.time,
             call_later=self.loop.call_later,
         )
-        self._outgoing = _Outgoing(self)
+        self._outgoing = Outgoing(transport, self.close_behind_answer)
         came, self._came = self._came, b""
         if came:
             self.data_received(came)
@@ -112,7 +110,7 @@ class StreamProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._rest is not None:
-            self._throw_away(len(data))
+            self._rest.throw_away(len(data))
         if self._unreadable or self.transport.is_closing():
             return
         self._framing_bytes += len(data)
@@ -123,8 +121,12 @@ class StreamProtocol(HttpToolsProtocol):
                 f"{MAX_HEAD_BYTES} bytes; send fewer or shorter ones."
             )
             self._refuse(Refusal(RefusalKind.HEAD_TOO_LARGE, message, code="headers_too_large"))
-        elif self._in_head and self._late_head is None:
+        elif self._late_head is None and (self._in_head or self._is_idle()):
             self._await_head()
+
+    def _is_idle(self) -> bool:
+        """Whether no request has begun that is not answered: of the next one there are at most empty lines."""
+        return not self._in_body and (self.cycle is None or self.cycle.response_complete)
 
     def on_headers_complete(self) -> None:
         if self.parser.offered:  # the head comes again without the offer
@@ -134,6 +136,7 @@ class StreamProtocol(HttpToolsProtocol):
         self.expect_100_continue &= version != "1.0"  # which has no interim answers
         self._in_head = False
         self._in_body = True
+        self._body_left = body_length(self.headers)
         self._stop_awaiting_head()
         super().on_headers_complete()
         self.cycle.transport = self._outgoing  # type: ignore[assignment] # all of it that a cycle uses
@@ -159,6 +162,7 @@ class StreamProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._framing_bytes = max(0, self._framing_bytes - _FRAMING_OF_A_BYTE * len(body))
+        self._body_left = max(0, self._body_left - len(body))
         super().on_body(body)
 
     def eof_received(self) -> bool:  # type: ignore[override] # uvicorn's has no answer
@@ -227,22 +231,9 @@ class StreamProtocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _throw_away(self, size: int) -> None:
-        """Take no more of the rest for a while: libuv reads a socket 32 times in a row, while others wait."""
-        self._rest_bytes += size
-        if self._rest_bytes > REST_BYTES:
-            self.transport.close()
-        elif not self.transport.is_closing():
-            self.transport.pause_reading()
-            self.loop.call_later(_REST_PAUSE, self._go_on_with_rest)
-
-    def _go_on_with_rest(self) -> None:
-        if not (self.transport.is_closing() or self.flow.read_paused):
-            self.transport.resume_reading()
-
     def _stop_awaiting_rest(self) -> None:
         if self._rest is not None:
-            self._rest.cancel()
+            self._rest.end()
             self._rest = None
 
     def _await_head(self) -> None:
@@ -267,10 +258,15 @@ class StreamProtocol(HttpToolsProtocol):
     def _parse(self, data: bytes) -> None:
         """As uvicorn does, which has another answer where the parser gives up."""
         self._unset_keepalive_if_required()
+        begin = 0
         try:
-            for part in parts(self._line, data, lambda: not (self._in_head or self._in_body)):
-                self.parser.feed_data(part)
-            self._line = (self._line + data).rpartition(b"\n")[2] if self._in_head else b""
+            while begin < len(data):
+                if self._body_left:
+                    end = begin + self._body_left
+                else:
+                    end = self._cuts.end(data, begin, begins=not (self._in_head or self._in_body))
+                self.parser.feed_data(data[begin:end])
+                begin = end
         except (httptools.HttpParserError, UnreadableHeadError) as error:
             self._refuse(unreadable(error))
         except httptools.HttpParserUpgrade:  # CONNECT: what follows belongs to no request
@@ -342,7 +338,7 @@ class StreamProtocol(HttpToolsProtocol):
         if self.transport.is_closing():  # TLS waits for the client's own end
             return
         if self._in_body:
-            self._rest = self.loop.call_later(REST_TIME, self.transport.close)
+            self._rest = Rest(self.transport, lambda: not self.flow.read_paused, self.loop.call_later)
         elif self._in_head and self._late_head is None:
             self._await_head()
 
@@ -399,15 +395,3 @@ class StreamProtocol(HttpToolsProtocol):
         # These refer to this protocol, which without them is freed when it ends.
         self.cycle = self.scope = self._answering = self._unread = self._outgoing = self.flow = None  # type: ignore[assignment]
         self.pipeline.clear()
-
-
-class _Outgoing:
-    """A connection's transport as its answers use it."""
-
-    def __init__(self, connection: StreamProtocol) -> None:
-        self._connection = connection
-        self.write = connection.transport.write
-        self.is_closing = connection.transport.is_closing
-
-    def close(self) -> None:
-        self._connection.close_behind_answer()

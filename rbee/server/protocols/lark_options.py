@@ -32,11 +32,11 @@ _PIECE = re.compile(
     r"""
     (?P<skipped>[ \t\r]+|(?:\#|//)[^\n]*)
     | (?P<line>\n)
-    | (?P<text>"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\])+/)
+    | (?P<text>"(?:\\.|[^"\\\n])*"?|/(?:\\.|[^/\\])+/?)  # llguidance refuses one without an end
     | (?P<json>%(?:json|regex|llguidance)\b)
     | (?P<nested>%lark\s*\{)
     | (?P<name>[!?_]*[A-Za-z][\w-]*)
-    | (?P<sign>::|.)
+    | (?P<sign>::|[!?_]+|.)
     """,
     re.VERBOSE | re.DOTALL,
 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from rbee.errors import GrammarError
 from rbee.server.errors import Refusal
+from rbee.server.protocols.lark_options import check_lark
 from rbee.server.protocols.output_form import of_grammar
 from tests.server.protocols.forms_parts import allows
 
@@ -74,3 +77,10 @@ def test_what_llguidance_refuses_is_left_to_it(source):
     assert form is not None
     with pytest.raises(GrammarError):
         allows(form.source, "a")
+
+
+@pytest.mark.parametrize("piece", ['"\\', "/\\", "_", "x[a,", '%lark "', "%json ", ":: ", '"a" '])
+def test_a_grammar_of_any_length_is_read_in_linear_time(piece):
+    """Else each of these would stop the event loop for minutes."""
+    with contextlib.suppress(Refusal):
+        check_lark(piece * 200_000, "grammar")

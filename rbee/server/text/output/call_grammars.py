@@ -9,7 +9,8 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rbee.server.text.output.dsml import DSML_CALLS, DSML_END_CALLS, DSML_END_INVOKE, DSML_END_PARAMETER, dsml_head
-from rbee.server.text.output.lark import NO_OBJECT, SPACE, TEXT, Lark, either, literal
+from rbee.server.text.output.lark import CODE, NO_OBJECT, SPACE, TEXT, Lark, either, literal
+from rbee.server.text.output.python_tag import PYTHON_TAG, code_tool
 from rbee.server.text.output.schema_types import types_of
 
 if TYPE_CHECKING:
@@ -118,14 +119,18 @@ def _mistral(writer: CallWriter) -> Calls:
 
 
 def _llama(writer: CallWriter) -> Calls:
-    """An object of its own, or behind a tag: a text that begins like one is a call."""
-    opener = "<|python_tag|>"
+    """An object of its own, or behind a tag: a text that begins like one is a call. Code is free or none."""
     one = writer.lark.rule(either([writer.object(tool, "parameters") for tool in writer.tools]))
     more = writer.several(f'{SPACE} ";" {SPACE}', one)
-    return Calls(
-        f"({writer.lark.tag(opener)})? {one} {more}",
-        f"{writer.lark.up_to([opener], NO_OBJECT)} {one} {more}",
-        text=NO_OBJECT,
+    calls = f"{one} {more}"
+    tag, in_text = writer.lark.tag(PYTHON_TAG), writer.lark.up_to([PYTHON_TAG], NO_OBJECT)
+    runs_code = code_tool({tool.name: tool for tool in writer.tools})
+    if runs_code is None or writer.is_bound(runs_code):
+        return Calls(f"({tag})? {calls}", f"{in_text} {calls}", text=NO_OBJECT)
+    return Calls(  # code goes to the end of the output
+        either([f"({tag})? {calls}", f"{tag} {CODE}"]),
+        f"{in_text} {calls}",
+        text=either([NO_OBJECT, f"{in_text} {CODE}"]),
     )
 
 

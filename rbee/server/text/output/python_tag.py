@@ -17,6 +17,8 @@ from rbee.server.text.output.reading import EndOfOutputError, OddOutputError, at
 from rbee.server.text.output.tool_formats import FunctionTags, JsonTags
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rbee.server.text.output.reading import Reading, Waiting
     from rbee.server.text.output.tools import Tool
 
@@ -60,9 +62,14 @@ def _read_python(reading: Reading) -> Waiting[None]:
     if (yield from attempt(reading, _read_built_in(reading))):
         yield from reading.reader.skip()
         return
-    tool = next((reading.tools[name] for name in _RUN_CODE if name in reading.tools), None)
+    tool = code_tool(reading.tools)
     if tool is not None:
         yield from _read_code(reading, tool)
+
+
+def code_tool(tools: Mapping[str, Tool]) -> Tool | None:
+    """The one of these, by their names, that code calls."""
+    return next((tools[name] for name in _RUN_CODE if name in tools), None)
 
 
 def _read_code(reading: Reading, tool: Tool) -> Waiting[None]:

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from rbee.models import synthetic
-from rbee.server.text.output import ModelFormat, ToolChoice
+from rbee.server.text.output import ModelFormat, Tool, ToolChoice
 from tests.server.text.output.all_recorded_parts import WHOLE
 from tests.server.text.output.grammar_parts import STRICT, TOKENS, Vocabulary, constrained, grammar, is_written_so
 from tests.server.text.output.recorded_parts import OSLO, PARIS, TOOLS, Recorded, json_call
@@ -150,6 +150,29 @@ def test_a_tag_that_is_spelled_is_text(tool_parser):
     assert vocabulary.accepts_tokens(source, text)
     [token] = vocabulary.tokenizer.encode(tag, add_special_tokens=False).ids
     assert not vocabulary.accepts_tokens(source, [*text, token, *text])
+
+
+RUNS_CODE = Tool("python", None, {"type": "object", "properties": {"code": {"type": "string"}}})
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_code_beside_a_strict_tool(vocabulary, parallel):
+    """It is free where the tool that runs it is; what the parser would take for another call is not."""
+    recorded = Recorded("llama3_json", "", "", (), reasoning_parser="none")
+    outputs = {
+        "<|python_tag|>print([1, {}])\nx = 2": True,
+        "Let me see. <|python_tag|>print(1)": True,
+        '<|python_tag|>{"name": "python", "parameters": {"code": 1}}': True,
+        '<|python_tag|>{"name": "ping", "parameters": {"a": "one"}}': False,
+        '<|python_tag|>[{"name": "ping", "parameters": {"a": "one"}}]': False,
+        '<|python_tag|>\nping.call(a="one")': False,
+    }
+    source = grammar(recorded, vocabulary, tools=(*STRICT, RUNS_CODE), parallel=parallel)
+    assert {output: vocabulary.accepts(source, output) for output in outputs} == outputs
+    for tools in (STRICT, (*STRICT, dataclasses.replace(RUNS_CODE, strict=True))):
+        assert not vocabulary.accepts(grammar(recorded, vocabulary, tools=tools), "<|python_tag|>print(1)")
+    source = grammar(recorded, vocabulary, tools=(RUNS_CODE,), choice="required")
+    assert not vocabulary.accepts(source, "<|python_tag|>print(1)")
 
 
 def test_the_end_of_the_reasoning_that_is_spelled_is_reasoning():
