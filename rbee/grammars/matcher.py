@@ -47,7 +47,10 @@ class Matcher:
         self._library.llg_free_matcher(self._handle)
 
     def copy(self) -> Matcher:
-        """Another one in the same state. What both learn of the grammar is shared. Takes some microseconds."""
+        """One in the same state, which shares nothing that changes: each may be in a thread of its own.
+
+        Takes 10 to 200 us, and a millisecond where the grammar is large: what this one has learned of it is copied.
+        """
         return Matcher(self._library.llg_clone_matcher(self._handle), self._tokenizer)
 
     def fill(self, mask: NDArray[np.uint32]) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class FakeMatcher:
     """Allows the digit 1 for ever, and fails where its source says.
 
-    As in llguidance, only one of a matcher and its copies can be at work; a fake fails where a real one waits.
+    It is used by one thread at a time, or fails, where a real one is undefined. A copy is another one.
     """
 
     def __init__(self, source: str, vocabulary: FakeVocabulary) -> None:
@@ -29,6 +29,7 @@ class FakeMatcher:
 
     def copy(self) -> FakeMatcher:
         twin = copy(self)
+        twin._working = threading.Lock()
         twin.number = self._num_copies = self._num_copies + 1
         return twin
 

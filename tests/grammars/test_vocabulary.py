@@ -129,6 +129,16 @@ def test_matchers_are_freed(tmp_path):
     assert use(200) < before + 8e6  # one has 0.2 MB
 
 
+def test_copies_share_nothing(tmp_path):
+    """The engine takes a token of one while another thread fills a mask of the other: a common state would be locked."""
+    known = load(tmp_path, SYNTHETIC)
+    matcher = known.compile("start: " + " | ".join(f'"value {number}"' for number in range(2000)))
+    matcher.fill(np.zeros(known.num_words, np.uint32))
+    before = private_memory()
+    copies = [matcher.copy() for _ in range(64)]
+    assert private_memory() - before > len(copies) * 100e3, "the states of the lexer are copied"
+
+
 def test_loading_imports_as_little_as_possible(tmp_path):
     """Llguidance's Python package takes a tenth of a second, and so long other threads get to run only now and then."""
     load(tmp_path, SYNTHETIC, keep_pieces=True)
