@@ -221,7 +221,7 @@ class EngineCore:
         if self._intake.constrained:
             for live in [lives[row] for row in taken]:
                 if live.constraint is not None and not live.ended:
-                    live.constraint.ask()  # the threads that fill have the processors when this one has taken all tokens
+                    live.constraint.ask()  # its thread then has the processor that took the tokens
         if len(taken) < len(lives):
             lives, sampled = [lives[row] for row in taken], sampled.only(taken)
         if lives:

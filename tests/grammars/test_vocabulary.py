@@ -130,7 +130,7 @@ def test_matchers_are_freed(tmp_path):
 
 
 def test_copies_share_nothing(tmp_path):
-    """The engine takes a token of one while another thread fills a mask of the other: a common state would be locked."""
+    """The engine takes a token of one while a thread fills a mask of another: a state of both would be locked."""
     known = load(tmp_path, SYNTHETIC)
     matcher = known.compile("start: " + " | ".join(f'"value {number}"' for number in range(2000)))
     matcher.fill(np.zeros(known.num_words, np.uint32))
