@@ -62,8 +62,9 @@ class Matcher:
         Raises:
             GrammarError: no token may come, or none is found within the limits.
         """
-        if self._library.llg_matcher_compute_mask_into(self._handle, mask.ctypes.data, mask.nbytes):
+        if failed := self._library.llg_matcher_compute_mask_into(self._handle, mask.ctypes.data, mask.nbytes):
             self._check()
+        assert not failed, "the mask has another size"  # which is no error of the matcher's
         word, bit = divmod(self._tokenizer.end, 32)
         may_end = bool(mask[word] >> np.uint32(bit) & 1)
         if may_end:
