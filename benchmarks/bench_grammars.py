@@ -6,7 +6,7 @@ Masks: the time that each mask takes where it is filled, on its thread beside th
 several schemas.
 
 Steps: time and processor time of a decode step at batch 1 and 32, in one process without a server: in an engine that
-has had no grammar yet (the route without: no vocabulary is loaded and no thread runs); and with no, half and all
+has had no grammar yet (the route without: none of its threads run); and with no, half and all
 sequences constrained in one that has. All take turns, in every second round backwards; `beside` is the ratio of the
 medians to the first.
 

@@ -20,9 +20,10 @@ from __future__ import annotations
 import statistics
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from door_servers import POST, ask_kept, ask_new, read_frames
+from machine import commit_of
 from own_server import OwnServer, cpu_seconds
 from program import argument_parser, command_line, finish, progress
 from saving import table
@@ -70,7 +71,9 @@ def main() -> None:
     options = parser.parse_args()
     other = options.before.resolve() / ".venv/bin/python"
     servers = {"after": OwnServer(*_OPTIONS), "before": OwnServer(*_OPTIONS, python=str(other))}
-    rows, result = [], {}
+    before = commit_of(options.before)
+    rows: list[list[str]] = []
+    result: dict[str, Any] = {"before": before}
     try:
         for kind in _KINDS:
             progress(kind)
@@ -85,7 +88,10 @@ def main() -> None:
         for server in servers.values():
             server.stop()
     report = table(["one", "before, us", "after, us", "ratio"], rows)
-    preface = f"Made by `{command_line()}`. What each figure is: docstring of `benchmarks/edge_before_after.py`.\n\n"
+    preface = (
+        f"Made by `{command_line()}`; before is commit {before}. What each figure is: docstring of "
+        "`benchmarks/edge_before_after.py`.\n\n"
+    )
     finish(options, "edge", "CPU of the edge before and after", report, result, preface=preface)
 
 

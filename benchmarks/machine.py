@@ -27,18 +27,17 @@ def _package_versions(*names: str) -> dict[str, str]:
     return versions
 
 
+def commit_of(folder: Path) -> str:
+    """The commit of a checkout that this folder lies in, with `-dirty` if something is changed."""
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def describe() -> dict[str, object]:
     """Date, commit, CPU, cores, memory, kernel and the versions of what lies on the measured path."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit,
+        "commit": commit_of(Path(__file__).parent),
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),

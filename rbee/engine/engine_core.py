@@ -110,7 +110,7 @@ class EngineCore:
             self._scheduler.update(scheduled)
         else:
             late = self._late(lives)
-            # A mask that comes late delays those with its grammar only: they compute their last token again.
+            # A mask that comes late delays its own sequence only, which computes its last token again.
             self._scheduler.update(scheduled, [live.sequence for live in late])
             if len(chosen := self._drawing(lives, late)) < len(lives):
                 drawing, rows = [lives[row] for row in chosen], logits[chosen]
@@ -158,20 +158,11 @@ class EngineCore:
         ]
 
     def _late(self, lives: list[Live]) -> list[Live]:
-        """Those whose mask is not ready, even after some patience, and all others with such a grammar.
-
-        These may not take a token now: see `Constraint`.
-        """
-        wanted = {_grammar(live) for live in lives}
-        filling = [
-            live for live in self._intake.filling() if _grammar(live) in wanted
-        ]  # also those that do not run now
-        late: list[Live] = []
-        for patience in (_MASK_PATIENCE, _IDLE_PATIENCE) if filling else ():
+        """Those whose mask is not ready, even after some patience."""
+        late = [live for live in lives if not live.wait_for_mask(0.0)]
+        for patience in (_MASK_PATIENCE, _IDLE_PATIENCE) if late else ():
             until = time.monotonic() + patience
-            filling = [live for live in filling if not live.wait_for_mask(max(0.0, until - time.monotonic()))]
-            busy = {_grammar(live) for live in filling}
-            late = [live for live in lives if _grammar(live) in busy]
+            late = [live for live in late if not live.wait_for_mask(max(0.0, until - time.monotonic()))]
             if len(late) < len(lives):  # else the step would be for nothing
                 break
         return late
@@ -230,7 +221,7 @@ class EngineCore:
         if self._intake.constrained:
             for live in [lives[row] for row in taken]:
                 if live.constraint is not None and not live.ended:
-                    live.constraint.ask()  # now that all have taken their tokens
+                    live.constraint.ask()  # its thread then has the processor that took the tokens
         if len(taken) < len(lives):
             lives, sampled = [lives[row] for row in taken], sampled.only(taken)
         if lives:
@@ -265,7 +256,7 @@ class EngineCore:
     def _end_by_grammar(self, live: Live, constraint: Constraint) -> bool:
         """End a sequence that can have no further token: its output is complete, or cannot be followed."""
         if constraint.failure:
-            self._intake.fail_grammar(live, constraint, constraint.failure)
+            self._intake.fail_grammar(live, constraint.failure)
         elif constraint.complete:
             self._intake.finish(live, FinishReason.STOP)
         else:
@@ -275,7 +266,7 @@ class EngineCore:
     def _fail_row(self, live: Live, logits: NDArray[np.float32]) -> None:
         """End a sequence that no token can be drawn for."""
         if live.constraint is not None and not np.isnan(logits).any() and np.isfinite(logits.max()):
-            self._intake.fail_grammar(live, live.constraint, "other parameters exclude all tokens that it allows")
+            self._intake.fail_grammar(live, "other parameters exclude all tokens that it allows")
         else:
             self._fail(live)
 
@@ -283,8 +274,3 @@ class EngineCore:
         """End a sequence whose logits or hidden states are no numbers to go on with, and share none of its blocks."""
         logger.error("request %s ends: %s.", live.sequence.request_id, problem)
         self._intake.finish(live, FinishReason.ERROR, invalid_kv=True)
-
-
-def _grammar(live: Live) -> str:
-    """The source of its grammar; "" if it has none, which no sequence has whose mask is filled."""
-    return live.sequence.sampling.grammar

@@ -58,9 +58,6 @@ class Constraint:
 
     Its life: being built -> built and ready -> a token is taken, its next mask being filled -> ready ...; and at any
     time failed, complete or abandoned, after which it does not change.
-
-    What llguidance learns of a grammar belongs to all its matchers: while one fills a mask, a token that another one
-    takes waits for that. So `take` is for times when no mask of the same grammar is filled.
     """
 
     def __init__(self, end_ids: tuple[int, ...], fill: Callable[[Constraint], None]) -> None:
@@ -149,10 +146,10 @@ class _Kept(NamedTuple):
 
 
 class _Build(NamedTuple):
-    """A constraint to be built; None: forget the grammar, which may have reached a limit that its copies share."""
+    """A constraint to be built."""
 
     source: str
-    constraint: Constraint | None
+    constraint: Constraint
 
 
 class Grammars:
@@ -182,10 +179,6 @@ class Grammars:
         self._builds.put(_Build(sampling.grammar, constraint))
         return constraint
 
-    def forget(self, source: str) -> None:
-        """Compile this grammar anew when it is wanted again: a constraint has failed."""
-        self._builds.put(_Build(source, None))
-
     def clear_descriptor(self) -> None:
         """Make it unreadable until another constraint is built."""
         if self._threads:
@@ -210,9 +203,6 @@ class Grammars:
             problem = str(error)
         while (build := self._builds.get()) is not None:
             source, constraint = build
-            if constraint is None:
-                self._kept.pop(source, None)
-                continue
             if constraint.abandoned:
                 continue
             if vocabulary is None:

@@ -107,11 +107,6 @@ class Intake:
         """Sequences that wait for their grammar."""
         return len(self._building)
 
-    def filling(self) -> list[Live]:
-        """Those whose next mask is being filled."""
-        constrained = [(live, live.constraint) for live in self.constrained.values()]
-        return [live for live, constraint in constrained if constraint and constraint.built and not constraint.ready]
-
     def submit(self, submission: Submit) -> None:
         """Queue a request for the next step."""
         self._held.discard(submission.ring)
@@ -162,11 +157,9 @@ class Intake:
         self._times.on_end(live.moments)
         self._publisher.finish(sequence.ring, reason, sequence.num_cached_tokens)
 
-    def fail_grammar(self, live: Live, constraint: Constraint, problem: str) -> None:
+    def fail_grammar(self, live: Live, problem: str) -> None:
         """End a sequence whose grammar cannot be followed."""
         logger.error("request %s ends: its grammar cannot be followed: %s", live.sequence.request_id, problem)
-        if constraint.failure:
-            self._grammars.forget(live.sequence.sampling.grammar)
         self.finish(live, FinishReason.GRAMMAR)
 
     def take_vector(self, live: Live, vector: NDArray[np.float32]) -> None:
@@ -260,7 +253,7 @@ class Intake:
                 continue
             del self._building[ring]
             if constraint.failure:
-                self.fail_grammar(live, constraint, constraint.failure)
+                self.fail_grammar(live, constraint.failure)
             else:
                 live.row = live.row._replace(mask=constraint.mask)
 

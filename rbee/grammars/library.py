@@ -123,6 +123,8 @@ class Tokenizer:
         GrammarError: llguidance cannot take them.
     """
 
+    handle: int | None = None
+
     def __init__(self, tokens: list[bytes]) -> None:
         self.library = load()
         self.end = len(tokens)  # stands for the end of an output
@@ -141,7 +143,8 @@ class Tokenizer:
             raise GrammarError(error.value.decode(errors="replace"))
 
     def __del__(self) -> None:
-        self.library.llg_free_tokenizer(self.handle)
+        if self.handle:
+            self.library.llg_free_tokenizer(self.handle)
 
     def new_matcher(self, lark: str) -> int:
         """An LlgMatcher, perhaps in a state of error. It has to be freed before this tokenizer is.

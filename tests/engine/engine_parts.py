@@ -182,6 +182,7 @@ class InProcessEngine:
         step_cost: StepCost | None = None,
         step_clock: StepClock | None = None,
         load_vocabulary: Callable[[], Vocabulary] | None = None,
+        grammar_threads: int = 1,
     ) -> None:
         self.now_ns = 0
         self.rings = Rings(ring_capacity=ring_capacity)
@@ -193,7 +194,7 @@ class InProcessEngine:
             max_model_len=min(runner.max_model_len, (num_blocks or runner.num_blocks) * block_size),
         )
         self.publisher = Publisher(self.producer)
-        self.grammars = Grammars(load_vocabulary or partial(vocabulary.load, SYNTHETIC))
+        self.grammars = Grammars(load_vocabulary or partial(vocabulary.load, SYNTHETIC), threads=grammar_threads)
         times = RequestTimes(self.producer, now_ns=lambda: self.now_ns)
         self.intake = Intake(
             self.scheduler,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from rbee.errors import GrammarError
@@ -18,19 +17,18 @@ if TYPE_CHECKING:
 class FakeMatcher:
     """Allows the digit 1 for ever, and fails where its source says.
 
-    As in llguidance, only one of a matcher and its copies can be at work; a fake fails where a real one waits.
+    It is used by one thread at a time, or fails, where a real one is undefined. A copy is another one.
     """
 
-    def __init__(self, source: str, vocabulary: FakeVocabulary) -> None:
-        self.number = 0  # of a copy, from 1
+    def __init__(self, source: str, vocabulary: FakeVocabulary, number: int = 0, filled: int = 0) -> None:
+        self.number = number  # of a copy, from 1
         self._source, self._vocabulary = source, vocabulary
         self._working = threading.Lock()
-        self._filled = self._num_copies = 0
+        self._filled, self._num_copies = filled, 0
 
     def copy(self) -> FakeMatcher:
-        twin = copy(self)
-        twin.number = self._num_copies = self._num_copies + 1
-        return twin
+        self._num_copies += 1
+        return FakeMatcher(self._source, self._vocabulary, self._num_copies, self._filled)
 
     def fill(self, mask: NDArray[np.uint32]) -> bool:
         with self._working:

@@ -115,6 +115,31 @@ def test_a_panic_of_llguidance_is_an_error_of_the_source(tmp_path):
         known.compile("start: <|end|>")
 
 
+def test_a_mask_of_another_size_is_not_taken_for_filled(tmp_path):
+    """Nothing is written behind it."""
+    known = load(tmp_path, SYNTHETIC)
+    matcher = known.compile("start: /a+/")
+    for words in (known.num_words - 1, known.num_words + 1):
+        mask = np.zeros(known.num_words + 1, np.uint32)
+        with pytest.raises(AssertionError):
+            matcher.fill(mask[:words])
+        assert not mask.any()
+    assert allowed(known, matcher)[0] == {ord("a")}
+
+
+@pytest.mark.parametrize("fails", ["library", "tokens"])
+def test_a_tokenizer_that_cannot_be_made_is_an_error(fails, monkeypatch):
+    """And nothing else: there is nothing to free."""
+
+    def fail() -> None:
+        raise OSError("no library")
+
+    if fails == "library":
+        monkeypatch.setattr(library, "load", fail)
+    with pytest.raises(OSError if fails == "library" else GrammarError):
+        library.Tokenizer([b"a" * 2**17] * 3)
+
+
 def test_matchers_are_freed(tmp_path):
     """Each has the whole grammar's state."""
     known = load(tmp_path, SYNTHETIC)
@@ -127,6 +152,16 @@ def test_matchers_are_freed(tmp_path):
 
     before = use(20)
     assert use(200) < before + 8e6  # one has 0.2 MB
+
+
+def test_copies_share_nothing(tmp_path):
+    """The engine takes a token of one while a thread fills a mask of another: a state of both would be locked."""
+    known = load(tmp_path, SYNTHETIC)
+    matcher = known.compile("start: " + " | ".join(f'"value {number}"' for number in range(2000)))
+    matcher.fill(np.zeros(known.num_words, np.uint32))
+    before = private_memory()
+    copies = [matcher.copy() for _ in range(64)]
+    assert private_memory() - before > len(copies) * 100e3, "the states of the lexer are copied"
 
 
 def test_loading_imports_as_little_as_possible(tmp_path):

@@ -96,11 +96,23 @@ class Compiling:
     def __init__(self, names: Iterable[str]) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="rbee-compiled-"))
         command = [sys.executable, "-m", "tests.transport.compiled", str(self._folder), *names]
+        environment = os.environ | {"TMPDIR": str(self._folder)}  # a compiler that is killed leaves its files there
         # In a group of its own, to be ended as a whole; not in a session, which may get a fair share of the processors.
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=NATIVE.parent, process_group=0
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=NATIVE.parent,
+                env=environment,
+                process_group=0,
             )
+
+    @property
+    def pid(self) -> int:
+        """Of this process."""
+        return self._process.pid
 
     def result(self, name: str) -> Any:
         """What came of a job, once all are done."""
