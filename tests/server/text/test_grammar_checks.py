@@ -72,9 +72,21 @@ def schema(**keywords: object) -> str:
     return f"start: %json {json.dumps(keywords)}"
 
 
+def workers() -> list[psutil.Process]:
+    """The processes of this one that compile grammars and have not ended."""
+    return [child for child in psutil.Process().children() if is_worker(child)]
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return "rbee.grammars.worker" in process.cmdline()
+    except psutil.NoSuchProcess:  # it has ended; of other tests' processes that may be at any time
+        return False
+
+
 def worker() -> psutil.Process:
     """The process that compiles."""
-    [found] = [child for child in psutil.Process().children() if "rbee.grammars.worker" in child.cmdline()]
+    [found] = workers()
     return found
 
 
@@ -201,7 +213,7 @@ async def test_no_process_is_started_at_the_end(checks):
     checks.close()
     found = await asyncio.gather(*waiting, return_exceptions=True)
     assert [refusal.code for refusal in found if isinstance(refusal, Refusal)] == ["grammars_gone"] * 4
-    assert not [child for child in psutil.Process().children() if "rbee.grammars.worker" in child.cmdline()]
+    assert not workers()
 
 
 async def test_no_process_is_left_of_one_that_was_being_started():
@@ -214,7 +226,7 @@ async def test_no_process_is_left_of_one_that_was_being_started():
         checks.close()
         with pytest.raises(Refusal, match="has ended"):
             await waiting
-        assert not [child for child in psutil.Process().children() if "rbee.grammars.worker" in child.cmdline()]
+        assert not workers()
 
 
 async def test_a_process_that_cannot_be_started_is_no_fault_of_the_grammar(checks):
