@@ -87,7 +87,7 @@ class TextCodec:
 
     def check_beginning(self, text: str, limit: int) -> None:
         """Raise TooManyTokensError for a long text whose beginning already has more than `limit` tokens."""
-        length = limit * _LIKELY_CHARACTERS
+        length = max(limit, 1) * _LIKELY_CHARACTERS
         while length < len(text):
             ids = self._encode(text[:length], add_special_tokens=False, limit=limit + _LONGEST_TOKEN)
             if isinstance(ids, int):
