@@ -85,8 +85,8 @@ private:
 NB_MODULE(_byte_pairs, m) {
     m.doc() = "Token ids of a text by a byte-level byte-pair vocabulary, in C++; see native/include/rbee/byte_pairs.h.";
     nb::class_<BytePairEncoder>(m, "BytePairEncoder")
-        .def(nb::init<bool, int, std::uint32_t, int, const nb::bytes&, const nb::bytes&,
-                      const AddedTokens&, const nb::bytes&, bool, bool>(),
+        .def(nb::init<bool, int, std::uint32_t, int, const nb::bytes&, const nb::bytes&, const AddedTokens&,
+                      const nb::bytes&, bool, bool>(),
              nb::kw_only(), "llama3"_a, "contractions"_a, "most_digits"_a, "alone"_a, "vocabulary"_a, "merges"_a,
              "added"_a, "removed"_a, "ignore_merges"_a, "only_composed"_a)
         .def("encode", &BytePairEncoder::encode, "text"_a, "limit"_a);

@@ -353,7 +353,7 @@ private:
     std::array<std::uint32_t, 256> byte_ids_{};
     MergeTable merges_;
     StringTable whole_words_;
-    std::vector<AddedToken> added_;              // in the order of their bytes
+    std::vector<AddedToken> added_;             // in the order of their bytes
     std::array<AddedRange, 256> added_from_{};  // those that begin with each byte
     std::string removed_;
     bool only_composed_;
