@@ -57,10 +57,12 @@ def _tokens(encode: Callable[..., list[int]], given: Any, **options: Any) -> lis
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(st.lists(TEXTS, min_size=1, max_size=3), st.booleans(), st.integers(0, 40))
 @example(["a"], True, 1)
+@example([""], True, 1)
 def test_limits_and_pieces_are_the_library_s(name, pieces, add_special_tokens, limit):
     """What stands around a text counts, and may alone be too much."""
     options = {"add_special_tokens": add_special_tokens, "limit": limit}
     ours, others = CODECS[name], BY_LIBRARY[name]
+    assert _tokens(ours.encode, pieces[0], **options) == _tokens(others.encode, pieces[0], **options)
     assert _tokens(ours.encode_pieces, pieces, **options) == _tokens(others.encode_pieces, pieces, **options)
 
 
