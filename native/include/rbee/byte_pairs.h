@@ -4,7 +4,7 @@
 // Keeps nothing of a text: how long one takes tells nothing of those before it. Does not know where words end.
 //
 // In a word the two neighbours merge that come first in the list of merges, the leftmost of equals, until none do. n
-// bytes take n log n steps, whatever they are.
+// bytes take n log n steps, whatever they are; a short word takes n * n, which are fewer.
 
 #pragma once
 
@@ -12,7 +12,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <functional>
 #include <limits>
 #include <string>
@@ -20,67 +19,10 @@
 #include <utility>
 #include <vector>
 
+#include "rbee/string_table.h"
 #include "rbee/words.h"
 
 namespace rbee {
-
-/// Numbers by strings: a hash table with open addressing, which keeps the strings.
-class StringTable {
-public:
-    static constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
-
-    explicit StringTable(std::size_t most) {
-        std::size_t size = 2;
-        while (size < 2 * most) {
-            size *= 2;
-        }
-        entries_.assign(size, Entry{0, 0, kNone});
-    }
-
-    /// The caller adds no string twice, and no more than `most`.
-    void add(std::string_view text, std::uint32_t number) {
-        entries_[find(text)] = {static_cast<std::uint32_t>(texts_.size()), static_cast<std::uint32_t>(text.size()),
-                                number};
-        texts_ += text;
-    }
-
-    std::uint32_t get(std::string_view text) const { return entries_[find(text)].number; }
-
-private:
-    struct Entry {
-        std::uint32_t start, size, number;
-    };
-
-    static std::uint64_t mixed(std::uint64_t hash) {
-        hash = (hash ^ hash >> 29) * 0xBF58476D1CE4E5B9U;
-        return hash ^ hash >> 32;
-    }
-
-    static std::uint64_t hash_of(std::string_view text) {
-        std::uint64_t hash = text.size();
-        while (!text.empty()) {
-            std::uint64_t eight = 0;
-            const std::size_t size = std::min<std::size_t>(text.size(), sizeof(eight));
-            std::memcpy(&eight, text.data(), size);
-            hash = mixed(hash ^ eight);
-            text.remove_prefix(size);
-        }
-        return hash;
-    }
-
-    /// Where `text` is, or would be.
-    std::size_t find(std::string_view text) const {
-        std::size_t place = hash_of(text) & (entries_.size() - 1);
-        while (entries_[place].number != kNone &&
-               std::string_view(texts_).substr(entries_[place].start, entries_[place].size) != text) {
-            place = (place + 1) & (entries_.size() - 1);
-        }
-        return place;
-    }
-
-    std::vector<Entry> entries_;
-    std::string texts_;
-};
 
 /// Two tokens that become one.
 struct Merge {
@@ -90,10 +32,6 @@ struct Merge {
 /// What two tokens merge to, and how soon.
 class MergeTable {
 public:
-    struct Entry {
-        std::uint32_t left, right, merged;
-        std::uint32_t rank;  // kNone: the entry is free, or they do not merge
-    };
     static constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
 
     /// The first merge is the soonest. Of one that is there twice the later place counts.
@@ -102,16 +40,26 @@ public:
         while (size < 2 * merges.size()) {
             size *= 2;
         }
-        entries_.assign(size, Entry{0, 0, 0, kNone});
-        for (std::size_t rank = 0; rank < merges.size(); ++rank) {
-            const auto [left, right, merged] = merges[rank];
-            entries_[find(left, right)] = {left, right, merged, static_cast<std::uint32_t>(rank)};
+        entries_.assign(size, Entry{0, 0, kNone});
+        merged_.reserve(merges.size());
+        for (const auto& [left, right, merged] : merges) {
+            entries_[find(left, right)] = {left, right, static_cast<std::uint32_t>(merged_.size())};
+            merged_.push_back(merged);
         }
     }
 
-    const Entry& get(std::uint32_t left, std::uint32_t right) const { return entries_[find(left, right)]; }
+    /// The place of this merge among all; kNone if there is none.
+    std::uint32_t rank(std::uint32_t left, std::uint32_t right) const { return entries_[find(left, right)].rank; }
+
+    /// What the merge at that place makes.
+    std::uint32_t merged(std::uint32_t rank) const { return merged_[rank]; }
 
 private:
+    struct Entry {
+        std::uint32_t left, right;
+        std::uint32_t rank;  // kNone: the entry is free
+    };
+
     std::size_t find(std::uint32_t left, std::uint32_t right) const {
         std::uint64_t hash = std::uint64_t{left} << 32 | right;
         hash = (hash ^ hash >> 29) * 0xBF58476D1CE4E5B9U;
@@ -123,6 +71,7 @@ private:
     }
 
     std::vector<Entry> entries_;
+    std::vector<std::uint32_t> merged_;
 };
 
 /// A token that stands for itself wherever a text has it.
@@ -158,15 +107,18 @@ public:
                 byte_ids_[static_cast<unsigned char>(bytes[0])] = token_id;
             }
         }
-        std::sort(added_.begin(), added_.end(), [](const AddedToken& a, const AddedToken& b) {
-            return a.content[0] != b.content[0] ? a.content[0] < b.content[0] : a.content.size() > b.content.size();
-        });
-        for (std::size_t i = added_.size(); i-- > 0;) {
-            first_added_[static_cast<unsigned char>(added_[i].content[0])] = &added_[i];
+        std::sort(added_.begin(), added_.end(),
+                  [](const AddedToken& a, const AddedToken& b) { return a.content < b.content; });
+        for (const AddedToken& token : added_) {
+            AddedRange& range = added_from_[static_cast<unsigned char>(token.content[0])];
+            range = {range.first == nullptr ? &token : range.first, &token + 1};
         }
         Scratch scratch;
         std::vector<std::uint32_t> ids;
         for (const auto& [bytes, token_id] : tokens) {
+            if (bytes.empty()) {  // no word
+                continue;
+            }
             if (!ignore_merges) {
                 if (bytes.size() > kLongestWhole) {
                     continue;
@@ -205,8 +157,8 @@ public:
     }
 
 private:
-    static constexpr std::size_t kLongestWhole =
-        32;  // bytes: longer words are merged, which takes less than to try all
+    static constexpr std::size_t kLongestWhole = 32;  // bytes: longer words are merged, or all would be tried at first
+    static constexpr std::size_t kShort = 32;         // bytes: of such a word all ranks are looked at for each merge
 
     /// A token in a word; it begins as one byte, whose number it keeps.
     struct Part {
@@ -219,21 +171,37 @@ private:
     struct Scratch {
         std::vector<Part> parts;
         std::vector<std::uint64_t> queue;  // a heap of (rank, part), the soonest and leftmost first
+        std::vector<std::uint32_t> ranks;  // of a short word: of the merge of each part with the next one
     };
 
-    /// The longest added token that begins at `place`.
+    /// Added tokens that lie one behind the other.
+    struct AddedRange {
+        const AddedToken *first, *end;
+    };
+
+    /// The longest added token that begins at `place`. Their number hardly counts: many models have hundreds, which all
+    /// begin with the same character.
     const AddedToken* added_at(std::string_view text, std::size_t place) const {
-        const AddedToken* token = first_added_[static_cast<unsigned char>(text[place])];
-        if (token == nullptr) {
-            return nullptr;
-        }
-        const AddedToken* const end = added_.data() + added_.size();
-        for (; token != end && token->content[0] == text[place]; ++token) {
-            if (text.compare(place, token->content.size(), token->content) == 0) {
-                return token;
+        auto [first, end] = added_from_[static_cast<unsigned char>(text[place])];  // those that the text may have here
+        const AddedToken* longest = nullptr;
+        for (std::size_t size = 1; first != end; ++size) {
+            if (first->content.size() == size) {  // it comes before those that it begins
+                longest = first++;
             }
+            if (place + size == text.size()) {
+                break;
+            }
+            const auto byte_of = [size](const AddedToken& token) {
+                return static_cast<unsigned char>(token.content[size]);
+            };
+            const auto wanted = static_cast<unsigned char>(text[place + size]);
+            first = std::partition_point(first, end, [&](const AddedToken& each) { return byte_of(each) < wanted; });
+            if (first == end || byte_of(*first) != wanted) {
+                break;
+            }
+            end = std::partition_point(first, end, [&](const AddedToken& each) { return byte_of(each) == wanted; });
         }
-        return nullptr;
+        return longest;
     }
 
     void encode_words(std::string_view text, Scratch& scratch, std::vector<std::uint32_t>& ids) const {
@@ -260,7 +228,45 @@ private:
 
     /// Append the token ids of a word.
     void merge(std::string_view word, Scratch& scratch, std::vector<std::uint32_t>& ids) const {
-        auto& [parts, queue] = scratch;
+        if (word.size() <= kShort) {
+            merge_short(word, scratch.ranks, ids);
+        } else {
+            merge_long(word, scratch, ids);
+        }
+    }
+
+    void merge_short(std::string_view word, std::vector<std::uint32_t>& ranks, std::vector<std::uint32_t>& ids) const {
+        const std::size_t start = ids.size();
+        for (const char byte : word) {
+            if (const std::uint32_t token_id = byte_ids_[static_cast<unsigned char>(byte)]; token_id != kNone) {
+                ids.push_back(token_id);
+            }
+        }
+        ranks.clear();
+        for (std::size_t i = start; i + 1 < ids.size(); ++i) {
+            ranks.push_back(merges_.rank(ids[i], ids[i + 1]));
+        }
+        while (!ranks.empty()) {
+            const auto best = std::min_element(ranks.begin(), ranks.end());
+            if (*best == kNone) {
+                break;
+            }
+            const auto merged = ids.begin() + static_cast<std::ptrdiff_t>(start) + (best - ranks.begin());
+            *merged = merges_.merged(*best);
+            ids.erase(merged + 1);
+            const auto next = ranks.erase(best);
+            if (next != ranks.end()) {
+                *next = merges_.rank(*merged, merged[1]);
+            }
+            if (next != ranks.begin()) {
+                next[-1] = merges_.rank(merged[-1], *merged);
+            }
+        }
+    }
+
+    void merge_long(std::string_view word, Scratch& scratch, std::vector<std::uint32_t>& ids) const {
+        auto& parts = scratch.parts;
+        auto& queue = scratch.queue;
         parts.clear();
         queue.clear();
         for (const char byte : word) {
@@ -270,7 +276,7 @@ private:
             }
         }
         for (std::size_t i = 0; i + 1 < parts.size(); ++i) {
-            if ((parts[i].rank = merges_.get(parts[i].token_id, parts[i + 1].token_id).rank) != kNone) {
+            if ((parts[i].rank = merges_.rank(parts[i].token_id, parts[i + 1].token_id)) != kNone) {
                 queue.push_back(offer_of(parts[i], i));
             }
         }
@@ -297,7 +303,7 @@ private:
         auto& parts = scratch.parts;
         Part& part = parts[left];
         Part& right = parts[part.next];
-        part.token_id = merges_.get(part.token_id, right.token_id).merged;
+        part.token_id = merges_.merged(part.rank);
         part.next = right.next;
         right.rank = kNone;
         if (part.next < parts.size()) {
@@ -311,12 +317,12 @@ private:
 
     /// Look for the merge of this part and the next one.
     void offer(std::size_t left, Scratch& scratch) const {
-        auto& [parts, queue] = scratch;
-        Part& part = parts[left];
-        part.rank = part.next < parts.size() ? merges_.get(part.token_id, parts[part.next].token_id).rank : kNone;
+        const auto& parts = scratch.parts;
+        Part& part = scratch.parts[left];
+        part.rank = part.next < parts.size() ? merges_.rank(part.token_id, parts[part.next].token_id) : kNone;
         if (part.rank != kNone) {
-            queue.push_back(offer_of(part, left));
-            std::push_heap(queue.begin(), queue.end(), std::greater<>());
+            scratch.queue.push_back(offer_of(part, left));
+            std::push_heap(scratch.queue.begin(), scratch.queue.end(), std::greater<>());
         }
     }
 
@@ -347,8 +353,8 @@ private:
     std::array<std::uint32_t, 256> byte_ids_{};
     MergeTable merges_;
     StringTable whole_words_;
-    std::vector<AddedToken> added_;  // by their first byte, the longest first
-    std::array<const AddedToken*, 256> first_added_{};
+    std::vector<AddedToken> added_;             // in the order of their bytes
+    std::array<AddedRange, 256> added_from_{};  // those that begin with each byte
     std::string removed_;
     bool only_composed_;
 };

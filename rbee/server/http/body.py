@@ -26,7 +26,7 @@ LARGE_AT_ONCE = 2  # bodies of the largest size for which there is room
 ROOM_PATIENCE = 10.0  # seconds that a large body waits for room
 # Bytes of a body that is worked on in the event loop: under 2 ms, whatever it holds.
 _INLINE = 1024
-_INLINE_IF_QUICK = 6 * 1024
+_INLINE_IF_QUICK = 2560
 _SHOWN = 64  # characters of a media type that a refusal repeats
 
 _More = TypeVarTuple("_More")

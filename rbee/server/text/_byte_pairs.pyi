@@ -11,8 +11,8 @@ class BytePairEncoder:
         contractions: int,
         most_digits: int,
         alone: int,
-        vocabulary: dict[str, int],
-        merges: list[str] | list[list[str]],
+        vocabulary: bytes,
+        merges: bytes,
         added: list[tuple[str, int]],
         removed: bytes,
         ignore_merges: bool,
@@ -26,8 +26,9 @@ class BytePairEncoder:
             most_digits: of a word, as Llama 3 has it.
             alone: which characters are words of their own. 0: none; 1: numbers as a regular expression has them; 2: as
                 the step Digits has them.
-            vocabulary: in GPT-2's alphabet for bytes.
-            merges: of two tokens each, with a space between them or as a list; the first one is the soonest.
+            vocabulary: JSON, an object of token ids by names in GPT-2's alphabet for bytes.
+            merges: JSON, an array of two names each, with a space between them or as an array; the first one is the
+                soonest.
             added: tokens that stand for themselves wherever a text has them.
             removed: bytes that become no token, and over which nothing merges. Other bytes that are no token become
                 none either.
@@ -35,7 +36,7 @@ class BytePairEncoder:
             only_composed: no text may have a character that Unicode's form NFC might change.
 
         Raises:
-            ValueError: a merge is not of tokens, or an added token is empty.
+            ValueError: there is other JSON, a merge is not of tokens, or an added token is empty.
         """
     def encode(self, text: str, limit: int) -> list[int] | int | None:
         """The token ids of `text`, without those that a tokenizer puts around one.

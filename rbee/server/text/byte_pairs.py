@@ -17,9 +17,9 @@ from rbee.server.text._byte_pairs import BytePairEncoder
 from rbee.server.text.plain_texts import made_of, removed_by
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from tokenizers import Tokenizer
+    from tokenizers import AddedToken, Tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +60,26 @@ _RULES = {_GPT2: _Rule(llama3=False, contractions=_SMALL, most_digits=0)} | {
 _RULES[_GPT2 + r"|\s+"] = _RULES[_GPT2]  # white space that the other leaves is one character
 
 
+class _Model(msgspec.Struct):
+    type: Any = None
+    vocab: msgspec.Raw = msgspec.Raw(b"{}")
+    merges: msgspec.Raw = msgspec.Raw(b"[]")
+    continuing_subword_prefix: Any = None
+    end_of_word_suffix: Any = None
+    unk_token: Any = None
+    byte_fallback: Any = None
+    dropout: Any = None
+    ignore_merges: Any = None
+
+
+class _File(msgspec.Struct):
+    """What is looked at of a tokenizer.json."""
+
+    model: _Model
+    normalizer: Any = None
+    pre_tokenizer: Any = None
+
+
 def native_encoder(tokenizer: Tokenizer, tokenizer_json: bytes | None = None) -> BytePairEncoder | None:
     """The encoder of this tokenizer; None if it is of another kind.
 
@@ -67,31 +87,24 @@ def native_encoder(tokenizer: Tokenizer, tokenizer_json: bytes | None = None) ->
     """
     if tokenizer.truncation is not None or tokenizer.padding is not None:
         return None
-    head = msgspec.json.decode(tokenizer_json or tokenizer.to_str(), type=dict[str, msgspec.Raw])
-
-    def part(name: str) -> Any:
-        return msgspec.json.decode(head.get(name, b"null"))
-
-    normalizer, steps = part("normalizer"), _word_steps(part("pre_tokenizer"))
-    if steps is None or (normalizer is not None and normalizer != {"type": "NFC"}):
+    file = msgspec.json.decode(tokenizer_json or tokenizer.to_str(), type=_File)
+    normalizer, steps = file.normalizer, _word_steps(file.pre_tokenizer)
+    if steps is None or (normalizer is not None and normalizer != {"type": "NFC"}) or not _is_byte_pairs(file.model):
         return None
-    added = part("added_tokens") or []
-    if not _are_plain(added, normalized=normalizer is not None):
-        return None
-    model = part("model")
-    if not _is_byte_pairs(model):
+    added = tokenizer.get_added_tokens_decoder()  # whose ids may be others than the file's
+    if not _are_plain(added.values(), normalized=normalizer is not None):
         return None
     encoder = BytePairEncoder(
         **steps.rule._asdict(),
         alone=steps.alone,
-        vocabulary=model["vocab"],
-        merges=model["merges"],
-        added=[(token["content"], token["id"]) for token in added],
+        vocabulary=bytes(file.model.vocab),
+        merges=bytes(file.model.merges),
+        added=[(token.content, token_id) for token_id, token in added.items()],
         removed=steps.removed,
-        ignore_merges=model.get("ignore_merges", False),
+        ignore_merges=bool(file.model.ignore_merges),
         only_composed=normalizer is not None,
     )
-    return encoder if _agree(encoder, tokenizer, [token["content"] for token in added]) else None
+    return encoder if _agree(encoder, tokenizer, [token.content for token in added.values()]) else None
 
 
 class _Steps(NamedTuple):
@@ -132,17 +145,18 @@ def _isolated(step: dict[str, Any]) -> str | None:
     return pattern
 
 
-def _are_plain(added: Sequence[dict[str, Any]], *, normalized: bool) -> bool:
+def _are_plain(added: Iterable[AddedToken], *, normalized: bool) -> bool:
     """Whether these tokens are found as they are, in one search, before a text is normalized."""
-    searches = {token["normalized"] for token in added}
+    searches = {token.normalized for token in added}
     return (len(searches) <= 1 and not (normalized and True in searches)) and not any(
-        not token["content"] or token["lstrip"] or token["rstrip"] or token["single_word"] for token in added
+        not token.content or token.lstrip or token.rstrip or token.single_word for token in added
     )
 
 
-def _is_byte_pairs(model: dict[str, Any]) -> bool:
-    ends = (model.get("continuing_subword_prefix"), model.get("end_of_word_suffix"))
-    return model.get("type") == "BPE" and not (any(ends) or model.get("dropout") or model.get("unk_token"))
+def _is_byte_pairs(model: _Model) -> bool:
+    ends = (model.continuing_subword_prefix, model.end_of_word_suffix)
+    others = (model.dropout, model.byte_fallback, model.unk_token is not None)
+    return model.type == "BPE" and not any(ends + others)
 
 
 def _agree(encoder: BytePairEncoder, tokenizer: Tokenizer, added: Sequence[str]) -> bool:

@@ -7,6 +7,7 @@ must not end a turn with it, or begin one.
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ class SpecialTokens:
         self._first = {token[0] for token in found}
         self._beginnings = {token[:2] for token in found}
         self._longest = max(map(len, found), default=0)
-        self._any = re.compile("(?=" + "|".join(map(re.escape, found)) + ")")
+        self._any = re.compile(f"(?={any_of(found)})")
 
     def cut(self, text: str, *, most: int) -> list[str]:
         """`text`, cut behind the first character of each special token, however they overlap.
@@ -52,3 +53,17 @@ class SpecialTokens:
                 if match.start() >= end:
                     break
                 yield match.start()
+
+
+def any_of(tokens: list[str]) -> str:
+    """A regular expression for the beginning of a text with one of these sorted tokens, the shortest.
+
+    It looks at each character once, not once for each token: models have hundreds that begin alike.
+    """
+    if "" in tokens:
+        return ""
+    if len(tokens) == 1:
+        return re.escape(tokens[0])
+    groups = itertools.groupby(tokens, key=lambda token: token[0])
+    ways = [re.escape(first) + any_of([token[1:] for token in group]) for first, group in groups]
+    return ways[0] if len(ways) == 1 else f"(?:{'|'.join(ways)})"

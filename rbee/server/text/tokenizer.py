@@ -87,7 +87,7 @@ class TextCodec:
 
     def check_beginning(self, text: str, limit: int) -> None:
         """Raise TooManyTokensError for a long text whose beginning already has more than `limit` tokens."""
-        length = limit * _LIKELY_CHARACTERS
+        length = max(limit, 1) * _LIKELY_CHARACTERS
         while length < len(text):
             ids = self._encode(text[:length], add_special_tokens=False, limit=limit + _LONGEST_TOKEN)
             if isinstance(ids, int):
@@ -137,9 +137,12 @@ class TextCodec:
         """The token ids of a text; if there are more than `limit`, how many."""
         if self._native is not None:
             before, after = self._around if add_special_tokens and self._around else _NOTHING
-            ids = self._native.encode(text, limit - len(before) - len(after))
+            around = len(before) + len(after)
+            ids = self._native.encode(text, max(limit - around, 0))
+            if isinstance(ids, int):
+                return ids + around
             if ids is not None:
-                return ids + len(before) + len(after) if isinstance(ids, int) else [*before, *ids, *after]
+                return [*before, *ids, *after] if len(ids) + around <= limit else len(ids) + around
         tokenizer = self._plain_texts.tokenizer_for(text)
         # The batch call alone gives up Python's lock, so that other threads run meanwhile.
         [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)

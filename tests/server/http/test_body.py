@@ -83,7 +83,7 @@ async def test_small_bodies_that_are_quick_need_no_thread():
     async def work(body: bytes) -> bool:
         return await bodies.work(Request(SCOPE), body, is_here)
 
-    assert await work(b"quick".ljust(6 * 1024))
-    assert not await work(b"quick".ljust(6 * 1024 + 1))
-    assert not await work(b"slow".ljust(6 * 1024))
+    assert await work(b"quick".ljust(2560))
+    assert not await work(b"quick".ljust(2561))
+    assert not await work(b"slow".ljust(2560))
     assert await work(b"slow".ljust(1024))

@@ -1,5 +1,7 @@
 """Special tokens in what people write are text."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +45,20 @@ def test_no_piece_holds_a_token(text, piece):
         parts = SpecialTokens(TOKENS).cut(text, most=10**6)
     assert "".join(parts) == text
     assert not any(token in part for part in parts for token in TOKENS if len(token) > 1)
+
+
+@given(st.lists(st.text("ab<", min_size=2, max_size=5)), st.text("ab<", max_size=20))
+def test_any_tokens_are_found(tokens, text):
+    """Wherever each begins, however they begin one another."""
+    cuts = [place for place in range(len(text)) if any(text.startswith(token, place) for token in tokens)]
+    edges = [0, *(place + 1 for place in cuts), len(text)]
+    assert SpecialTokens(tokens).cut(text, most=100) == [text[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def test_tokens_that_begin_alike_are_looked_for_at_once():
+    """Or a text of such beginnings would take as many times as long as there are tokens."""
+    regex = special_tokens.any_of(sorted(f"<|reserved_{number}|>" for number in range(1000)))
+    assert regex.count("reserved") == 1
 
 
 def test_a_text_of_nothing_else():
