@@ -78,6 +78,7 @@ def workers() -> list[psutil.Process]:
 
 
 def is_worker(process: psutil.Process) -> bool:
+    """Whether it compiles grammars, and has not ended."""
     try:
         return "rbee.grammars.worker" in process.cmdline()
     except psutil.NoSuchProcess:  # it has ended; of other tests' processes that may be at any time
