@@ -7,7 +7,8 @@ clients do not come back within --resume-timeout. They come in batches, each of 
 next one: all are in their state when their connections are reset. Every prompt is another one.
 
 What is held: rings, KV blocks, descriptors of the server, and memory of both processes that no file backs (RssAnon and
-swap). "before" is after a tenth as many aborts, because the first requests of a process cost memory that is kept.
+swap). "before" is after a tenth as many aborts, at least 600, because the first requests of a process cost memory that
+is kept.
 Exit code 1 if a ring, a block or a descriptor is left.
 """
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BATCH = 16  # sequences that run at once, and requests that are aborted at once
+_WARM = 600  # aborts until allocators have met their largest load; the tokenizers library also remembers 10,000 words
 _GRACE = 0.1  # seconds that a stream without a client is kept
 _RESUMABLE = {"stream_options": {"resumable": True}}
 STATES = ("queued", "prefill", "decode", "parked")
@@ -104,7 +106,7 @@ def measure(model: str, count: int) -> dict[str, Any]:
         model, "--max-num-seqs", str(BATCH), "--max-num-batched-tokens", "32", "--resume-timeout", str(_GRACE)
     )
     try:
-        abort(server, max(count // 10, 4 * BATCH))
+        abort(server, max(count // 10, min(count, _WARM), 4 * BATCH))
         before = server.held()
         abort(server, count)
         after = server.held()
