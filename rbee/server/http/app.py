@@ -7,8 +7,8 @@ Does not know what a route does.
 from __future__ import annotations
 
 import re
+import secrets
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -265,7 +265,7 @@ class _Entrance:
             return
         began_ns = time.monotonic_ns()
         given = _label(scope["headers"])
-        request_id = given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if _SANE_REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
         state = scope.setdefault("state", {})
         state["request_id"], state["caller"] = request_id, None
         trace = None

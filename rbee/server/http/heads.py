@@ -15,7 +15,9 @@ from rbee.server.errors import Refusal, RefusalKind
 _VERSIONS = frozenset({"1.0", "1.1"})
 _NAMED = re.compile(rb"[a-z][a-z0-9+.-]*://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 
-_OTHER_LINE = re.compile(rb"[A-Z_-]+ +[^ ]+ +(?:RTSP|ICE)/")
+_OTHER_LINE = re.compile(rb"[A-Z_-]+ +[^ \n]+ +(?:RTSP|ICE)/")
+_OTHER = "It is one of RTSP or ICE"
+_SPACE = ord(" ")  # no byte below it begins a request
 _EMPTY_LINES = re.compile(rb"[\r\n]*")
 _EMPTY_LINE = b"\r\n\r\n"  # with the end of the line before it; the parser takes no other spelling
 
@@ -80,6 +82,12 @@ class Cuts:
             UnreadableHeadError: the request is one of RTSP or ICE.
         """
         if begins:
+            whole = data.find(_EMPTY_LINE, start) + len(_EMPTY_LINE)
+            if whole == len(data) >= len(_EMPTY_LINE) and data[start] > _SPACE:  # nothing but a head, as most are
+                if _OTHER_LINE.match(data, start):
+                    raise UnreadableHeadError(_OTHER)
+                self._line, self._last = None, _EMPTY_LINE[-3:]
+                return len(data)
             self._line, self._last = b"", b""
             begin = _EMPTY_LINES.match(data, start).end()  # type: ignore[union-attr] # there may be none
         else:
@@ -89,7 +97,7 @@ class Cuts:
             self._line += data[begin : end if end >= 0 else len(data)]
             if end >= 0:
                 if _OTHER_LINE.match(self._line):
-                    raise UnreadableHeadError("It is one of RTSP or ICE")
+                    raise UnreadableHeadError(_OTHER)
                 self._line = None
         across = (self._last + data[begin : begin + 3]).find(_EMPTY_LINE)
         if across >= 0:
