@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from tests.faults.door_parts import Door
 from tests.raw_client import COMPLETIONS, request_bytes
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def test_the_log_has_one_line_per_burst(server, request):
         with connections(server, PLACES, ENDLESS, b"HTTP/1.1 200"):
             for _ in range(3):
                 assert health(server) == (200, "close")
+        Door(server).until_rings(0)  # the engine has left the requests of those that have gone
         while health(server) != (200, "keep-alive"):
             pass
         lines = [line for line in server.log.read_text().splitlines() if "get 503" in line]
