@@ -26,6 +26,7 @@ _AT_ONCE = 32  # connections taken, or looked at, between two turns of the event
 _MOST_HELD = 4096  # bytes of a head
 _PIECE = 16 * 1024  # bytes of one read: all of most requests
 _PAUSE = 0.1  # seconds without accepting when there is no descriptor or memory for a connection
+_READABLE = select.EPOLLIN | select.EPOLLRDHUP
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 _LINE = rb"[A-Z]{1,16} [!-~]+ HTTP/1\.[01]\r\n"
@@ -207,9 +208,11 @@ class Acceptor:
         return True
 
     def _hold(self, newcomer: Newcomer) -> None:
-        self._held[newcomer.sock.fileno()] = newcomer
-        self._poller.register(newcomer.sock.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
-        self._await_late()
+        descriptor = newcomer.sock.fileno()
+        self._held[descriptor] = newcomer
+        self._poller.register(descriptor, _READABLE)
+        if self._late is None:
+            self._await_late()
 
     def _release(self, newcomer: Newcomer) -> bool:
         """Hold it no longer; False if it was not held."""

@@ -63,6 +63,7 @@ class Connections:
         self._waiting: dict[Connection, None] = {}  # for their clients; the longest first
         self._last: dict[Connection, None] = {}  # past a bound; the oldest first
         self._by_address: Counter[str] = Counter()
+        self._limit_before = 0  # as it was when it was last asked for
         self._full: set[str] = set()  # addresses without a place, or _ALL, of which the log has told
 
     def __len__(self) -> int:
@@ -76,7 +77,8 @@ class Connections:
             has_place = self._make_way(other for other in self._waiting if other.address == address)
         else:
             full = _ALL
-            has_place = len(self._held) < self._limit_now() or self._make_way(self._waiting)
+            held = len(self._held)
+            has_place = held < self._limit_before or held < self._limit_now() or self._make_way(self._waiting)
         if has_place:
             self._held.add(newcomer)
             self._waiting[newcomer] = None
@@ -137,7 +139,8 @@ class Connections:
     def _limit_now(self) -> int:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         allowed = _MANY if files == resource.RLIM_INFINITY else files - SPARE_DESCRIPTORS
-        return min(self._limit or allowed, allowed)
+        self._limit_before = min(self._limit or allowed, allowed)
+        return self._limit_before
 
     def _state(self, full: str) -> str:
         """How many connections an address has, or _ALL, and what bounds them."""

@@ -11,7 +11,7 @@ import os
 import socket
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -124,6 +124,21 @@ class HttpServer(uvicorn.Server):
         self.force_exit = True
 
 
+class ListeningSocket(socket.socket):
+    """Accepts without asking for its own family and kind, of which Python makes enumerations each time.
+
+    That would take as long as accept(2) itself, while thousands wait.
+    """
+
+    def __init__(self, family: int, protocol: int = 0) -> None:
+        super().__init__(family, socket.SOCK_STREAM, protocol)
+        self._kind = (family, socket.SOCK_STREAM, protocol)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        descriptor, peer = self._accept()  # type: ignore[attr-defined] # what accept(2) gives
+        return socket.socket(*self._kind, fileno=descriptor), peer
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket on `host` (a name takes its first IPv4 address, else its first IPv6 one) and `port`.
 
@@ -139,8 +154,8 @@ def listen(host: str, port: int) -> socket.socket:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"--host {host} is not an address of this machine: {error}.") from error
-    family, kind, protocol, _, address = min(addresses, key=lambda entry: entry[0] != socket.AF_INET)
-    sock = socket.socket(family, kind, protocol)
+    family, _, protocol, _, address = min(addresses, key=lambda entry: entry[0] != socket.AF_INET)
+    sock = ListeningSocket(family, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -163,7 +178,7 @@ def listen_on_path(path: str) -> socket.socket:
     Raises:
         ConfigError: the name cannot be used.
     """
-    sock = socket.socket(socket.AF_UNIX)
+    sock = ListeningSocket(socket.AF_UNIX)
     try:
         _remove_left(path)
         before = os.umask(0o117)
