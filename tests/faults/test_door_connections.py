@@ -89,7 +89,7 @@ def health(server: Server) -> tuple[int, str]:
 
 def holds_no_request(server: Server) -> bool:
     """The engine has left those of clients that have gone, and there is room for the connection that asks."""
-    return httpx.get(f"{server.url}/ready").json().get("rings_in_use") == 0
+    return bool(httpx.get(f"{server.url}/ready").json().get("rings_in_use") == 0)
 
 
 @pytest.mark.parametrize("sent", [SILENT, HALF_A_HEAD, HALF_A_BODY, IDLE], ids=["silent", "head", "body", "idle"])
