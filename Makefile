@@ -10,7 +10,7 @@ CXX_FILES := $(filter %.h %.cpp,$(NATIVE))
 # The tests start hundreds of processes: each would compile our modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup serve test test-fast test-properties test-schemas test-native-long fuzz soak compat coverage lint audit bench bench-transport bench-peers bench-llama-cpp bench-quality bench-faults bench-door clean
+.PHONY: setup serve test test-fast test-properties test-schemas test-native-long fuzz soak compat coverage lint audit bench bench-transport bench-peers bench-engine-peers bench-quality bench-faults bench-door clean
 
 setup: $(STAMP)
 
@@ -169,11 +169,26 @@ $(LLAMA_CPP)-%/.installed:
 		--no-cache-dir --no-binary llama-cpp-python llama-cpp-python numpy
 	touch $@
 
-bench-llama-cpp: setup $(addsuffix /.installed,$(LLAMA_CPP_PEERS))
-	$(BIN)/python benchmarks/bench_engine.py --vs-llama-cpp $(LLAMA_CPP_PYTHONS) $(ARGS)
+# Wheels: ik_llama.cpp's is built for AVX2.
+IK_LLAMA_CPP := build/peers/ik-llama-cpp
+OPENVINO := build/peers/openvino
 
-bench-quality: setup $(addsuffix /.installed,$(LLAMA_CPP_PEERS))
-	$(BIN)/python benchmarks/bench_quality.py --vs-llama-cpp $(LLAMA_CPP_PYTHONS) $(ARGS)
+$(IK_LLAMA_CPP)/.installed: PACKAGES := ik-llama-cpp-python
+$(OPENVINO)/.installed: PACKAGES := openvino-genai
+$(IK_LLAMA_CPP)/.installed $(OPENVINO)/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q -c .ci/constraints.txt --only-binary :all: $(PACKAGES) numpy
+	touch $@
+
+LOGITS_PEERS := $(LLAMA_CPP_PEERS) $(IK_LLAMA_CPP)
+ENGINE_PEERS := $(LOGITS_PEERS) $(OPENVINO)
+
+bench-engine-peers: setup $(addsuffix /.installed,$(ENGINE_PEERS))
+	$(BIN)/python benchmarks/bench_engine.py --vs $(addsuffix /bin/python,$(ENGINE_PEERS)) $(ARGS)
+
+# OpenVINO GenAI shows no logits.
+bench-quality: setup $(addsuffix /.installed,$(LOGITS_PEERS))
+	$(BIN)/python benchmarks/bench_quality.py --vs $(addsuffix /bin/python,$(LOGITS_PEERS)) $(ARGS)
 
 # The peer's server needs more than the peer.
 $(LLAMA_CPP)-%/.server: $(LLAMA_CPP)-%/.installed
@@ -181,7 +196,7 @@ $(LLAMA_CPP)-%/.server: $(LLAMA_CPP)-%/.installed
 	touch $@
 
 bench-faults: setup $(addsuffix /.server,$(LLAMA_CPP_PEERS))
-	$(BIN)/python benchmarks/bench_faults.py --vs-llama-cpp $(LLAMA_CPP_PYTHONS) $(ARGS)
+	$(BIN)/python benchmarks/bench_faults.py --vs $(LLAMA_CPP_PYTHONS) $(ARGS)
 
 # Both of uvicorn's parsers come with it.
 bench-door: setup

@@ -1,7 +1,7 @@
 """Where a step's time goes, and what our part of it is beside the model's forward pass.
 
     python benchmarks/bench_engine.py --save
-    make bench-llama-cpp ARGS=--save
+    make bench-engine-peers ARGS=--save
 
 Decode steps of the default model at several batch sizes, greedy and sampling, in one process without a server:
 
@@ -19,7 +19,7 @@ The peer in the same run is transformers' own forward pass with the same weights
 with its DynamicCache and sdpa attention, as `generate` calls it. Medians over `--rounds`, each of `--steps` steps;
 greedy, sampling and transformers take turns.
 
-With --vs-llama-cpp: the runner's step and prefill beside llama.cpp's; see `versus_llama_cpp.py`.
+With --vs: the runner's step and prefill beside those of other engines; see `versus_peers.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import versus_llama_cpp
+import versus_peers
 from engine_floors import Machine, Work
 from engine_rig import (
     Rig,
@@ -44,7 +44,7 @@ from engine_rig import (
     random_prompts,
     variant,
 )
-from llama_cpp_process import add_peer_option
+from peer_process import add_peer_option
 from program import argument_parser, finish, integers, progress
 from saving import table
 
@@ -208,22 +208,20 @@ def main() -> None:
     add_model_options(parser)
     add_gguf_option(parser)
     add_peer_option(parser)
-    parser.add_argument(
-        "--batch", type=integers, help="batch sizes (default 1,8,16,32; beside llama.cpp 1,2,4,8,16,32)"
-    )
-    parser.add_argument("--prompt", type=int, help="tokens of each prompt (default 64; beside llama.cpp 256)")
+    parser.add_argument("--batch", type=integers, help="batch sizes (default 1,8,16,32; with --vs 1,2,4,8,16,32)")
+    parser.add_argument("--prompt", type=int, help="tokens of each prompt (default 64; with --vs 256)")
     parser.add_argument(
         "--prefill",
         type=integers,
         default="128,1024",
-        help="beside llama.cpp: lengths of prompts (default %(default)s)",
+        help="with --vs: lengths of prompts (default %(default)s)",
     )
     parser.add_argument("--steps", type=int, default=24, help="decode steps per round (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    if options.vs_llama_cpp:
+    if options.vs:
         options.batch, options.prompt = options.batch or [1, 2, 4, 8, 16, 32], options.prompt or 256
-        versus_llama_cpp.compare(options)
+        versus_peers.compare(options)
         return
     options.batch, options.prompt = options.batch or [1, 8, 16, 32], options.prompt or 64
     measure_phases(options)

@@ -18,7 +18,7 @@ As many times, with servers of their own:
 * drain: SIGTERM while `--streams` clients read 40 tokens each. `exit_ms`: from the last client's end to the exit.
   A client whose stream is not whole ends the program.
 
-* peer: with --vs-llama-cpp, llama-cpp-python's server in a restart loop, killed while one client reads (it serves one
+* peer: with --vs, llama-cpp-python's server in a restart loop, killed while one client reads (it serves one
   at a time). `told_ms`: until that client's connection has ended, which is all that it is told. `serves_ms`, `cold_ms`
   as above. It has nothing that notices a hang.
 * aborts: --aborts requests whose clients leave in four states, and what the server holds before and after; `aborts.py`.
@@ -39,8 +39,8 @@ from typing import TYPE_CHECKING, Any
 
 import aborts
 from faulty_server import PATIENCE, FaultyServer, hang_up
-from llama_cpp_process import add_peer_option
 from llama_cpp_server import LlamaCppServer, can_serve, fault
+from peer_process import add_peer_option
 from program import argument_parser, finish, progress
 from saving import table
 
@@ -246,7 +246,7 @@ def main() -> None:
     aborts.add_option(parser)
     add_peer_option(parser)
     options = parser.parse_args()
-    peer = next((python for python in options.vs_llama_cpp if can_serve(python)), None)
+    peer = next((python for python in options.vs if can_serve(python)), None)
     models = options.models.split(",")
     rows = [row for model in models for row in measure(model, options.streams, options.faults, peer, options.only)]
     left = [] if options.only else [aborts.measure(model, options.aborts) for model in models]

@@ -1,6 +1,6 @@
 """Whether greedy text is llama.cpp's, for the same GGUF file: 20 prompts, and each difference with its margin.
 
-    python benchmarks/bench_greedy.py --model FILE.gguf --vs-llama-cpp build/peers/llama-cpp-avx2/bin/python
+    python benchmarks/bench_greedy.py --model FILE.gguf --vs build/peers/llama-cpp-avx2/bin/python
 
 rbee computes `--tokens` greedy tokens behind each prompt. llama.cpp then computes its logits for the same tokens, and
 where its most likely token is another one, that is a difference: greedy text would be the same up to the first. Both
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from engine_rig import add_gguf_option, add_model_options, gguf_for_peers, load_runner, logits_of, model_folder
 from engine_rig import num_threads as threads_of
-from llama_cpp_process import LlamaCpp, add_peer_option
+from peer_process import PeerProcess, add_peer_option
 from program import argument_parser, finish, progress
 from saving import table
 
@@ -70,7 +70,7 @@ def main() -> None:
     folder = model_folder(options.model)
     codec = TextCodec.load(folder)
     runner = load_runner(folder, options)
-    peer = LlamaCpp(options.vs_llama_cpp[0], gguf_for_peers(folder, options), threads=threads_of(options))
+    peer = PeerProcess(options.vs[0], gguf_for_peers(folder, options), threads=threads_of(options))
     rows: list[dict[str, Any]] = []
     gaps: list[float] = []
     positions = equal_texts = 0

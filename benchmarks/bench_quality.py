@@ -37,7 +37,7 @@ from engine_rig import (
     num_threads,
     variant,
 )
-from llama_cpp_process import LlamaCpp, add_peer_option
+from peer_process import PeerProcess, add_peer_option
 from program import argument_parser, finish, progress
 from saving import table
 
@@ -128,11 +128,11 @@ def contenders(
         gc.collect()
         if not is_native:
             break  # it is exact as it comes
-    if not options.vs_llama_cpp:
+    if not options.vs:
         return
     gguf = gguf_for_peers(folder, options)
-    for python in options.vs_llama_cpp:
-        peer = LlamaCpp(python, gguf, threads=num_threads(options))
+    for python in options.vs:
+        peer = PeerProcess(python, gguf, threads=num_threads(options))
         progress(f"computing with {peer.name}")
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "logits.npy"

@@ -1,4 +1,4 @@
-"""What the programs that compare with llama.cpp, and bench_serving, make of figures; bench_quality on real weights."""
+"""What the programs that compare with other engines, and bench_serving, make of figures; bench_quality on weights."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def test_windows_are_computed_in_chunks_that_cover_them():
     assert bench_quality.Window("text", [1, 2, 3], chunk=1).chunks == [1, 1, 1]
 
 
-def test_comparison_with_llama_cpp_names_what_is_missed():
-    """A ratio is of the rounds' median tokens per second, ours by the runner alone; it is held against its target."""
-    import versus_llama_cpp
-    from versus_llama_cpp import Shape, Taken
+def test_comparison_with_peers_names_what_is_missed():
+    """A ratio is of the rounds' median tokens per second, ours by the runner alone; each peer has its own target."""
+    import versus_peers
+    from versus_peers import Shape, Taken
 
     rounds = {
         Shape("decode", 8): {
@@ -55,15 +55,29 @@ def test_comparison_with_llama_cpp_names_what_is_missed():
         },
         Shape("decode", 2): {"rbee": [Taken(10, 10)], "slow": [Taken(5, 5)], "quick": [Taken(1, 1)]},
     }
-    text, (eight, two) = versus_llama_cpp.report(rounds, ["slow", "quick"])
+    targets = {("decode", 8): {"": 3.0, "qu": 2.9, "quick": 2.95}, ("decode", 2): {"slow": 0.5}}
+    text, (eight, two) = versus_peers.report(rounds, ["slow", "quick"], targets)
     assert eight["tok_s"] == {"rbee": 800.0, "slow": 266.7, "quick": 275.9}
     assert eight["whole_step_tok_s"] == 500.0
     assert eight["ratio"] == {"slow": 3.0, "quick": 2.9}
     assert eight["met"] == {"slow": True, "quick": False}
     assert two["ratio"] == {"slow": 0.5, "quick": 0.1}
-    assert two["met"] is None
-    assert "3.00: met | 2.90: MISSED | 3.0 |" in text
-    assert "| 0.50 | 0.10 |  |" in text
+    assert two["met"] == {"slow": True}
+    assert "| 3.00 (met: 3) | 2.90 (MISSED: 2.95) |" in text
+    assert "| 0.50 (met: 0.5) | 0.10 |" in text
+
+
+def test_shares_of_the_bandwidth():
+    """Of each contender: what a token's bytes take at the least over what it takes."""
+    import versus_peers
+    from engine_floors import Machine
+
+    machine = Machine(bandwidth=20e9, peak_macs=1.0)
+    shares = versus_peers.bandwidth_shares({"rbee": 25.0, "slow": 10.0}, 700_000_000, machine)
+    assert shares == {"rbee": 0.875, "slow": 0.35}
+    assert "20.0 GB/s" in versus_peers.floors_text(shares, machine, 0.88)
+    assert "rbee 0.88 (target 0.88: MISSED); slow 0.35." in versus_peers.floors_text(shares, machine, 0.88)
+    assert "rbee 0.88; slow" in versus_peers.floors_text(shares, machine, None)
 
 
 class FakeContender:
@@ -88,7 +102,7 @@ class FakeContender:
 
 def test_comparison_knows_what_those_who_wait_use():
     """A contender's own time while it is measured does not count; everybody else's does, as a share of a core."""
-    from versus_llama_cpp import Shape, Taken, Watch
+    from versus_peers import Shape, Taken, Watch
 
     clock = {"now": 0, "busy": 0}
     shape, taken = Shape("decode", 1), Taken(1.0, 2.0)

@@ -1,16 +1,19 @@
-"""The part of `bench_engine.py` that compares the engine with llama.cpp.
+"""The part of `bench_engine.py` that compares the engine with others: llama.cpp, ik_llama.cpp, OpenVINO GenAI.
 
 For every shape, and in every round anew, one contender is measured after the other, never two at once: each peer is a
 process that sleeps until it gets the command to measure a round. All get the same prompts, as token ids, the same GGUF
-file and as many threads.
-  decode   a step of B sequences that each have the prompt's tokens before it: llama_decode of one batch of B tokens, up
-           to having all logits, beside our `runner.execute`; greedy, so that the next step's tokens are known. In a
-           round the median of `--steps` steps.
-  prefill  a lone prompt of so many tokens until its last token's logits are there: one llama_decode, beside our
+file and as many threads. How each peer is set up: the docstrings of `*_peer.py`.
+  decode   a step of B sequences that each have the prompt's tokens before it: one call of the peer for B tokens, up to
+           having all logits, beside our `runner.execute`; greedy, so that the next step's tokens are known. In a round
+           the median of `--steps` steps.
+  prefill  a lone prompt of so many tokens until its last token's logits are there: one call, beside our
            `runner.execute` of all its chunks, as the scheduler cuts them.
 Medians of the rounds. Our whole step stands beside: scheduling, sampling and publishing included, which a peer's figure
-is without. What the waiting processes and the rest of the machine use of a core meanwhile is measured too, because
-their threads must not spin. Distrust a run in which that is more than a few percent.
+is without (but OpenVINO's). What the waiting processes and the rest of the machine use of a core meanwhile is measured
+too, because their threads must not spin. Distrust a run in which that is more than a few percent.
+
+Ratios are to the quickest peer of each shape. For decode at batch 1 the bytes of the file over the measured read
+bandwidth stand beside: no engine that reads all weights for a token is quicker.
 """
 
 from __future__ import annotations
@@ -22,11 +25,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from engine_floors import Machine, Work
 from engine_rig import Rig, gguf_for_peers, label, load_runner, model_folder, num_threads, random_prompts, variant
-from llama_cpp_process import LlamaCpp
+from peer_process import PeerProcess
 from program import finish, progress
 from saving import table
 
+from rbee.config import DEFAULT_MODEL
 from rbee.engine.step_clock import PhaseTimes
 
 if TYPE_CHECKING:
@@ -35,9 +40,25 @@ if TYPE_CHECKING:
 
     from rbee.engine.runners.interface import ModelRunner
 
-_TARGETS = {("decode", 1): 2.0, ("decode", 8): 3.0, ("decode", 16): 3.5, ("decode", 32): 3.5,
-            ("prefill", 128): 3.5, ("prefill", 1024): 3.5}  # fmt: skip
-"""How many times llama.cpp's tokens per second are to be reached."""
+_SMALL = 5e8  # weights; a larger model does not fit a cache
+_TARGETS = {
+    True: {
+        ("decode", 1): {"llama-cpp": 2.0},
+        ("decode", 8): {"llama-cpp": 3.0},
+        ("decode", 16): {"llama-cpp": 3.5},
+        ("decode", 32): {"llama-cpp": 3.5},
+        ("prefill", 128): {"llama-cpp": 3.5, "ik-llama-cpp": 1.8},
+        ("prefill", 1024): {"llama-cpp": 3.5, "ik-llama-cpp": 1.8},
+    },
+    False: {
+        ("decode", 1): {"llama-cpp": 1.5, "ik-llama-cpp": 1.15},
+        ("decode", 4): {"": 1.8},
+        ("decode", 16): {"": 3.0},
+        ("prefill", 512): {"": 1.8},
+    },
+}
+"""How many times the tokens per second of peers whose names begin so are to be reached, by whether a model is small."""
+_BANDWIDTH_TARGET = 0.88  # of what a step at batch 1 of a large model must read, over the bandwidth
 
 _ANYBODY = "anybody else"
 
@@ -122,7 +143,7 @@ class Ours:
 class Theirs:
     """A peer that holds the same prompts."""
 
-    def __init__(self, process: LlamaCpp, prompts: list[list[int]], steps: int) -> None:
+    def __init__(self, process: PeerProcess, prompts: list[list[int]], steps: int) -> None:
         self.name = process.name
         self.facts = process.facts
         self.cpu_seconds = process.cpu_seconds
@@ -201,20 +222,22 @@ def compare(options: argparse.Namespace) -> None:
         progress("computing the prompts")
         ours = Ours(stack, runner, prompts)
         peers = []
-        for python in options.vs_llama_cpp:
-            process = LlamaCpp(python, gguf, threads=num_threads(options))
+        for python in options.vs:
+            process = PeerProcess(python, gguf, threads=num_threads(options))
             stack.callback(process.close)
             peers.append(Theirs(process, prompts, options.steps))
         rounds, idle = _measure([ours, *peers], shapes, options, runner.vocab_size)
 
-    text, levels = report(rounds, [peer.name for peer in peers])
+    work = Work.of(folder, gguf)
+    small = work.weights < _SMALL
+    text, levels = report(rounds, [peer.name for peer in peers], _TARGETS[small])
     text = (
         f"Tokens per second of {model}; contexts of {options.prompt} tokens and more; our runner: "
         f"{label(runner, options)}. Medians of {options.rounds} rounds.\n\n{text}\n\nUsed of a core while another one "
         "was measured: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in idle.items()) + "."
     )
     result = {
-        "benchmark": "engine_vs_llama_cpp",
+        "benchmark": "engine_vs_peers",
         "model": model,
         "runner": label(runner, options),
         "context": options.prompt,
@@ -224,7 +247,32 @@ def compare(options: argparse.Namespace) -> None:
         "levels": levels,
         "idle_cpu_share": idle,
     }
-    finish(options, f"engine_vs_llama_cpp{variant(options)}", "The engine beside llama.cpp", text, result)
+    native = getattr(runner, "instruction_set", None)
+    alone = next((level for level in levels if (level["shape"], level["size"]) == ("decode", 1)), None)
+    if native and alone:
+        machine = Machine.measure(native, num_threads(options), work.weight_bytes)
+        floors = bandwidth_shares(alone["tok_s"], work.bytes_of(1, options.prompt + options.steps // 2), machine)
+        target = None if small else _BANDWIDTH_TARGET
+        text += f"\n\n{floors_text(floors, machine, target)}"
+        result |= {"bandwidth": round(machine.bandwidth), "bandwidth_share": floors}
+    name = "" if options.model == DEFAULT_MODEL else f"_{Path(model).stem}"
+    finish(options, f"engine_vs_peers{name}{variant(options)}", "The engine beside others", text, result)
+
+
+def bandwidth_shares(tok_s: dict[str, float], num_bytes: int, machine: Machine) -> dict[str, float]:
+    """By contender, the time that a step's bytes take at the measured bandwidth over the time that it takes."""
+    return {name: round(rate * num_bytes / machine.bandwidth, 3) for name, rate in tok_s.items()}
+
+
+def floors_text(shares: dict[str, float], machine: Machine, target: float | None) -> str:
+    """A sentence with all shares, ours first, held against the target if there is one."""
+    ours = shares["rbee"]
+    verdict = "" if target is None else f" (target {target}: {'met' if ours >= target else 'MISSED'})"
+    others = ", ".join(f"{name} {share:.2f}" for name, share in shares.items() if name != "rbee")
+    return (
+        f"Decode at batch 1, the file's bytes and the context's over the bandwidth of {machine.bandwidth / 1e9:.1f} "
+        f"GB/s, as a share of the time that a step takes: rbee {ours:.2f}{verdict}; {others}."
+    )
 
 
 def _measure(
@@ -245,7 +293,9 @@ def _measure(
     return rounds, watch.idle_shares()
 
 
-def report(rounds: dict[Shape, dict[str, list[Taken]]], peers: list[str]) -> tuple[str, list[dict[str, Any]]]:
+def report(
+    rounds: dict[Shape, dict[str, list[Taken]]], peers: list[str], targets: dict[tuple[str, int], dict[str, float]]
+) -> tuple[str, list[dict[str, Any]]]:
     """A table, and the same for programs."""
     rows, levels = [], []
     for shape, taken in rounds.items():
@@ -253,8 +303,9 @@ def report(rounds: dict[Shape, dict[str, list[Taken]]], peers: list[str]) -> tup
             name: 1e3 * shape.size / statistics.median(each.forward for each in turns) for name, turns in taken.items()
         }
         whole = 1e3 * shape.size / statistics.median(each.whole for each in taken["rbee"])
-        target = _TARGETS.get((shape.kind, shape.size))
         ratios = {peer: rates["rbee"] / rates[peer] for peer in peers}
+        to_reach = {peer: _target(targets.get(shape, {}), peer) for peer in peers}
+        met = {peer: ratios[peer] >= target for peer, target in to_reach.items() if target is not None}
         levels.append(
             {
                 "shape": shape.kind,
@@ -262,18 +313,28 @@ def report(rounds: dict[Shape, dict[str, list[Taken]]], peers: list[str]) -> tup
                 "tok_s": {name: round(rate, 1) for name, rate in rates.items()},
                 "whole_step_tok_s": round(whole, 1),
                 "ratio": {peer: round(ratio, 3) for peer, ratio in ratios.items()},
-                "target": target,
-                "met": {peer: ratio >= target for peer, ratio in ratios.items()} if target else None,
+                "target": to_reach,
+                "met": met,
                 "rounds_ms": {name: [round(each.forward, 3) for each in turns] for name, turns in taken.items()},
                 "rounds_whole_ms": [round(each.whole, 3) for each in taken["rbee"]],
             }
         )
-        verdicts = ["" if target is None else ": met" if ratio >= target else ": MISSED" for ratio in ratios.values()]
         rows.append(
             [f"{shape.kind} {shape.size}", f"{rates['rbee']:.1f}", f"{whole:.1f}",
              *(f"{rates[peer]:.1f}" for peer in peers),
-             *(f"{ratio:.2f}{verdict}" for ratio, verdict in zip(ratios.values(), verdicts, strict=True)),
-             f"{target:.1f}" if target else ""]
+             *(_cell(ratios[peer], to_reach[peer]) for peer in peers)]
         )  # fmt: skip
-    head = ["tok/s", "rbee", "rbee, whole step", *peers, *(f"rbee over {peer}" for peer in peers), "to reach"]
+    head = ["tok/s", "rbee", "rbee, whole step", *peers, *(f"rbee over {peer}" for peer in peers)]
     return table(head, rows), levels
+
+
+def _target(by_peer: dict[str, float], peer: str) -> float | None:
+    """What is to be reached beside this peer; the longest beginning of its name counts."""
+    beginnings = [beginning for beginning in by_peer if peer.startswith(beginning)]
+    return by_peer[max(beginnings, key=len)] if beginnings else None
+
+
+def _cell(ratio: float, target: float | None) -> str:
+    if target is None:
+        return f"{ratio:.2f}"
+    return f"{ratio:.2f} ({'met' if ratio >= target else 'MISSED'}: {target:g})"

@@ -1,4 +1,4 @@
-"""Runs `llama_cpp_peer.py` in another virtual environment, and sends it commands."""
+"""Runs `engine_peer.py` in another virtual environment, and sends it commands."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from own_server import cpu_seconds
 if TYPE_CHECKING:
     import argparse
 
-_PEER = Path(__file__).parent / "llama_cpp_peer.py"
+_PEER = Path(__file__).parent / "engine_peer.py"
 
 
-class LlamaCpp:
+class PeerProcess:
     """A running peer, which sleeps until it is asked something.
 
     Attributes:
         name: that of its environment, such as "llama-cpp-avx2".
-        facts: version, system information with the instruction sets it was built for, and threads.
+        facts: what the peer says of itself: its version, how it was built, and threads.
     """
 
     def __init__(self, python: Path, gguf: Path, *, threads: int) -> None:
-        """Start it with its environment's interpreter; ends the program if there is none, or no llama_cpp in it."""
+        """Start it with its environment's interpreter; ends the program if there is none, or no engine in it."""
         if not python.is_file():
-            raise SystemExit(f"There is no Python interpreter {python}. `make bench-llama-cpp` builds the peers.")
+            raise SystemExit(f"There is no Python interpreter {python}. `make bench-engine-peers` builds the peers.")
         self.name = python.parent.parent.name
         self._process = subprocess.Popen(
             [python, _PEER, gguf, str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -60,13 +60,13 @@ class LlamaCpp:
 
 
 def add_peer_option(parser: argparse.ArgumentParser) -> None:
-    """The option that names the peers' interpreters, --vs-llama-cpp."""
+    """The option that names the peers' interpreters, --vs."""
     parser.add_argument(
-        "--vs-llama-cpp",
+        "--vs",
         nargs="+",
         action="extend",
         type=Path,
         default=[],
         metavar="PYTHON",
-        help="compare with llama.cpp: interpreters of environments with llama-cpp-python, as made by the make target",
+        help="compare with these engines: interpreters of their environments, as made by the make target",
     )
