@@ -48,7 +48,8 @@ BeginTrace: TypeAlias = "Callable[[str, str, Headers], RequestTrace | None]"  # 
 _DEFECT = "internal_error"
 _NO_ANSWER = 499  # the client has gone before its answer began
 _PREFLIGHT_NAMES = 1000  # characters of the headers that a page asks to send
-_HEADER_NAMES = re.compile(r"[\w!#$%&'*+.^`|~, \t-]*", re.ASCII)
+_NAME = r"(?:[\w!#$%&'*+.^`|~-]+ *)?"
+_HEADER_NAMES = re.compile(rf" *{_NAME}(?:, *{_NAME})*", re.ASCII)
 _PREFLIGHT_SECONDS = 600  # that a browser may remember what it was told of another origin
 # What a page may read of an answer, beside what every page may.
 _SHOWN_HEADERS = ("Retry-After", "Warning", "X-Request-Id", "X-Stream-Id", "traceparent")
@@ -336,7 +337,7 @@ def _route_of(scope: Scope) -> str:
         return ""
     route: str = scope["path"]
     for name, value in scope["path_params"].items():
-        before, _, after = route.rpartition(str(value))
+        before, _, after = route.rpartition(str(value)) if value else (route, "", "")  # an empty one is the path's end
         route = f"{before}{{{name}}}{after}"
     return route
 

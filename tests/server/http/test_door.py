@@ -188,7 +188,7 @@ def test_pages_of_a_site_that_is_allowed(open_server: Server) -> None:
     assert outcome(ask(open_server, Origin=EVIL, Authorization="Bearer secret")) == (403, "origin_not_allowed")
 
 
-@pytest.mark.parametrize("names", [",".join(["x-a"] * 10_000), "x-a: b", 'x"a'])
+@pytest.mark.parametrize("names", [",".join(["x-a"] * 10_000), "x-a: b", 'x"a', "x-\ta", "x a"])
 def test_a_preflight_is_repeated_only_so_far(open_server: Server, names: str) -> None:
     """The names of headers that it asks for come back, so a long list is refused, and what is no name."""
     asked = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": names}
@@ -202,6 +202,15 @@ def test_a_preflight_repeats_no_other_bytes(open_server: Server) -> None:
     asked = "Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: x-\u00ff\r\n"
     head = f"OPTIONS / HTTP/1.1\r\nHost: localhost\r\nOrigin: https://site.example\r\n{asked}"
     assert raw(open_server, head) == (400, "preflight_refused")
+
+
+@pytest.mark.parametrize("names", ["x-a", "x-a, x-b,x-c", "x-a ,, x-b,", ""])
+def test_a_preflight_is_repeated_as_it_came(open_server: Server, names: str) -> None:
+    """Lists may have empty elements (RFC 9110, 5.6.1)."""
+    asked = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": names}
+    answer = ask(open_server, "OPTIONS", CHAT, Origin="https://site.example", **asked)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-headers"] == names
 
 
 def test_a_stream_for_a_page(open_server: Server) -> None:

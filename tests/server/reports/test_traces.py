@@ -89,6 +89,7 @@ def test_spans_of_requests(collector, start_server):
             body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "temperature": 0.5}
             answer = client.post(CHAT, json=body | {"stream": True}, headers=traced)
             assert "traceparent" not in client.get("/v1/models/other").headers
+            assert client.get("/v1/models/").status_code == 404  # a name that is empty
             unsampled = client.get("/version", headers={"traceparent": f"00-{TRACE}-{PARENT}-00"})
         assert server.stop() == 0
     assert unsampled.headers["traceparent"].startswith(f"00-{TRACE}-")
@@ -97,6 +98,7 @@ def test_spans_of_requests(collector, start_server):
     assert taken.resources[0]["service.name"] == "rbee"
     spans = {span.name: span for span in taken.spans}
     assert spans.keys() == {f"POST {CHAT}", "chat synthetic", "GET /v1/models/{name}"}
+    assert len([span for span in taken.spans if span.name == "GET /v1/models/{name}"]) == 2
 
     root = spans[f"POST {CHAT}"]
     assert (root.trace_id.hex(), root.parent_span_id.hex(), root.kind) == (TRACE, PARENT, Span.SPAN_KIND_SERVER)
