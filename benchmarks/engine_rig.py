@@ -224,7 +224,12 @@ def float_folder(folder: Path) -> Path:
         partial = target.with_name(f"{target.name}.partial")
         shutil.copytree(folder, partial, ignore=shutil.ignore_patterns("*.gguf", "rbee.json"), dirs_exist_ok=True)
         load: Any = AutoModelForCausalLM.from_pretrained
-        load(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).save_pretrained(partial)
+        model = load(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        # Its weights are floats now, but it still says that it is quantized, and that is not saved.
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(partial)
         partial.rename(target)
     return target
 
