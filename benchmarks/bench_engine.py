@@ -177,7 +177,8 @@ def _median(rounds: list[Round]) -> Round:
 def _floors(levels: list[dict[str, Any]], runner: Any, folder: Path, options: argparse.Namespace) -> list[str]:
     """A sentence per greedy level on what forward consists of and what its floors are; fills both into the level."""
     gguf = gguf_file(folder, options)
-    work = Work.of(folder, gguf) if gguf and not options.exact else None  # exact is not in int8, its cache not in fp16
+    # What is exact is not in int8, and its cache in neither kind of bits.
+    work = Work.of(folder, gguf, options.kv_cache_dtype) if gguf and not options.exact else None
     native = getattr(runner, "instruction_set", None)
     machine = Machine.measure(native, num_threads(options), work.weight_bytes) if native and work else None
     context = options.prompt + options.steps // 2

@@ -4,9 +4,9 @@
 
 The text comes from this repository, in windows of `--tokens` tokens that each follow a beginning-of-sequence token. At
 every position the logits for the next token are compared, given the true tokens before it. The reference is
-transformers in fp32 on what the GGUF file's quants stand for. The contenders are our
-runner by default, our runner with --exact, and llama.cpp on the GGUF file. Every second window is computed token by
-token, as in decoding; the others in chunks of 64, as prompts are.
+transformers in fp32 on what the GGUF file's quants stand for. The contenders are our runner by default, with a KV cache
+in 8 bits, and with --exact, and the peers on the GGUF file. Every second window is computed token by token, as in
+decoding; the others in chunks of 64, as prompts are.
 
   KL     of the reference's distribution to the contender's, in nats: the mean over the tokens with its standard error,
          because single tokens weigh much in it; and the worst token
@@ -117,10 +117,13 @@ def contenders(
     folder: Path, options: argparse.Namespace, pieces: list[Window]
 ) -> Iterator[tuple[str, str, list[NDArray[np.float32]]]]:
     """Name, what it is, and its logits for each window; one after the other, each gone before the next comes."""
-    for exact in [True] if options.exact else [False, True]:
-        how = argparse.Namespace(**{**vars(options), "exact": exact})
+    ways = {"": (False, "auto"), " --kv-cache-dtype q8": (False, "q8"), " --exact": (True, "auto")}
+    for chosen, (exact, kv_cache) in ways.items():
+        if options.exact and not exact:
+            continue
+        how = argparse.Namespace(**{**vars(options), "exact": exact, "kv_cache_dtype": kv_cache})
         runner = load_runner(folder, how)
-        name = f"rbee {runner.name}" + " --exact" * exact
+        name = f"rbee {runner.name}{chosen}"
         progress(f"computing with {name}")
         yield name, label(runner, how), [logits_of(runner, piece.token_ids, piece.chunks) for piece in pieces]
         is_native = runner.name == "native"

@@ -17,7 +17,8 @@ from rbee.engine import _kernels  # noqa: TID251 - it measures what the kernels 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_KV_BYTES = 2  # fp16
+_SCALE_DIMS = 32  # of a key in 8 bits
+_SCALE_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,24 @@ class Work:
     attention_macs: int
 
     @classmethod
-    def of(cls, folder: Path, gguf: Path) -> Work:
-        """Of a model of the Llama family; of embeddings counts only what is the head too."""
+    def of(cls, folder: Path, gguf: Path, kv_cache: str = "f16") -> Work:
+        """Of a model of the Llama family; of embeddings counts only what is the head too.
+
+        `kv_cache` is "q8", or anything else for 16 bits.
+        """
         matrices = {tensor.name: tensor for tensor in GGUFReader(gguf).tensors if len(tensor.shape) == 2}
         if "output.weight" in matrices:
             del matrices["token_embd.weight"]
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
         heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
         head_dim = config.get("head_dim") or config["hidden_size"] // heads
+        key = value = 2 * head_dim
+        if kv_cache == "q8":
+            key, value = head_dim + -(-head_dim // _SCALE_DIMS) * _SCALE_BYTES, head_dim + _SCALE_BYTES
         return cls(
             weight_bytes=sum(int(tensor.n_bytes) for tensor in matrices.values()),
             weights=sum(int(tensor.n_elements) for tensor in matrices.values()),
-            kv_bytes=2 * layers * config.get("num_key_value_heads", heads) * head_dim * _KV_BYTES,
+            kv_bytes=layers * config.get("num_key_value_heads", heads) * (key + value),
             attention_macs=2 * layers * heads * head_dim,
         )
 

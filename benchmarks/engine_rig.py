@@ -157,6 +157,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--quantize", choices=["none", "q4", "q8"], default="none", help="native: of weights stored as floats"
     )
     parser.add_argument(
+        "--kv-cache-dtype", choices=["auto", "f16", "q8"], default="auto", help="as `rbee serve` takes it"
+    )
+    parser.add_argument(
         "--instruction-set",
         choices=["auto", "avx512", "avx2", "portable"],
         default="auto",
@@ -167,7 +170,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def variant(options: argparse.Namespace) -> str:
     """What of `add_model_options` is not the default, as an end for a result's name: "", "_torch", "_exact_avx2"."""
-    chosen = [options.runner, "exact" if options.exact else "auto", options.quantize, options.instruction_set]
+    kv_cache = "auto" if options.kv_cache_dtype == "auto" else f"{options.kv_cache_dtype}-kv"
+    exact = "exact" if options.exact else "auto"
+    chosen = [options.runner, exact, options.quantize, kv_cache, options.instruction_set]
     return "".join(f"_{choice}" for choice in chosen if choice not in {"auto", "native", "none"})
 
 
@@ -241,6 +246,7 @@ def load_runner(folder: Path, options: argparse.Namespace, *, kv_cache_mib: int 
         runner=options.runner,
         exact=options.exact,
         quantize=options.quantize,
+        kv_cache_dtype=options.kv_cache_dtype,
         threads=options.threads,
         max_num_seqs=64,
         block_size=_BLOCK_SIZE,
@@ -259,6 +265,7 @@ def load_runner(folder: Path, options: argparse.Namespace, *, kv_cache_mib: int 
         CacheSize(block_size=_BLOCK_SIZE, kv_cache_mib=kv_cache_mib, max_num_seqs=64),
         quantize=config.quantize,
         exact=config.exact,
+        kv_cache="f16" if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
         threads=config.threads,
         on_loading=_no_progress,
         instruction_set=options.instruction_set,

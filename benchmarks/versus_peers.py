@@ -228,7 +228,7 @@ def compare(options: argparse.Namespace) -> None:
             peers.append(Theirs(process, prompts, options.steps))
         rounds, idle = _measure([ours, *peers], shapes, options, runner.vocab_size)
 
-    work = Work.of(folder, gguf)
+    work = Work.of(folder, gguf, options.kv_cache_dtype)
     small = work.weights < _SMALL
     text, levels = report(rounds, [peer.name for peer in peers], _TARGETS[small])
     text = (

@@ -80,6 +80,17 @@ kernels::Activation activation_of(const std::string& name) {
     return kernels::Activation::kRelu2;
 }
 
+kernels::CacheFormat cache_format_of(const std::string& name) {
+    if (name == "f32") {
+        return kernels::CacheFormat::kF32;
+    }
+    if (name == "f16") {
+        return kernels::CacheFormat::kF16;
+    }
+    check(name == "q8", "kv_cache must be 'f32', 'f16' or 'q8'.");
+    return kernels::CacheFormat::kQ8;
+}
+
 /// A decoder's weights, and the arrays that they are packed from until all are.
 class PyWeights {
 public:
@@ -129,8 +140,9 @@ private:
 
 class PyModel {
 public:
-    PyModel(const PyWeights& weights, bool exact, std::size_t num_blocks, std::size_t block_size,
-            const std::string& set, kernels::ThreadPool& pool, std::shared_ptr<rbee::Progress> progress)
+    PyModel(const PyWeights& weights, bool exact, const std::string& kv_cache, std::size_t num_blocks,
+            std::size_t block_size, const std::string& set, kernels::ThreadPool& pool,
+            std::shared_ptr<rbee::Progress> progress)
         : shape_(weights.shape()),
           num_blocks_(num_blocks),
           block_size_(block_size),
@@ -138,12 +150,13 @@ public:
           progress_(progress != nullptr ? std::move(progress) : std::make_shared<rbee::Progress>()) {
         check(weights.is_packed(), "A model computes with packed weights; pack them all first.");
         check(num_blocks > 0 && block_size > 0, "A model needs a cache with blocks.");
+        const kernels::CacheFormat format = cache_format_of(kv_cache);
         const std::size_t layers = weights.weights().layers.size();
-        if (num_blocks > (std::size_t{1} << 47) / kernels::Model::block_bytes(shape_, layers, block_size, exact)) {
+        if (num_blocks > (std::size_t{1} << 47) / kernels::Model::block_bytes(shape_, layers, block_size, format)) {
             throw std::bad_alloc();  // more than there are addresses
         }
         const nb::gil_scoped_release release;
-        model_.emplace(shape_, weights.weights(), exact, num_blocks, block_size, set_, pool, progress_.get());
+        model_.emplace(shape_, weights.weights(), exact, format, num_blocks, block_size, set_, pool, progress_.get());
     }
 
     nb::ndarray<nb::numpy, float, nb::ndim<2>> execute(
@@ -275,10 +288,11 @@ void bind_runner(nb::module_& m) {
             "residual_scale"_a = 1.0F, "logit_scale"_a = 1.0F, "query_growth"_a = 0.0F, "query_length"_a = 1)
         .def(
             "block_bytes",
-            [](const kernels::ModelShape& shape, std::size_t num_layers, std::size_t block_size, bool exact) {
-                return kernels::Model::block_bytes(shape, num_layers, block_size, exact);
+            [](const kernels::ModelShape& shape, std::size_t num_layers, std::size_t block_size,
+               const std::string& kv_cache) {
+                return kernels::Model::block_bytes(shape, num_layers, block_size, cache_format_of(kv_cache));
             },
-            nb::kw_only(), "num_layers"_a, "block_size"_a, "exact"_a);
+            nb::kw_only(), "num_layers"_a, "block_size"_a, "kv_cache"_a);
     nb::class_<PyWeights>(m, "Weights")
         .def(nb::init<const kernels::ModelShape&, const std::vector<std::pair<std::size_t, std::size_t>>&,
                       const std::vector<std::pair<std::vector<float>, float>>&, std::map<std::string, StoredMatrix>,
@@ -287,10 +301,10 @@ void bind_runner(nb::module_& m) {
         .def_prop_ro("source_bytes", &PyWeights::source_bytes)
         .def("pack", &PyWeights::pack, "num_bytes"_a, "pool"_a, nb::arg("progress").none() = nb::none());
     nb::class_<PyModel>(m, "Model")
-        .def(nb::init<const PyWeights&, bool, std::size_t, std::size_t, const std::string&, kernels::ThreadPool&,
-                      std::shared_ptr<rbee::Progress>>(),
-             nb::keep_alive<1, 2>(), nb::keep_alive<1, 7>(), "weights"_a, nb::kw_only(), "exact"_a, "num_blocks"_a,
-             "block_size"_a, "instruction_set"_a, "pool"_a, nb::arg("progress").none() = nb::none())
+        .def(nb::init<const PyWeights&, bool, const std::string&, std::size_t, std::size_t, const std::string&,
+                      kernels::ThreadPool&, std::shared_ptr<rbee::Progress>>(),
+             nb::keep_alive<1, 2>(), nb::keep_alive<1, 8>(), "weights"_a, nb::kw_only(), "exact"_a, "kv_cache"_a,
+             "num_blocks"_a, "block_size"_a, "instruction_set"_a, "pool"_a, nb::arg("progress").none() = nb::none())
         .def("execute", &PyModel::execute, nb::arg("token_ids").noconvert(), nb::arg("positions").noconvert(),
              nb::arg("slot_mapping").noconvert(), nb::arg("query_start").noconvert(),
              nb::arg("context_lens").noconvert(), nb::arg("block_tables").noconvert(),

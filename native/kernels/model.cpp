@@ -31,9 +31,11 @@ std::pair<std::size_t, std::size_t> share(std::size_t size, std::size_t index, s
     return {size * index / count, size * (index + 1) / count};
 }
 
-std::size_t layer_elements(const ModelShape& shape, std::size_t block_size) {
-    const CacheLayout layout{block_size, shape.num_kv_heads, shape.head_dim};
-    return layout.key_block() + layout.value_block();
+/// Of all layers: their blocks of the same number lie together.
+CacheLayout layout_of(const ModelShape& shape, std::size_t num_layers, std::size_t block_size, CacheFormat format) {
+    CacheLayout layout{block_size, shape.num_kv_heads, shape.head_dim, format};
+    layout.block_stride = num_layers * (layout.key_block() + layout.value_block());
+    return layout;
 }
 
 }  // namespace
@@ -47,31 +49,31 @@ void Model::Inputs::reserve(std::size_t rows, std::size_t cols) {
     biases.reserve(rows * groups);
 }
 
-std::size_t Model::block_bytes(const ModelShape& shape, std::size_t num_layers, std::size_t block_size, bool exact) {
-    return num_layers * layer_elements(shape, block_size) * (exact ? sizeof(float) : sizeof(Half));
+std::size_t Model::block_bytes(const ModelShape& shape, std::size_t num_layers, std::size_t block_size,
+                               CacheFormat format) {
+    const CacheLayout layout = layout_of(shape, num_layers, block_size, format);
+    return layout.block_stride * layout.element_bytes();
 }
 
-Model::Model(const ModelShape& shape, Weights weights, bool exact, std::size_t num_blocks, std::size_t block_size,
-             const InstructionSet& set, ThreadPool& pool, Progress* progress)
+Model::Model(const ModelShape& shape, Weights weights, bool exact, CacheFormat cache_format, std::size_t num_blocks,
+             std::size_t block_size, const InstructionSet& set, ThreadPool& pool, Progress* progress)
     : shape_(shape),
       weights_(std::move(weights)),
       exact_(exact),
       has_post_norms_(false),
-      block_size_(block_size),
+      layout_(layout_of(shape, weights_.layers.size(), block_size, cache_format)),
       set_(set),
       pool_(pool),
       progress_(progress),
-      attention_({block_size, shape.num_kv_heads, shape.head_dim}, shape.num_heads / shape.num_kv_heads,
-                 pool.threads()),
-      cache_(num_blocks * block_bytes(shape, weights_.layers.size(), block_size, exact)),
+      attention_(layout_, shape.num_heads / shape.num_kv_heads, pool.threads()),
+      cache_(num_blocks * layout_.block_stride * layout_.element_bytes()),
       threads_(pool.threads()) {
     const std::size_t wide = shape.num_heads * shape.head_dim;
     const std::size_t most_cols = std::max({shape.hidden_size, shape.intermediate_size, wide});
-    const CacheLayout layout{block_size, shape.num_kv_heads, shape.head_dim};
     for (Thread& thread : threads_) {
         thread.inputs.reserve(kOwnRows, most_cols);
         thread.linear_scratch.reserve(set.linear.scratch_bytes(most_cols));
-        thread.attention_scratch.reserve(set.attention.scratch_bytes(layout, shape.num_heads / shape.num_kv_heads));
+        thread.attention_scratch.reserve(set.attention.scratch_bytes(layout_, shape.num_heads / shape.num_kv_heads));
         thread.tile.reserve(kBlockRows * kPanelRows);
     }
     phases_.push_back({Part::kEmbedding, 0});
@@ -480,12 +482,9 @@ float Model::query_scale_at(std::int64_t position) const {
 }
 
 LayerCache Model::cache(std::size_t layer) const {
-    CacheLayout layout{block_size_, shape_.num_kv_heads, shape_.head_dim};
-    const std::size_t elements = layer_elements(shape_, block_size_), keys = layout.key_block();
-    layout.block_stride = elements * weights_.layers.size();
-    const std::size_t size = exact_ ? sizeof(float) : sizeof(Half);
-    unsigned char* base = cache_.data() + layer * elements * size;
-    return {layout, exact_, base, base + keys * size};
+    const std::size_t heads = layout_.num_kv_heads, keys = heads * layout_.key_place() * layout_.element_bytes();
+    unsigned char* base = cache_.data() + layer * (keys + heads * layout_.value_place() * layout_.element_bytes());
+    return {layout_, base, base + keys};
 }
 
 void Model::attend(std::size_t layer_index, std::size_t chunk, Thread& thread) {

@@ -29,10 +29,7 @@ constexpr double kUnitsOfScores = 4;
 inline std::vector<Expected> expected_of(const Sequence& sequence) {
     const Shape& shape = sequence.shape;
     const std::size_t head_dim = shape.layout.head_dim;
-    std::vector<double> keys(sequence.keys.size()), values(sequence.values.size());
-    std::transform(sequence.keys.begin(), sequence.keys.end(), keys.begin(), [&](float x) { return sequence.held(x); });
-    std::transform(sequence.values.begin(), sequence.values.end(), values.begin(),
-                   [&](float x) { return sequence.held(x); });
+    const std::vector<double> keys = sequence.held_keys(), values = sequence.held_values();
     std::vector<Expected> all;
     std::vector<double> weights(shape.context());
     for (std::size_t row = 0; row < shape.num_queries * shape.layout.num_kv_heads * shape.heads_per_kv; ++row) {

@@ -15,6 +15,7 @@
 
 #include "rbee_kernels/instruction_sets.h"
 
+#include "cache_numbers.h"
 #include "check.h"
 
 namespace rbee::kernels::test {
@@ -34,14 +35,6 @@ inline float normal(Random& random) {
     return sum - 6;
 }
 
-/// The nearest binary16, of two the even one, if that is finite.
-inline float rounded_to_half(float value) {
-    int exponent = 0;
-    std::frexp(value, &exponent);
-    const float unit = std::ldexp(1.0F, std::max(exponent, -13) - 11);
-    return std::nearbyint(value / unit) * unit;
-}
-
 // All but kNormal have scores that are exact in every order of summation, so that only weights and sums have errors.
 enum class Kind {
     kNormal,
@@ -52,7 +45,6 @@ enum class Kind {
 
 struct Shape {
     CacheLayout layout;
-    bool exact;
     std::size_t heads_per_kv;
     std::size_t num_queries;
     std::size_t first_position;
@@ -73,7 +65,7 @@ inline Shape random_shape(Random& random) {
     shape.layout.block_size = one_of<std::size_t>(random, {1, 7, 16, 16, 32, 48});
     shape.layout.num_kv_heads = between(random, 1, 3);
     shape.layout.head_dim = one_of<std::size_t>(random, {16, 32, 48, 64, 64, 80, 96, 112, 128, 256});
-    shape.exact = random.below(2) == 0;
+    shape.layout.format = one_of(random, {CacheFormat::kF32, CacheFormat::kF16, CacheFormat::kQ8});
     shape.heads_per_kv = between(random, 1, 8);
     shape.num_queries = random.below(3) == 0 ? 1 : between(random, 1, 70);
     const std::size_t cost = shape.num_queries * shape.query();  // the reference is slow
@@ -83,6 +75,9 @@ inline Shape random_shape(Random& random) {
         shape.window = one_of<std::size_t>(random, {1, 2, 15, 16, 17, 33, 100, 300, 5000});
     }
     shape.kind = one_of(random, {Kind::kNormal, Kind::kNormal, Kind::kEqual, Kind::kHuge, Kind::kHopeless});
+    if (shape.layout.format == CacheFormat::kQ8 && shape.kind != Kind::kEqual) {
+        shape.kind = Kind::kNormal;  // in 8 bits the scores of the others are not exact
+    }
     return shape;
 }
 
@@ -111,7 +106,11 @@ struct Sequence {
     const float* value_at(std::size_t position, std::size_t kv_head) const {
         return values.data() + position * shape.token() + kv_head * shape.layout.head_dim;
     }
-    double held(float value) const { return double{shape.exact ? value : rounded_to_half(value)}; }
+    /// As the cache has them.
+    std::vector<double> held_keys() const { return held(keys, shape.layout.format, shape.layout.head_dim, kScaleDims); }
+    std::vector<double> held_values() const {
+        return held(values, shape.layout.format, shape.layout.head_dim, shape.layout.head_dim);
+    }
 
 private:
     float key(Random& random, std::size_t position, std::size_t d) const {
@@ -147,9 +146,9 @@ public:
         const CacheLayout& layout = shape.layout;
         const std::size_t used = (shape.context() + layout.block_size - 1) / layout.block_size;
         const std::size_t blocks = used + 3;
-        keys_ = all_nan(blocks * layout.key_block(), shape.exact);
-        values_ = all_nan(blocks * layout.value_block(), shape.exact);
-        layer = {layout, shape.exact, keys_.get(), values_.get()};
+        keys_ = all_nan(blocks * layout.key_block() * layout.element_bytes(), layout.format);
+        values_ = all_nan(blocks * layout.value_block() * layout.element_bytes(), layout.format);
+        layer = {layout, keys_.get(), values_.get()};
         table.resize(blocks);
         std::iota(table.begin(), table.end(), 0);
         for (std::size_t i = blocks; i > 1; --i) {
@@ -173,10 +172,10 @@ public:
     std::vector<std::int64_t> table;
 
 private:
-    static std::unique_ptr<std::uint8_t[]> all_nan(std::size_t elements, bool exact) {
-        const std::size_t bytes = elements * (exact ? sizeof(float) : sizeof(Half));
+    /// Of numbers in 8 bits all scales are.
+    static std::unique_ptr<std::uint8_t[]> all_nan(std::size_t bytes, CacheFormat format) {
         std::unique_ptr<std::uint8_t[]> memory(new std::uint8_t[bytes]);
-        const std::uint32_t nan = exact ? 0x7FC00000U : 0x7E007E00U;
+        const std::uint32_t nan = format == CacheFormat::kF32 ? 0x7FC00000U : 0x7E007E00U;
         for (std::size_t i = 0; i < bytes; i += sizeof nan) {  // every place has a multiple of 16 elements
             std::memcpy(memory.get() + i, &nan, sizeof nan);
         }

@@ -12,6 +12,8 @@
 #include "rbee_kernels/half.h"
 #include "rbee_kernels/model.h"
 
+#include "cache_numbers.h"
+
 namespace rbee::kernels::test {
 
 using Row = std::vector<double>;
@@ -28,10 +30,11 @@ struct Dense {
 /// Computes whole sequences, one by one.
 class Reference {
 public:
-    Reference(const ModelShape& shape, const Weights& weights, bool exact)
+    Reference(const ModelShape& shape, const Weights& weights, bool exact, CacheFormat cache)
         : shape_(shape),
           weights_(weights),
           exact_(exact),
+          cache_(cache),
           embedding_(dense({weights.embedding})),
           head_(dense({weights.head})) {
         for (const Layer& layer : weights.layers) {
@@ -152,10 +155,10 @@ private:
         }
     }
 
-    /// As the cache holds it.
-    void keep(Row& row) const {
-        for (double& value : row) {
-            value = exact_ ? value : double{float_of(half_of(static_cast<float>(value)))};
+    /// As the cache holds it, in groups of so many numbers of a head where that has 8 bits.
+    void keep(Row& row, std::size_t group) const {
+        if (cache_ != CacheFormat::kF32) {
+            row = held({row.begin(), row.end()}, cache_, shape_.head_dim, group);
         }
     }
 
@@ -171,8 +174,8 @@ private:
             keys.push_back(product(dense.key, x));
             turn(keys.back(), layer.key_norm, rotary, position);
             values.push_back(product(dense.value, x));
-            keep(keys.back());
-            keep(values.back());
+            keep(keys.back(), kScaleDims);
+            keep(values.back(), dim);
             const std::size_t first = layer.window != 0 && layer.window <= position ? position + 1 - layer.window : 0;
             Row attended(query.size());
             for (std::size_t head = 0; head < shape_.num_heads; ++head) {
@@ -228,6 +231,7 @@ private:
     const ModelShape& shape_;
     const Weights& weights_;
     bool exact_;
+    CacheFormat cache_;
     Dense embedding_, head_;
     std::vector<DenseLayer> layers_;
 };

@@ -62,9 +62,9 @@ private:
 };
 
 /// Computes the sequences in steps in which each of them has at most so many tokens, up to all that are left.
-inline Results computed(const Options& options, const TestWeights& weights, bool exact, const InstructionSet& set,
-                        std::size_t threads, const std::vector<Tokens>& sequences, std::size_t most_tokens,
-                        std::size_t most_sequences, Random& random) {
+inline Results computed(const Options& options, const TestWeights& weights, bool exact, CacheFormat cache,
+                        const InstructionSet& set, std::size_t threads, const std::vector<Tokens>& sequences,
+                        std::size_t most_tokens, std::size_t most_sequences, Random& random) {
     const std::size_t size = options.block_size, vocab = options.shape.vocab_size;
     std::size_t num_blocks = 1, table_size = 1;
     for (const Tokens& tokens : sequences) {
@@ -75,7 +75,7 @@ inline Results computed(const Options& options, const TestWeights& weights, bool
     std::iota(free.begin(), free.end(), 0);
     ThreadPool pool(threads);
     rbee::Progress progress;
-    Model model(options.shape, weights.weights, exact, num_blocks, size, set, pool, &progress);
+    Model model(options.shape, weights.weights, exact, cache, num_blocks, size, set, pool, &progress);
 
     Batch nans(size, table_size);
     for (const std::int64_t block : free) {

@@ -77,38 +77,91 @@ bool same_bits(const float* a, const float* b, std::size_t size) {
 
 std::size_t first_seen(const Shape& shape) { return shape.first_seen(0); }
 
+double number_of(Half half) {
+    const int exponent = half.bits >> 10U & 31U;
+    const double magnitude = exponent == 31 ? double{kNaN}
+                             : exponent > 0 ? std::ldexp(1024 + (half.bits & 1023U), exponent - 25)
+                                            : std::ldexp(half.bits & 1023U, -24);
+    return (half.bits & 0x8000U) != 0 ? -magnitude : magnitude;
+}
+
+/// Element `at` of a place that begins at `place`; a byte times the binary16 number at byte `scale_at`.
+double number_in(const CacheLayout& layout, const void* elements, std::size_t place, std::size_t at,
+                 std::size_t scale_at) {
+    const std::uint8_t* bytes = static_cast<const std::uint8_t*>(elements) + place * layout.element_bytes();
+    Half half;
+    switch (layout.format) {
+        case CacheFormat::kF32: return double{reinterpret_cast<const float*>(bytes)[at]};
+        case CacheFormat::kF16: return number_of(reinterpret_cast<const Half*>(bytes)[at]);
+        case CacheFormat::kQ8:
+            std::memcpy(&half, bytes + scale_at, sizeof half);
+            return static_cast<std::int8_t>(bytes[at]) * number_of(half);
+    }
+    return 0;
+}
+
 void tokens_are_stored_where_the_layout_says() {
     Random random{5};
-    for (int round = 0; round < 8; ++round) {
+    for (int round = 0; round < 12; ++round) {
         const Shape shape = random_shape(random);
         const Sequence sequence(shape, random);
         const CacheLayout& layout = shape.layout;
+        const std::vector<double> keys = sequence.held_keys(), values = sequence.held_values();
         for (const InstructionSet* set : sets()) {
             const Cache cache(*set, sequence, 0, random);
-            const auto number = [&](const void* elements, std::size_t i) {
-                if (shape.exact) {
-                    return double{static_cast<const float*>(elements)[i]};
-                }
-                const std::uint16_t bits = static_cast<const Half*>(elements)[i].bits;
-                const int exponent = bits >> 10U & 31U;
-                const double magnitude = exponent == 31 ? double{kNaN}
-                                         : exponent > 0 ? std::ldexp(1024 + (bits & 1023U), exponent - 25)
-                                                        : std::ldexp(bits & 1023U, -24);
-                return (bits & 0x8000U) != 0 ? -magnitude : magnitude;
-            };
-            for (std::size_t position = 0; position < shape.context(); ++position) {
+            for (std::size_t i = 0; i < keys.size(); ++i) {
+                const std::size_t position = i / shape.token(), offset = position % layout.block_size;
                 const auto block = static_cast<std::size_t>(cache.slot(position)) / layout.block_size;
-                const std::size_t offset = position % layout.block_size;
-                for (std::size_t i = 0; i < shape.token(); ++i) {
-                    const std::size_t head = i / layout.head_dim, d = i % layout.head_dim;
-                    const std::size_t at = block * layout.key_block() + head * layout.key_place() +
-                                           (offset / 16 * layout.head_dim + d) * 16 + offset % 16;
-                    CHECK(number(cache.layer.keys, at) == sequence.held(sequence.key_at(position, head)[d]));
-                    const std::size_t to =
-                        block * layout.value_block() + head * layout.value_place() + offset * layout.head_dim + d;
-                    CHECK(number(cache.layer.values, to) == sequence.held(sequence.value_at(position, head)[d]));
-                }
+                const std::size_t head = i % shape.token() / layout.head_dim, d = i % layout.head_dim;
+                const std::size_t tile =
+                    block * layout.key_block() + head * layout.key_place() + offset / 16 * layout.key_tile();
+                const std::size_t lane = offset % 16;
+                CHECK(number_in(layout, cache.layer.keys, tile, d * 16 + lane,
+                                layout.head_dim * 16 + (d / 32 * 16 + lane) * 2) == keys[i]);
+                const std::size_t place = block * layout.value_block() + head * layout.value_place();
+                CHECK(number_in(layout, cache.layer.values, place, offset * layout.head_dim + d,
+                                layout.block_size * layout.head_dim + offset * 2) == values[i]);
             }
+        }
+    }
+}
+
+void a_cache_in_8_bits_takes_little_more_than_half() {
+    for (const std::size_t head_dim : {64, 80, 128}) {
+        const CacheLayout half{16, 2, head_dim, CacheFormat::kF16}, bytes{16, 2, head_dim, CacheFormat::kQ8};
+        const double size = static_cast<double>(bytes.key_block() + bytes.value_block());
+        CHECK(size / static_cast<double>(2 * (half.key_block() + half.value_block())) < 0.53);
+    }
+}
+
+/// A key and a value of one token: what the cache then gives for each number.
+std::vector<double> kept(const InstructionSet& set, const std::vector<float>& numbers) {
+    const CacheLayout layout{16, 1, numbers.size(), CacheFormat::kQ8};
+    std::vector<std::uint8_t> keys(layout.key_block()), values(layout.value_block());
+    set.attention.store({layout, keys.data(), values.data()}, 3, numbers.data(), numbers.data());
+    std::vector<double> all;
+    for (std::size_t d = 0; d < numbers.size(); ++d) {
+        all.push_back(number_in(layout, keys.data(), 0, d * 16 + 3, numbers.size() * 16 + (d / 32 * 16 + 3) * 2));
+    }
+    return all;
+}
+
+void eight_bits_hold_what_there_is() {
+    const float infinity = std::numeric_limits<float>::infinity();
+    for (const InstructionSet* set : sets()) {
+        std::vector<float> numbers(64, 0.0F);
+        for (const double number : kept(*set, numbers)) {
+            CHECK(number == 0);
+        }
+        numbers[5] = 1e-9F;  // no binary16 scale is so small
+        numbers[40] = -127;
+        numbers[41] = 126.6F;
+        const std::vector<double> small = kept(*set, numbers);
+        CHECK(small[5] == 0 && small[40] == -127 && small[41] == 127);
+        for (const float bad : {infinity, -infinity, kNaN, 1e38F}) {
+            numbers[5] = bad;
+            const std::vector<double> spoilt = kept(*set, numbers);
+            CHECK(std::isnan(spoilt[5]) && std::isnan(spoilt[0]) && spoilt[40] == -127);
         }
     }
 }
@@ -216,7 +269,7 @@ void parts_of_fixed_size_make_the_same_whole() {
 
 void a_part_that_is_not_seen_counts_for_nothing() {
     Random random{10};
-    Shape shape{{16, 2, 64}, false, 3, 20, 100, 30, Kind::kNormal};
+    Shape shape{{16, 2, 64}, 3, 20, 100, 30, Kind::kNormal};
     const Sequence sequence(shape, random);
     for (const InstructionSet* set : sets()) {
         const Cache cache(*set, sequence, first_seen(shape), random);
@@ -274,7 +327,8 @@ void nan_stays_with_those_who_see_it() {
                                   position <= shape.first_position + query_index && same_head;
                 CHECK(i / head_dim == bad_row ? std::isnan(of_query[i]) : of_query[i] == good[i]);
                 CHECK(sees ? std::isnan(of_key[i]) : of_key[i] == good[i]);
-                if (!same_head || i % head_dim != dim) {
+                // In 8 bits it spoils the scale of all dimensions.
+                if (!same_head || (shape.layout.format != CacheFormat::kQ8 && i % head_dim != dim)) {
                     CHECK(of_value[i] == good[i]);
                 } else if (sees) {
                     CHECK(std::isnan(of_value[i]));
@@ -289,6 +343,8 @@ void nan_stays_with_those_who_see_it() {
 extern const Test kAttentionTests[];
 const Test kAttentionTests[] = {
     {"attention stores tokens where the layout says", tokens_are_stored_where_the_layout_says},
+    {"attention's cache in 8 bits takes little more than half", a_cache_in_8_bits_takes_little_more_than_half},
+    {"attention's cache in 8 bits holds what there is", eight_bits_hold_what_there_is},
     {"attention is softmax of scores times values", attention_is_what_it_should_be},
     {"attention of a query does not depend on its neighbours", queries_do_not_depend_on_their_neighbours},
     {"attention in parts makes the whole", parts_make_the_whole},

@@ -64,8 +64,10 @@ void check_model(const Options& options, std::uint64_t seed) {
     }
     // A sequence whose logits are NaN must not change the others.
     sequences.push_back(Tokens(3, static_cast<std::int64_t>(weights.nan_token)));
-    for (const bool exact : {true, false}) {
-        const Reference reference(options.shape, weights.weights, exact);
+    const std::pair<bool, CacheFormat> precisions[] = {
+        {true, CacheFormat::kF32}, {false, CacheFormat::kF16}, {false, CacheFormat::kQ8}};
+    for (const auto& [exact, cache] : precisions) {
+        const Reference reference(options.shape, weights.weights, exact, cache);
         std::vector<std::vector<Row>> hidden, expected;
         for (const Tokens& tokens : sequences) {
             hidden.push_back(reference.hidden(tokens));
@@ -76,8 +78,10 @@ void check_model(const Options& options, std::uint64_t seed) {
             if (set == nullptr) {
                 continue;
             }
-            const Results chunks = computed(options, weights, exact, *set, 1, sequences, SIZE_MAX, SIZE_MAX, random);
-            const Results single = computed(options, weights, exact, *set, options.threads, sequences, 2, 1, random);
+            const Results chunks =
+                computed(options, weights, exact, cache, *set, 1, sequences, SIZE_MAX, SIZE_MAX, random);
+            const Results single =
+                computed(options, weights, exact, cache, *set, options.threads, sequences, 2, 1, random);
             for (std::size_t s = 0; s < sequences.size(); ++s) {
                 for (std::size_t t = 0; t < sequences[s].size(); ++t) {
                     const double tolerance = exact ? kExactTolerance : kRoundedTolerance;

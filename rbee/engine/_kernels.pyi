@@ -132,8 +132,8 @@ class ModelShape:
             ValueError: another activation, or a query_length of 0.
         """
 
-    def block_bytes(self, *, num_layers: int, block_size: int, exact: bool) -> int:
-        """Memory that a block of the KV cache takes in all layers."""
+    def block_bytes(self, *, num_layers: int, block_size: int, kv_cache: str) -> int:
+        """Memory that a block of the KV cache takes in all layers; `kv_cache`: see `Model`."""
 
 class Weights:
     """The weights of a decoder of the Llama family, in the order in which a step reads them."""
@@ -184,6 +184,7 @@ class Model:
         weights: Weights,
         *,
         exact: bool,
+        kv_cache: str,
         num_blocks: int,
         block_size: int,
         instruction_set: str,
@@ -194,7 +195,8 @@ class Model:
 
         Args:
             weights: all packed.
-            exact: compute with float activations and a float cache, also where weights are quantized.
+            exact: compute with float activations, also where weights are quantized.
+            kv_cache: what keys and values are held in: "f32", "f16" or "q8", which has scales.
             num_blocks: in the cache.
             block_size: tokens in a block.
             instruction_set: "avx512", "avx2", "portable", or "auto": what the environment's RBEE_INSTRUCTION_SET names,
@@ -203,7 +205,7 @@ class Model:
             progress: is advanced several times per layer of a step.
 
         Raises:
-            ValueError: no blocks, or an instruction set that this processor does not have.
+            ValueError: no blocks, another kind of cache, or an instruction set that this processor does not have.
             MemoryError: there is not enough.
         """
 

@@ -1,7 +1,7 @@
 // Attention of consecutive tokens of one sequence over the paged cache.
 //
 // Owns the computation. Does not know models or threads: attention_task.h has what is computed and where keys and
-// values lie. Only files that are compiled for one instruction set include it (vector16.h).
+// values lie, attention_tiles.h reads them. Only files that are compiled for one instruction set include it (vector16.h).
 //
 // A row is one query head of one token. Rows are taken in bands of up to kRows, so that a key or value that is in a
 // register serves all of them; positions in chunks, so that the scratch memory does not grow with the context. Of each
@@ -20,216 +20,10 @@
 #include <limits>
 #include <utility>
 
-#include "rbee_kernels/attention_task.h"
-#include "rbee_kernels/vector16.h"
+#include "rbee_kernels/attention_tiles.h"
 
 namespace rbee::kernels {
 namespace {
-
-// Rows of a band, the vectors that fit into the registers besides a broadcast, and the tiles of a chunk, whose keys or
-// values should fit into the first-level cache.
-#if defined(__AVX512VNNI__)
-constexpr std::size_t kRows = 12;
-constexpr std::size_t kVectors = 30;
-constexpr std::size_t kChunkTiles = 16;
-#elif defined(__AVX2__)
-constexpr std::size_t kRows = 6;
-constexpr std::size_t kVectors = 7;
-constexpr std::size_t kChunkTiles = 8;
-#else
-constexpr std::size_t kRows = 4;
-constexpr std::size_t kVectors = 5;
-constexpr std::size_t kChunkTiles = 8;
-#endif
-constexpr std::size_t kChunk = kChunkTiles * kLanes16;
-constexpr std::size_t kBands = 8;
-constexpr float kNothing = -std::numeric_limits<float>::infinity();
-constexpr float kLowest = std::numeric_limits<float>::lowest();
-
-static_assert(kRows <= kLanes16, "the state of the rows is a vector");
-
-inline std::size_t smaller(std::size_t a, std::size_t b) { return a < b ? a : b; }
-inline std::size_t larger(std::size_t a, std::size_t b) { return a > b ? a : b; }
-
-/// How many vectors of keys or values are held at once, so that with an accumulator for each and every row they fit. A
-/// power of two, of which most head sizes and chunks are multiples.
-constexpr std::size_t vectors_for(std::size_t rows) {
-    const std::size_t fit = kVectors / (rows + 1);
-    return fit >= 4 || rows == 1 ? 4 : fit >= 2 ? 2 : 1;
-}
-
-/// Positions [from, to); none if to <= from.
-struct Range {
-    std::size_t from;
-    std::size_t to;
-};
-
-inline Range seen_by(const AttentionTask& task, std::size_t query) {
-    const std::size_t to = task.first_position + query + 1;
-    const std::size_t from = task.window != 0 && task.window < to ? to - task.window : 0;
-    if (task.partial == nullptr) {
-        return {from, to};
-    }
-    return {larger(from, task.begin), smaller(to, task.end)};
-}
-
-/// A tile of keys and the values that belong to it.
-template <typename Element>
-struct Tile {
-    const Element* keys;    // [head_dim][16]
-    const Element* values;  // [16][head_dim], of which there are those from lanes.from to lanes.to
-    std::size_t position;   // of lane 0
-    Range lanes;            // that are positions which some row sees
-};
-
-/// Goes through the tiles of a sequence's positions.
-template <typename Element>
-class Walk {
-public:
-    Walk(const AttentionTask& task, Range positions)
-        : layout_(task.cache->layout),
-          keys_(static_cast<const Element*>(task.cache->keys) + task.kv_head * layout_.key_place()),
-          values_(static_cast<const Element*>(task.cache->values) + task.kv_head * layout_.value_place()),
-          block_table_(task.block_table),
-          next_(positions.from),
-          end_(positions.to) {}
-
-    /// The next tiles, at most kChunkTiles; 0 at the end. Where a chunk ends depends on positions alone, not on where
-    /// the walk began: so the rows that are computed together with a row do not change its sums.
-    std::size_t take(Tile<Element>* tiles) {
-        const std::size_t tile_of_block = next_ % layout_.block_size / kLanes16;
-        const std::size_t limit =
-            kChunkTiles - (next_ / layout_.block_size * layout_.tiles() + tile_of_block) % kChunkTiles;
-        std::size_t count = 0;
-        for (; count < limit && next_ < end_; ++count) {
-            const std::size_t offset = next_ % layout_.block_size;
-            const auto block = static_cast<std::size_t>(block_table_[next_ / layout_.block_size]);
-            const std::size_t lane = offset % kLanes16;
-            const std::size_t first = offset - lane;
-            const std::size_t left = smaller(layout_.block_size - offset, end_ - next_);
-            const std::size_t to = smaller(kLanes16, lane + left);
-            tiles[count] = {keys_ + block * layout_.key_block() + first * layout_.head_dim,
-                            values_ + block * layout_.value_block() + first * layout_.head_dim,
-                            next_ - lane,
-                            {lane, to}};
-            next_ += to - lane;
-        }
-        return count;
-    }
-
-private:
-    CacheLayout layout_;
-    const Element* keys_;
-    const Element* values_;
-    const std::int64_t* block_table_;
-    std::size_t next_;
-    std::size_t end_;
-};
-
-/// A cache line or two per 32 elements, from memory that is read soon.
-template <typename Element>
-inline void prefetch_32(const Element* p) {
-    __builtin_prefetch(p);
-    if constexpr (sizeof(Element) == 4) {
-        __builtin_prefetch(p + kLanes16);
-    }
-}
-
-// The two hot loops. Not inline: with what their callers keep, the sums would not fit into the registers.
-
-/// The scores of `At` tiles, [Rows] kChunk apart; `next` are as many tiles of keys or values to come.
-template <std::size_t Rows, std::size_t At, typename Element>
-[[gnu::noinline]] void score(const Element* const* keys, const Element* const* next, const float* queries,
-                             std::size_t head_dim, float* scores) {
-    Vec sums[Rows][At];
-#pragma GCC unroll 16
-    for (std::size_t r = 0; r < Rows; ++r) {
-#pragma GCC unroll 4
-        for (std::size_t t = 0; t < At; ++t) {
-            sums[r][t] = broadcast(0);
-        }
-    }
-    for (std::size_t d = 0; d < head_dim; d += 2) {
-#pragma GCC unroll 4
-        for (std::size_t t = 0; t < At; ++t) {
-            prefetch_32(next[t] + d * kLanes16);
-        }
-#pragma GCC unroll 2
-        for (std::size_t i = 0; i < 2; ++i) {
-            Vec key[At];
-#pragma GCC unroll 4
-            for (std::size_t t = 0; t < At; ++t) {
-                key[t] = load(keys[t] + (d + i) * kLanes16);
-            }
-#pragma GCC unroll 16
-            for (std::size_t r = 0; r < Rows; ++r) {
-                const Vec query = broadcast(queries[(d + i) * Rows + r]);
-#pragma GCC unroll 4
-                for (std::size_t t = 0; t < At; ++t) {
-                    sums[r][t] = fma(query, key[t], sums[r][t]);
-                }
-            }
-        }
-    }
-#pragma GCC unroll 16
-    for (std::size_t r = 0; r < Rows; ++r) {
-#pragma GCC unroll 4
-        for (std::size_t t = 0; t < At; ++t) {
-            store(scores + r * kChunk + t * kLanes16, sums[r][t]);
-        }
-    }
-}
-
-/// Adds weighted values to `At` vectors of the rows' sums, [At][Rows][16], having multiplied these with the factors.
-template <std::size_t Rows, std::size_t At, typename Element>
-[[gnu::noinline]] void add_values(const Tile<Element>* tiles, std::size_t count, const float* weights,
-                                  const float* factors, std::size_t head_dim, std::size_t first_dim, float* out) {
-    Vec sums[Rows][At];
-#pragma GCC unroll 16
-    for (std::size_t r = 0; r < Rows; ++r) {
-        const Vec factor = broadcast(factors[r]);
-#pragma GCC unroll 4
-        for (std::size_t v = 0; v < At; ++v) {
-            sums[r][v] = load(out + (v * Rows + r) * kLanes16) * factor;
-        }
-    }
-    for (std::size_t i = 0; i < count; ++i) {
-        const Range lanes = tiles[i].lanes;
-        const std::size_t first = lanes.from * head_dim + first_dim;
-        const Element* values = tiles[i].values + first;
-        const Element* next = tiles[i + 1 < count ? i + 1 : i].values + first;
-        const float* weight = weights + i * kLanes16 + lanes.from;
-        for (std::size_t lane = lanes.from; lane < lanes.to; ++lane) {
-            Vec value[At];
-#pragma GCC unroll 4
-            for (std::size_t v = 0; v < At; ++v) {
-                value[v] = load(values + v * kLanes16);
-            }
-#pragma GCC unroll 4
-            for (std::size_t v = 0; v < At; v += 2) {
-                prefetch_32(next + v * kLanes16);
-            }
-#pragma GCC unroll 16
-            for (std::size_t r = 0; r < Rows; ++r) {
-                const Vec each = broadcast(weight[r * kChunk]);
-#pragma GCC unroll 4
-                for (std::size_t v = 0; v < At; ++v) {
-                    sums[r][v] = fma(each, value[v], sums[r][v]);
-                }
-            }
-            values += head_dim;
-            next += head_dim;
-            ++weight;
-        }
-    }
-#pragma GCC unroll 16
-    for (std::size_t r = 0; r < Rows; ++r) {
-#pragma GCC unroll 4
-        for (std::size_t v = 0; v < At; ++v) {
-            store(out + (v * Rows + r) * kLanes16, sums[r][v]);
-        }
-    }
-}
 
 /// Rows that are computed together, and what is kept of them from chunk to chunk. Row i of a task is head
 /// i % heads_per_kv of query i / heads_per_kv.
@@ -419,6 +213,9 @@ void attend_chunk(Band& band, const Tile<Element>* tiles, std::size_t count, std
     }
     float factors[kLanes16];
     weigh<Rows>(scores, count, band, factors);
+    if constexpr (kHasScales<Element>) {
+        scale_weights<Rows>(tiles, count, scores);
+    }
     std::size_t d = 0;
     for (; d + kAt * kLanes16 <= head_dim; d += kAt * kLanes16) {
         add_values<Rows, kAt>(tiles, count, scores, factors, head_dim, d, band.sums + d * Rows);
@@ -498,44 +295,8 @@ inline void attend(const AttentionTask& task, void* scratch) {
             own += 3 * kRows * head_dim;
             done += band.size;
         }
-        if (task.cache->exact) {
-            attend_bands<float>(task, bands, num_bands, scores);
-        } else {
-            attend_bands<Half>(task, bands, num_bands, scores);
-        }
-    }
-}
-
-/// Keys go into a lane of a tile, values as they come.
-template <typename Element>
-inline void store_token(const LayerCache& cache, std::int64_t slot, const float* key, const float* value) {
-    const CacheLayout& layout = cache.layout;
-    const std::size_t block = static_cast<std::size_t>(slot) / layout.block_size;
-    const std::size_t offset = static_cast<std::size_t>(slot) % layout.block_size;
-    const std::size_t lane = offset % kLanes16;
-    Element* keys = static_cast<Element*>(cache.keys) + block * layout.key_block() + (offset - lane) * layout.head_dim;
-    Element* values = static_cast<Element*>(cache.values) + block * layout.value_block() + offset * layout.head_dim;
-    for (std::size_t head = 0; head < layout.num_kv_heads; ++head) {
-        for (std::size_t d = 0; d < layout.head_dim; d += kLanes16) {
-            Element converted[kLanes16];
-            store(converted, load(key + d));
-            for (std::size_t i = 0; i < kLanes16; ++i) {
-                keys[(d + i) * kLanes16 + lane] = converted[i];
-            }
-            store(values + d, load(value + d));
-        }
-        key += layout.head_dim;
-        value += layout.head_dim;
-        keys += layout.key_place();
-        values += layout.value_place();
-    }
-}
-
-inline void store_key_and_value(const LayerCache& cache, std::int64_t slot, const float* key, const float* value) {
-    if (cache.exact) {
-        store_token<float>(cache, slot, key, value);
-    } else {
-        store_token<Half>(cache, slot, key, value);
+        with_element(task.cache->layout.format,
+                     [&](auto element) { attend_bands<decltype(element)>(task, bands, num_bands, scores); });
     }
 }
 

@@ -7,6 +7,10 @@
 // [position][head_dim]. The last tile of a block whose size is no multiple of 16 has lanes that belong to no key.
 // (Paged: Kwon et al., SOSP 2023.)
 //
+// In 8 bits, keys and values are signed bytes times binary16 scales: of a key one per 32 dimensions, of a value one.
+// Keys differ much more between dimensions than values do (KIVI: Liu et al., 2024). Behind the keys of a tile are its
+// scales, [head_dim / 32, rounded up][16]; behind the values of a place are theirs, [tile][16].
+//
 // Nothing is read as a number that the sequence has not written itself: what is left in a freed block may be NaN, and
 // NaN times a weight of zero is NaN. Lanes of masked keys are computed with, each by itself, and their scores are then
 // replaced; values of such positions are not touched.
@@ -24,29 +28,42 @@ namespace rbee::kernels {
 /// same way: so that it makes no difference, not in a single bit, whether threads share the parts.
 constexpr std::size_t kPartTiles = 32;
 
-/// Sizes in elements. head_dim is a multiple of 16.
+/// What keys and values are held in.
+enum class CacheFormat : std::uint32_t { kF32, kF16, kQ8 };
+
+/// Dimensions of a key that have a scale in kQ8.
+constexpr std::size_t kScaleDims = 32;
+
+/// Sizes in elements, which are floats, binary16 numbers or bytes. head_dim is a multiple of 16.
 struct CacheLayout {
     std::size_t block_size;
     std::size_t num_kv_heads;
     std::size_t head_dim;
+    CacheFormat format = CacheFormat::kF16;
     std::size_t block_stride = 0;  // from a block of this layer to the next, of keys as of values; 0: without gaps
 
+    std::size_t element_bytes() const { return format == CacheFormat::kF32 ? 4 : format == CacheFormat::kF16 ? 2 : 1; }
     std::size_t tiles() const { return (block_size + 15) / 16; }
     /// Tiles of a sequence are counted through its blocks.
     std::size_t tile_of(std::size_t position) const {
         return position / block_size * tiles() + position % block_size / 16;
     }
     std::size_t first_position_of(std::size_t tile) const { return tile / tiles() * block_size + tile % tiles() * 16; }
-    std::size_t key_place() const { return tiles() * head_dim * 16; }
-    std::size_t value_place() const { return block_size * head_dim; }
+    std::size_t key_tile() const {
+        const std::size_t scales = format == CacheFormat::kQ8 ? (head_dim + kScaleDims - 1) / kScaleDims : 0;
+        return 16 * (head_dim + scales * sizeof(Half));
+    }
+    std::size_t key_place() const { return tiles() * key_tile(); }
+    std::size_t value_place() const {
+        return block_size * head_dim + (format == CacheFormat::kQ8 ? tiles() * 16 * sizeof(Half) : 0);
+    }
     std::size_t key_block() const { return block_stride != 0 ? block_stride : num_kv_heads * key_place(); }
     std::size_t value_block() const { return block_stride != 0 ? block_stride : num_kv_heads * value_place(); }
 };
 
-/// Elements are Half, or float if `exact`: keys [num_blocks][num_kv_heads][key_place], values likewise.
+/// Keys [num_blocks][num_kv_heads][key_place], values likewise.
 struct LayerCache {
     CacheLayout layout;
-    bool exact;
     void* keys;
     void* values;
 };

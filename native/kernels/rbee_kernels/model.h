@@ -31,14 +31,14 @@ struct Profile {
 
 class Model {
 public:
-    /// `exact`: float activations and a float cache; otherwise activations in 8 bits wherever weights are quantized,
-    /// and a cache of binary16. The memory that `weights` points to must stay. `progress` is advanced with every phase
+    /// `exact`: float activations; otherwise in 8 bits wherever weights are quantized. The memory that `weights` points to must stay. `progress` is advanced with every phase
     /// of a step. std::bad_alloc if there is not enough.
-    Model(const ModelShape& shape, Weights weights, bool exact, std::size_t num_blocks, std::size_t block_size,
-          const InstructionSet& set, ThreadPool& pool, Progress* progress = nullptr);
+    Model(const ModelShape& shape, Weights weights, bool exact, CacheFormat cache_format, std::size_t num_blocks,
+          std::size_t block_size, const InstructionSet& set, ThreadPool& pool, Progress* progress = nullptr);
 
     /// Memory that a block of the cache takes.
-    static std::size_t block_bytes(const ModelShape& shape, std::size_t num_layers, std::size_t block_size, bool exact);
+    static std::size_t block_bytes(const ModelShape& shape, std::size_t num_layers, std::size_t block_size,
+                                   CacheFormat format);
 
     /// Computes a step. The logits [num_logits][vocab_size] stay until the next one, and their memory as long as the
     /// pointer is held: a larger step allocates another.
@@ -129,7 +129,7 @@ private:
     Weights weights_;
     bool exact_;
     bool has_post_norms_;
-    std::size_t block_size_;
+    CacheLayout layout_;
     const InstructionSet& set_;
     ThreadPool& pool_;
     Progress* progress_;

@@ -44,6 +44,9 @@ inline Vec load(const Half* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(rein
 inline Vec load(const std::uint8_t* p) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
+inline Vec load(const std::int8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
 inline Vec load(const BFloat* p) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
@@ -98,6 +101,10 @@ inline Vec load(const Half* p) {
 inline Vec load(const std::uint8_t* p) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))),
             _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8))))};
+}
+inline Vec load(const std::int8_t* p) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8))))};
 }
 inline __m256 widen(__m128i bits) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)); }
 inline Vec load(const BFloat* p) {
@@ -230,6 +237,9 @@ inline Vec load(const Half* p) {
     return lanewise([=](std::size_t i) { return to_float(p[i]); });
 }
 inline Vec load(const std::uint8_t* p) {
+    return lanewise([=](std::size_t i) { return static_cast<float>(p[i]); });
+}
+inline Vec load(const std::int8_t* p) {
     return lanewise([=](std::size_t i) { return static_cast<float>(p[i]); });
 }
 inline Vec load(const BFloat* p) {

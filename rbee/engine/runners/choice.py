@@ -67,25 +67,36 @@ def _check(config: EngineConfig) -> None:
             f"--runner native and {option} contradict each other: the native runner computes on the CPU, as precisely "
             "as --exact and --quantize say. Leave one of them out."
         )
-    if config.runner == "torch" and (config.exact or config.quantize != "none"):
-        option = "--exact" if config.exact else f"--quantize {config.quantize}"
+    if config.exact and config.kv_cache_dtype != "auto":
+        raise ConfigError(
+            f"--exact and --kv-cache-dtype {config.kv_cache_dtype} contradict each other: an exact KV cache has 32 "
+            "bits. Leave one of them out."
+        )
+    if config.runner == "torch" and (option := _native_option(config) or ("--exact" if config.exact else "")):
         raise ConfigError(
             f"--runner torch and {option} contradict each other: that is an option of the native runner. Leave one of "
             "them out."
         )
 
 
+def _native_option(config: EngineConfig) -> str:
+    """The option that only the native runner can follow, as it was given; "" if there is none."""
+    if config.quantize != "none":
+        return f"--quantize {config.quantize}"
+    return f"--kv-cache-dtype {config.kv_cache_dtype}" if config.kv_cache_dtype != "auto" else ""
+
+
 def _check_fallback(config: EngineConfig, reason: Unsupported) -> None:
-    """Raise an error unless the options let the torch runner, which is exact and cannot quantize, serve the model."""
+    """Raise an error unless the options let the torch runner, which is exact and quantizes nothing, serve the model."""
     if config.runner == "native":
         raise ModelError(
             f"--runner native cannot serve the model in {config.model}: {reason}. Leave --runner out, and the torch "
             "runner serves it."
         ) from reason
-    if config.quantize != "none":
+    if option := _native_option(config):
         raise ConfigError(
-            f"--quantize {config.quantize} needs the native runner, which cannot serve the model in {config.model}: "
-            f"{reason}. Leave --quantize out, and the torch runner serves it."
+            f"{option} needs the native runner, which cannot serve the model in {config.model}: {reason}. Leave "
+            f"{option.split()[0]} out, and the torch runner serves it."
         ) from reason
 
 
@@ -107,6 +118,7 @@ def _load_native(config: EngineConfig, cache: CacheSize, on_loading: OnLoading, 
         cache,
         quantize=config.quantize,
         exact=config.exact,
+        kv_cache="f16" if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
         threads=config.threads,
         on_loading=on_loading,
         progress=progress,

@@ -147,6 +147,24 @@ def test_torch_can_be_asked_for(models, told):
             ConfigError,
             "^--runner torch and --quantize q4 contradict each other",
         ),
+        (
+            "llama",
+            {"runner": "torch", "kv_cache_dtype": "q8"},
+            ConfigError,
+            "^--runner torch and --kv-cache-dtype q8 contradict each other: that is an option of the native runner",
+        ),
+        (
+            "llama",
+            {"exact": True, "kv_cache_dtype": "f16"},
+            ConfigError,
+            "^--exact and --kv-cache-dtype f16 contradict each other: an exact KV cache has 32 bits",
+        ),
+        (
+            "gpt2",
+            {"kv_cache_dtype": "q8"},
+            ConfigError,
+            "^--kv-cache-dtype q8 needs the native runner, .*/gpt2: .* Leave --kv-cache-dtype out, and the torch",
+        ),
         ("llama", {"runner": "synthetic"}, ConfigError, "^--runner synthetic cannot run --model /"),
     ],
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -43,7 +43,8 @@ class NativeRunner:
         cache: what the KV cache may take.
         quantize: for matrices that are stored as floats: "none", "q8" or "q4".
         exact: float32 activations and KV cache, for the torch runner's tokens; otherwise activations in 8 bits wherever
-            weights are quantized, and a KV cache in binary16.
+            weights are quantized.
+        kv_cache: what the KV cache holds, unless `exact`: binary16 numbers, or 8-bit ones with scales.
         threads: compute threads; 0 takes one per core this process may use. Between steps they wait for other work.
         on_loading: called for each part of loading.
         progress: counts the chunks of work of loading and of steps.
@@ -64,6 +65,7 @@ class NativeRunner:
         *,
         quantize: str,
         exact: bool,
+        kv_cache: Literal["f16", "q8"] = "f16",
         threads: int,
         on_loading: OnLoading,
         progress: Progress | None = None,
@@ -71,6 +73,7 @@ class NativeRunner:
     ) -> None:
         threads = threads or usable_processors()
         plan = plan_weights(spec, path, quantize=quantize)
+        cache_format = "f32" if exact else kv_cache
         shape = _kernels.ModelShape(
             vocab_size=spec.vocab_size,
             hidden_size=spec.hidden_size,
@@ -90,7 +93,7 @@ class NativeRunner:
         self.vocab_size = spec.vocab_size
         self.hidden_size = spec.hidden_size
         self.has_head = plan.has_head
-        block_bytes = shape.block_bytes(num_layers=len(spec.layers), block_size=cache.block_size, exact=exact)
+        block_bytes = shape.block_bytes(num_layers=len(spec.layers), block_size=cache.block_size, kv_cache=cache_format)
         self.num_blocks, self.max_model_len = fit(
             cache,
             block_bytes=block_bytes,
@@ -115,6 +118,7 @@ class NativeRunner:
             self._model = _kernels.Model(
                 weights,
                 exact=exact,
+                kv_cache=cache_format,
                 num_blocks=self.num_blocks,
                 block_size=cache.block_size,
                 instruction_set=instruction_set,
@@ -131,7 +135,7 @@ class NativeRunner:
                 "Tensors of type %s are rounded to 8 bits: a weight moves by at most 1/254 of the greatest of its 32.",
                 kind,
             )
-        self.dtype = _describe(plan, exact=exact)
+        self.dtype = _describe(plan, exact=exact) + (", q8 KV cache" if cache_format == "q8" else "")
         self.kernels = self.instruction_set = self._model.instruction_set
         on_loading("ready", 1, 1, len(spec.layers), len(spec.layers))
 

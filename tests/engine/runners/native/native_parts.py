@@ -63,6 +63,7 @@ def minimal(**changes: Any) -> _kernels.Model:
     """A model of one layer and 16 numbers a row, with a cache of two blocks of 16; or with arguments changed."""
     arguments: dict[str, Any] = {
         "exact": True,
+        "kv_cache": "f32",
         "num_blocks": 2,
         "block_size": BLOCK_SIZE,
         "instruction_set": "auto",
@@ -165,6 +166,23 @@ class HalfCache(transformers.DynamicCache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See DynamicCache."""
         return super().update(key_states.half().float(), value_states.half().float(), *args, **kwargs)
+
+
+class ByteCache(transformers.DynamicCache):
+    """Keys and values in 8 bits: a scale for 32 dimensions of a key, and for a whole value."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See DynamicCache."""
+        keys = torch.cat([_in_bytes(part) for part in torch.split(key_states, 32, dim=-1)], dim=-1)
+        return super().update(keys, _in_bytes(value_states), *args, **kwargs)
+
+
+def _in_bytes(numbers: torch.Tensor) -> torch.Tensor:
+    """What is left of them with one scale, a binary16 number, for each last dimension."""
+    scales = (numbers.abs().amax(-1, keepdim=True) / 127).half().float()
+    return torch.where(scales > 0, (numbers / scales).round().clamp(-127, 127) * scales, 0.0)
 
 
 def _module_of(name: str, model: transformers.PreTrainedModel) -> str:

@@ -155,7 +155,8 @@ def test_weights_are_packed_piece_by_piece():
     assert done == sorted(set(done))
     assert done[-1] == total == weights.pack(1, pool)
     whole = minimal().execute(**arrays(Chunk(range(20), [1, 0], 0, 20)))
-    others: dict[str, Any] = {"exact": True, "num_blocks": 2, "block_size": 16, "instruction_set": "auto", "pool": pool}
+    cache: dict[str, Any] = {"kv_cache": "f32", "num_blocks": 2, "block_size": 16}
+    others: dict[str, Any] = cache | {"exact": True, "instruction_set": "auto", "pool": pool}
     model = _kernels.Model(weights, **others)
     assert np.array_equal(model.execute(**arrays(Chunk(range(20), [1, 0], 0, 20))), whole)
     with pytest.raises(ValueError, match=r"^A model computes with packed weights; pack them all first\.$"):

@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType as Type
 
 from tests.engine.runners.native.native_parts import (
     INSTRUCTION_SETS,
+    ByteCache,
     Chunk,
     HalfCache,
     execute,
@@ -105,14 +106,14 @@ class Case(NamedTuple):
 
     Attributes:
         plain: torch's logits [n, length, vocab].
-        rounded: those with activations in 8 bits and a cache of binary16, where the kernels have them.
+        rounded: by what the cache holds, those with activations in 8 bits, where the kernels have them.
     """
 
     folder: Path
     quantize: str
     prompts: torch.Tensor
     plain: NDArray[np.float32]
-    rounded: NDArray[np.float32]
+    rounded: dict[str, NDArray[np.float32]]
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -129,7 +130,10 @@ def case(request, tmp_path_factory):
     with torch.inference_mode():
         plain = model(prompts).logits.numpy()
         round_activations(model, weights)
-        rounded = model(prompts, past_key_values=HalfCache()).logits.numpy()
+        rounded = {
+            "f16": model(prompts, past_key_values=HalfCache()).logits.numpy(),
+            "q8": model(prompts, past_key_values=ByteCache()).logits.numpy(),
+        }
     return Case(folder, quantize, prompts, plain, rounded)
 
 
@@ -158,16 +162,18 @@ def test_exact_mode_computes_what_torch_does(case, instruction_set):
 
 
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
-def test_default_mode_rounds_activations_and_cache_and_nothing_else(case, instruction_set):
-    """The logits are those of torch with activations in 8 bits, in groups of 32, and a cache of binary16.
+@pytest.mark.parametrize("kv_cache", ["f16", "q8"])
+def test_default_mode_rounds_activations_and_cache_and_nothing_else(case, kv_cache, instruction_set):
+    """The logits are those of torch with activations in 8 bits, in groups of 32, and a cache of binary16 or bytes.
 
     But where a number lies so close to the middle between two steps that another order of additions moves it to the
     other one: those tokens may be as far off as rounding moves logits altogether.
     """
-    logits = logits_of(case, exact=False, instruction_set=instruction_set)
-    off = np.abs(logits - case.rounded).max(-1)
-    assert np.mean(off < ROUNDING * size_of(case.rounded)) > 0.8
-    assert off.max() < np.abs(case.plain - case.rounded).max()
+    logits = logits_of(case, exact=False, kv_cache=kv_cache, instruction_set=instruction_set)
+    rounded = case.rounded[kv_cache]
+    off = np.abs(logits - rounded).max(-1)
+    assert np.mean(off < ROUNDING * size_of(rounded)) > 0.8
+    assert off.max() < np.abs(case.plain - rounded).max()
     moved = np.abs(logits - case.plain).max(-1) / size_of(case.plain)
     assert 1e-4 < np.median(moved) < 0.25
 
@@ -197,7 +203,11 @@ LONG_MODELS = {
         scale=0.3,
     ),
 }
-MODES: dict[str, dict[str, Any]] = {"exact": {"exact": True}, "int8": {"exact": False, "quantize": "q4"}}
+MODES: dict[str, dict[str, Any]] = {
+    "exact": {"exact": True},
+    "int8": {"exact": False, "quantize": "q4"},
+    "int8, cache in 8 bits": {"exact": False, "quantize": "q4", "kv_cache": "q8"},
+}
 
 
 @pytest.fixture(scope="module", params=LONG_MODELS)

@@ -259,6 +259,14 @@ def test_a_cache_in_16_bits_holds_twice_as_much(llama):
     assert default // 2 == exact == (1 << 20) // (3 * 2 * 2 * 16 * 16 * 4)  # layers, K and V, heads, head_dim, tokens
 
 
+def test_a_cache_in_8_bits_holds_nearly_twice_as_much_again(llama):
+    """Each token and head has scales besides: here two for 16 dimensions of a key and a value."""
+    half, bytes_ = (load_native(llama, exact=False, kv_cache=kind, kv_cache_mib=1) for kind in ("f16", "q8"))
+    assert bytes_.num_blocks == (1 << 20) // (3 * 2 * 2 * 16 * (16 + 2))
+    assert bytes_.num_blocks / half.num_blocks == pytest.approx(32 / 18, rel=0.01)
+    assert bytes_.dtype == f"{half.dtype}, q8 KV cache"
+
+
 def test_a_cache_without_room_for_a_block_is_a_sentence(llama):
     """The message names the option and the model."""
     with pytest.raises(ModelError, match=r"^--kv-cache-mib 1 is too little for a single block of .*/llama\.$"):
