@@ -83,6 +83,7 @@ class TaggedFormat:
     """See `OutputFormat`. Characters decide what a tag is."""
 
     token_names: Mapping[int, str] = {}
+    has_reasoning = True
 
     def parser(
         self,

@@ -54,6 +54,10 @@ class OutputFormat(Protocol):
     def token_names(self) -> Mapping[int, str]:
         """Tokens whose names have a meaning, by their ids; the same letters in other tokens have none."""
 
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether outputs may have some."""
+
     def parser(self, *, tools: Sequence[Tool], reasoning_open: bool, keep_tags: bool = False) -> OutputParser:
         """A fresh parser; without tools it finds no calls.
 
