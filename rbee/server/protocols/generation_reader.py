@@ -14,6 +14,7 @@ from rbee.grammars import GBNF_LINE
 from rbee.server.errors import Refusal, RefusalKind, invalid
 from rbee.server.protocols.parameters import Limits, check_choices, read_parameters
 from rbee.server.streams.generation import APART, Generation, OutputPlan, Prompt
+from rbee.server.text.grammars import Suspect, Suspects
 from rbee.server.text.tokenizer import TooManyTokensError
 from rbee.server.text.tool_use import NO_TOOLS
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rbee.server.protocols.parameters import GenerationRequest
     from rbee.server.streams.generation import ReasoningView
     from rbee.server.text.chat_template import ChatTemplate
+    from rbee.server.text.output import OutputFormat
     from rbee.server.text.served_model import ServedModel
     from rbee.server.text.token_text import Echo
     from rbee.server.text.tool_use import ToolUse
@@ -42,7 +44,7 @@ class Whole(NamedTuple):
 
     source: str
     param: str
-    part: tuple[str, str] | None = None
+    parts: tuple[Suspects, ...] = ()
 
 
 class GenerationReader:
@@ -197,7 +199,7 @@ class GenerationReader:
             output=plan,
             grammar="" if grammar is None else grammar.source,
             grammar_param="" if grammar is None else grammar.param,
-            grammar_part=None if grammar is None else grammar.part,
+            grammar_parts=() if grammar is None else grammar.parts,
             grammar_end_ids=() if request.ignore_eos else tuple(sorted(self.model.end_token_ids)),
         )
 
@@ -228,11 +230,29 @@ class GenerationReader:
         )
         if source is None:
             return None
+        of_tools = _suspected(tool_use, output_format)
         if form is None:
-            return Whole(source, "tools")
+            return Whole(source, "tools", of_tools)
         if form.source.startswith(GBNF_LINE):
             source += form.source
-        return Whole(source, "tools" if tool_use.tools else form.param, (form.source, form.param))
+        of_form = Suspects([Suspect(form.param)], lambda _first, _end: form.source)
+        return Whole(source, "tools" if tool_use.tools else form.param, (of_form, *of_tools))
+
+
+def _suspected(tool_use: ToolUse, output_format: OutputFormat) -> tuple[Suspects, ...]:
+    """The tools whose arguments a grammar holds to their schemas, if there are any."""
+    bound = [tool for tool in tool_use.tools if tool_use.choice == "required" or tool.strict]
+    if not bound:
+        return ()
+    numbers = {tool.name: number for number, tool in enumerate(tool_use.offered)}
+    suspects = [Suspect(f"tools[{numbers[tool.name]}]", f", the tool {tool.name!r},") for tool in bound]
+
+    def source(first: int, end: int) -> str:
+        calls = output_format.grammar(bound[first:end], choice="required", parallel=False, answer=None)
+        assert calls is not None, "there is a tool"
+        return calls
+
+    return (Suspects(suspects, source),)
 
 
 def check_served(model: ServedModel, name: str) -> None:
