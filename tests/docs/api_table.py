@@ -54,9 +54,10 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
 
 
 def _range(name: str) -> str:
-    if name in _BOUNDS or name not in parameters.RANGES:
+    ranges = parameters.RANGES | schemas.TextRequest.own_ranges
+    if name in _BOUNDS or name not in ranges:
         return _BOUNDS.get(name, "")
-    low, high = parameters.RANGES[name]
+    low, high = ranges[name]
     return f"{_number(low)} to {_number(high)}"
 
 

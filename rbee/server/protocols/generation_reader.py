@@ -144,12 +144,12 @@ class GenerationReader:
         Args:
             request: has passed `check_parameters`.
             prompt: its token ids.
-            max_tokens: as asked for; None takes what the model's length leaves.
+            max_tokens: as asked for; None takes what the model's length leaves, of several prompts behind the longest.
             deadlines: the values of its X-Request-Deadline headers.
             engine: the one that runs.
             received_ns: see `Generation`.
             echo: see there too.
-            more_prompts: also; all have the same parameters, so that with several `max_tokens` is not None.
+            more_prompts: also; all have the same parameters.
             show_output: also.
             form: which outputs there may be; None: all.
             tool_use: see `Generation`.

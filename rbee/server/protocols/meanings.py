@@ -9,7 +9,8 @@ MEANINGS = {
     "model": "the served model's name; another one is 404",
     "messages": "the conversation",
     "prompt": "what is continued",
-    "max_tokens": "tokens of a choice at most; by default what the context leaves, for completions 16. 0 with `echo`",
+    "max_tokens": "tokens of a choice at most; by default what the context leaves, for completions 16; -1 is what the "
+    "context leaves, of several prompts behind the longest. 0 with `echo`",
     "max_completion_tokens": "the same",
     "min_tokens": "until so many no stop token is drawn, and no stop string counts",
     "temperature": "0 takes the most likely token",

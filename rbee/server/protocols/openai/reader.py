@@ -24,6 +24,7 @@ from rbee.server.protocols.openai.schemas import (
     NEUTRAL_CHAT,
     NEUTRAL_COMPLETION,
     SYNONYMS,
+    UNLIMITED,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -136,7 +137,7 @@ class RequestReader:
         self.check_model(request.model)
         self._reader.check_choices(request, len(prompts))
         first, *more = [self._prompt(request, prompt, engine) for prompt in prompts]
-        max_tokens = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
+        max_tokens = _limit(DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens)
         generation = self._reader.generation(
             request,
             first.token_ids,
@@ -353,7 +354,11 @@ def read_stream_options(request: TextRequest, reader: FieldReader, num_choices: 
 
 def output_limit(request: ChatRequest) -> int | None:
     """How many tokens a chat request wants at most; None leaves it to the model's length."""
-    asked = {request.max_tokens, request.max_completion_tokens} - {None}
+    asked = {_limit(request.max_tokens), request.max_completion_tokens} - {None}
     if len(asked) > 1:
         raise invalid("max_tokens", "max_tokens and max_completion_tokens differ; send max_completion_tokens only.")
     return next(iter(asked), None)
+
+
+def _limit(max_tokens: int | None) -> int | None:
+    return None if max_tokens == UNLIMITED else max_tokens

@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from rbee.server.protocols.parameters import GenerationRequest
+from rbee.server.protocols.parameters import MOST_TOKENS, GenerationRequest
+
+UNLIMITED = -1  # as max_tokens: up to the end, in the words of llama.cpp's and LM Studio's clients
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +98,8 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 class TextRequest(GenerationRequest, frozen=True, kw_only=True):
     """What the two routes have in common beside the parameters of every generation."""
+
+    own_ranges: ClassVar[dict[str, tuple[float, float]]] = {"max_tokens": (UNLIMITED, MOST_TOKENS)}
 
     include_stop_str_in_output: bool = False  # the stop string, or the text of the stop token, ends the answer
     skip_special_tokens: bool = True  # the names of special tokens are not shown
