@@ -58,6 +58,7 @@ MEANINGS = {
     "chat_template_kwargs": "further variables of the chat template",
     "enable_thinking": "the chat template's switch of reasoning, if it has one; else advisory",
     "reasoning_effort": "a variable of the chat template, if it knows it; `none` is the switch; else advisory",
+    "reasoning": "OpenRouter's object of the same, see [Reasoning](tools.md#reasoning)",
     "include_reasoning": "`false` leaves the reasoning out of the answer, as in vLLM",
     "separate_reasoning": "`false` leaves the reasoning in `content`, with its tags, as in SGLang",
     "stream_reasoning": "`false`: a stream has the reasoning in one chunk, as in SGLang",

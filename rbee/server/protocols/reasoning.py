@@ -28,13 +28,15 @@ def reasoning_variables(
     ignored: list[str],
     *,
     enable: bool | None = None,
+    implied: bool = False,
     effort: str | None = None,
     enable_field: str = "enable_thinking",
     effort_field: str = _EFFORT,
 ) -> dict[str, Any]:
     """What the template gets; the names of fields that it does not know are added to `ignored`.
 
-    An effort of "none" turns reasoning off where the template knows no efforts.
+    An effort of "none" turns reasoning off where the template knows no efforts. With `implied` the request asks for
+    reasoning and does not name the switch.
     """
     variables: dict[str, Any] = {}
     switch = template.thinking_switch if template else None
@@ -43,6 +45,8 @@ def reasoning_variables(
             variables[switch] = enable
         else:
             ignored.append(enable_field)
+    elif implied and switch:
+        variables[switch] = True
     if effort is not None:
         if template is not None and template.knows(_EFFORT):
             variables[_EFFORT] = effort

@@ -15,6 +15,7 @@ from rbee.server.protocols.generation_reader import GenerationReader
 from rbee.server.protocols.openai.dialect import ChatDialect, CompletionDialect
 from rbee.server.protocols.openai.fingerprint import system_fingerprint
 from rbee.server.protocols.openai.prompts import read_messages, read_prompts
+from rbee.server.protocols.openai.reasoning_options import read_reasoning
 from rbee.server.protocols.openai.reasoning_view import reasoning_view
 from rbee.server.protocols.openai.schemas import (
     ADVISORY_CHAT,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from rbee.messages import Ready
     from rbee.server.protocols.openai.dialect import OpenAiDialect
     from rbee.server.protocols.openai.prompts import GivenPrompt
+    from rbee.server.protocols.openai.reasoning_options import ReasoningOptions
     from rbee.server.protocols.openai.schemas import TextRequest
     from rbee.server.protocols.output_form import Form
     from rbee.server.streams.dialect import Dialect
@@ -106,7 +108,8 @@ class RequestReader:
         template = self._reader.model.chat_template
         request, messages, tool_use = read_chat(self._reader.with_defaults(given), reader, template)
         self.check_model(request.model)
-        view = reasoning_view(request)
+        reasoning = read_reasoning(request, reader)
+        view = reasoning_view(request, reasoning.include)
         prompt = self._reader.chat_prompt(
             messages,
             engine,
@@ -114,7 +117,7 @@ class RequestReader:
             add_special_tokens=request.add_special_tokens,
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
-            variables=self._template_variables(request, reader, tool_use),
+            variables=self._template_variables(request, reasoning, reader, tool_use),
         )
         generation = self._reader.generation(
             request,
@@ -196,13 +199,18 @@ class RequestReader:
         check_token_ids(asked.tokens, "tokens", self._codec.size)
         return self._codec.decode(asked.tokens)
 
-    def _template_variables(self, request: ChatRequest, reader: FieldReader, tool_use: ToolUse) -> dict[str, Any]:
+    def _template_variables(
+        self, request: ChatRequest, reasoning: ReasoningOptions, reader: FieldReader, tool_use: ToolUse
+    ) -> dict[str, Any]:
         """What the chat template gets; of the fields that only some templates know, this one's."""
         switches = reasoning_variables(
             self._reader.template_for(tool_use),
             reader.ignored,
-            enable=request.enable_thinking,
-            effort=request.reasoning_effort,
+            enable=reasoning.enable.value,
+            implied=reasoning.implied,
+            effort=reasoning.effort.value,
+            enable_field=reasoning.enable.field,
+            effort_field=reasoning.effort.field,
         )
         return switches | given_variables(request.chat_template_kwargs)
 

@@ -139,6 +139,7 @@ class ChatRequest(TextRequest, frozen=True, kw_only=True):
     parallel_tool_calls: bool = True
     enable_thinking: bool | None = None  # these two go to the chat template, if it knows them
     reasoning_effort: str | None = None
+    reasoning: dict[str, Any] | None = None  # OpenRouter's, see `rbee.server.protocols.openai.reasoning_options`
     # How the answer shows the reasoning, see `rbee.server.protocols.openai.reasoning_view`.
     include_reasoning: bool | None = None  # vLLM's and OpenRouter's
     separate_reasoning: bool | None = None  # SGLang's, as the next one
@@ -272,7 +273,6 @@ NEUTRAL_CHAT = _NEUTRAL_EVERYWHERE | {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
-    "reasoning": (),
     "thinking": (),
     "web_search_options": (),
 }
