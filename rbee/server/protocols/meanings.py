@@ -58,6 +58,8 @@ MEANINGS = {
     "chat_template_kwargs": "further variables of the chat template",
     "enable_thinking": "the chat template's switch of reasoning, if it has one; else advisory",
     "reasoning_effort": "a variable of the chat template, if it knows it; `none` is the switch; else advisory",
+    "thinking_token_budget": "tokens that the reasoning may have before its closing tag; -1 is no limit: see "
+    "[Reasoning](tools.md#reasoning)",
     "reasoning": "OpenRouter's object of the same, see [Reasoning](tools.md#reasoning)",
     "include_reasoning": "`false` leaves the reasoning out of the answer, as in vLLM",
     "separate_reasoning": "`false` leaves the reasoning in `content`, with its tags, as in SGLang",

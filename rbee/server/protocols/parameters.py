@@ -35,6 +35,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_tokens": (0, MOST_TOKENS),
     "max_completion_tokens": (1, MOST_TOKENS),
     "min_tokens": (0, MOST_TOKENS),
+    "thinking_token_budget": (-1, MOST_TOKENS),
     "temperature": (0, 1000),  # OpenAI has 2; of much more than that any token is as likely as any other
     "top_p": (0, 1),
     "top_k": (-1, MOST_TOKENS),

@@ -84,6 +84,7 @@ class TaggedFormat:
 
     token_names: Mapping[int, str] = {}
     has_reasoning = True
+    reasoning_tags = None
 
     def parser(
         self,

@@ -21,6 +21,7 @@ from rbee.server.protocols.openai.schemas import (
     ADVISORY_CHAT,
     ADVISORY_COMPLETION,
     ADVISORY_STREAM_OPTIONS,
+    CHAT_SYNONYMS,
     DISPENSABLE,
     NEUTRAL_CHAT,
     NEUTRAL_COMPLETION,
@@ -95,8 +96,8 @@ class RequestReader:
     def read_chat(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         """`deadlines` are the values of the X-Request-Deadline headers; for `received_ns` see `Generation`."""
         given = decode_object(body)
-        with in_words_of(given, SYNONYMS):
-            return self._chat(respelled(given, SYNONYMS), deadlines, engine, received_ns)
+        with in_words_of(given, CHAT_SYNONYMS):
+            return self._chat(respelled(given, CHAT_SYNONYMS), deadlines, engine, received_ns)
 
     def read_completion(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         given = decode_object(body)
@@ -131,6 +132,7 @@ class RequestReader:
             chat=prompt,
             as_it_is=not request.skip_special_tokens and view is None,
             reasoning=view or APART,
+            budget=self._reader.budget(reasoning.budget, prompt, reader.ignored),
         )
         return self._asked(request, reader, ChatDialect, generation, engine)
 

@@ -5,11 +5,12 @@ Owns which of them mean the same. Does not know templates, or how an answer show
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 
 from rbee.server.errors import invalid
+from rbee.server.protocols.reasoning import Sent
 
 if TYPE_CHECKING:
     from rbee.server.protocols.fields import FieldReader
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _PATH = "reasoning."
-_ADVISORY = frozenset({"max_tokens"})
 
 
 class Reasoning(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,13 +26,7 @@ class Reasoning(msgspec.Struct, frozen=True, kw_only=True):
     effort: str | None = None
     enabled: bool | None = None
     exclude: bool | None = None
-
-
-class Sent(NamedTuple, Generic[_T]):
-    """A value, and the field that the client has sent it in."""
-
-    value: _T | None
-    field: str
+    max_tokens: int | None = None
 
 
 class ReasoningOptions(NamedTuple):
@@ -41,6 +35,7 @@ class ReasoningOptions(NamedTuple):
     enable: Sent[bool]  # whether the model reasons
     effort: Sent[str]
     include: Sent[bool]  # whether the answer shows it
+    budget: Sent[int]  # tokens that it may have
     implied: bool = False  # it reasons, unless `enable` has a value
 
 
@@ -52,13 +47,16 @@ def read_reasoning(request: ChatRequest, reader: FieldReader) -> ReasoningOption
     """
     own = Reasoning()
     if request.reasoning is not None:
-        own = reader.read(request.reasoning, Reasoning, {}, _PATH, advisory=_ADVISORY)
+        own = reader.read(request.reasoning, Reasoning, {}, _PATH)
     include = None if own.exclude is None else not own.exclude
     return ReasoningOptions(
         enable=_same(Sent(request.enable_thinking, "enable_thinking"), Sent(own.enabled, f"{_PATH}enabled")),
         effort=_same(Sent(request.reasoning_effort, "reasoning_effort"), Sent(own.effort, f"{_PATH}effort")),
         include=_same(Sent(request.include_reasoning, "include_reasoning"), Sent(include, f"{_PATH}exclude")),
-        implied=own.effort not in (None, "none"),
+        budget=_same(
+            Sent(request.thinking_token_budget, "thinking_token_budget"), Sent(own.max_tokens, f"{_PATH}max_tokens")
+        ),
+        implied=own.effort not in (None, "none") or bool(own.max_tokens),
     )
 
 

@@ -11,8 +11,8 @@ from rbee.server.errors import invalid
 from rbee.server.streams.generation import ReasoningPlace, ReasoningView
 
 if TYPE_CHECKING:
-    from rbee.server.protocols.openai.reasoning_options import Sent
     from rbee.server.protocols.openai.schemas import ChatRequest
+    from rbee.server.protocols.reasoning import Sent
 
 # llama.cpp's formats, each with the places of streams and of whole answers.
 _FORMATS = {

@@ -139,6 +139,7 @@ class ChatRequest(TextRequest, frozen=True, kw_only=True):
     parallel_tool_calls: bool = True
     enable_thinking: bool | None = None  # these two go to the chat template, if it knows them
     reasoning_effort: str | None = None
+    thinking_token_budget: int | None = None  # how many tokens of the answer may be reasoning
     reasoning: dict[str, Any] | None = None  # OpenRouter's, see `rbee.server.protocols.openai.reasoning_options`
     # How the answer shows the reasoning, see `rbee.server.protocols.openai.reasoning_view`.
     include_reasoning: bool | None = None  # vLLM's and OpenRouter's
@@ -195,6 +196,11 @@ SYNONYMS = {
     "repeat_penalty": "repetition_penalty",
     "regex": "guided_regex",
     "ebnf": "grammar",
+}
+# And of chats alone: Qwen's own service, and llama.cpp.
+CHAT_SYNONYMS = SYNONYMS | {
+    "thinking_budget": "thinking_token_budget",
+    "thinking_budget_tokens": "thinking_token_budget",
 }
 
 # Fields that cannot change what the answer is. They are taken, and named in a Warning header.
