@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from rbee.server.text.chat_template import ChatTemplate
     from rbee.server.text.output.tools import Tool
     from rbee.server.text.served_model import ServedModel
+    from rbee.server.text.tokenizer import TextCodec
 
 MAX_TOKENIZED = 65_536  # tokens of a text, for a model that takes no longer ones: Python lists each of them
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for plain completions
@@ -127,7 +128,7 @@ class RequestReader:
             deadlines=deadlines,
             engine=engine,
             received_ns=received_ns,
-            form=read_form(request, reader),
+            form=read_form(request, reader, self._codec),
             tool_use=tool_use,
             chat=prompt,
             as_it_is=not request.skip_special_tokens and view is None,
@@ -153,7 +154,7 @@ class RequestReader:
             echo=first.echo,
             more_prompts=more,
             show_output=max_tokens != 0,
-            form=read_form(request, reader),
+            form=read_form(request, reader, self._codec),
         )
         return self._asked(request, reader, CompletionDialect, generation, engine)
 
@@ -322,12 +323,12 @@ def read_completion(given: dict[str, Any], reader: FieldReader) -> tuple[Complet
     return request, read_prompts(request.prompt)
 
 
-def read_form(request: TextRequest, reader: FieldReader) -> Form | None:
-    """What the answer must be; None: any text."""
+def read_form(request: TextRequest, reader: FieldReader, codec: TextCodec) -> Form | None:
+    """What the answer must be; None: any text. `codec` is the model's."""
     return only_form(
         [
-            of_response_format(request.response_format, reader),
-            of_structured_outputs(request.structured_outputs, reader),
+            of_response_format(request.response_format, reader, codec),
+            of_structured_outputs(request.structured_outputs, reader, codec),
             of_json(request.guided_json, "guided_json"),
             of_regex(request.guided_regex, "guided_regex"),
             of_choice(request.guided_choice, "guided_choice"),
