@@ -144,6 +144,12 @@ class ServerConfig:
         "How /v1/embeddings makes one vector of a text's hidden states: auto as the model says (one that says nothing "
         "is refused), or their mean, the last token's, or the first token's (cls).",
     )
+    chat_template: str = option(
+        "",
+        "A file with a chat template in jinja's language, in place of all that the model has; for example one that was "
+        "downloaded next to a GGUF file, which brings its own.",
+        metavar="FILE",
+    )
     tool_parser: str = option(
         "auto",
         "How the model writes tool calls: auto as its chat template shows, none if they shall stay text, or a format: "

@@ -8,6 +8,18 @@ from __future__ import annotations
 import msgspec
 
 
+class ReasoningBudget(msgspec.Struct, frozen=True, kw_only=True):
+    """How many tokens of an output may be reasoning; then its closing tag comes. The tags are not counted.
+
+    Reasoning begins with the output if `is_open`, else with one of `begin_ids` among its first tokens.
+    """
+
+    tokens: int  # >= 0
+    end_id: int  # the closing tag
+    begin_ids: tuple[int, ...] = ()  # opening tags
+    is_open: bool = False  # the prompt ends inside of the reasoning
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Parameters of one sequence.
 
@@ -40,3 +52,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     # more may come, ends with `stop` by itself, whatever min_tokens says.
     grammar: str = ""
     grammar_end_ids: tuple[int, ...] = ()  # of stop_token_ids those that may come where the grammar allows an end
+    # Where it is spent, its end_id is the only token that can be drawn, as if it were the only one of
+    # allowed_token_ids. None: reasoning takes as many tokens as any text.
+    reasoning_budget: ReasoningBudget | None = None

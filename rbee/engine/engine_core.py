@@ -169,9 +169,12 @@ class EngineCore:
 
     def _sample(self, lives: list[Live], logits: NDArray[np.float32]) -> sampler.Sampled:
         """Draw a token for each row."""
+        rows = [live.row for live in lives]
+        if self._intake.budgeted:
+            rows = [live.row if live.reasoning is None else live.reasoning.applied(live.row) for live in lives]
         return sampler.sample(
             logits,
-            [live.row for live in lives],
+            rows,
             most_logprobs=max([live.num_side_records for live in lives], default=0),
             pool=self._runner.pool,
         )

@@ -17,6 +17,7 @@ import numpy as np
 
 from rbee.engine import sampler
 from rbee.engine.pool import Pool
+from rbee.engine.reasoning_limit import ReasoningLimit
 from rbee.engine.request_times import Moments
 from rbee.engine.scheduling.sequence import PRIORITY_NS, Sequence
 from rbee.messages import FinishReason
@@ -49,6 +50,7 @@ class Live:
     moments: Moments
     report_cached: bool  # its number of cached tokens is yet to be published, as its first record
     constraint: Constraint | None = None  # what its grammar says, if it has one
+    reasoning: ReasoningLimit | None = None  # if its reasoning may not take as many tokens as it likes
     pool: Pool | None = None  # of its hidden states, if its result is a vector
     vector: NDArray[np.float32] | None = None  # once that is complete: what is left of it to publish
     num_published: int = 0  # values of it
@@ -97,6 +99,7 @@ class Intake:
         self._vectors: dict[int, Live] = {}  # by ring, those that a vector is left to publish of
         self._building: dict[int, Live] = {}  # by ring, those whose grammar is being built
         self.constrained: dict[int, Live] = {}  # by ring, those with a grammar
+        self.budgeted: set[int] = set()  # rings of those with a ReasoningLimit
 
     @property
     def num_submitted(self) -> int:
@@ -153,6 +156,7 @@ class Intake:
             live.constraint.abandoned = True
             del self.constrained[sequence.ring]
             self._building.pop(sequence.ring, None)
+        self.budgeted.discard(sequence.ring)
         live.ended = True
         self._times.on_end(live.moments)
         self._publisher.finish(sequence.ring, reason, sequence.num_cached_tokens)
@@ -200,6 +204,9 @@ class Intake:
         if sampling.grammar:
             live.constraint = self._grammars.constrain(sampling)
             self.constrained[sequence.ring] = self._building[sequence.ring] = live
+        if sampling.reasoning_budget is not None:
+            live.reasoning = ReasoningLimit(sampling.reasoning_budget, sequence)
+            self.budgeted.add(sequence.ring)
         self.live[sequence.ring] = live
         if submission.deadline_ns:
             self._drop_ended_deadlines()

@@ -214,6 +214,12 @@ def invalid(params: SamplingParams, vocab_size: int) -> str | None:
         for token in getattr(params, name) or ():
             if not 0 <= token < vocab_size:
                 return f"{name} has token {token}, but the vocabulary is from 0 to {vocab_size - 1}."
+    if (budget := params.reasoning_budget) is not None:
+        for token in (budget.end_id, *budget.begin_ids):
+            if not 0 <= token < vocab_size:
+                return f"reasoning_budget has token {token}, but the vocabulary is from 0 to {vocab_size - 1}."
+        if budget.tokens < 0:
+            return f"reasoning_budget has {budget.tokens} tokens, but must have at least 0."
     for name in ("num_logprobs", "num_prompt_logprobs"):
         count = getattr(params, name)
         if count is not None and not 0 <= count <= vocab_size:

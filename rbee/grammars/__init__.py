@@ -6,3 +6,8 @@ GBNF as its rule `GBNF_NAME`. Server and engine compile the same source. Does no
 
 GBNF_LINE = "%gbnf\n"
 GBNF_NAME = "gbnf"
+
+
+def is_name(token: str, *, special: bool) -> bool:
+    """Whether no text has this token, whose name stands for it: a special one, or one in angle brackets."""
+    return special or (token.startswith("<") and token.endswith(">"))

@@ -15,7 +15,7 @@ import msgspec
 
 from rbee.config import SYNTHETIC
 from rbee.errors import GrammarError, ModelError
-from rbee.grammars import GBNF_LINE, GBNF_NAME
+from rbee.grammars import GBNF_LINE, GBNF_NAME, is_name
 from rbee.grammars.library import SPECIAL, Tokenizer
 from rbee.grammars.matcher import Matcher
 from rbee.models import token_pieces
@@ -123,7 +123,7 @@ def _tokens(model: str) -> list[bytes]:
             added = [(token.id, token.content, token.special) for token in file.added_tokens]
     tokens = [piece if isinstance(piece, bytes) else piece.encode() for some in pieces for piece in some]
     for token_id, name, special in added:
-        if special or (name.startswith("<") and name.endswith(">")):
+        if is_name(name, special=special):
             tokens[token_id] = SPECIAL + name.encode()
     return tokens
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DEFAULT = "default"
+FILE = "chat_template.jinja"
 
 
 def read_templates(folder: Path) -> dict[str, str]:
@@ -29,9 +30,9 @@ def read_templates(folder: Path) -> dict[str, str]:
     for name in ("tokenizer_config.json", "chat_template.json"):
         templates |= _named(read_object(folder / name).get("chat_template"), folder / name)
     files = {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-    if (own := folder / "chat_template.jinja").exists():
+    if (own := folder / FILE).exists():
         files[DEFAULT] = own
-    return templates | {name: _read_text(path) for name, path in files.items()}
+    return templates | {name: read_file(path) for name, path in files.items()}
 
 
 def _named(given: Any, path: Path) -> dict[str, str]:
@@ -50,7 +51,8 @@ def _named(given: Any, path: Path) -> dict[str, str]:
     return named
 
 
-def _read_text(path: Path) -> str:
+def read_file(path: Path) -> str:
+    """The template in a file. ModelError if it is no text, or cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -65,6 +65,7 @@ def run(config: Config, model: ModelFolder | None) -> int:
     door = assembly.make_door(options)
     tls = ServerTls(options.tls_cert, options.tls_key) if options.tls_cert else None
     output_format(None, tool_parser=options.tool_parser, reasoning_parser=options.reasoning_parser)  # are there such?
+    served_model.check_template_file(options.chat_template)
     if not options.uds:
         check_access(options.host, door.keys, insecure=options.insecure)
     if door.keys.others_can_read:
@@ -162,7 +163,8 @@ async def _serve(
 def _load(options: ServerConfig, model: ModelFolder | None) -> ServedModel:
     """What clients see of the model. Takes up to a second, all of it without giving way to another thread."""
     if model is None:
-        return served_model.load_synthetic(options.served_model_name or "synthetic", pooling=options.pooling)
+        name = options.served_model_name or "synthetic"
+        return served_model.load_synthetic(name, pooling=options.pooling, template_file=options.chat_template)
     return served_model.load(
         options.served_model_name or model.name,
         model.path,
@@ -171,6 +173,7 @@ def _load(options: ServerConfig, model: ModelFolder | None) -> ServedModel:
         pooling=options.pooling,
         tool_parser=options.tool_parser,
         reasoning_parser=options.reasoning_parser,
+        template_file=options.chat_template,
     )
 
 

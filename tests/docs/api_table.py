@@ -19,7 +19,6 @@ from tests.docs.generated_part import ROOT, GeneratedPart
 
 PART = GeneratedPart(ROOT / "docs" / "api.md", "parameters")
 CHAT, COMPLETION = schemas.ChatRequest, schemas.CompletionRequest
-SYNONYM_OF = {usual: name for name, usual in schemas.SYNONYMS.items()}
 
 _BOUNDS = {
     "stop": f"at most {parameters.MAX_STOP_STRINGS}, each of 1 to {parameters.MAX_STOP_BYTES} bytes",
@@ -54,9 +53,10 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
 
 
 def _range(name: str) -> str:
-    if name in _BOUNDS or name not in parameters.RANGES:
+    ranges = parameters.RANGES | schemas.TextRequest.own_ranges
+    if name in _BOUNDS or name not in ranges:
         return _BOUNDS.get(name, "")
-    low, high = parameters.RANGES[name]
+    low, high = ranges[name]
     return f"{_number(low)} to {_number(high)}"
 
 
@@ -79,7 +79,8 @@ def _followed() -> list[str]:
         kinds = list(dict.fromkeys(_word(hints[shape][name]) for shape in shapes))
         defaults = list(dict.fromkeys(_default(fields[shape][name]) for shape in shapes))
         where = "both" if len(shapes) == 2 else "chats" if shapes == [CHAT] else "completions"
-        also = f", also `{SYNONYM_OF[name]}`" if name in SYNONYM_OF else ""
+        others = [f"`{other}`" for other, usual in schemas.CHAT_SYNONYMS.items() if usual == name]
+        also = f", also {', '.join(others)}" if others else ""
         shown = " / ".join(kinds), " / ".join(default or "absent" for default in defaults), _range(name)
         lines.append(f"| `{name}`{also} | {where} | {' | '.join(shown)} | {meaning} |")
     return lines

@@ -57,3 +57,18 @@ def test_the_model_s_recommendations_can_be_switched_off(folder, start_server):
         assert len(complete(server)) > 1
         [card] = httpx.get(server.url + "/v1/models").json()["data"]
     assert card["default_sampling_params"] == NEUTRAL
+
+
+def test_a_template_of_the_user(folder, start_server, tmp_path):
+    """In place of the model's broken one: chats are answered. One that cannot be used ends the start."""
+    own = tmp_path / "own.jinja"
+    own.write_text("{{ messages[0].content }}!")
+    with start_server(str(folder), "--chat-template", str(own)) as server:
+        body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+        answer = httpx.post(server.url + "/v1/chat/completions", json=body, timeout=60).json()
+        assert answer["usage"]["prompt_tokens"] == 3
+    own.write_text("{% for %}")
+    with start_server(str(folder), "--chat-template", str(own), until=None) as server:
+        assert server.wait() == 2
+        log = server.log.read_text()
+    assert f"--chat-template is {own}, which cannot be used: The model's chat template does not compile" in log

@@ -10,10 +10,14 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from rbee.grammars import GBNF_LINE
 from rbee.server.errors import Refusal, RefusalKind, invalid
 from rbee.server.protocols.parameters import Limits, check_choices, read_parameters
+from rbee.server.protocols.reasoning import reasoning_budget
 from rbee.server.streams.generation import APART, Generation, OutputPlan, Prompt
+from rbee.server.text.grammars import Suspect, Suspects
 from rbee.server.text.tokenizer import TooManyTokensError
 from rbee.server.text.tool_use import NO_TOOLS
 
@@ -21,10 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rbee.messages import Ready
+    from rbee.sampling_params import ReasoningBudget, SamplingParams
     from rbee.server.protocols.output_form import Form
     from rbee.server.protocols.parameters import GenerationRequest
+    from rbee.server.protocols.reasoning import Sent
     from rbee.server.streams.generation import ReasoningView
     from rbee.server.text.chat_template import ChatTemplate
+    from rbee.server.text.output import OutputFormat
     from rbee.server.text.served_model import ServedModel
     from rbee.server.text.token_text import Echo
     from rbee.server.text.tool_use import ToolUse
@@ -42,7 +49,7 @@ class Whole(NamedTuple):
 
     source: str
     param: str
-    part: tuple[str, str] | None = None
+    parts: tuple[Suspects, ...] = ()
 
 
 class GenerationReader:
@@ -119,6 +126,10 @@ class GenerationReader:
                 self.model.codec.check_beginning(text, limit)
         return template.render(messages, tools=tool_use.offered, limit=limit, **options)
 
+    def budget(self, asked: Sent[int], prompt: ChatPrompt, ignored: list[str]) -> ReasoningBudget | None:
+        """See `reasoning_budget`."""
+        return reasoning_budget(asked, self.model.output_format, ignored, is_open=prompt.reasoning_open)
+
     def generation(
         self,
         request: GenerationRequest,
@@ -136,24 +147,26 @@ class GenerationReader:
         chat: ChatPrompt | None = None,
         as_it_is: bool = False,
         reasoning: ReasoningView = APART,
+        budget: ReasoningBudget | None = None,
     ) -> Generation:
         """What the engine is asked for.
 
         Args:
             request: has passed `check_parameters`.
             prompt: its token ids.
-            max_tokens: as asked for; None takes what the model's length leaves.
+            max_tokens: as asked for; None takes what the model's length leaves, of several prompts behind the longest.
             deadlines: the values of its X-Request-Deadline headers.
             engine: the one that runs.
             received_ns: see `Generation`.
             echo: see there too.
-            more_prompts: also; all have the same parameters, so that with several `max_tokens` is not None.
+            more_prompts: also; all have the same parameters.
             show_output: also.
             form: which outputs there may be; None: all.
             tool_use: see `Generation`.
             chat: the prompt again, if it is a conversation's: then the output may have reasoning and calls.
             as_it_is: all that the model writes is shown as text, unless it may call tools.
             reasoning: how the output shows it, if it has any.
+            budget: how many of its tokens may be reasoning.
         """
         if not engine.has_head:
             raise invalid(
@@ -171,6 +184,7 @@ class GenerationReader:
             end_token_ids=self.model.end_token_ids,
             deadlines=deadlines,
         )
+        sampling = parameters.sampling if budget is None else _with_budget(parameters.sampling, budget)
         plan, grammar = None, None if form is None else Whole(form.source, form.param)
         if chat is not None:
             if tool_use.tools or (self.model.output_format.has_reasoning and not as_it_is):
@@ -184,7 +198,7 @@ class GenerationReader:
         return Generation(
             received_ns=received_ns,
             prompt=prompt,
-            sampling=parameters.sampling,
+            sampling=sampling,
             stops=parameters.stops,
             n=request.n,
             echo=echo,
@@ -197,7 +211,7 @@ class GenerationReader:
             output=plan,
             grammar="" if grammar is None else grammar.source,
             grammar_param="" if grammar is None else grammar.param,
-            grammar_part=None if grammar is None else grammar.part,
+            grammar_parts=() if grammar is None else grammar.parts,
             grammar_end_ids=() if request.ignore_eos else tuple(sorted(self.model.end_token_ids)),
         )
 
@@ -228,11 +242,40 @@ class GenerationReader:
         )
         if source is None:
             return None
+        of_tools = _suspected(tool_use, output_format)
         if form is None:
-            return Whole(source, "tools")
+            return Whole(source, "tools", of_tools)
         if form.source.startswith(GBNF_LINE):
             source += form.source
-        return Whole(source, "tools" if tool_use.tools else form.param, (form.source, form.param))
+        of_form = Suspects([Suspect(form.param)], lambda _first, _end: form.source)
+        return Whole(source, "tools" if tool_use.tools else form.param, (of_form, *of_tools))
+
+
+def _suspected(tool_use: ToolUse, output_format: OutputFormat) -> tuple[Suspects, ...]:
+    """The tools whose arguments a grammar holds to their schemas, if there are any."""
+    bound = [tool for tool in tool_use.tools if tool_use.choice == "required" or tool.strict]
+    if not bound:
+        return ()
+    numbers = {tool.name: number for number, tool in enumerate(tool_use.offered)}
+    suspects = [Suspect(f"tools[{numbers[tool.name]}]", f", the tool {tool.name!r},") for tool in bound]
+
+    def source(first: int, end: int) -> str:
+        calls = output_format.grammar(bound[first:end], choice="required", parallel=False, answer=None)
+        assert calls is not None, "there is a tool"
+        return calls
+
+    return (Suspects(suspects, source),)
+
+
+def _with_budget(sampling: SamplingParams, budget: ReasoningBudget) -> SamplingParams:
+    """With a budget, whose end must not be a token that other parameters exclude."""
+    end = f"token {budget.end_id}, the end of the reasoning, which the request limits"
+    if sampling.allowed_token_ids is not None and budget.end_id not in sampling.allowed_token_ids:
+        raise invalid("allowed_token_ids", f"allowed_token_ids do not hold {end}; add it.")
+    if sampling.min_tokens and budget.end_id in sampling.stop_token_ids:
+        message = f"min_tokens excludes {end}, because stop_token_ids hold it; leave one of the two out."
+        raise invalid("min_tokens", message)
+    return msgspec.structs.replace(sampling, reasoning_budget=budget)
 
 
 def check_served(model: ServedModel, name: str) -> None:

@@ -9,7 +9,8 @@ MEANINGS = {
     "model": "the served model's name; another one is 404",
     "messages": "the conversation",
     "prompt": "what is continued",
-    "max_tokens": "tokens of a choice at most; by default what the context leaves, for completions 16. 0 with `echo`",
+    "max_tokens": "tokens of a choice at most; by default what the context leaves, for completions 16; -1 is what the "
+    "context leaves, of several prompts behind the longest. 0 with `echo`",
     "max_completion_tokens": "the same",
     "min_tokens": "until so many no stop token is drawn, and no stop string counts",
     "temperature": "0 takes the most likely token",
@@ -57,6 +58,9 @@ MEANINGS = {
     "chat_template_kwargs": "further variables of the chat template",
     "enable_thinking": "the chat template's switch of reasoning, if it has one; else advisory",
     "reasoning_effort": "a variable of the chat template, if it knows it; `none` is the switch; else advisory",
+    "thinking_token_budget": "tokens that the reasoning may have before its closing tag; -1 is no limit: see "
+    "[Reasoning](tools.md#reasoning)",
+    "reasoning": "OpenRouter's object of the same, see [Reasoning](tools.md#reasoning)",
     "include_reasoning": "`false` leaves the reasoning out of the answer, as in vLLM",
     "separate_reasoning": "`false` leaves the reasoning in `content`, with its tags, as in SGLang",
     "stream_reasoning": "`false`: a stream has the reasoning in one chunk, as in SGLang",

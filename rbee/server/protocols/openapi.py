@@ -218,8 +218,9 @@ def _body(body: Body, schemas: dict[str, Any], *, lenient: bool) -> dict[str, An
     reference = _reference(body.shape, schemas)
     schema = schemas[body.shape.__name__]
     foreign: Mapping[str, str | None] = getattr(body.shape, "foreign_fields", {})
+    ranges = RANGES | getattr(body.shape, "own_ranges", {})
     properties = {
-        name: _property(name, field, needed=name in schema.get("required", ()))
+        name: _property(name, field, ranges, needed=name in schema.get("required", ()))
         for name, field in schema["properties"].items()
         if name not in foreign
     }
@@ -234,15 +235,17 @@ def _body(body: Body, schemas: dict[str, Any], *, lenient: bool) -> dict[str, An
     return reference
 
 
-def _property(name: str, field: dict[str, Any], *, needed: bool) -> dict[str, Any]:
+def _property(
+    name: str, field: dict[str, Any], ranges: Mapping[str, tuple[float, float]], *, needed: bool
+) -> dict[str, Any]:
     """A field's schema with its range and its meaning; null is absent."""
     field = dict(field)
     outer = {key: field.pop(key) for key in ("default", "description") if key in field}
     if name in MEANINGS:
         outer["description"] = f"{MEANINGS[name]}."
     kinds = field.pop("anyOf", [field])
-    if name in RANGES:
-        low, high = RANGES[name]
+    if name in ranges:
+        low, high = ranges[name]
         kinds = [
             {**kind, "minimum": low, "maximum": high} if kind.get("type") in {"integer", "number"} else kind
             for kind in kinds

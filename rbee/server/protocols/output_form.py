@@ -14,21 +14,21 @@ import msgspec
 from rbee.grammars import GBNF_LINE, GBNF_NAME
 from rbee.server.errors import invalid
 from rbee.server.protocols.lark_options import check_lark
+from rbee.server.protocols.regular_expressions import in_slashes, one_of
+from rbee.server.protocols.structural_tags import decoded, to_lark
 from rbee.server.protocols.told_apart import with_any_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from rbee.server.protocols.fields import FieldReader
+    from rbee.server.text.tokenizer import TextCodec
 
 # Between two parts of a JSON text: nothing, a space, or a line break and an indentation. A model cannot run on in it.
 _WHITE_SPACE = " |\\n {0,20}"
 _MAX_CHOICES = 4096
+_STRUCTURAL_TAG = "structural_tag"
 _ANY_OBJECT = {"type": "object"}
-_LITERAL = str.maketrans(  # of a text in a regular expression between slashes
-    {sign: f"\\{sign}" for sign in "\\.+*?()|[]{}^$/"}
-    | {control: f"\\x{ord(control):02x}" for control in map(chr, (*range(0x20), 0x7F))}
-)
 _GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
 
 
@@ -75,6 +75,7 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True):
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
+    structural_tag: str | dict[str, Any] | None = None
     json_object: bool | None = None
     disable_any_whitespace: bool = False
 
@@ -82,7 +83,6 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True):
 _NEUTRAL_STRUCTURED: dict[str, tuple[Any, ...]] = {
     "disable_additional_properties": (False,),
     "disable_fallback": (False,),
-    "structural_tag": (),
     "whitespace_pattern": (),
 }
 
@@ -100,10 +100,12 @@ def only_form(forms: Iterable[Form | None]) -> Form | None:
     return asked[0] if asked else None
 
 
-def of_response_format(given: dict[str, Any] | None, reader: FieldReader) -> Form | None:
-    """OpenAI's `response_format` of chat and completions."""
+def of_response_format(given: dict[str, Any] | None, reader: FieldReader, codec: TextCodec) -> Form | None:
+    """OpenAI's `response_format` of chat and completions; a structural tag is vLLM's and SGLang's."""
     if given is None:
         return None
+    if given.get("type") == _STRUCTURAL_TAG:
+        return of_structural_tag(given, "response_format", reader, codec)
     path = "response_format."
     asked = reader.read(given, ResponseFormat, {}, path)
     if asked.type == "json_schema":
@@ -117,7 +119,7 @@ def of_response_format(given: dict[str, Any] | None, reader: FieldReader) -> For
         if asked.schema is None:
             return of_schema(_ANY_OBJECT, f"{path}type")
         return of_schema(asked.schema, f"{path}schema")
-    _check_is_text(asked.type, path)
+    _check_is_text(asked.type, path, _STRUCTURAL_TAG)
     _check_absent(asked.schema, f"{path}schema", f"{path}type 'json_object'")
     return None
 
@@ -137,7 +139,7 @@ def of_text_format(given: dict[str, Any] | None, path: str, reader: FieldReader)
     return of_schema(_ANY_OBJECT, f"{path}type") if asked.type == "json_object" else None
 
 
-def of_structured_outputs(given: dict[str, Any] | None, reader: FieldReader) -> Form | None:
+def of_structured_outputs(given: dict[str, Any] | None, reader: FieldReader, codec: TextCodec) -> Form | None:
     """`structured_outputs` of vLLM."""
     if given is None:
         return None
@@ -151,6 +153,7 @@ def of_structured_outputs(given: dict[str, Any] | None, reader: FieldReader) -> 
             of_regex(asked.regex, f"{path}regex"),
             of_choice(asked.choice, f"{path}choice"),
             of_vllm_grammar(asked.grammar, f"{path}grammar"),
+            of_structural_tag(asked.structural_tag, f"{path}structural_tag", reader, codec),
             any_object,
         ]
     )
@@ -158,17 +161,17 @@ def of_structured_outputs(given: dict[str, Any] | None, reader: FieldReader) -> 
 
 def of_json(given: str | dict[str, Any] | None, param: str, *, compact: bool = False) -> Form | None:
     """A JSON schema, or its text."""
+    return None if given is None else of_schema(decoded(given, param, "a JSON schema"), param, compact=compact)
+
+
+def of_structural_tag(
+    given: str | dict[str, Any] | None, param: str, reader: FieldReader, codec: TextCodec
+) -> Form | None:
+    """A structural tag, or its text; `codec` is the model's."""
     if given is None:
         return None
-    schema: Any = given
-    if isinstance(given, str):
-        try:
-            schema = msgspec.json.decode(given)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise invalid(param, f"{param} is not valid JSON: {error}.") from None
-        if not isinstance(schema, dict):
-            raise invalid(param, f"{param} must be a JSON schema that is an object.")
-    return of_schema(schema, param, compact=compact)
+    source = to_lark(decoded(given, param, "a structural tag"), f"{param}.", reader, codec.named_tokens)
+    return Form(source, param, f"%lark {{\n{source}\n}}", is_grammar=True)
 
 
 def of_schema(schema: dict[str, Any], param: str, *, compact: bool = False) -> Form:
@@ -190,7 +193,7 @@ def of_regex(given: str | None, param: str) -> Form | None:
         return None
     if not given:
         raise invalid(param, f"{param} is empty, and an output would be too; leave it out.")
-    return _of_rule(f"/{_in_slashes(given)}/", param)
+    return _of_rule(f"/{in_slashes(given)}/", param)
 
 
 def of_choice(given: list[str] | None, param: str) -> Form | None:
@@ -202,7 +205,7 @@ def of_choice(given: list[str] | None, param: str) -> Form | None:
     if not all(given):
         raise invalid(param, f"{param} holds an empty text; leave it out.")
     # As one expression: the parser of grammars follows at most 2000 ways at once.
-    return _of_rule(f"/{'|'.join(text.translate(_LITERAL) for text in given)}/", param)
+    return _of_rule(f"/{one_of(given)}/", param)
 
 
 def of_grammar(given: str | None, param: str) -> Form | None:
@@ -222,9 +225,10 @@ def of_vllm_grammar(given: str | None, param: str) -> Form | None:
     return of_grammar(given, param)
 
 
-def _check_is_text(kind: str, path: str) -> None:
+def _check_is_text(kind: str, path: str, *others: str) -> None:
     if kind != "text":
-        message = f"{path}type is {kind[:64]!r}, which is not supported; it must be text, json_object or json_schema."
+        known = ", ".join(("text", "json_object", *others))
+        message = f"{path}type is {kind[:64]!r}, which is not supported; it must be {known} or json_schema."
         raise invalid(f"{path}type", message, code="unsupported_parameter")
 
 
@@ -236,24 +240,3 @@ def _check_absent(given: Any, param: str, instead: str) -> None:
 
 def _of_rule(rule: str, param: str) -> Form:
     return Form(f"start: {rule}", param, rule)
-
-
-def _in_slashes(regex: str) -> str:
-    r"""As it may stand between slashes, with \d for ASCII digits only, as JSON's are."""
-    parts: list[str] = []
-    in_class = False
-    position = 0
-    while position < len(regex):
-        character = regex[position]
-        pair = regex[position : position + 2]
-        position += 1
-        if character == "\\":
-            position += 1
-            parts.append({"\\d": "0-9" if in_class else "[0-9]"}.get(pair, pair))
-            continue
-        if character == "[":
-            in_class = True
-        elif character == "]":
-            in_class = False
-        parts.append({"/": "\\/", "\n": "\\n", "\r": "\\r"}.get(character, character))
-    return "".join(parts)

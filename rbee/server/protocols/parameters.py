@@ -30,14 +30,15 @@ MAX_STOP_TOKEN_IDS = 256
 MAX_STOP_STRINGS = 64  # OpenAI has 4; each costs time for each character of the output
 MAX_STOP_BYTES = 1000
 
-_MOST_TOKENS = 2**31 - 1
+MOST_TOKENS = 2**31 - 1
 RANGES: dict[str, tuple[float, float]] = {
-    "max_tokens": (0, _MOST_TOKENS),
-    "max_completion_tokens": (1, _MOST_TOKENS),
-    "min_tokens": (0, _MOST_TOKENS),
+    "max_tokens": (0, MOST_TOKENS),
+    "max_completion_tokens": (1, MOST_TOKENS),
+    "min_tokens": (0, MOST_TOKENS),
+    "thinking_token_budget": (-1, MOST_TOKENS),
     "temperature": (0, 1000),  # OpenAI has 2; of much more than that any token is as likely as any other
     "top_p": (0, 1),
-    "top_k": (-1, _MOST_TOKENS),
+    "top_k": (-1, MOST_TOKENS),
     "min_p": (0, 1),
     "typical_p": (0, 1),
     "frequency_penalty": (-2, 2),
@@ -64,6 +65,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     prompt_field: ClassVar[str] = "prompt"  # to blame for a prompt that is too long
+    own_ranges: ClassVar[dict[str, tuple[float, float]]] = {}  # in place of RANGES
 
     model: str | None = None
     max_tokens: int | None = None
@@ -140,7 +142,7 @@ def check_parameters(request: GenerationRequest) -> None:
 
 def parameter_refusals(request: GenerationRequest) -> Iterator[Refusal]:
     """A refusal for each value that no model and no server could take, for protocols that list all of them."""
-    for name, (low, high) in RANGES.items():
+    for name, (low, high) in (RANGES | request.own_ranges).items():
         value = getattr(request, name, None)  # None: absent, or not on this route
         if value is not None and not low <= value <= high:
             yield invalid(name, f"{name} must be from {low} to {high}, not {_shown(value)}.")

@@ -87,7 +87,7 @@ class GenerationResponse(Response):
             await self._backend.grammars.check(
                 generation.grammar,
                 generation.grammar_param,
-                generation.grammar_part,
+                generation.grammar_parts,
                 deadline_ns=generation.deadline_ns,
                 wanted=lambda: not writer.closed,
                 holder=requester.holder,

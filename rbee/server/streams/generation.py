@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from rbee.server.text.tool_use import NO_TOOLS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rbee.sampling_params import SamplingParams
+    from rbee.server.text.grammars import Suspects
     from rbee.server.text.output import OutputFormat, OutputParser, Tool
     from rbee.server.text.token_text import Echo
     from rbee.server.text.tool_use import ToolUse
@@ -90,7 +93,7 @@ class Generation:
     tool_use: ToolUse = NO_TOOLS  # which tools its text may, or must, call
     grammar: str = ""  # of each output, see `rbee.grammars`; "" is none
     grammar_param: str = ""  # the field that asks for it
-    grammar_part: tuple[str, str] | None = None  # a part of it that is a grammar too, and the field that asks for that
+    grammar_parts: Sequence[Suspects] = ()  # parts of it that are grammars too, to be blamed for what is wrong with it
     grammar_end_ids: tuple[int, ...] = ()  # see SamplingParams
 
     @property

@@ -26,7 +26,7 @@ from rbee.server.text.turns import NoPlaceError, Turn, Turns
 from rbee.transport.control import FrameDecoder, frame
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable
+    from collections.abc import Awaitable, Callable, Hashable, Sequence
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +45,20 @@ class Found(NamedTuple):
 
     problem: str
     is_certain: bool = True  # it will be the same another time
+
+
+class Suspect(NamedTuple):
+    """A part of a grammar that may be what is wrong with it."""
+
+    param: str  # where it stands in the request
+    called: str = ""  # continues that in a sentence
+
+
+class Suspects(NamedTuple):
+    """Parts of a grammar that are alike, and grammars themselves."""
+
+    suspects: Sequence[Suspect]
+    source: Callable[[int, int], str]  # of those from an index to another one
 
 
 class Compiler(Protocol):
@@ -89,7 +103,7 @@ class GrammarChecks:
         self,
         source: str,
         param: str,
-        part: tuple[str, str] | None = None,
+        parts: Sequence[Suspects] = (),
         *,
         deadline_ns: int = 0,
         wanted: Callable[[], bool] = lambda: True,
@@ -100,21 +114,24 @@ class GrammarChecks:
         Args:
             source: a grammar.
             param: the field that asks for it.
-            part: a part of it, as a source, and its field.
+            parts: of it.
             deadline_ns: CLOCK_MONOTONIC, when nobody waits any more; 0 is never.
             wanted: False once nobody waits any more; what has not begun by then is left out, and then this returns.
             holder: who asks. The turns of all holders come in rotation.
 
         Raises:
-            Refusal: an output cannot; it blames the part, if that is wrong by itself, else `param`. Or the deadline has
+            Refusal: an output cannot; it blames a part that is wrong by itself, else `param`. Or the deadline has
                 passed, or too many wait, or it is not known now.
         """
         left = max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9) if deadline_ns else None
         try:
             async with asyncio.timeout(left):
-                problem = await self._problem(source, wanted, holder)
-                if problem and part is not None and (problem_of_part := await self._problem(part[0], wanted, holder)):
-                    problem, param = problem_of_part, part[1]
+                problem, blamed = await self._problem(source, wanted, holder), Suspect(param)
+                for alike in parts if problem else ():
+                    found, suspect = await self._at_fault(alike, wanted, holder)
+                    if found:
+                        problem, blamed = found, suspect
+                        break
         except TimeoutError:
             raise deadline_passed() from None
         except NoPlaceError as error:
@@ -135,8 +152,23 @@ class GrammarChecks:
                 retry_after=1,
             ) from None
         if problem:
-            message = f"{param} cannot be enforced: {problem}. Change or simplify it, or leave it out."
-            raise invalid(param, message, code="invalid_grammar")
+            what = blamed.param + blamed.called
+            message = f"{what} cannot be enforced: {problem}. Change or simplify it, or leave it out."
+            raise invalid(blamed.param, message, code="invalid_grammar")
+
+    async def _at_fault(self, parts: Suspects, wanted: Callable[[], bool], holder: Hashable) -> tuple[str, Suspect]:
+        """The first of these that is wrong by itself, with what is wrong; "" if there is none.
+
+        It is found by halves: of 512 tools ten grammars are compiled.
+        """
+        first, end = 0, len(parts.suspects)
+        while end - first > 1:
+            middle = (first + end) // 2
+            if await self._problem(parts.source(first, middle), wanted, holder):
+                end = middle
+            else:
+                first = middle
+        return await self._problem(parts.source(first, end), wanted, holder), parts.suspects[first]
 
     async def _problem(self, source: str, wanted: Callable[[], bool], holder: Hashable) -> str:
         """A part of a sentence; "" if there is none, or if nobody wants to know."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rbee.config import SYNTHETIC
-from rbee.errors import ModelError
-from rbee.models import synthetic
-from rbee.models.chat_templates import DEFAULT, read_templates
+from rbee.errors import ConfigError, ModelError
+from rbee.models import gguf_of, synthetic
+from rbee.models.chat_templates import DEFAULT, FILE, read_file, read_templates
 from rbee.models.digest import model_digest
 from rbee.models.json_files import read_object
 from rbee.models.pooling import ModelPooling, NoPooling, read_pooling
@@ -25,7 +26,6 @@ from rbee.server.text.tokenizer import TextCodec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from rbee.models.pooling import PoolingChoice
 
@@ -50,6 +50,12 @@ class ServedModel:
     vocabulary: str = SYNTHETIC  # as `rbee.grammars.vocabulary.load` takes it
 
 
+def check_template_file(path: str) -> None:
+    """Raise ConfigError unless this file has a chat template; "" is no file."""
+    if path:
+        _own_template(path, {}, SpecialTokens())
+
+
 def load(
     name: str,
     folder: Path,
@@ -59,30 +65,44 @@ def load(
     pooling: PoolingChoice = "auto",
     tool_parser: str = output.AUTO,
     reasoning_parser: str = output.AUTO,
+    template_file: str = "",
 ) -> ServedModel:
     """Read a model folder (tokenizer.json, tokenizer_config.json, chat templates, generation_config.json, pooling).
 
     `use_generation_config` says whether the model's recommended sampling parameters become defaults. With
     `trust_content` special tokens in messages are special tokens; without it they are text. For `pooling` see
-    `read_pooling`, for the parsers `output_format`.
+    `read_pooling`, for the parsers `output_format`. `template_file` has a chat template in place of the model's own.
 
     Raises:
-        ConfigError: there is no such parser.
+        ConfigError: there is no such parser, or no template in that file.
         ModelError: a file is missing or unreadable.
     """
     codec = TextCodec.load(folder)
     settings = read_object(folder / "tokenizer_config.json")
     generation = read_object(folder / "generation_config.json")
     special_tokens = {key: token for key in _SPECIAL_TOKENS if (token := _content(settings.get(key))) is not None}
-    chat_template, problem = _chat_template(
-        folder, special_tokens, SpecialTokens(() if trust_content else codec.special_tokens)
-    )
+    in_messages = SpecialTokens(() if trust_content else codec.special_tokens)
+    chat_template: ChatTemplate | None
+    problem: str | None
+    if template_file:
+        own = _own_template(template_file, special_tokens, in_messages)
+        chat_template, problem, sources = own, None, [own.source]
+    else:
+        templates = read_templates(folder)
+        chat_template, problem = _chat_template(templates, special_tokens, in_messages)
+        sources = list(templates.values())
+        if beside := _template_beside(folder):
+            _log.warning(
+                "%s is not read: the model's chat template is that of its GGUF file. --chat-template %s takes this one",
+                beside,
+                beside,
+            )
     defaults = sampling_defaults(generation) if use_generation_config else {}
     if defaults:
         shown = ", ".join(f"{key} {value:g}" for key, value in defaults.items())
         _log.info("Where a request leaves them out, %s: the model's own (--generation-config none ignores it)", shown)
     output_format = output.output_format(
-        "\n".join(read_templates(folder).values()),
+        "\n".join(sources),
         codec.special_tokens,
         codec.added_token_ids().get,
         tool_parser=tool_parser,
@@ -107,29 +127,37 @@ def load(
     )
 
 
-def load_synthetic(name: str, *, pooling: PoolingChoice = "auto") -> ServedModel:
+def load_synthetic(name: str, *, pooling: PoolingChoice = "auto", template_file: str = "") -> ServedModel:
     """The synthetic model: a token is a byte, and nothing ends a sequence but its length."""
+    own = _own_template(template_file, {}, SpecialTokens()) if template_file else None
     return ServedModel(
         name=name,
         codec=TextCodec(synthetic.tokenizer()),
-        chat_template=ChatTemplate(synthetic.CHAT_TEMPLATE, {}),
+        chat_template=own or ChatTemplate(synthetic.CHAT_TEMPLATE, {}),
         end_token_ids=frozenset(),
         digest="synthetic",
         pooling=ModelPooling("mean" if pooling == "auto" else pooling, dimensions=()),
     )
 
 
+def _own_template(path: str, special_tokens: dict[str, str], in_messages: SpecialTokens) -> ChatTemplate:
+    """The chat template in a file that the user has named."""
+    try:
+        return ChatTemplate(read_file(Path(path)), special_tokens, in_messages)
+    except ModelError as error:
+        raise ConfigError(f"--chat-template is {path}, which cannot be used: {error}") from error
+
+
 def _chat_template(
-    folder: Path, special_tokens: dict[str, str], in_messages: SpecialTokens
+    templates: dict[str, str], special_tokens: dict[str, str], in_messages: SpecialTokens
 ) -> tuple[ChatTemplate | None, str | None]:
     """The default chat template, and what is wrong with it; a model with a broken one still completes texts.
 
     A template of the name tool_use is for conversations with tools, as in transformers.
     """
-    templates = read_templates(folder)
-    source, with_tools = templates.pop(DEFAULT, None), templates.pop(_WITH_TOOLS, None)
-    if templates:
-        _log.info("The chat templates %s of the model are not used", ", ".join(sorted(templates)))
+    source, with_tools = templates.get(DEFAULT), templates.get(_WITH_TOOLS)
+    if others := templates.keys() - {DEFAULT, _WITH_TOOLS}:
+        _log.info("The chat templates %s of the model are not used", ", ".join(sorted(others)))
     if source is None:
         return None, None
     try:
@@ -137,6 +165,15 @@ def _chat_template(
     except ModelError as error:
         _log.warning("%s Until then chat requests are refused.", error)
         return None, "has a chat template that does not compile"
+
+
+def _template_beside(folder: Path) -> Path | None:
+    """A file with a template beside the GGUF file that `folder` stands for: it is not the model's, and not read."""
+    gguf = gguf_of(folder)
+    if gguf is None or gguf.parent == folder:
+        return None
+    file = gguf.parent / FILE
+    return file if file.is_file() else None
 
 
 def _end_token_ids(

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer
 
 from rbee.errors import ModelError
+from rbee.grammars import is_name
 from rbee.models import token_pieces
 from rbee.server.text.byte_pairs import native_encoder
 from rbee.server.text.detokenizer import Detokenizer, detokenizers
+from rbee.server.text.named_tokens import NamedTokens
 from rbee.server.text.plain_texts import PlainTexts
 
 if TYPE_CHECKING:
@@ -158,6 +160,14 @@ class TextCodec:
         """The texts that become tokens with a meaning of their own."""
         added = self._tokenizer.get_added_tokens_decoder().values()
         return [token.content for token in added if token.special]
+
+    @functools.cached_property
+    def named_tokens(self) -> NamedTokens:
+        """Those that a grammar has to name."""
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        return NamedTokens(
+            {token.content: id_ for id_, token in added if is_name(token.content, special=token.special)}
+        )
 
     def token_names(self, token_ids: list[int]) -> list[str]:
         """Each of `token_ids` as the vocabulary spells it: where a space is a character of its own, with that."""

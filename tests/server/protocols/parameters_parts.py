@@ -45,7 +45,8 @@ NO_PARAMETERS |= {"tools", "tool_choice", "parallel_tool_calls"}
 # What is not the engine's: how the prompt is made of what was sent, and what of the output is shown.
 OF_THE_SERVER = {"include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"}
 OF_THE_SERVER |= {"return_token_ids", "add_special_tokens", "enable_thinking", "reasoning_effort"}
-OF_THE_SERVER |= {"include_reasoning", "separate_reasoning", "stream_reasoning", "reasoning_format"}
+OF_THE_SERVER |= {"include_reasoning", "separate_reasoning", "stream_reasoning", "reasoning_format", "reasoning"}
+OF_THE_SERVER |= {"thinking_token_budget"}  # where the reasoning does not end with one token of the model
 # These say what the output must be, one of them at a time: test_structured_output.py.
 FORMS = {"response_format", "structured_outputs", "json_schema", "grammar"}
 FORMS |= {"guided_json", "guided_regex", "guided_choice", "guided_grammar"}

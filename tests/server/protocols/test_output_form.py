@@ -109,10 +109,10 @@ def test_what_asks_for_nothing(fields):
             "response_format.json_schema.schema",
             "is missing",
         ),
-        ({"response_format": {"type": "structural_tag"}}, "response_format.type", "'structural_tag'"),
+        ({"response_format": {"type": "structured"}}, "response_format.type", "structural_tag or json_schema"),
         ({"response_format": {"type": "json_object", "schem": {}}}, "response_format.schem", "response_format.schema?"),
         ({"response_format": {}}, "response_format.type", "is missing"),
-        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag", "leave it out"),
+        ({"structured_outputs": {"whitespace_pattern": "x"}}, "structured_outputs.whitespace_pattern", "leave it out"),
         ({"structured_outputs": {"regexp": "x"}}, "structured_outputs.regexp", "structured_outputs.regex?"),
         (
             {"response_format": {"type": "json_object"}, "guided_regex": "a"},

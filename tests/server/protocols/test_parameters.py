@@ -65,7 +65,8 @@ from tests.server.protocols.parameters_parts import BOTH, HI_TOKENS, PARAMETERS,
         ({"best_of": 2}, "best_of"),
         ({"n": 3, "best_of": 1}, "best_of"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": -2}, "max_tokens"),
+        ({"n_predict": -2}, "n_predict"),
         ({"max_tokens": 2**31}, "max_tokens"),
         ({"max_tokens": "5"}, "max_tokens"),
         ({"min_tokens": -1}, "min_tokens"),
@@ -186,6 +187,23 @@ def test_null_means_absent(route):
 
 
 @BOTH
+@pytest.mark.parametrize("name", ["max_tokens", "n_predict"])
+def test_no_limit(route, name):
+    """-1 takes all that the context leaves, also in completions, whose default is a limit."""
+    prompt_tokens = 2 if route == COMPLETIONS else HI_TOKENS
+    for value in (-1, -1.0):
+        assert read(route, {name: value}).sampling.max_tokens == 100 - prompt_tokens
+
+
+def test_no_limit_beside_others():
+    """Several prompts have what the longest leaves; a chat's other field says the limit."""
+    generation = read(COMPLETIONS, {"prompt": ["a", "long", "bcd"], "max_tokens": -1})
+    assert generation.sampling.max_tokens == 96
+    assert read(CHAT, {"max_tokens": -1, "max_completion_tokens": 7}).sampling.max_tokens == 7
+    assert read(COMPLETIONS, {"max_tokens": -1, "min_tokens": 98}).sampling.min_tokens == 98
+
+
+@BOTH
 @pytest.mark.parametrize(
     ("field", "lowest", "highest"),
     [
@@ -260,7 +278,7 @@ def test_llama_cpps_spellings(route):
 
 
 @pytest.mark.parametrize("name", SYNONYMS)
-@pytest.mark.parametrize("value", [{"a": 1}, -1, 2**40], ids=["a wrong type", "too small", "too large"])
+@pytest.mark.parametrize("value", [{"a": 1}, -2, 2**40], ids=["a wrong type", "too small", "too large"])
 @BOTH
 def test_a_refusal_names_the_field_that_was_sent(route, name, value):
     """Whatever its usual name is; both names are the usual one's matter."""

@@ -94,13 +94,24 @@ def test_what_is_read():
     assert not chat(reasoning_parser="none", tools=[tool(GOOD)]).output.reasoning_open
 
 
+async def refused(**fields: Any) -> Refusal | None:
+    """Why the grammar of such a chat cannot be enforced."""
+    generation = chat(**fields)
+    with contextlib.closing(GrammarChecks(SYNTHETIC)) as checks:
+        check = checks.check(generation.grammar, generation.grammar_param, generation.grammar_parts)
+        [refusal] = await asyncio.gather(check, return_exceptions=True)
+    assert refusal is None or isinstance(refusal, Refusal)
+    return refusal
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [tool(BAD)]}, "tools"),
-        ({"tools": [tool(BAD)], "response_format": answer(GOOD)}, "tools"),
+        ({"tools": [tool(BAD)]}, "tools[0]"),
+        ({"tools": [tool(BAD)], "response_format": answer(GOOD)}, "tools[0]"),
         ({"tools": [tool(GOOD)], "response_format": answer(BAD)}, "response_format.json_schema.schema"),
+        ({"tools": [tool(BAD)], "response_format": answer(BAD)}, "response_format.json_schema.schema"),
         ({"response_format": answer(BAD)}, "response_format.json_schema.schema"),
         ({"guided_grammar": "start: x"}, "guided_grammar"),
         ({"tools": [tool(GOOD)], "response_format": answer(GOOD)}, None),
@@ -108,15 +119,26 @@ def test_what_is_read():
 )
 async def test_what_cannot_be_enforced_is_blamed(fields, param):
     """Of an answer's form and the tools, the one that is wrong."""
-    generation = chat(**fields)
-    with contextlib.closing(GrammarChecks(SYNTHETIC)) as checks:
-        check = checks.check(generation.grammar, generation.grammar_param, generation.grammar_part)
-        [refusal] = await asyncio.gather(check, return_exceptions=True)
+    refusal = await refused(**fields)
     assert (refusal is None) == (param is None)
     if refusal is not None:
-        assert isinstance(refusal, Refusal)
         assert refusal.param == param
-        assert refusal.message.startswith(f"{param} cannot be enforced: ")
+        called = ", the tool 'f'," if param == "tools[0]" else ""
+        assert refusal.message.startswith(f"{param}{called} cannot be enforced: ")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("wrong", range(5))
+async def test_the_tool_that_cannot_be_enforced_is_named(wrong):
+    """Wherever it stands, by its place among all tools, those that are not strict too; it alone is wrong by itself."""
+    tools = [tool(BAD if number == wrong else GOOD, name=f"f{number}") for number in range(5)]
+    tools.insert(0, tool(BAD, name="free", strict=False))
+    refusal = await refused(tools=tools)
+    assert refusal is not None
+    assert refusal.param == f"tools[{wrong + 1}]"
+    name = f"tools[{wrong + 1}], the tool 'f{wrong}',"
+    assert refusal.message.startswith(f"{name} cannot be enforced: ")
+    assert refusal.message.endswith('Unimplemented keys: ["not"]. Change or simplify it, or leave it out.')
 
 
 def test_no_call_can_be_asked_for_where_calls_are_text():

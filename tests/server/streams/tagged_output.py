@@ -83,6 +83,8 @@ class TaggedFormat:
     """See `OutputFormat`. Characters decide what a tag is."""
 
     token_names: Mapping[int, str] = {}
+    has_reasoning = True
+    reasoning_tags = None
 
     def parser(
         self,

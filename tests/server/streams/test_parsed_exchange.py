@@ -145,13 +145,13 @@ async def test_the_letters_of_a_tag_are_no_tag(options):
 
 @pytest.mark.parametrize(
     ("stop", "include", "reasoning"),
-    [("Ha</think>", False, ""), ("a</th", True, "Ha</th"), ("</think>\n", False, "Ha"), ("\n<tool", False, "Ha")],
+    [("Ha</think>", False, None), ("a</th", True, "Ha</th"), ("</think>\n", False, "Ha"), ("\n<tool", False, "Ha")],
 )
 async def test_stop_strings_see_names_only(stop, include, reasoning):
     """One may begin or end within a tag that is a token."""
     output = tokens_of("<think>Ha</think>\n<tool_call>")
     generation = make_generation(99, output=HERMES, stops=[stop], include_stop=include)
     [choice] = (await collected(make_response(output, generation)))["choices"]
-    assert choice["message"].get("reasoning", "") == reasoning
+    assert choice["message"]["reasoning"] == reasoning
     assert choice["message"]["content"] == ""
     assert choice["finish_reason"] == "stop"

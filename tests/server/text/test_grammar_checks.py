@@ -16,11 +16,11 @@ import pytest
 
 from rbee.config import SYNTHETIC
 from rbee.server.errors import Refusal, RefusalKind
-from rbee.server.text.grammars import LARGEST, GrammarChecks
+from rbee.server.text.grammars import LARGEST, GrammarChecks, Suspect, Suspects
 from tests.server.server_parts import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
 pytestmark = pytest.mark.anyio
 
@@ -132,6 +132,39 @@ async def test_limits_end_one_compilation(checks):
     assert "it is nested too deeply" in found[1]
     assert "it takes more than" in found[2]
     assert found[3:] == ["", found[0]]
+
+
+async def blamed(checks: GrammarChecks, source: str, *parts: Sequence[str]) -> tuple[str, list[tuple[int, int, int]]]:
+    """The beginning of the refusal, and which of which parts have been looked at."""
+    asked: list[tuple[int, int, int]] = []
+
+    def suspects(number: int, sources: Sequence[str]) -> Suspects:
+        def of(first: int, end: int) -> str:
+            asked.append((number, first, end))
+            rules = [f"r{index}: {sources[index]}" for index in range(first, end)]
+            return "\n".join([f"start: {' '.join(rule[:2] for rule in rules)}", *rules])
+
+        return Suspects([Suspect(f"p{number}[{index}]", ", a part,") for index in range(len(sources))], of)
+
+    with pytest.raises(Refusal, match="cannot be enforced") as caught:
+        await checks.check(source, "whole", [suspects(number, some) for number, some in enumerate(parts)])
+    assert caught.value.param == caught.value.message.partition(" ")[0].rstrip(",")
+    return caught.value.message.partition(" cannot")[0], asked
+
+
+async def test_the_part_that_is_wrong_is_blamed(checks):
+    """The first one of them, found by halves; where each is right by itself, the whole."""
+    good, bad = '"a"', "nowhere"
+    assert await blamed(checks, "start: x", [good], [good, bad, good, good, bad]) == (
+        "p1[1], a part,",
+        [(0, 0, 1), (1, 0, 2), (1, 0, 1), (1, 1, 2)],
+    )
+    assert (await blamed(checks, "start: x", [bad], [bad]))[0] == "p0[0], a part,"
+    for number in range(5):
+        parts = [bad if index == number else good for index in range(5)]
+        assert (await blamed(checks, "start: x", parts))[0] == f"p0[{number}], a part,"
+    assert await blamed(checks, "start: x", [good] * 4) == ("whole", [(0, 0, 2), (0, 2, 3), (0, 3, 4)])
+    assert await blamed(checks, "start: x") == ("whole", [])
 
 
 async def test_results_are_remembered(checks):

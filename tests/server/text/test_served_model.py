@@ -8,9 +8,11 @@ import logging
 import pytest
 from tokenizers import AddedToken
 
-from rbee.models import synthetic
+from rbee.errors import ConfigError
+from rbee.models import prepare, synthetic
 from rbee.server.text import served_model
 from rbee.server.text.output import Tool
+from tests.models.models_parts import RecordingProgress, write_tiny_gguf
 
 
 @pytest.fixture
@@ -71,3 +73,48 @@ def test_formats_of_outputs_are_those_of_the_templates_or_of_the_options(folder,
     assert '"</tool_call>"' in grammar
     found = served_model.load("m", folder, tool_parser="mistral", reasoning_parser="none").output_format
     assert (found.tool_parser, found.reasoning_parser) == ("mistral", "none")
+
+
+def test_a_template_that_the_user_names_replaces_all_of_the_model(folder, caplog):
+    """Also that for tools; the formats of outputs are recognized by it. The synthetic model takes one, too."""
+    named = [{"name": name, "template": name} for name in ("tool_use", "default", "rag")]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": named, "bos_token": "<s>"}))
+    own = folder / "own.jinja"
+    own.write_text("{{ bos_token }}[TOOL_CALLS]</think>", encoding="utf-8")
+    with caplog.at_level(logging.INFO):
+        model = served_model.load("m", folder, template_file=str(own))
+    for offered in (False, True):
+        assert model.chat_template.for_tools(offered=offered).render([{"role": "user", "content": "Hi"}]) == [
+            "<s>[TOOL_CALLS]</think>"
+        ]
+    assert (model.output_format.tool_parser, model.output_format.reasoning_parser) == ("mistral", "qwen3")
+    assert "rag" not in caplog.text
+    assert served_model.load_synthetic("s", template_file=str(own)).chat_template.source.endswith("</think>")
+
+
+@pytest.mark.parametrize("content", [None, b"{% for %}", b"\xff"], ids=["no file", "no template", "no text"])
+def test_a_template_file_that_cannot_be_used_is_refused(folder, content):
+    """By its name, with the reason, before the model is read."""
+    own = folder / "own.jinja"
+    if content is not None:
+        own.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"^--chat-template is {own}, which cannot be used: "):
+        served_model.check_template_file(str(own))
+    served_model.check_template_file("")
+
+
+def test_a_template_beside_a_gguf_file_is_named(tmp_path, monkeypatch, caplog):
+    """It is not the model's; the option that takes it is named with it, and takes it."""
+    monkeypatch.setenv("RBEE_CACHE", str(tmp_path / "cache"))
+    model = write_tiny_gguf(tmp_path / "tiny.gguf")
+    ready = prepare(str(model), progress=RecordingProgress())
+    own = served_model.load(ready.name, ready.path).chat_template.source
+    assert "is not read" not in caplog.text
+    beside = tmp_path / "chat_template.jinja"
+    beside.write_text("Mine.")
+    assert served_model.load(ready.name, ready.path).chat_template.source == own
+    assert f"{beside} is not read" in caplog.text
+    assert f"--chat-template {beside} takes this one" in caplog.text
+    caplog.clear()
+    assert served_model.load(ready.name, ready.path, template_file=str(beside)).chat_template.source == "Mine."
+    assert "is not read" not in caplog.text

@@ -22,7 +22,12 @@ from rbee.server.protocols.anthropic.schemas import (
     MessagesRequest,
     OutputConfig,
 )
-from rbee.server.protocols.anthropic.tools import read_tool_use, thinking_variables
+from rbee.server.protocols.anthropic.tools import (
+    read_thinking,
+    read_tool_use,
+    thinking_budget,
+    thinking_variables,
+)
 from rbee.server.protocols.fields import FieldReader, decode_object
 from rbee.server.protocols.generating import Asked
 from rbee.server.protocols.generation_reader import GenerationReader
@@ -33,6 +38,7 @@ from rbee.server.text.tokenizer import TooManyTokensError
 
 if TYPE_CHECKING:
     from rbee.server.errors import Refusal
+    from rbee.server.protocols.anthropic.schemas import Thinking
     from rbee.server.protocols.generating import Arrival
     from rbee.server.protocols.output_form import Form
     from rbee.server.text.served_model import ServedModel
@@ -62,7 +68,8 @@ class MessagesReader:
         _check_stop_sequences(request.stop_sequences)
         self._reader.check_model(request.model)
         tool_use = read_tool_use(request, reader)
-        messages, options = self._conversation(request, tool_use, reader)
+        thinking = read_thinking(request, reader)
+        messages, options = self._conversation(request, tool_use, thinking, reader)
         form = _read_form(request, reader)
         if form is not None and options["continue_final_message"]:
             raise _prefilled(form, f"messages[{len(request.messages) - 1}]")
@@ -78,6 +85,7 @@ class MessagesReader:
             tool_use=tool_use,
             chat=prompt,
             form=form,
+            budget=self._reader.budget(thinking_budget(thinking), prompt, reader.ignored),
         )
         dialect = MessagesDialect(
             self._model.name,
@@ -95,7 +103,8 @@ class MessagesReader:
         given = decode_object(body)
         request = reader.read(given, CountRequest, NEUTRAL, advisory=ADVISORY, dispensable=DISPENSABLE)
         self._reader.check_model(request.model)
-        messages, options = self._conversation(request, read_tool_use(request, reader), reader)
+        tool_use, thinking = read_tool_use(request, reader), read_thinking(request, reader)
+        messages, options = self._conversation(request, tool_use, thinking, reader)
         try:
             pieces = self._reader.chat_pieces(messages, limit, **options)
             return len(self._model.codec.encode_pieces(pieces, limit=limit))
@@ -108,7 +117,11 @@ class MessagesReader:
             ) from None
 
     def _conversation(
-        self, request: MessagesRequest | CountRequest, tool_use: ToolUse, reader: FieldReader
+        self,
+        request: MessagesRequest | CountRequest,
+        tool_use: ToolUse,
+        thinking: Thinking | None,
+        reader: FieldReader,
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """The messages, and the options of `GenerationReader.chat_pieces`."""
         template = self._reader.template_for(tool_use)
@@ -121,7 +134,7 @@ class MessagesReader:
         options = {
             "tool_use": tool_use,
             "continue_final_message": continues_last(messages),
-            "variables": thinking_variables(request, template, reader) | given_variables(request.chat_template_kwargs),
+            "variables": thinking_variables(thinking, template, reader) | given_variables(request.chat_template_kwargs),
         }
         return messages, options
 

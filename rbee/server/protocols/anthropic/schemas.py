@@ -123,6 +123,7 @@ class Thinking(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the model thinks before it answers."""
 
     type: str
+    budget_tokens: int | None = None  # that it may think
 
 
 # Fields that cannot change what the answer is. They are accepted, and named in the Warning header.
@@ -161,7 +162,7 @@ ADVISORY_TOOL_BLOCK = frozenset({"cache_control", "caller", "parsed_output", "to
 ADVISORY_THINKING_BLOCK = frozenset({"cache_control", "data", "signature"})
 # And in definitions of tools, and in `thinking`.
 ADVISORY_TOOL = frozenset({"cache_control", "eager_input_streaming"})
-ADVISORY_THINKING = frozenset({"budget_tokens", "display"})
+ADVISORY_THINKING = frozenset({"display"})
 
 # Fields that rbee does not support yet, each with the values that ask for nothing. These and null are accepted; any
 # other value is refused by name.

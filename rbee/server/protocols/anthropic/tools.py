@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from rbee.server.errors import invalid
 from rbee.server.protocols.anthropic.schemas import (
     ADVISORY_THINKING,
@@ -16,7 +18,7 @@ from rbee.server.protocols.anthropic.schemas import (
     ToolChoice,
     ToolDefinition,
 )
-from rbee.server.protocols.reasoning import reasoning_variables
+from rbee.server.protocols.reasoning import Sent, reasoning_variables
 from rbee.server.protocols.tools import check_absent, check_name, check_parameters, check_tools, use_of
 from rbee.server.text.output.tools import Tool
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 # Whether the model thinks. With "adaptive" it decides itself, as far as its template lets it.
 _THINKING = {"enabled": True, "adaptive": True, "disabled": False}
+_BUDGET = "thinking.budget_tokens"
 
 
 def read_tool_use(request: MessagesRequest | CountRequest, reader: FieldReader) -> ToolUse:
@@ -54,16 +57,29 @@ def read_tool_use(request: MessagesRequest | CountRequest, reader: FieldReader) 
     raise invalid("tool_choice.type", message)
 
 
-def thinking_variables(
-    request: MessagesRequest | CountRequest, template: ChatTemplate | None, reader: FieldReader
-) -> dict[str, Any]:
-    """What of `thinking` the chat template gets. A model that never thinks follows "disabled" too."""
+def read_thinking(request: MessagesRequest | CountRequest, reader: FieldReader) -> Thinking | None:
+    """What `thinking` asks for. A budget beside a type that has none is not followed."""
     if request.thinking is None:
-        return {}
+        return None
     thinking = reader.read(request.thinking, Thinking, {}, "thinking.", advisory=ADVISORY_THINKING)
     if thinking.type not in _THINKING:
         message = f"thinking.type must be one of {', '.join(_THINKING)}, not {thinking.type[:64]!r}."
         raise invalid("thinking.type", message)
+    if thinking.type != "enabled" and thinking.budget_tokens is not None:
+        reader.ignored.append(_BUDGET)
+        return msgspec.structs.replace(thinking, budget_tokens=None)
+    return thinking
+
+
+def thinking_budget(thinking: Thinking | None) -> Sent[int]:
+    """How many tokens it may have."""
+    return Sent(None if thinking is None else thinking.budget_tokens, _BUDGET)
+
+
+def thinking_variables(thinking: Thinking | None, template: ChatTemplate | None, reader: FieldReader) -> dict[str, Any]:
+    """What of it the chat template gets. A model that never thinks follows "disabled" too."""
+    if thinking is None:
+        return {}
     enable = _THINKING[thinking.type]
     if not enable and (template is None or template.thinking_switch is None):
         return {}

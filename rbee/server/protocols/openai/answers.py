@@ -117,13 +117,16 @@ class ChatToolCall(Shape, tag_field="type", tag="function"):
 
 
 class ChatMessage(Shape):
-    """The assistant's turn. The text is null if there are calls alone; both names of the reasoning have the same."""
+    """The assistant's turn. The text is null if there are calls alone.
+
+    Both names of the reasoning have the same; of a model that reasons they are null if there is none.
+    """
 
     role: Literal["assistant"]
     content: str | None
     refusal: None
-    reasoning_content: str | UnsetType = UNSET
-    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType | None = UNSET
+    reasoning: str | UnsetType | None = UNSET
     tool_calls: list[ChatToolCall] | UnsetType = UNSET
 
 

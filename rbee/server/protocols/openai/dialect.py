@@ -82,6 +82,7 @@ class OpenAiDialect:
         self._prompt_logprobs = prompt_logprobs
         self._has_logprobs = generation.has_logprobs
         self._lists_tokens = generation.list_tokens
+        self._may_reason = generation.output is not None and generation.output.format.has_reasoning
         self._has_members = self._has_logprobs or self._lists_tokens
         self._has_timings = generation.timings
         self._chunks: Chunks | None = None
@@ -221,7 +222,7 @@ class ChatDialect(OpenAiDialect):
     _format_logprobs = staticmethod(chat_logprobs)
 
     def _said(self, index: int, choice: CollectedChoice) -> dict[str, Any]:
-        return {"message": message(self.answer_id, index, choice.parts)}
+        return {"message": message(self.answer_id, index, choice.parts, may_reason=self._may_reason)}
 
 
 class CompletionDialect(OpenAiDialect):

@@ -47,14 +47,17 @@ def delta(answer_id: str, choice: int, piece: Piece) -> bytes:
     return _ARGUMENTS % (call, text)
 
 
-def message(answer_id: str, choice: int, parts: Sequence[Part]) -> dict[str, Any]:
-    """The whole message. `content` is null if there are calls and no text."""
+def message(answer_id: str, choice: int, parts: Sequence[Part], *, may_reason: bool) -> dict[str, Any]:
+    """The whole message. `content` is null if there are calls and no text.
+
+    With `may_reason` it has the reasoning's members also if there is none: null, as vLLM and SGLang have it.
+    """
     text = "".join([part.text for part in parts if part.kind is OutputKind.TEXT])
     reasoning = "".join([part.text for part in parts if part.kind is OutputKind.REASONING])
     calls = [part for part in parts if part.kind is OutputKind.TOOL_ARGUMENTS]
     members: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else text), "refusal": None}
-    if reasoning:
-        members |= {"reasoning_content": reasoning, "reasoning": reasoning}
+    if reasoning or may_reason:
+        members |= {"reasoning_content": reasoning or None, "reasoning": reasoning or None}
     if calls:
         members["tool_calls"] = [
             {

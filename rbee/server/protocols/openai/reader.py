@@ -15,15 +15,18 @@ from rbee.server.protocols.generation_reader import GenerationReader
 from rbee.server.protocols.openai.dialect import ChatDialect, CompletionDialect
 from rbee.server.protocols.openai.fingerprint import system_fingerprint
 from rbee.server.protocols.openai.prompts import read_messages, read_prompts
+from rbee.server.protocols.openai.reasoning_options import read_reasoning
 from rbee.server.protocols.openai.reasoning_view import reasoning_view
 from rbee.server.protocols.openai.schemas import (
     ADVISORY_CHAT,
     ADVISORY_COMPLETION,
     ADVISORY_STREAM_OPTIONS,
+    CHAT_SYNONYMS,
     DISPENSABLE,
     NEUTRAL_CHAT,
     NEUTRAL_COMPLETION,
     SYNONYMS,
+    UNLIMITED,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     from rbee.messages import Ready
     from rbee.server.protocols.openai.dialect import OpenAiDialect
     from rbee.server.protocols.openai.prompts import GivenPrompt
+    from rbee.server.protocols.openai.reasoning_options import ReasoningOptions
     from rbee.server.protocols.openai.schemas import TextRequest
     from rbee.server.protocols.output_form import Form
     from rbee.server.streams.dialect import Dialect
@@ -59,6 +63,7 @@ if TYPE_CHECKING:
     from rbee.server.text.chat_template import ChatTemplate
     from rbee.server.text.output.tools import Tool
     from rbee.server.text.served_model import ServedModel
+    from rbee.server.text.tokenizer import TextCodec
 
 MAX_TOKENIZED = 65_536  # tokens of a text, for a model that takes no longer ones: Python lists each of them
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for plain completions
@@ -92,8 +97,8 @@ class RequestReader:
     def read_chat(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         """`deadlines` are the values of the X-Request-Deadline headers; for `received_ns` see `Generation`."""
         given = decode_object(body)
-        with in_words_of(given, SYNONYMS):
-            return self._chat(respelled(given, SYNONYMS), deadlines, engine, received_ns)
+        with in_words_of(given, CHAT_SYNONYMS):
+            return self._chat(respelled(given, CHAT_SYNONYMS), deadlines, engine, received_ns)
 
     def read_completion(self, body: bytes, deadlines: list[str], engine: Ready, received_ns: int) -> Asked:
         given = decode_object(body)
@@ -105,7 +110,8 @@ class RequestReader:
         template = self._reader.model.chat_template
         request, messages, tool_use = read_chat(self._reader.with_defaults(given), reader, template)
         self.check_model(request.model)
-        view = reasoning_view(request)
+        reasoning = read_reasoning(request, reader)
+        view = reasoning_view(request, reasoning.include)
         prompt = self._reader.chat_prompt(
             messages,
             engine,
@@ -113,7 +119,7 @@ class RequestReader:
             add_special_tokens=request.add_special_tokens,
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
-            variables=self._template_variables(request, reader, tool_use),
+            variables=self._template_variables(request, reasoning, reader, tool_use),
         )
         generation = self._reader.generation(
             request,
@@ -122,11 +128,12 @@ class RequestReader:
             deadlines=deadlines,
             engine=engine,
             received_ns=received_ns,
-            form=read_form(request, reader),
+            form=read_form(request, reader, self._codec),
             tool_use=tool_use,
             chat=prompt,
             as_it_is=not request.skip_special_tokens and view is None,
             reasoning=view or APART,
+            budget=self._reader.budget(reasoning.budget, prompt, reader.ignored),
         )
         return self._asked(request, reader, ChatDialect, generation, engine)
 
@@ -136,7 +143,7 @@ class RequestReader:
         self.check_model(request.model)
         self._reader.check_choices(request, len(prompts))
         first, *more = [self._prompt(request, prompt, engine) for prompt in prompts]
-        max_tokens = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
+        max_tokens = _limit(DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens)
         generation = self._reader.generation(
             request,
             first.token_ids,
@@ -147,7 +154,7 @@ class RequestReader:
             echo=first.echo,
             more_prompts=more,
             show_output=max_tokens != 0,
-            form=read_form(request, reader),
+            form=read_form(request, reader, self._codec),
         )
         return self._asked(request, reader, CompletionDialect, generation, engine)
 
@@ -195,13 +202,18 @@ class RequestReader:
         check_token_ids(asked.tokens, "tokens", self._codec.size)
         return self._codec.decode(asked.tokens)
 
-    def _template_variables(self, request: ChatRequest, reader: FieldReader, tool_use: ToolUse) -> dict[str, Any]:
+    def _template_variables(
+        self, request: ChatRequest, reasoning: ReasoningOptions, reader: FieldReader, tool_use: ToolUse
+    ) -> dict[str, Any]:
         """What the chat template gets; of the fields that only some templates know, this one's."""
         switches = reasoning_variables(
             self._reader.template_for(tool_use),
             reader.ignored,
-            enable=request.enable_thinking,
-            effort=request.reasoning_effort,
+            enable=reasoning.enable.value,
+            implied=reasoning.implied,
+            effort=reasoning.effort.value,
+            enable_field=reasoning.enable.field,
+            effort_field=reasoning.effort.field,
         )
         return switches | given_variables(request.chat_template_kwargs)
 
@@ -311,12 +323,12 @@ def read_completion(given: dict[str, Any], reader: FieldReader) -> tuple[Complet
     return request, read_prompts(request.prompt)
 
 
-def read_form(request: TextRequest, reader: FieldReader) -> Form | None:
-    """What the answer must be; None: any text."""
+def read_form(request: TextRequest, reader: FieldReader, codec: TextCodec) -> Form | None:
+    """What the answer must be; None: any text. `codec` is the model's."""
     return only_form(
         [
-            of_response_format(request.response_format, reader),
-            of_structured_outputs(request.structured_outputs, reader),
+            of_response_format(request.response_format, reader, codec),
+            of_structured_outputs(request.structured_outputs, reader, codec),
             of_json(request.guided_json, "guided_json"),
             of_regex(request.guided_regex, "guided_regex"),
             of_choice(request.guided_choice, "guided_choice"),
@@ -353,7 +365,11 @@ def read_stream_options(request: TextRequest, reader: FieldReader, num_choices: 
 
 def output_limit(request: ChatRequest) -> int | None:
     """How many tokens a chat request wants at most; None leaves it to the model's length."""
-    asked = {request.max_tokens, request.max_completion_tokens} - {None}
+    asked = {_limit(request.max_tokens), request.max_completion_tokens} - {None}
     if len(asked) > 1:
         raise invalid("max_tokens", "max_tokens and max_completion_tokens differ; send max_completion_tokens only.")
     return next(iter(asked), None)
+
+
+def _limit(max_tokens: int | None) -> int | None:
+    return None if max_tokens == UNLIMITED else max_tokens

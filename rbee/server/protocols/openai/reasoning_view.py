@@ -12,6 +12,7 @@ from rbee.server.streams.generation import ReasoningPlace, ReasoningView
 
 if TYPE_CHECKING:
     from rbee.server.protocols.openai.schemas import ChatRequest
+    from rbee.server.protocols.reasoning import Sent
 
 # llama.cpp's formats, each with the places of streams and of whole answers.
 _FORMATS = {
@@ -22,8 +23,8 @@ _FORMATS = {
 }
 
 
-def reasoning_view(request: ChatRequest) -> ReasoningView | None:
-    """How the answer shows the reasoning; None: the request does not say it.
+def reasoning_view(request: ChatRequest, include: Sent[bool]) -> ReasoningView | None:
+    """How the answer shows the reasoning; None: the request does not say it. `include` says whether it does.
 
     Raises:
         Refusal: there is no such format, or two fields ask for different places.
@@ -37,12 +38,12 @@ def reasoning_view(request: ChatRequest) -> ReasoningView | None:
     if len(set(asked.values())) > 1:
         raise _contradiction(*asked)
     place = next(iter(asked.values()), ReasoningPlace.APART)
-    if request.include_reasoning is False:
+    if include.value is False:
         if place is ReasoningPlace.IN_TEXT:
-            raise _contradiction("include_reasoning", next(iter(asked)))
+            raise _contradiction(include.field, next(iter(asked)))
         place = ReasoningPlace.NOWHERE
     at_once = request.stream_reasoning is False
-    said = asked or request.include_reasoning is not None or request.stream_reasoning is not None
+    said = asked or include.value is not None or request.stream_reasoning is not None
     return ReasoningView(place, at_once) if said else None
 
 

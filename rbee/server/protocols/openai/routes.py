@@ -19,6 +19,7 @@ from rbee.server.protocols.openai.reader import RequestReader
 from rbee.server.protocols.openai.schemas import (
     ADVISORY_CHAT,
     ADVISORY_COMPLETION,
+    CHAT_SYNONYMS,
     NEUTRAL_CHAT,
     NEUTRAL_COMPLETION,
     SYNONYMS,
@@ -72,7 +73,7 @@ class OpenAiApi:
         ]
 
     def operations(self) -> list[Operation]:
-        chat = Body(ChatRequest, ADVISORY_CHAT, NEUTRAL_CHAT, SYNONYMS)
+        chat = Body(ChatRequest, ADVISORY_CHAT, NEUTRAL_CHAT, CHAT_SYNONYMS)
         completion = Body(CompletionRequest, ADVISORY_COMPLETION, NEUTRAL_COMPLETION, SYNONYMS)
         generates = partial(Operation, "POST", refusals=(409, 410))
         return [

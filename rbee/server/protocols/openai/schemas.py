@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from rbee.server.protocols.parameters import GenerationRequest
+from rbee.server.protocols.parameters import MOST_TOKENS, GenerationRequest
+
+UNLIMITED = -1  # as max_tokens: up to the end, in the words of llama.cpp's and LM Studio's clients
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +99,8 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
 class TextRequest(GenerationRequest, frozen=True, kw_only=True):
     """What the two routes have in common beside the parameters of every generation."""
 
+    own_ranges: ClassVar[dict[str, tuple[float, float]]] = {"max_tokens": (UNLIMITED, MOST_TOKENS)}
+
     include_stop_str_in_output: bool = False  # the stop string, or the text of the stop token, ends the answer
     skip_special_tokens: bool = True  # the names of special tokens are not shown
     spaces_between_special_tokens: bool = True  # as the tokenizer writes them, if it writes any
@@ -135,6 +139,8 @@ class ChatRequest(TextRequest, frozen=True, kw_only=True):
     parallel_tool_calls: bool = True
     enable_thinking: bool | None = None  # these two go to the chat template, if it knows them
     reasoning_effort: str | None = None
+    thinking_token_budget: int | None = None  # how many tokens of the answer may be reasoning
+    reasoning: dict[str, Any] | None = None  # OpenRouter's, see `rbee.server.protocols.openai.reasoning_options`
     # How the answer shows the reasoning, see `rbee.server.protocols.openai.reasoning_view`.
     include_reasoning: bool | None = None  # vLLM's and OpenRouter's
     separate_reasoning: bool | None = None  # SGLang's, as the next one
@@ -190,6 +196,11 @@ SYNONYMS = {
     "repeat_penalty": "repetition_penalty",
     "regex": "guided_regex",
     "ebnf": "grammar",
+}
+# And of chats alone: Qwen's own service, and llama.cpp.
+CHAT_SYNONYMS = SYNONYMS | {
+    "thinking_budget": "thinking_token_budget",
+    "thinking_budget_tokens": "thinking_token_budget",
 }
 
 # Fields that cannot change what the answer is. They are taken, and named in a Warning header.
@@ -268,7 +279,6 @@ NEUTRAL_CHAT = _NEUTRAL_EVERYWHERE | {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
-    "reasoning": (),
     "thinking": (),
     "web_search_options": (),
 }

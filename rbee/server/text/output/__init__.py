@@ -7,7 +7,7 @@ know tokens, requests or protocols.
 from __future__ import annotations
 
 from rbee.server.text.output.formats import AUTO, ModelFormat, output_format
-from rbee.server.text.output.interface import OutputFormat, OutputKind, OutputParser, Span, ToolChoice
+from rbee.server.text.output.interface import OutputFormat, OutputKind, OutputParser, ReasoningTags, Span, ToolChoice
 from rbee.server.text.output.tools import Tool
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "OutputFormat",
     "OutputKind",
     "OutputParser",
+    "ReasoningTags",
     "Span",
     "Tool",
     "ToolChoice",

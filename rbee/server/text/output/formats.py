@@ -12,6 +12,7 @@ from rbee.errors import ConfigError
 from rbee.server.text.output.dsml import Dsml
 from rbee.server.text.output.grammars import Demand
 from rbee.server.text.output.harmony import HARMONY_TAGS, Harmony
+from rbee.server.text.output.interface import ReasoningTags
 from rbee.server.text.output.marks import Spelling
 from rbee.server.text.output.python_tag import FunctionaryTags, LlamaTags
 from rbee.server.text.output.qwen3_coder import Qwen3Coder
@@ -161,6 +162,15 @@ class ModelFormat:
         self.token_names: Mapping[int, str] = {number: tag for tag, number in ids.items() if number is not None}
         self._spelling = Spelling(self.token_names.values())
         self._readers = {has_calls: self._reader(hidden, has_calls=has_calls) for has_calls in {False, self.has_calls}}
+
+    @property
+    def reasoning_tags(self) -> ReasoningTags | None:
+        form = self._reasoning or NO_REASONING
+        ends = [self._token_of(tag) for tag in form.closers | form.closing_phrases]
+        if len(ends) != 1 or ends[0] is None:
+            return None
+        begins = (self._token_of(tag) for tag in sorted(form.openers))
+        return ReasoningTags(tuple(token for token in begins if token is not None), ends[0])
 
     def parser(self, *, tools: Sequence[Tool], reasoning_open: bool, keep_tags: bool = False) -> OutputParser:
         reader = self._readers[self.has_calls and bool(tools)]

@@ -33,6 +33,13 @@ class Span(NamedTuple):
     call: int = 0  # which tool call, from 0, for the two kinds that have one
 
 
+class ReasoningTags(NamedTuple):
+    """The tags around reasoning, by their tokens."""
+
+    begin_ids: tuple[int, ...]  # those that are tokens
+    end_id: int
+
+
 class OutputParser(Protocol):
     """Reads one output as it comes, in linear time.
 
@@ -53,6 +60,14 @@ class OutputFormat(Protocol):
     @property
     def token_names(self) -> Mapping[int, str]:
         """Tokens whose names have a meaning, by their ids; the same letters in other tokens have none."""
+
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether outputs may have some."""
+
+    @property
+    def reasoning_tags(self) -> ReasoningTags | None:
+        """Its tags, if it has one closing tag and that is a token; else None."""
 
     def parser(self, *, tools: Sequence[Tool], reasoning_open: bool, keep_tags: bool = False) -> OutputParser:
         """A fresh parser; without tools it finds no calls.

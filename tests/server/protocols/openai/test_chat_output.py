@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from rbee.messages import FinishReason
 from rbee.server.errors import Refusal, RefusalKind
 from rbee.server.protocols.call_ids import call_id
+from rbee.server.streams.generation import OutputPlan, ReasoningPlace, ReasoningView
 from rbee.server.streams.pieces import Piece
 from rbee.server.streams.replies import CollectedReply
-from rbee.server.text.output import OutputKind
+from rbee.server.text.output import OutputKind, output_format
 from tests.batches import record_batch, scored
 from tests.server.streams.streams_parts import StreamedCase, make_dialect, make_sinks, make_text
 from tests.server.streams.tagged_output import PLAN, WordTokens
@@ -31,6 +33,8 @@ MESSAGE = {
         {"id": CALLS[1], "type": "function", "function": {"name": "now", "arguments": "{}"}},
     ],
 }
+
+MESSAGE_WITHOUT_REASONING = {"role": "assistant", "refusal": None, "reasoning_content": None, "reasoning": None}
 
 
 def streamed(words, reason=FinishReason.STOP, **options):
@@ -125,10 +129,10 @@ async def test_whole_answer():
     ],
 )
 async def test_content_is_null_beside_calls_alone(words, message):
-    """Else it is a text; members that have nothing to say are not there."""
+    """Else it is a text. Reasoning that there might have been is null then, as in vLLM and SGLang; calls are not."""
     shown = whole(words)["choices"][0]["message"]
     for name in ("reasoning_content", "reasoning"):
-        assert (name in shown) == ("reasoning" in message)
+        assert shown[name] == message.get("reasoning")
     assert ("tool_calls" in shown) == (message["content"] is None)
     assert shown == shown | message
 
@@ -211,3 +215,23 @@ async def test_output_that_is_not_parsed_is_text():
     """Whatever stands in it."""
     [choice] = whole(["<think>a"], plan=None)["choices"]
     assert choice["message"] == {"role": "assistant", "content": "<think>a", "refusal": None}
+
+
+async def test_reasoning_of_a_model_that_never_reasons_is_not_there():
+    """Its message is OpenAI's."""
+    plan = OutputPlan(format=output_format("<tool_call>"))
+    [choice] = whole(["Hi"], plan=plan)["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "Hi", "refusal": None}
+
+
+async def test_reasoning_that_is_left_out_is_null():
+    """As in vLLM."""
+    hidden = dataclasses.replace(PLAN, reasoning=ReasoningView(ReasoningPlace.NOWHERE))
+    [choice] = whole(["<think>a</think>", "b"], plan=hidden)["choices"]
+    assert choice["message"] == MESSAGE_WITHOUT_REASONING | {"content": "b"}
+
+
+async def test_deltas_have_no_nulls_of_reasoning():
+    """Each token of a stream would carry them."""
+    said, _ = deltas(streamed(["a", "b"]))
+    assert said == [{"role": "assistant", "content": "a"}, {"content": "b"}]

@@ -41,6 +41,9 @@ def plan(model=THINKS, **fields: Any):
         ({"reasoning_format": "none", "separate_reasoning": False}, IN_TEXT, IN_TEXT),
         ({"reasoning_format": "auto", "include_reasoning": False}, NOWHERE, NOWHERE),
         ({"separate_reasoning": True, "include_reasoning": False}, NOWHERE, NOWHERE),
+        ({"reasoning": {"exclude": True}}, NOWHERE, NOWHERE),
+        ({"reasoning": {"exclude": False}}, APART, APART),
+        ({"reasoning": {"exclude": True}, "include_reasoning": False}, NOWHERE, NOWHERE),
     ],
 )
 def test_places(fields, of_stream, of_whole):
@@ -50,7 +53,8 @@ def test_places(fields, of_stream, of_whole):
         at_once = plan(stream=stream, stream_reasoning=False, **fields).reasoning
         assert at_once == ReasoningView(place, at_once=True)
     silent = dict.fromkeys(("include_reasoning", "separate_reasoning", "stream_reasoning", "reasoning_format"))
-    assert plan(**silent).reasoning == ReasoningView()
+    for nothing in (None, {}, {"exclude": None, "effort": None}):
+        assert plan(reasoning=nothing, **silent).reasoning == ReasoningView()
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,8 @@ def test_places(fields, of_stream, of_whole):
         ({"reasoning_format": "auto", "separate_reasoning": False}, "separate_reasoning"),
         ({"include_reasoning": False, "separate_reasoning": False}, "separate_reasoning"),
         ({"include_reasoning": False, "reasoning_format": "none"}, "reasoning_format"),
+        ({"reasoning": {"exclude": True}, "reasoning_format": "none"}, "reasoning_format"),
+        ({"include_reasoning": True, "reasoning": {"exclude": True}}, "reasoning.exclude"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(fields, param):
