@@ -117,12 +117,15 @@ class ChatToolCall(Shape, tag_field="type", tag="function"):
 
 
 class ChatMessage(Shape):
-    """The assistant's turn. The text is null if there are calls alone; both names of the reasoning have the same."""
+    """The assistant's turn. The text is null if there are calls alone; both names of the reasoning have the same.
+
+    Of a model that reasons, reasoning_content is null if there is none.
+    """
 
     role: Literal["assistant"]
     content: str | None
     refusal: None
-    reasoning_content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType | None = UNSET
     reasoning: str | UnsetType = UNSET
     tool_calls: list[ChatToolCall] | UnsetType = UNSET
 
@@ -168,7 +171,7 @@ class ChatDelta(Shape):
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType | None = UNSET
-    reasoning_content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType | None = UNSET
     reasoning: str | UnsetType = UNSET
     tool_calls: list[ChatToolCallDelta] | UnsetType = UNSET
 

@@ -84,6 +84,7 @@ class OpenAiDialect:
         self._lists_tokens = generation.list_tokens
         self._has_members = self._has_logprobs or self._lists_tokens
         self._has_timings = generation.timings
+        self._has_reasoning = generation.output is not None and generation.output.format.has_reasoning
         self._chunks: Chunks | None = None
 
     def begin(self) -> bytes:
@@ -207,6 +208,7 @@ class OpenAiDialect:
                 prompt_tokens=[len(prompt) for prompt in self._prompts],
                 n=self._n,
                 fingerprint=self._fingerprint,
+                has_reasoning=self._has_reasoning,
             )
         return self._chunks
 
@@ -221,7 +223,8 @@ class ChatDialect(OpenAiDialect):
     _format_logprobs = staticmethod(chat_logprobs)
 
     def _said(self, index: int, choice: CollectedChoice) -> dict[str, Any]:
-        return {"message": message(self.answer_id, index, choice.parts)}
+        said = message(self.answer_id, index, choice.parts, has_reasoning=self._has_reasoning)
+        return {"message": said}
 
 
 class CompletionDialect(OpenAiDialect):
