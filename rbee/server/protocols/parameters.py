@@ -51,6 +51,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "prompt_logprobs": (0, 20),
     "priority": (-100, 100),
 }
+# Fields of peers' servers that cannot change what an answer is: every protocol takes them as advisory.
+ADVISORY_OF_PEERS = frozenset({"cache_prompt", "id_slot", "request_id", "timings_per_token"})
 _MAX_BIAS = 100
 _MAX_SALT_CHARACTERS = 256
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,17}")

@@ -11,6 +11,7 @@ from rbee.server.http.refusals import status_of
 from rbee.server.protocols.anthropic import schemas as messages
 from rbee.server.protocols.anthropic.reader import MessagesReader
 from rbee.server.protocols.generating import Arrival
+from rbee.server.protocols.parameters import ADVISORY_OF_PEERS
 from rbee.server.protocols.responses import schemas as responses
 from rbee.server.protocols.responses.reader import ResponsesReader
 from tests.server.protocols.dialects_parts import HI
@@ -74,3 +75,14 @@ def test_any_object_is_taken_or_refused(route, lenient, data):
     else:
         assert result.dialect.begin().endswith(b"\n\n")
         assert len(dict(result.dialect.stream_headers).get(b"warning", b"")) < 1024
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_fields_of_peers_are_advisory(route):
+    """Clients of llama.cpp and vLLM send them on every route; they are taken, and named in the Warning header."""
+    make_reader, least, *_ = ROUTES[route]
+    peers = {"cache_prompt": True, "id_slot": 3, "request_id": "r", "timings_per_token": True}
+    assert peers.keys() == ADVISORY_OF_PEERS
+    result = outcome(make_reader(MODEL, num_rings=64, ring_capacity=1024, lenient=False), least | peers)
+    warning = dict(result.dialect.answer_headers)[b"warning"].decode()
+    assert warning == f'299 - "ignored: {", ".join(peers)}"'

@@ -82,6 +82,7 @@ class TaggedParser:
 class TaggedFormat:
     """See `OutputFormat`. Characters decide what a tag is."""
 
+    has_reasoning = True
     token_names: Mapping[int, str] = {}
     has_reasoning = True
     reasoning_tags = None

@@ -89,7 +89,7 @@ async def test_stream_says_the_same():
     assert make_generation(99).is_plain
     chunks = await written(make_response(TEXT, generation, stream=True))
     deltas = [chunk["delta"] for chunk in chunks]
-    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "a"
+    assert "".join(delta["reasoning_content"] or "" for delta in deltas) == "a"
     assert "".join(delta.get("content") or "" for delta in deltas) == "b"
     functions = [call["function"] for delta in deltas for call in delta.get("tool_calls", [])]
     assert functions[0] == {"name": "f", "arguments": ""}

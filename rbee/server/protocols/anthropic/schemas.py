@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from rbee.server.protocols.parameters import GenerationRequest
+from rbee.server.protocols.parameters import ADVISORY_OF_PEERS, GenerationRequest
 
 
 class MessagesRequest(GenerationRequest, frozen=True, kw_only=True):
@@ -127,7 +127,7 @@ class Thinking(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # Fields that cannot change what the answer is. They are accepted, and named in the Warning header.
-ADVISORY = frozenset(
+ADVISORY = ADVISORY_OF_PEERS | frozenset(
     {
         "billing_policy",
         "cache_control",

@@ -82,9 +82,9 @@ class OpenAiDialect:
         self._prompt_logprobs = prompt_logprobs
         self._has_logprobs = generation.has_logprobs
         self._lists_tokens = generation.list_tokens
-        self._may_reason = generation.output is not None and generation.output.format.has_reasoning
         self._has_members = self._has_logprobs or self._lists_tokens
         self._has_timings = generation.timings
+        self._has_reasoning = generation.output is not None and generation.output.format.has_reasoning
         self._chunks: Chunks | None = None
 
     def begin(self) -> bytes:
@@ -208,6 +208,7 @@ class OpenAiDialect:
                 prompt_tokens=[len(prompt) for prompt in self._prompts],
                 n=self._n,
                 fingerprint=self._fingerprint,
+                has_reasoning=self._has_reasoning,
             )
         return self._chunks
 
@@ -222,7 +223,8 @@ class ChatDialect(OpenAiDialect):
     _format_logprobs = staticmethod(chat_logprobs)
 
     def _said(self, index: int, choice: CollectedChoice) -> dict[str, Any]:
-        return {"message": message(self.answer_id, index, choice.parts, may_reason=self._may_reason)}
+        said = message(self.answer_id, index, choice.parts, has_reasoning=self._has_reasoning)
+        return {"message": said}
 
 
 class CompletionDialect(OpenAiDialect):

@@ -12,7 +12,7 @@ import msgspec
 
 from rbee.messages import FinishReason
 from rbee.server.http.sse import DONE
-from rbee.server.protocols.openai.message import FINISH_NAMES, ROLE, delta, finish_name
+from rbee.server.protocols.openai.message import FINISH_NAMES, NO_REASONING, ROLE, delta, finish_name
 from rbee.server.text.output import OutputKind
 from rbee.transport import FrameTemplate, LastFrames, Slot
 
@@ -53,6 +53,7 @@ class Chunks:
         options: what else they carry.
         prompt_tokens: of each prompt.
         n: choices of each prompt.
+        has_reasoning: the model may reason, so that each `delta` has `reasoning_content`.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Chunks:
         prompt_tokens: Sequence[int],
         n: int = 1,
         fingerprint: str = "",
+        has_reasoning: bool = False,
     ) -> None:
         named: dict[str, Any] = {"id": answer_id, "object": kind, "created": created, "model": model}
         if fingerprint:
@@ -74,7 +76,10 @@ class Chunks:
         constant = _encode(named)
         self._head = b"data: " + constant[:-1] + b',"choices":['
         self._answer_id = answer_id
-        self._choices = [_Choice(self._head, index, chat=chat) for index in range(n * len(prompt_tokens))]
+        nothing = NO_REASONING if has_reasoning else b""
+        self._choices = [
+            _Choice(self._head, index, chat=chat, nothing=nothing) for index in range(n * len(prompt_tokens))
+        ]
         self._after = b"}" if chat else b""
         self._counts_on = options.include_usage and options.continuous_usage_stats
         # Where a last chunk has the usage, the others say that they have none.
@@ -91,7 +96,7 @@ class Chunks:
         if piece.kind is _TEXT:
             body = (parts.next if number else parts.first) + _encode(piece.text)
         else:
-            body = parts.empty + (b"" if number else ROLE) + delta(self._answer_id, choice, piece)
+            body = parts.other + (b"" if number else ROLE) + delta(self._answer_id, choice, piece, parts.nothing)
         if members is not NO_MEMBERS:
             return self._chunk(body, members.of_choice, _NOT_YET, self._extra(choice, piece) + members.of_chunk)
         extra = self._extra(choice, piece) if self._has_extra else b""
@@ -102,7 +107,7 @@ class Chunks:
         parts = self._choices[choice]
         body = parts.empty
         if piece.kind is not _TEXT:
-            body += (b"" if number else ROLE) + delta(self._answer_id, choice, piece)
+            body = parts.other + (b"" if number else ROLE) + delta(self._answer_id, choice, piece, parts.nothing)
         elif piece.text or number == 0:
             body = (parts.next if number else parts.first) + _encode(piece.text)
         extra = self._extra(choice, piece) + members.of_chunk
@@ -195,19 +200,25 @@ def _usage(prompt_tokens: int, completion_tokens: bytes, total_tokens: bytes, ca
 
 
 class _Choice:
-    """What is constant in the chunks of one choice, up to the text; `empty` is for a last chunk without text."""
+    """What is constant in the chunks of one choice, up to the text.
 
-    __slots__ = ("empty", "first", "next")
+    `empty` is for a last chunk without text, `other` for what is no text. Where there is no reasoning, `nothing` says
+    so.
+    """
 
-    def __init__(self, head: bytes, index: int, *, chat: bool) -> None:
+    __slots__ = ("empty", "first", "next", "nothing", "other")
+
+    def __init__(self, head: bytes, index: int, *, chat: bool, nothing: bytes) -> None:
         choice = head + b'{"index":%d,' % index
+        self.nothing = nothing + b"," if nothing else b""
         if chat:
-            self.first = choice + b'"delta":{"role":"assistant","content":'
-            self.next = choice + b'"delta":{"content":'
-            self.empty = choice + b'"delta":{'
+            self.other = choice + b'"delta":{'
+            self.first = self.other + b'"role":"assistant",' + self.nothing + b'"content":'
+            self.next = self.other + self.nothing + b'"content":'
+            self.empty = self.other + nothing
         else:
             self.first = self.next = choice + b'"text":'
-            self.empty = choice + b'"text":""'
+            self.empty = self.other = choice + b'"text":""'
 
 
 def member(name: str, value: Any) -> bytes:

@@ -25,6 +25,8 @@ FINISH_NAMES: dict[int, str] = {
 }
 
 ROLE = b'"role":"assistant","content":null,'  # before the members of a first delta without text
+# In deltas of a model that reasons. Clients of DeepSeek and SGLang read the member without asking whether it is there.
+NO_REASONING = b'"reasoning_content":null'
 
 _encode = msgspec.json.Encoder().encode
 _REASONING = b'"reasoning_content":%b,"reasoning":%b'  # clients know one or the other
@@ -37,26 +39,29 @@ def finish_name(reason: int, *, has_calls: bool) -> str:
     return "tool_calls" if has_calls and reason == FinishReason.STOP else FINISH_NAMES[reason]
 
 
-def delta(answer_id: str, choice: int, piece: Piece) -> bytes:
-    """The members of a piece's delta, if it is no text. A call has id and name in its first one, and never again."""
+def delta(answer_id: str, choice: int, piece: Piece, nothing: bytes) -> bytes:
+    """The members of a piece's delta, if it is no text. A call has id and name in its first one, and never again.
+
+    `nothing` is the member of a call's delta that says that it is no reasoning, with a comma behind it, or empty.
+    """
     text, call = _encode(piece.text), piece.num_calls - 1
     if piece.kind is OutputKind.REASONING:
         return _REASONING % (text, text)
     if piece.kind is OutputKind.TOOL_NAME:
-        return _CALL % (call, _encode(_call_id(answer_id, choice, call)), text)
-    return _ARGUMENTS % (call, text)
+        return nothing + _CALL % (call, _encode(_call_id(answer_id, choice, call)), text)
+    return nothing + _ARGUMENTS % (call, text)
 
 
-def message(answer_id: str, choice: int, parts: Sequence[Part], *, may_reason: bool) -> dict[str, Any]:
+def message(answer_id: str, choice: int, parts: Sequence[Part], *, has_reasoning: bool) -> dict[str, Any]:
     """The whole message. `content` is null if there are calls and no text.
 
-    With `may_reason` it has the reasoning's members also if there is none: null, as vLLM and SGLang have it.
+    With `has_reasoning` it has the reasoning's members also if there is none: null, as vLLM and SGLang have it.
     """
     text = "".join([part.text for part in parts if part.kind is OutputKind.TEXT])
     reasoning = "".join([part.text for part in parts if part.kind is OutputKind.REASONING])
     calls = [part for part in parts if part.kind is OutputKind.TOOL_ARGUMENTS]
     members: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else text), "refusal": None}
-    if reasoning or may_reason:
+    if reasoning or has_reasoning:
         members |= {"reasoning_content": reasoning or None, "reasoning": reasoning or None}
     if calls:
         members["tool_calls"] = [

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from rbee.server.protocols.parameters import MOST_TOKENS, GenerationRequest
+from rbee.server.protocols.parameters import ADVISORY_OF_PEERS, MOST_TOKENS, GenerationRequest
 
 UNLIMITED = -1  # as max_tokens: up to the end, in the words of llama.cpp's and LM Studio's clients
 
@@ -204,19 +204,15 @@ CHAT_SYNONYMS = SYNONYMS | {
 }
 
 # Fields that cannot change what the answer is. They are taken, and named in a Warning header.
-_ADVISORY_EVERYWHERE = frozenset(
+_ADVISORY_EVERYWHERE = ADVISORY_OF_PEERS | frozenset(
     {
-        "cache_prompt",
-        "id_slot",
         "metadata",
         "prediction",
         "prompt_cache_key",
         "prompt_cache_retention",
-        "request_id",
         "safety_identifier",
         "service_tier",
         "store",
-        "timings_per_token",
         "user",
         "verbosity",
     }

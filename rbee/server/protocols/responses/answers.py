@@ -269,6 +269,7 @@ class FunctionCallArgumentsDelta(_OfCall, tag="response.function_call_arguments.
 class FunctionCallArgumentsDone(_OfCall, tag="response.function_call_arguments.done"):
     """All of a call's arguments."""
 
+    name: str
     arguments: str
 
 

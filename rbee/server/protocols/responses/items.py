@@ -153,7 +153,7 @@ class Items:
         item = {"output_index": index, "item": self._item(part, index, num_calls - 1, status)}
         done = _DELTAS[part.kind].replace(".delta", ".done")
         if part.kind is OutputKind.TOOL_ARGUMENTS:
-            text = event(done, number, place | {"arguments": part.text})
+            text = event(done, number, place | {"name": part.name, "arguments": part.text})
         else:
             logprobs = {"logprobs": self._tokens(index)} if part.kind is OutputKind.TEXT else {}
             text = event(done, number, place | {"text": part.text} | logprobs)

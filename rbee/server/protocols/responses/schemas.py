@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from rbee.server.protocols.parameters import GenerationRequest
+from rbee.server.protocols.parameters import ADVISORY_OF_PEERS, GenerationRequest
 
 LOGPROBS = "message.output_text.logprobs"  # OpenAI's name of them in `include`
 
@@ -120,7 +120,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # Fields that cannot change what the answer is. They are accepted, and named in the Warning header.
-ADVISORY = frozenset(
+ADVISORY = ADVISORY_OF_PEERS | frozenset(
     {
         "max_tool_calls",
         "prompt_cache_key",

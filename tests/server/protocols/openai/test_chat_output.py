@@ -16,7 +16,7 @@ from rbee.server.streams.replies import CollectedReply
 from rbee.server.text.output import OutputKind, output_format
 from tests.batches import record_batch, scored
 from tests.server.streams.streams_parts import StreamedCase, make_dialect, make_sinks, make_text
-from tests.server.streams.tagged_output import PLAN, WordTokens
+from tests.server.streams.tagged_output import PLAN, TaggedFormat, WordTokens
 
 pytestmark = pytest.mark.anyio
 
@@ -37,9 +37,15 @@ MESSAGE = {
 MESSAGE_WITHOUT_REASONING = {"role": "assistant", "refusal": None, "reasoning_content": None, "reasoning": None}
 
 
-def streamed(words, reason=FinishReason.STOP, **options):
+class ToolsOnly(TaggedFormat):
+    """The format of a model that does not reason."""
+
+    has_reasoning = False
+
+
+def streamed(words, reason=FinishReason.STOP, plan=PLAN, **options):
     """A stream whose tokens are these words."""
-    case = StreamedCase(chat=True, plan=PLAN, new_detokenizer=lambda: WordTokens(words), **options)
+    case = StreamedCase(chat=True, plan=plan, new_detokenizer=lambda: WordTokens(words), **options)
     for index in range(options.get("n", 1)):
         case.choices[index].deliver(record_batch([(number, -0.5) for number in range(len(words))], reason))
     return case
@@ -60,15 +66,20 @@ def deltas(case):
     return [chunk["delta"] for chunk in chunks], chunks[-1]["finish_reason"]
 
 
+def no_reasoning(**members):
+    """The delta of a model that may reason, and does not here."""
+    return {"reasoning_content": None} | members
+
+
 def call(index, **function):
     """The delta of a call."""
-    return {"tool_calls": [{"index": index, "function": function}]}
+    return no_reasoning(tool_calls=[{"index": index, "function": function}])
 
 
 def first_of(index, name):
     """The first delta of a call."""
     function = {"name": name, "arguments": ""}
-    return {"tool_calls": [{"index": index, "id": CALLS[index], "type": "function", "function": function}]}
+    return no_reasoning(tool_calls=[{"index": index, "id": CALLS[index], "type": "function", "function": function}])
 
 
 async def test_stream_delta_by_delta():
@@ -77,16 +88,24 @@ async def test_stream_delta_by_delta():
     assert said == [
         {"role": "assistant", "content": None, "reasoning_content": "Hm", "reasoning": "Hm"},
         {"reasoning_content": ".", "reasoning": "."},
-        {"content": "So"},
-        {"content": ": "},
+        no_reasoning(content="So"),
+        no_reasoning(content=": "),
         first_of(0, "add"),
         call(0, arguments='{"a"'),
         call(0, arguments=": 1}"),
         first_of(1, "now"),
         call(1, arguments="{}"),
-        {},
+        no_reasoning(),
     ]
     assert reason == "tool_calls"
+
+
+async def test_deltas_of_a_model_that_does_not_reason():
+    """They and the whole message do not name it."""
+    plan = OutputPlan(format=ToolsOnly())
+    said, _ = deltas(streamed(["So: ", "<tool_call>f{", "}", "</tool_call>", ""], plan=plan))
+    assert [{*delta} for delta in said] == [{"role", "content"}, {"tool_calls"}, {"tool_calls"}, {"tool_calls"}, set()]
+    assert "reasoning_content" not in whole(["So"], plan=plan)["choices"][0]["message"]
 
 
 async def test_first_bytes_of_a_stream():
@@ -94,7 +113,7 @@ async def test_first_bytes_of_a_stream():
     frame = streamed(["<tool_call>f{", "}"]).written().split(b"\n\n")[0]
     assert frame == (
         b'data: {"id":"i","object":"chat.completion.chunk","created":0,"model":"m","choices":[{"index":0,"delta":'
-        b'{"role":"assistant","content":null,"tool_calls":[{"index":0,"id":"%b","type":"function","function":'
+        b'{"role":"assistant","content":null,"reasoning_content":null,"tool_calls":[{"index":0,"id":"%b","type":"function","function":'
         b'{"name":"f","arguments":""}}]},"finish_reason":null}]}' % CALLS[0].encode()
     )
 
@@ -105,7 +124,7 @@ async def test_end_shares_the_frame_of_the_last_piece():
         (["<think>a", "b"], {"reasoning_content": "b", "reasoning": "b"}, "stop"),
         (["<tool_call>f", "{", "}"], call(0, arguments="}"), "tool_calls"),
         (["<tool_call>", "f"], first_of(0, "f") | {"role": "assistant", "content": None}, "tool_calls"),
-        (["<think>", "</think>"], {"role": "assistant", "content": ""}, "stop"),
+        (["<think>", "</think>"], no_reasoning(role="assistant", content=""), "stop"),
     ]:
         said, why = deltas(streamed(words))
         assert (said[-1], why) == (last, reason)
@@ -229,9 +248,3 @@ async def test_reasoning_that_is_left_out_is_null():
     hidden = dataclasses.replace(PLAN, reasoning=ReasoningView(ReasoningPlace.NOWHERE))
     [choice] = whole(["<think>a</think>", "b"], plan=hidden)["choices"]
     assert choice["message"] == MESSAGE_WITHOUT_REASONING | {"content": "b"}
-
-
-async def test_deltas_have_no_nulls_of_reasoning():
-    """Each token of a stream would carry them."""
-    said, _ = deltas(streamed(["a", "b"]))
-    assert said == [{"role": "assistant", "content": "a"}, {"content": "b"}]

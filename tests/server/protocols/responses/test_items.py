@@ -72,7 +72,7 @@ class Expected:
         return [
             ("response.output_item.added", {"output_index": index, "item": begun}),
             *((f"{kind}.delta", place | {"delta": delta}) for delta in deltas),
-            (f"{kind}.done", place | {"arguments": text}),
+            (f"{kind}.done", place | {"name": name, "arguments": text}),
             ("response.output_item.done", {"output_index": index, "item": done}),
         ]
 
