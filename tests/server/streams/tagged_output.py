@@ -82,7 +82,6 @@ class TaggedParser:
 class TaggedFormat:
     """See `OutputFormat`. Characters decide what a tag is."""
 
-    has_reasoning = True
     token_names: Mapping[int, str] = {}
     has_reasoning = True
     reasoning_tags = None

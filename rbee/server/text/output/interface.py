@@ -58,10 +58,6 @@ class OutputFormat(Protocol):
     """How a model writes its reasoning and its tool calls."""
 
     @property
-    def has_reasoning(self) -> bool:
-        """Outputs may have reasoning."""
-
-    @property
     def token_names(self) -> Mapping[int, str]:
         """Tokens whose names have a meaning, by their ids; the same letters in other tokens have none."""
 
