@@ -83,6 +83,6 @@ def test_fields_of_peers_are_advisory(route):
     make_reader, least, *_ = ROUTES[route]
     peers: dict[str, object] = {"cache_prompt": True, "id_slot": 3, "request_id": "r", "timings_per_token": True}
     assert peers.keys() == ADVISORY_OF_PEERS
-    result = outcome(make_reader(MODEL, num_rings=64, ring_capacity=1024, lenient=False), least | peers)
+    result = outcome(make_reader(MODEL, num_rings=64, ring_capacity=1024, lenient=False), {**least, **peers})
     warning = dict(result.dialect.answer_headers)[b"warning"].decode()
     assert warning == f'299 - "ignored: {", ".join(peers)}"'
