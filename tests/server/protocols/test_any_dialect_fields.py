@@ -2,6 +2,8 @@
 
 import json
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ from rbee.server.protocols.responses.reader import ResponsesReader
 from tests.server.protocols.dialects_parts import HI
 from tests.server.protocols.parameters_parts import JSON, MODEL, ready
 
-ROUTES = {
+ROUTES: dict[str, Any] = {
     "messages": (
         MessagesReader,
         {"messages": HI, "max_tokens": 5},
