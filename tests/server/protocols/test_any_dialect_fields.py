@@ -1,7 +1,6 @@
 """Messages and Responses requests of any fields: each is taken, or refused by name."""
 
 import json
-
 from typing import Any
 
 import pytest
