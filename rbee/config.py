@@ -153,8 +153,8 @@ class ServerConfig:
     tool_parser: str = option(
         "auto",
         "How the model writes tool calls: auto as its chat template shows, none if they shall stay text, or a format: "
-        "hermes, qwen3_coder, llama3_json, mistral, granite, functionary_v3_1, functionary_v3_2, deepseek_v3, "
-        "deepseek_v31, deepseek_v32, openai.",
+        "hermes, qwen3_coder, llama3_json, pythonic, lfm2, mistral, granite, functionary_v3_1, functionary_v3_2, "
+        "deepseek_v3, deepseek_v31, deepseek_v32, openai.",
         metavar="NAME",
     )
     reasoning_parser: str = option(

@@ -15,7 +15,7 @@ from rbee.config import ServerConfig
 from rbee.server.errors import LONGEST_MESSAGE
 from rbee.server.http import body, protocol, rest
 from rbee.server.protocols import ignored_fields, json_shape
-from rbee.server.protocols.openai import reader
+from rbee.server.protocols.openai import tokenizing
 from rbee.server.text import grammars
 from tests.docs.generated_part import ROOT, GeneratedPart
 
@@ -102,7 +102,7 @@ BOUNDS = [
     ),
     Bound(
         "a text for /tokenize",
-        f"{reader.MAX_TOKENIZED:,} tokens, or the model's context if that is longer",
+        f"{tokenizing.MAX_TOKENIZED:,} tokens, or the model's context if that is longer",
         "400 `too_many_tokens`",
         "faults/test_door_work.py",
         r"(words|'a'), /tokenize",

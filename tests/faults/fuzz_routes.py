@@ -27,6 +27,8 @@ ROUTES: tuple[tuple[str, str, dict[str, Any] | None, int], ...] = (  # method, t
     ("POST", "/tokenize", {"messages": [{"role": "user", "content": "hi"}], "add_special_tokens": False}, 200),
     ("POST", "/detokenize", {"tokens": [104, 105]}, 200),
     ("POST", "/detokenize", {"tokens": "104"}, 400),
+    ("POST", "/apply-template", {"messages": [{"role": "user", "content": "hi"}]}, 200),
+    ("POST", "/apply-template", {"messages": "hi"}, 400),
     ("POST", COMPLETIONS, {"prompt": "hi", "max_tokens": 2, "stream": True}, 200),
     ("POST", COMPLETIONS, {"prompt": "left", "max_tokens": 90, "ignore_eos": True, "stream": True}, 200),
     ("POST", COMPLETIONS, {"prompt": [104, 105], "max_tokens": 3, "logprobs": 1, "echo": True}, 200),

@@ -54,6 +54,7 @@ WHOLE: list[tuple[str, dict[str, Any]]] = [
     ("/tokenize", {"prompt": "a", "return_token_strs": True}),
     ("/tokenize", {"messages": HI}),
     ("/detokenize", {"tokens": [104]}),
+    ("/apply-template", {"messages": HI}),
     (MESSAGES, {"messages": HI, "max_tokens": 3}),
     (MESSAGES, {"messages": HI, "max_tokens": 3, "stop_sequences": [STOP]}),
     (f"{MESSAGES}/count_tokens", {"messages": HI}),

@@ -125,3 +125,19 @@ def test_the_default_model(default_model):
         f"<|im_start|>assistant\n{CALLS_SHOWN}<|im_end|>\n<|im_start|>user\n{RESULTS_SHOWN}<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
+
+
+def test_a_template_of_lfm2_gets_its_own_calls():
+    """It shows tools and results, and leaves calls out: they are written in Python's words, as the model does."""
+    source = (
+        "{{ '<|tool_list_start|>' + (tools | tojson) if tools else '' }}"
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    )
+    arguments = {"a": 1, "b": [True, None], "c": {"d": "\"e'"}}
+    call = ToolCall("a", "ping", arguments, "")
+    turn = CALLS | {"tool_calls": [call, *CALLS["tool_calls"][1:]]}
+    [text] = ChatTemplate(source, {}).render([ASK, turn, *RESULTS], tools=[PING])
+    assert text.partition("<user>")[2] == (
+        'Go.<assistant>Now.\n<|tool_call_start|>[ping(a=1, b=[True, None], c={"d": "\\"e\'"}), pong()]'
+        "<|tool_call_end|><tool>up<tool>"
+    )

@@ -271,4 +271,10 @@ class DetokenizeAnswer(Shape):
     prompt: str
 
 
+class AppliedTemplate(Shape):
+    """The answer to POST /apply-template."""
+
+    prompt: str
+
+
 RESUMABLE: tuple[Any, ...] = (ChatChunk, CompletionChunk, ErrorEnvelope)  # events of streams that can be resumed

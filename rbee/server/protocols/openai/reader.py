@@ -29,11 +29,10 @@ from rbee.server.protocols.openai.schemas import (
     UNLIMITED,
     ChatRequest,
     CompletionRequest,
-    DetokenizeRequest,
     StreamOptions,
     TokenizeRequest,
 )
-from rbee.server.protocols.openai.tools import read_tool_use, read_tools, refuse_former
+from rbee.server.protocols.openai.tools import read_tool_use, refuse_former
 from rbee.server.protocols.output_form import (
     of_choice,
     of_grammar,
@@ -48,8 +47,6 @@ from rbee.server.protocols.parameters import check_parameters, check_token_ids
 from rbee.server.protocols.reasoning import given_variables, reasoning_variables
 from rbee.server.streams.generation import APART, Prompt
 from rbee.server.text.token_text import Echo
-from rbee.server.text.tokenizer import TooManyTokensError
-from rbee.server.text.tool_use import ToolUse
 
 if TYPE_CHECKING:
     from rbee.messages import Ready
@@ -64,8 +61,8 @@ if TYPE_CHECKING:
     from rbee.server.text.output.tools import Tool
     from rbee.server.text.served_model import ServedModel
     from rbee.server.text.tokenizer import TextCodec
+    from rbee.server.text.tool_use import ToolUse
 
-MAX_TOKENIZED = 65_536  # tokens of a text, for a model that takes no longer ones: Python lists each of them
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for plain completions
 
 
@@ -76,13 +73,6 @@ class Asked(NamedTuple):
     dialect: Dialect
     stream: bool  # whether the client wants the answer as it comes
     resumable: bool  # whether it wants to be able to resume the stream
-
-
-class Tokenized(NamedTuple):
-    """The tokens of a text."""
-
-    token_ids: list[int]
-    names: list[str] | None  # None: nobody asked for them
 
 
 class RequestReader:
@@ -119,7 +109,7 @@ class RequestReader:
             add_special_tokens=request.add_special_tokens,
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
-            variables=self._template_variables(request, reasoning, reader, tool_use),
+            variables=template_variables(self._reader, request, reasoning, reader, tool_use),
         )
         generation = self._reader.generation(
             request,
@@ -157,65 +147,6 @@ class RequestReader:
             form=read_form(request, reader, self._codec),
         )
         return self._asked(request, reader, CompletionDialect, generation, engine)
-
-    def tokenize(self, body: bytes, max_model_len: int) -> Tokenized:
-        """The tokens of a prompt or of messages, which may be longer than the model takes (0: not known yet)."""
-        limit = max(MAX_TOKENIZED, max_model_len)
-        reader = FieldReader(lenient=self._lenient)
-        given = decode_object(body)
-        asked = reader.read(given, TokenizeRequest, {})
-        self.check_model(asked.model)
-        if (asked.prompt is None) == (asked.messages is None):
-            raise invalid("prompt", "Send either prompt or messages.")
-        for name in ("tools", "continue_final_message", "chat_template_kwargs"):
-            if asked.messages is None and getattr(asked, name):
-                raise invalid(name, f"{name} is for messages; leave it out beside a prompt.")
-        add_special_tokens = asked.messages is None if asked.add_special_tokens is None else asked.add_special_tokens
-        try:
-            if asked.messages is None:
-                pieces = [asked.prompt or ""]
-            else:
-                tools = read_tools(asked.tools, reader)
-                template = self._reader.model.chat_template
-                messages = read_messages(asked.messages, reader, shows_reasoning=_shows_reasoning(template, tools))
-                _check_continued(asked, messages, given)
-                pieces = self._reader.chat_pieces(
-                    messages,
-                    limit,
-                    ToolUse(tools),
-                    add_generation_prompt=asked.add_generation_prompt,
-                    continue_final_message=asked.continue_final_message,
-                    variables=given_variables(asked.chat_template_kwargs),
-                )
-            token_ids = self._codec.encode_pieces(pieces, add_special_tokens=add_special_tokens, limit=limit)
-        except TooManyTokensError as error:
-            raise invalid(
-                "prompt" if asked.messages is None else "messages",
-                f"The text has at least {error.found} tokens, and this route counts {limit} at most; send it in parts.",
-                code="too_many_tokens",
-            ) from None
-        return Tokenized(token_ids, self._codec.token_names(token_ids) if asked.return_token_strs else None)
-
-    def detokenize(self, body: bytes) -> str:
-        asked = FieldReader(lenient=self._lenient).read(decode_object(body), DetokenizeRequest, {})
-        self.check_model(asked.model)
-        check_token_ids(asked.tokens, "tokens", self._codec.size)
-        return self._codec.decode(asked.tokens)
-
-    def _template_variables(
-        self, request: ChatRequest, reasoning: ReasoningOptions, reader: FieldReader, tool_use: ToolUse
-    ) -> dict[str, Any]:
-        """What the chat template gets; of the fields that only some templates know, this one's."""
-        switches = reasoning_variables(
-            self._reader.template_for(tool_use),
-            reader.ignored,
-            enable=reasoning.enable.value,
-            implied=reasoning.implied,
-            effort=reasoning.effort.value,
-            enable_field=reasoning.enable.field,
-            effort_field=reasoning.effort.field,
-        )
-        return switches | given_variables(request.chat_template_kwargs)
 
     def _prompt(self, request: CompletionRequest, given: GivenPrompt, engine: Ready) -> Prompt:
         text, token_ids = given.text, given.token_ids
@@ -286,13 +217,29 @@ def read_chat(given: dict[str, Any], reader: FieldReader, template: ChatTemplate
     if not request.messages:
         raise invalid("messages", "messages must hold at least one message.")
     tool_use = read_tool_use(request.tools, request.tool_choice, reader, parallel=request.parallel_tool_calls)
-    shows_reasoning = _shows_reasoning(template, tool_use.offered)
-    messages = read_messages(request.messages, reader, shows_reasoning=shows_reasoning)
-    _check_continued(request, messages, given)
+    shown = shows_reasoning(template, tool_use.offered)
+    messages = read_messages(request.messages, reader, shows_reasoning=shown)
+    check_continued(request, messages, given)
     return ReadChat(request, messages, tool_use)
 
 
-def _check_continued(
+def template_variables(
+    model: GenerationReader, request: ChatRequest, reasoning: ReasoningOptions, reader: FieldReader, tool_use: ToolUse
+) -> dict[str, Any]:
+    """What the chat template gets; of the fields that only some templates know, this one's."""
+    switches = reasoning_variables(
+        model.template_for(tool_use),
+        reader.ignored,
+        enable=reasoning.enable.value,
+        implied=reasoning.implied,
+        effort=reasoning.effort.value,
+        enable_field=reasoning.enable.field,
+        effort_field=reasoning.effort.field,
+    )
+    return switches | given_variables(request.chat_template_kwargs)
+
+
+def check_continued(
     request: ChatRequest | TokenizeRequest, messages: list[dict[str, Any]], given: dict[str, Any]
 ) -> None:
     """That continue_final_message, if it is set, has a message to continue; `given` tells what else was set."""
@@ -309,7 +256,7 @@ def _check_continued(
         raise invalid("continue_final_message", "continue_final_message needs a last message without tool_calls.")
 
 
-def _shows_reasoning(template: ChatTemplate | None, tools: tuple[Tool, ...]) -> bool:
+def shows_reasoning(template: ChatTemplate | None, tools: tuple[Tool, ...]) -> bool:
     """Whether the template shows what the assistant thought in earlier turns."""
     return template is not None and template.for_tools(offered=bool(tools)).abilities.reasoning_field is not None
 

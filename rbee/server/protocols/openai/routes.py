@@ -1,4 +1,4 @@
-"""OpenAI's routes: chat and plain completions; and /tokenize, /detokenize as vLLM has them.
+"""OpenAI's routes: chat and plain completions; /tokenize and /detokenize of vLLM, and /apply-template of llama.cpp.
 
 Owns the way from a request to its response, or to the stream whose rest it asks for. Does not know fields or limits:
 `rbee.server.protocols.openai.reader` reads a request's content.
@@ -28,6 +28,7 @@ from rbee.server.protocols.openai.schemas import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from rbee.server.protocols.openai.tokenizing import TextReader
 from rbee.server.protocols.openapi import Body, ErrorEnvelope, Operation
 from rbee.server.protocols.parameters import DEADLINE_HEADER
 from rbee.server.streams.exchange import GenerationResponse
@@ -58,9 +59,9 @@ class OpenAiApi:
         self._resuming = resuming
         self._bodies = bodies
         supervisor = backend.supervisor
-        self._reader = RequestReader(
-            model, num_rings=supervisor.num_rings, ring_capacity=supervisor.ring_capacity, lenient=lenient
-        )
+        limits = {"num_rings": supervisor.num_rings, "ring_capacity": supervisor.ring_capacity}
+        self._reader = RequestReader(model, **limits, lenient=lenient)
+        self._texts = TextReader(model, **limits, lenient=lenient)
         self._embeddings = EmbeddingsApi(backend, model, self._bodies, lenient=lenient)
 
     def routes(self) -> list[Route]:
@@ -69,6 +70,7 @@ class OpenAiApi:
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/detokenize", self.detokenize, methods=["POST"]),
+            Route("/apply-template", self.apply_template, methods=["POST"]),
             *self._embeddings.routes(),
         ]
 
@@ -106,6 +108,13 @@ class OpenAiApi:
                 Body(DetokenizeRequest),
                 answer=(answers.DetokenizeAnswer,),
             ),
+            Operation(
+                "POST",
+                "/apply-template",
+                "The prompt of a conversation.",
+                chat,
+                answer=(answers.AppliedTemplate,),
+            ),
         ]
 
     async def chat_completions(self, request: Request) -> Response:
@@ -119,7 +128,7 @@ class OpenAiApi:
         max_model_len = engine and engine.max_model_len
 
         def answer(body: bytes) -> Response:
-            token_ids, names = self._reader.tokenize(body, max_model_len or 0)
+            token_ids, names = self._texts.tokenize(body, max_model_len or 0)
             shown = {"count": len(token_ids), "max_model_len": max_model_len, "tokens": token_ids, "token_strs": names}
             return json_response(shown)
 
@@ -128,7 +137,17 @@ class OpenAiApi:
 
     async def detokenize(self, request: Request) -> Response:
         def answer(body: bytes) -> Response:
-            return json_response({"prompt": self._reader.detokenize(body)})
+            return json_response({"prompt": self._texts.detokenize(body)})
+
+        async with self._bodies.reading(request) as body:
+            return await self._bodies.work(request, body, answer)
+
+    async def apply_template(self, request: Request) -> Response:
+        engine = self._backend.supervisor.ready
+        max_model_len = engine.max_model_len if engine else 0
+
+        def answer(body: bytes) -> Response:
+            return json_response({"prompt": self._texts.apply_template(body, max_model_len)})
 
         async with self._bodies.reading(request) as body:
             return await self._bodies.work(request, body, answer)

@@ -9,8 +9,19 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rbee.server.text.output.dsml import DSML_CALLS, DSML_END_CALLS, DSML_END_INVOKE, DSML_END_PARAMETER, dsml_head
-from rbee.server.text.output.lark import CODE, NO_OBJECT, SPACE, TEXT, Lark, either, literal
+from rbee.server.text.output.lark import (
+    CODE,
+    NO_LIST,
+    NO_OBJECT,
+    QUOTED,
+    SPACE,
+    TEXT,
+    Lark,
+    either,
+    literal,
+)
 from rbee.server.text.output.python_tag import PYTHON_TAG, code_tool
+from rbee.server.text.output.pythonic import LFM2_END, LFM2_START, PYTHON_START
 from rbee.server.text.output.schema_types import types_of
 
 if TYPE_CHECKING:
@@ -225,6 +236,60 @@ def _in_order(tool: Tool, parameters: dict[str, str]) -> str:
     )
 
 
+_COMMA = f'"," {SPACE}'
+
+
+def _pythonic(writer: CallWriter) -> Calls:
+    """A list of its own, or behind a tag: a text that begins like one is calls."""
+    one = writer.lark.rule(either([_python_call(writer, tool) for tool in writer.tools]))
+    calls = f'"[" {one} {writer.several(_COMMA, one)} "]"'
+    in_text = writer.lark.up_to([PYTHON_START], NO_LIST)
+    return Calls(f"({writer.lark.tag(PYTHON_START)})? {calls}", f"{in_text} {calls}", text=NO_LIST)
+
+
+def _lfm2(writer: CallWriter) -> Calls:
+    end = f'"]" {writer.lark.tag(LFM2_END)}'
+    return _calls(writer, LFM2_START, lambda tool: _python_call(writer, tool), between=_COMMA, around=('"["', end))
+
+
+def _python_call(writer: CallWriter, tool: Tool) -> str:
+    """NAME(KEY=VALUE, ...): the keys of the schema in their order, or any."""
+    lark = writer.lark
+    properties = tool.parameters.get("properties")
+    if not writer.is_bound(tool) or not isinstance(properties, dict):
+        value = lark.rule(either([lark.json({}, lenient=True), QUOTED, '"True"', '"False"', '"None"']))
+        one = f'/[A-Za-z_][0-9A-Za-z_-]*/ "=" {value}'
+        return f'{literal(f"{tool.name}(")} ({one} ({_COMMA} {one})*)? ")"'
+    required = tool.parameters.get("required")
+    first = rest = '""'  # what may follow where no key has come yet, and behind one
+    for key, schema in reversed(properties.items()):
+        one = f"{literal(f'{key}=')} {_python_value(writer, tool, key, schema)} {rest}"
+        ways = [one], [f"{_COMMA} {one}"]
+        if not (isinstance(required, list) and key in required):
+            ways[0].append(first)
+            ways[1].append(rest)
+        first, rest = lark.rule(either(ways[0])), lark.rule(either(ways[1]))
+    return f'{literal(f"{tool.name}(")} {first} ")"'
+
+
+def _python_value(writer: CallWriter, tool: Tool, key: str, schema: Any) -> str:
+    """JSON, or the same in Python's words."""
+    types = types_of(tool.parameters, key) or frozenset()
+    known = schema if isinstance(schema, dict) else {}
+    ways = [writer.lark.json({**_definitions(tool.parameters), **known}, lenient=not tool.strict)]
+    if "enum" in known:
+        ways += [
+            literal(f"'{text}'") for text in _texts_of(known) if text.isprintable() and not set(text) & {"'", "\\"}
+        ]
+    elif known.keys() <= _ANNOTATED_TYPE:
+        ways += [word for kind, words in _PYTHON_WORDS.items() if kind in types for word in words]
+    return either(ways)
+
+
+_ANNOTATED_TYPE = frozenset({"type", "title", "description", "default"})
+_PYTHON_WORDS = {"string": [QUOTED], "boolean": ['"True"', '"False"'], "null": ['"None"']}
+
+
 def _qwen3_coder(writer: CallWriter) -> Calls:
     end = writer.lark.tag("</tool_call>")
 
@@ -273,6 +338,8 @@ CALL_GRAMMARS: dict[str, Callable[[CallWriter], Calls]] = {
     "hermes": _hermes,
     "qwen3_coder": _qwen3_coder,
     "llama3_json": _llama,
+    "lfm2": _lfm2,
+    "pythonic": _pythonic,
     "mistral": _mistral,
     "granite": _granite,
     "functionary_v3_1": _function_tags,

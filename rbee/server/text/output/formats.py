@@ -15,6 +15,7 @@ from rbee.server.text.output.harmony import HARMONY_TAGS, Harmony
 from rbee.server.text.output.interface import ReasoningTags
 from rbee.server.text.output.marks import Spelling
 from rbee.server.text.output.python_tag import FunctionaryTags, LlamaTags
+from rbee.server.text.output.pythonic import LFM2_START, Lfm2, Pythonic
 from rbee.server.text.output.qwen3_coder import Qwen3Coder
 from rbee.server.text.output.reading import GeneratorParser
 from rbee.server.text.output.reasoning_formats import GRANITE, MAGISTRAL, NO_REASONING, THINK, ReasoningFormat
@@ -64,6 +65,13 @@ TOOL_FORMATS: Mapping[str, Known[ToolFormat]] = {
         "Hermes, Qwen2.5, Qwen3, Granite 4, SmolLM3; templates that write no calls",
         (("<tool_call>",),),
         ("granite4",),
+    ),
+    "lfm2": Known(Lfm2(), "LFM2, LFM2.5", ((LFM2_START,), ("<|tool_list_start|>",))),
+    "pythonic": Known(
+        Pythonic(),
+        "Llama 4 and ToolACE, as they are prompted for it",
+        (("format of [func_name1(",),),
+        ("llama4_pythonic",),
     ),
     "llama3_json": Known(
         LlamaTags(), "Llama 3.1, 3.2, 3.3", (("<|python_tag|>",), ("<|start_header_id|>", "ipython")), ("llama4_json",)

@@ -33,23 +33,28 @@ def read_calls(reading: Reading, *, bare: bool = False) -> Waiting[bool]:
     """
     if not (yield from attempt(reading, _read_first(reading, bare=bare))):
         return False
-    while (yield from reading.reader.skip(_NEXT)) == "{":
-        if not (yield from attempt(reading, _JsonCall(reading, bare=bare).read())):
-            break
+    yield from read_further(reading, bare=bare)
     return True
+
+
+def read_further(reading: Reading, *, bare: bool = False) -> Waiting[None]:
+    """Read the objects of calls that follow one, and what stands between and behind them."""
+    while (yield from reading.reader.skip(_NEXT)) == "{":
+        if not (yield from attempt(reading, JsonCall(reading, bare=bare).read())):
+            return
 
 
 def _read_first(reading: Reading, *, bare: bool) -> Waiting[None]:
     if (yield from reading.reader.skip()) == "[":
         reading.reader.read(1)
         yield from reading.reader.skip()
-    yield from _JsonCall(reading, bare=bare).read()
+    yield from JsonCall(reading, bare=bare).read()
 
 
-class _JsonCall:
+class JsonCall:
     """One call."""
 
-    def __init__(self, reading: Reading, *, bare: bool) -> None:
+    def __init__(self, reading: Reading, *, bare: bool = False) -> None:
         self._reader = reading.reader
         self._spans = reading.spans
         self._keys = _BARE_KEYS if bare else None

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 
 # White space in JSON: a space, or a line break and some indentation. A small model could write it without end.
 _SPACE = r"(\n {0,20}| )?"
-SPACE, TEXT, NO_OBJECT, CODE = "SPACE", "TEXT", "NO_OBJECT", "CODE"  # terminals
+SPACE, TEXT, NO_OBJECT, NO_LIST = "SPACE", "TEXT", "NO_OBJECT", "NO_LIST"  # terminals
+CODE, QUOTED = "CODE", "QUOTED"
 _TERMINALS = {
     SPACE: r"/(\n{1,2}| )?/",  # between tags, and in calls
     TEXT: "/(?s:.*)/",
     NO_OBJECT: r"/(\s*[^\s{](?s:.*))?/",  # any text that does not begin like a JSON object
+    NO_LIST: r"/(\s*[^\s\[](?s:.*))?/",
+    QUOTED: r"/'([^'\\\x00-\x1f]|\\['\"\\nrt])*'/",  # a string in Python's other quotes
     CODE: r"/\s*[^\s{\[](?s:.*)/ & ~/\s*[\w-]+\.call\((?s:.*)/",  # nor like a list, or like NAME.call(
 }
 

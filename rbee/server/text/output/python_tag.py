@@ -8,12 +8,11 @@ tool's only parameter, or of "code".
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING
 
 from rbee.server.text.output.json_calls import read_calls
-from rbee.server.text.output.json_values import copy_value
-from rbee.server.text.output.reading import EndOfOutputError, OddOutputError, attempt, end_of
+from rbee.server.text.output.pythonic import read_keywords
+from rbee.server.text.output.reading import attempt
 from rbee.server.text.output.tool_formats import FunctionTags, JsonTags
 
 if TYPE_CHECKING:
@@ -26,12 +25,6 @@ PYTHON_TAG = "<|python_tag|>"
 _ENDS = frozenset({"<|eom_id|>", "<|eot_id|>"})
 _BUILT_IN = ("brave_search", "wolfram_alpha")
 _RUN_CODE = ("code_interpreter", "ipython", "python")  # tools, by their names
-_KEY = re.compile(r"\w*")
-_WORD = re.compile(r"[\w.+-]*")
-_SPACE = re.compile(r"\s*")
-_PYTHON = {"True": "true", "False": "false", "None": "null"}
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
-_CHARACTERS = {quote: re.compile(rf"[^{quote}\\]*") for quote in "\"'"}
 
 
 class LlamaTags(JsonTags):
@@ -88,76 +81,12 @@ def _read_code(reading: Reading, tool: Tool) -> Waiting[None]:
 
 def _read_built_in(reading: Reading) -> Waiting[None]:
     """Read NAME.call(KEY=VALUE, ...)."""
-    reader, write = reading.reader, reading.spans.arguments
     names = dict.fromkeys((*reading.tools, *_BUILT_IN))
-    yield from reader.skip()
-    word = yield from reader.read_one_of([f"{name}.call(" for name in names])
+    yield from reading.reader.skip()
+    word = yield from reading.reader.read_one_of([f"{name}.call(" for name in names])
     reading.spans.call(word.removesuffix(".call("))
-    separator = "{"
-    while (yield from reader.skip()) != ")":
-        key = yield from reader.read_run(_KEY)
-        if not key or (yield from reader.skip()) != "=":
-            raise OddOutputError
-        reader.read(1)
-        write(f"{separator}{json.dumps(key, ensure_ascii=False)}: ")
-        separator = ", "
-        yield from _copy_value(reading, (yield from reader.skip()))
-        if (yield from reader.skip()) == ",":
-            reader.read(1)
-    reader.read(1)
-    if reading.spans.has_arguments:
-        write("}")
-    reading.spans.end_call()
-
-
-def _copy_value(reading: Reading, first: str) -> Waiting[None]:
-    reader, write = reading.reader, reading.spans.arguments
-    if first in _CHARACTERS:
-        yield from _copy_string(reading, first)
-    elif first in "[{":
-        yield from copy_value(reader, write)
-    else:
-        word = yield from reader.read_run(_WORD)
-        if not word:
-            raise OddOutputError
-        word = _PYTHON.get(word, word)
-        write(word if _is_json(word) else json.dumps(word, ensure_ascii=False))
-
-
-def _copy_string(reading: Reading, quote: str) -> Waiting[None]:
-    """Write a string in JSON; a quote that nothing of the call follows is a part of it, as models do not escape all."""
-    reader, write = reading.reader, reading.spans.arguments
-    reader.read(1)
-    write('"')
-    while True:
-        write(_escaped(reader.take(end_of(_CHARACTERS[quote], reader.text, reader.at))))
-        if reader.at == len(reader.text):
-            yield from reader.more()
-        elif reader.next == quote:
-            reader.read(1)
-            try:
-                space = yield from reader.read_run(_SPACE)
-            except EndOfOutputError:
-                write('"')
-                raise
-            if reader.next in "),":
-                write('"')
-                return
-            write(_escaped(quote + space))
-        else:
-            reader.read(1)
-            escape = yield from reader.peek()
-            reader.read(1)
-            write(_escaped(_ESCAPES.get(escape, f"\\{escape}")))
+    yield from read_keywords(reading)
 
 
 def _escaped(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
-
-
-def _is_json(word: str) -> bool:
-    try:
-        json.loads(word)
-    except ValueError:
-        return False
-    return True

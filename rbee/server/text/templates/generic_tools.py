@@ -29,6 +29,8 @@ _CALL = "<tool_call>\n{call}\n</tool_call>"
 _RESULT = "<tool_response>\n{result}\n</tool_response>"
 _EXAMPLE = '{"name": "the function\'s name", "arguments": {"an argument\'s name": "its value"}}'
 _GRANITE_TAG = "<|tool_call|>"  # its templates name it, and show no calls
+_LFM2_MARK, _LFM2_CALLS = "<|tool_list_start|>", "<|tool_call_start|>[{calls}]<|tool_call_end|>"  # the same
+_PYTHON = {True: "True", False: "False", None: "None"}
 
 
 def with_generic_tools(
@@ -43,7 +45,7 @@ def with_generic_tools(
         source: of the template.
     """
     if not abilities.shows_calls:
-        messages = [_with_calls_as_text(message, in_granite=_GRANITE_TAG in source) for message in messages]
+        messages = [_with_calls_as_text(message, source) for message in messages]
     if not abilities.shows_results and any(message["role"] == "tool" for message in messages):
         messages = _with_results_of_user(messages)
     if tools and not abilities.shows_tools:
@@ -51,13 +53,37 @@ def with_generic_tools(
     return messages
 
 
-def _with_calls_as_text(message: Message, *, in_granite: bool) -> Message:
+def _with_calls_as_text(message: Message, source: str) -> Message:
     if "tool_calls" not in message:
         return message
-    calls = [to_json(call["function"]) for call in message["tool_calls"]]
-    shown = [f"{_GRANITE_TAG}[{', '.join(calls)}]"] if in_granite else [_CALL.format(call=call) for call in calls]
+    functions = [call["function"] for call in message["tool_calls"]]
+    if _LFM2_MARK in source:
+        shown = [_LFM2_CALLS.format(calls=", ".join(map(_in_python, functions)))]
+    elif _GRANITE_TAG in source:
+        shown = [f"{_GRANITE_TAG}[{', '.join(map(to_json, functions))}]"]
+    else:
+        shown = [_CALL.format(call=to_json(function)) for function in functions]
     text = "\n".join([message["content"], *shown] if message["content"] else shown)
     return {name: value for name, value in message.items() if name != "tool_calls"} | {"content": text}
+
+
+def _in_python(function: Message) -> str:
+    """A call as LFM2 writes it: name(key="value")."""
+    arguments = ", ".join(f"{key}={_literal(value)}" for key, value in function["arguments"].items())
+    return f"{function['name']}({arguments})"
+
+
+def _literal(value: Any) -> str:
+    """A value in Python's words; strings have double quotes."""
+    match value:
+        case list():
+            return f"[{', '.join(map(_literal, value))}]"
+        case dict():
+            return f"{{{', '.join(f'{_literal(key)}: {_literal(item)}' for key, item in value.items())}}}"
+        case bool() | None:
+            return _PYTHON[value]
+        case _:
+            return to_json(value)
 
 
 def _with_results_of_user(messages: list[Message]) -> list[Message]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rbee.server.errors import Refusal
-from rbee.server.protocols.openai.reader import RequestReader
+from rbee.server.protocols.openai.tokenizing import TextReader
 from tests.server.protocols.parameters_parts import MODEL
 from tests.server.protocols.tools_parts import OK, SHOWN, SOURCE, conversation, model_with, prompt_of, read, tool_of
 
@@ -141,7 +141,7 @@ def test_variables_are_not_too_deep():
 def test_tokenize_counts_tools():
     """And calls, results and reasoning."""
     model = model_with(SOURCE)
-    reader = RequestReader(model, num_rings=64, ring_capacity=1024, lenient=False)
+    reader = TextReader(model, num_rings=64, ring_capacity=1024, lenient=False)
 
     def text(**fields):
         return model.codec.decode(

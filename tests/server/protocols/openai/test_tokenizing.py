@@ -1,4 +1,4 @@
-"""/tokenize counts what a chat with the same fields sends to the engine."""
+"""/tokenize counts what a chat with the same fields sends to the engine, and /apply-template shows it."""
 
 from __future__ import annotations
 
@@ -64,4 +64,53 @@ async def test_what_a_chat_refuses_is_refused(body, param):
     """So is what a prompt cannot have."""
     [refused], _ = await answers(("/tokenize", body))
     assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompt"),
+    [
+        ({}, "<hi><hey>:"),
+        ({"add_generation_prompt": False, "max_tokens": -1, "temperature": 0.5, "stream": True}, "<hi><hey>"),
+        ({"continue_final_message": True}, "<hi><hey"),
+        ({"chat_template_kwargs": {"mood": "glad"}, "n_predict": 5}, "glad<hi><hey>:"),
+    ],
+)
+async def test_the_prompt_of_a_chat_as_text(fields, prompt):
+    """The body of a chat request is taken as it is, and nothing is generated."""
+    body = {"messages": [HI, HEY]} | fields
+    [applied], engine = await answers(("/apply-template", body))
+    assert applied.json() == {"prompt": prompt}
+    assert engine.submitted == []
+
+
+async def test_reasoning_and_tools_in_the_prompt():
+    """Switches that the template knows, and tools that it shows; none where none may be called."""
+    source = (
+        "{{ 'on' if enable_thinking else 'off' }}{{ tools | map(attribute='function.name') | list if tools else '' }}"
+    )
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    model = dataclasses.replace(MODEL, chat_template=ChatTemplate(source, {}))
+    asked = {"messages": [HI], "tools": tools, "reasoning": {"enabled": True}}
+    async with serving(RecordingEngine(ready(), token_id=0), model) as url, httpx.AsyncClient(base_url=url) as client:
+        shown = (await client.post("/apply-template", json=asked)).json()["prompt"]
+        without = (await client.post("/apply-template", json=asked | {"tool_choice": "none"})).json()["prompt"]
+    assert (shown, without) == ("on['f']", "on")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": [HI], "model": "other"}, "model"),
+        ({"messages": [HI], "prompt": "x"}, "prompt"),
+        ({"messages": [HI], "n_predict": -2}, "n_predict"),
+        ({"messages": [{"role": "user", "content": "x" * 300_000}]}, "messages"),
+    ],
+)
+async def test_what_is_no_chat_has_no_prompt(body, param):
+    """Refused as a chat is, and one that is longer than what is counted."""
+    [refused], _ = await answers(("/apply-template", body))
+    assert refused.status_code == (404 if param == "model" else 400)
     assert refused.json()["error"]["param"] == param

@@ -28,6 +28,7 @@ TOKENS = (
         "<｜tool▁call▁end｜>",
         "<｜tool▁calls▁end｜>",
     ),
+    *("<|tool_call_start|>", "<|tool_call_end|>", "<|python_start|>", "<|python_end|>"),
     *("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|constrain|>"),
 )
 END = "<|end of test|>"

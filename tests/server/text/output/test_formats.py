@@ -70,6 +70,15 @@ TEMPLATES = {
         ),
         ("deepseek_v32", "deepseek_r1"),
     ),
+    "LFM2": ("{{- 'List of tools: <|tool_list_start|>[' }}{{- '<|tool_response_start|>' }}", ("lfm2", "none")),
+    "LFM2.5": ("{{- '<|tool_call_start|>[' + calls + ']<|tool_call_end|>' }}</think>", ("lfm2", "qwen3")),
+    "Llama 3.2, asked for Python": (
+        (
+            "<|start_header_id|>system<|end_header_id|>{{- 'Environment: ipython\\n' }}put it in the format of "
+            "[func_name1(params_name1=params_value1, params_name2=params_value2...), func_name2(params)]"
+        ),
+        ("pythonic", "none"),
+    ),
     "gpt-oss": ("<|start|>assistant<|channel|>analysis<|message|>", ("openai", "openai")),
     "without either": ("<|im_start|>{{ message.role }}\\n", ("hermes", "none")),
 }

@@ -215,3 +215,44 @@ def test_values_of_any_text(vocabulary):
         parameter = f"<parameter=\x7f>\n{value}\n</parameter>\n"
         call = f"<tool_call>\n<function=ping>\n{parameter}</function>\n</tool_call>"
         assert vocabulary.accepts(source, call) == is_one, value
+
+
+PYTHON_CALLS = {
+    'search(query="a", exact=True)': True,
+    "search(query='a\\'b', tags=[\"x\"], exact=false, note=None)": True,
+    "search()": True,
+    "search(exact=True, query='a')": False,
+    "search(query=a)": False,
+    "search(exact=maybe)": False,
+    "search(query='a'": False,
+    "search(, query='a')": False,
+    "search(query='a',)": False,
+    "get_weather(city='Oslo', unit='C')": True,
+    'get_weather(city="Oslo",\ndays=3)': True,
+    "get_weather(city='Oslo', unit='K')": False,
+    "get_weather(unit='C')": False,
+    "get_weather(city='Oslo', days='3')": False,
+    "ping()": True,
+    "ping(a=1)": False,
+}
+
+
+@pytest.mark.parametrize("tool_parser", ["pythonic", "lfm2"])
+def test_keywords_follow_the_schema(vocabulary, tool_parser):
+    """In its order, those that are not required perhaps; constants and strings as Python or JSON have them."""
+    recorded = Recorded(tool_parser, "", "", ())
+    tags = ("<|tool_call_start|>", "<|tool_call_end|>") if tool_parser == "lfm2" else ("", "")
+    for choice in ("auto", "required"):
+        source = grammar(recorded, vocabulary, choice=choice)
+        found = {call: vocabulary.accepts(source, f"[{call}]".join(tags)) for call in PYTHON_CALLS}
+        assert found == PYTHON_CALLS
+
+
+@pytest.mark.parametrize("tool_parser", ["pythonic", "lfm2"])
+def test_keywords_of_a_tool_that_need_not_follow_its_schema(vocabulary, tool_parser):
+    """Are any, with any values; what is no call stays none."""
+    recorded = Recorded(tool_parser, "", "", ())
+    tags = ("<|tool_call_start|>", "<|tool_call_end|>") if tool_parser == "lfm2" else ("", "")
+    source = grammar(recorded, vocabulary, tools=TOOLS, parallel=False)
+    outputs = {"ping(a=1, b=[null, 'x'])": False, "ping(a=[1], b='x', c=True)": True, "ping(1)": False, "pong()": False}
+    assert {call: vocabulary.accepts(source, f"[{call}]".join(tags)) for call in outputs} == outputs

@@ -16,8 +16,8 @@ from tests.server.text.output.recorded_parts import OSLO, PARIS, SPECIAL_TOKENS,
 
 TAGGED = [name for name in TOOL_FORMATS if name != HARMONY]
 PAIRS = [*((name, "qwen3") for name in TAGGED), ("mistral", "mistral"), ("granite", "granite"), (HARMONY, HARMONY)]
-HAVE_BARE_CALLS = {"llama3_json", "functionary_v3_2", HARMONY}  # what an answer begins with may be a call
-HAVE_VALUES = {"qwen3_coder", "deepseek_v32"}  # in tags, of which the parser makes JSON
+HAVE_BARE_CALLS = {"llama3_json", "pythonic", "functionary_v3_2", HARMONY}  # what an answer begins with may be a call
+HAVE_VALUES = {"qwen3_coder", "deepseek_v32", "pythonic", "lfm2"}  # of which the parser makes JSON
 HARMONY_TAGS = ["<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>"]
 JSON = ['{"name": "ping", ', '"arguments": ', '"parameters": ', "{", "}", "[", "]", '"', "\\", ", ", ";", "null", "-1"]
 WORDS = [
@@ -36,6 +36,12 @@ WORDS = [
     "\n```",
     "</",
     ">",
+    "[ping(",
+    "query=",
+    "'",
+    '"""',
+    ")",
+    "\\x4",
 ]
 WHOLE = [json_call("get_weather", PARIS), json_call("ping", "{}", "parameters"), PARIS, OSLO, TRICKY]
 
@@ -85,8 +91,11 @@ def test_cuts_do_not_matter(data, pair, reasoning_open):
 @settings(max_examples=150)
 @given(st.data(), st.sampled_from(PAIRS), st.booleans())
 def test_no_tag_is_shown(data, pair, reasoning_open):
-    """Not in text, and not in reasoning."""
-    text = "".join(data.draw(outputs(pair)))
+    """Not in text, and not in reasoning; what is left of a text without its tags may spell another one."""
+    text = rest = "".join(data.draw(outputs(pair)))
+    for tag in tags_of(*pair):
+        rest = rest.replace(tag, "")
+    assume(not any(tag in rest for tag in tags_of(*pair)))
     for kind, shown, *_ in said(read(pair, text, reasoning_open=reasoning_open)):
         if kind in ("text", "reasoning"):
             assert not [tag for tag in tags_of(*pair) if tag in shown]
@@ -171,6 +180,15 @@ def test_values_of_deepseeks_strings_are_shown_as_they_come():
         assert "".join(span.text for span in parser.push(text)) == shown
 
 
+@pytest.mark.parametrize("quote", ["'", '"', '"""'])
+def test_values_of_python_s_strings_are_shown_as_they_come(quote):
+    """But for an escape, and for white space behind a quote."""
+    parser = ModelFormat("pythonic", "none").parser(tools=TOOLS, reasoning_open=False)
+    parser.push(f"[search(query={quote}")
+    for text, shown in (("a", "a"), ("b\\", "b"), ("n", "\\n"), ("\\x4", ""), ("1c", "Ac")):
+        assert "".join(span.text for span in parser.push(text)) == shown
+
+
 def test_names_are_shown_with_their_quote():
     """Also where no arguments have come."""
     parser = ModelFormat("hermes", "none").parser(tools=TOOLS, reasoning_open=False)
@@ -208,6 +226,13 @@ HOSTILE = [
     ("llama3_json", "<|python_tag|>ping.call"),
     ("llama3_json", '<|python_tag|>ping.call(a="'),
     ("openai", "<|channel|>"),
+    ("pythonic", "[ping("),
+    ("pythonic", "[ping(a="),
+    ("pythonic", "[ping(a='"),
+    ("pythonic", '[ping(a="""'),
+    ("lfm2", "<|tool_call_start|>"),
+    ("lfm2", "<|tool_call_start|>["),
+    ("lfm2", "<|tool_call_start|>[f(a={"),
 ]
 
 
