@@ -82,6 +82,28 @@ def test_continue_final_message_ends_right_after_it():
     assert render(template, messages, continue_final_message=True) == "<Hi><Well, "
 
 
+_USER_AND_MODEL = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% if messages[0].role == 'system' %}{{ raise_exception('No system.') }}{% endif %}" + _USER_AND_MODEL,
+        _USER_AND_MODEL.replace("%}<", "if m.role != 'system' %}<", 1),
+    ],
+)
+def test_a_template_without_system_messages_has_them_in_the_users(source):
+    """One that fails on them and one that leaves them out; the user's words without a system message are unchanged."""
+    system, *others = MESSAGES
+    expected = "<user>Be <brief> & 'kind' \"é\".\n\n Hello\n<assistant>Hi<user>Bye"
+    assert render(source) == expected
+    assert render(source, [{**system, "role": "developer"}, *others]) == expected
+    assert render(source, [system]) == "<user>Be <brief> & 'kind' \"é\"."
+    assert render(source, others) == "<user> Hello\n<assistant>Hi<user>Bye"
+    later = [*others, system, {"role": "user", "content": "Go"}]
+    assert render(source, later).endswith("<user>Bye<user>Be <brief> & 'kind' \"é\".\n\nGo")
+
+
 def test_developer_is_system_unless_the_template_knows_it():
     """OpenAI's newer role reaches templates that were written before it."""
     messages = [{"role": "developer", "content": "x"}]

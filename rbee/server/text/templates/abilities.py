@@ -37,7 +37,7 @@ class Abilities:
     shows_tools: bool = False
     shows_calls: bool = False  # of earlier turns of the assistant
     shows_results: bool = False
-    shows_system: bool = True
+    shows_system: bool = True  # False: it shows what the user says, and leaves system messages out or fails on them
     needs_description: bool = False  # fails on a tool without one
     arguments_as_text: bool = False  # takes them as JSON text, and as an object it shows them wrong or fails
     takes_null: bool = True  # content beside calls may be null
@@ -124,7 +124,9 @@ class _Probe:
         return _TOOL in (self.text([_USER], function) or "")
 
     def shows_system(self) -> bool:
-        return _SYSTEM in (self.text([{"role": "system", "content": _SYSTEM}, _USER]) or "")
+        user = {"role": "user", "content": _TEXT}
+        shown = self.text([{"role": "system", "content": _SYSTEM}, user]) or ""
+        return _SYSTEM in shown or _TEXT not in (self.text([user]) or "")
 
     def takes(self, turn: Callable[[str | None], Message], wrong: str) -> list[str | None]:
         """The empty contents with which a turn's call is shown, its arguments not in the `wrong` form."""

@@ -38,11 +38,28 @@ def _adapted_tool(tool: Tool, abilities: Abilities) -> Message:
 
 def adapted_messages(messages: Sequence[Message], abilities: Abilities) -> list[Message]:
     """The messages for the template; those that `ChatTemplate.render` gets."""
+    if not abilities.shows_system:
+        messages = _with_system_of_user(messages)
     if all(message.keys().isdisjoint(_ADAPTED) for message in messages):
         return list(messages)
     if abilities.shows_calls and not abilities.parallel_calls:
         messages = list(_one_by_one(messages))
     return [_adapted(part, abilities) for message in messages for part in _parted(message, abilities)]
+
+
+def _with_system_of_user(messages: Sequence[Message]) -> list[Message]:
+    """What system messages say stands in front of the user's next message, or is the user's last one."""
+    result: list[Message] = []
+    held: list[str] = []
+    for message in messages:
+        if message["role"] == "system":
+            held.append(message["content"])
+        elif held and message["role"] == "user":
+            result.append(message | {"content": "\n\n".join([*held, message["content"]])})
+            held = []
+        else:
+            result.append(message)
+    return [*result, {"role": "user", "content": "\n\n".join(held)}] if held else result
 
 
 def _one_by_one(messages: Sequence[Message]) -> Iterator[Message]:
