@@ -86,7 +86,7 @@ class Rig:
         stack.callback(self._consumer.close)
         stack.callback(producer.close)
         self.scheduler = Scheduler(
-            BlockManager(runner.num_blocks, block_size, prefix_caching=prefix_caching),
+            BlockManager(runner.num_blocks, block_size, prefix_caching=prefix_caching, window=runner.window),
             max_num_seqs=64,
             max_num_batched_tokens=max_num_batched_tokens,
             max_model_len=runner.max_model_len,

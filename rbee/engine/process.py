@@ -135,7 +135,7 @@ def _load(
     producer.beat(EngineState.LOADING)
     runner = choice.load(config, _LoadingReport(channel, producer), producer.progress)
     scheduler = Scheduler(
-        BlockManager(runner.num_blocks, config.block_size, prefix_caching=config.prefix_caching),
+        BlockManager(runner.num_blocks, config.block_size, prefix_caching=config.prefix_caching, window=runner.window),
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=runner.max_model_len,

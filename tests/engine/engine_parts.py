@@ -67,6 +67,7 @@ class ScriptedRunner:
         self.vocab_size = 64
         self.hidden_size = 4
         self.has_head = True
+        self.window = 0
         self.max_model_len = 128
         self.num_blocks = 64
         self.batches: list[InputBatch] = []
@@ -188,7 +189,9 @@ class InProcessEngine:
         self.rings = Rings(ring_capacity=ring_capacity)
         self.producer = Producer(self.rings.arena, self.rings.doorbell)
         self.scheduler = Scheduler(
-            BlockManager(num_blocks or runner.num_blocks, block_size, prefix_caching=prefix_caching),
+            BlockManager(
+                num_blocks or runner.num_blocks, block_size, prefix_caching=prefix_caching, window=runner.window
+            ),
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             max_model_len=min(runner.max_model_len, (num_blocks or runner.num_blocks) * block_size),

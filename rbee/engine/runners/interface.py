@@ -52,6 +52,9 @@ class ModelRunner(Protocol):
     has_head: bool  # False: its logits mean nothing, as those of a decoder that was saved without a head
     max_model_len: int  # tokens that one sequence may have, prompt plus output; they fit the KV cache
     num_blocks: int  # blocks in the KV cache
+    window: (
+        int  # positions that a token reads of the KV cache at most, in any layer, its own included; 0: all before it
+    )
 
     @property
     def pool(self) -> ThreadPool | None:

@@ -47,6 +47,7 @@ class SyntheticRunner:
     vocab_size = synthetic.VOCAB_SIZE
     hidden_size = synthetic.HIDDEN_SIZE
     has_head = True
+    window = 0
     pool = None
 
     def __init__(

@@ -28,12 +28,17 @@ class Prefix(NamedTuple):
 
 
 class BlockManager:
-    """Hands out `num_blocks` blocks of `block_size` tokens each. Without `prefix_caching` no block is ever findable."""
+    """Hands out `num_blocks` blocks of `block_size` tokens each. Without `prefix_caching` no block is ever findable.
 
-    def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool = True) -> None:
+    With a `window` a token sees so many positions, its own included, in every layer; 0: all before it. A sequence then
+    gives up the blocks that none of its later tokens can see. Their places in its table have the number 0.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool = True, window: int = 0) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.prefix_caching = prefix_caching
+        self.window = window
         self.prefix_queries = 0  # tokens of sequences when they were first admitted
         self.prefix_hits = 0  # how many of those were in the cache
         # The books of the pool; only this class changes them.
@@ -97,6 +102,7 @@ class BlockManager:
             sequence.num_cached_tokens = sequence.num_computed_tokens
             self.prefix_queries += sequence.num_tokens
             self.prefix_hits += sequence.num_cached_tokens
+        self._give_up_unseen(sequence)
         return True
 
     def grow(self, sequence: Sequence) -> bool:
@@ -115,14 +121,9 @@ class BlockManager:
         start = sequence.num_computed_tokens // self.block_size
         sequence.num_computed_tokens += num_tokens
         end = sequence.num_computed_tokens // self.block_size
-        if start == end or not self.prefix_caching:
-            return
-        self._extend_hashes(sequence, end)
-        for block_hash, block in zip(sequence.block_hashes[start:end], sequence.block_table[start:end], strict=True):
-            self.coming.pop(block_hash, None)
-            if block_hash not in self.findable:  # else another block holds the same, and this one stays private
-                self.findable[block_hash] = block
-                self.hash_of[block] = block_hash
+        if start < end and self.prefix_caching:
+            self._make_findable(sequence, start, end)
+        self._give_up_unseen(sequence)
 
     def release(self, sequence: Sequence, *, invalid_kv: bool = False) -> None:
         """Take all blocks of `sequence` back; its tokens count as not computed until it finds them again.
@@ -133,19 +134,54 @@ class BlockManager:
         for block_hash in sequence.block_hashes[sequence.num_computed_tokens // self.block_size :]:
             if self.coming.get(block_hash) is sequence:
                 del self.coming[block_hash]
-        for block in reversed(sequence.block_table):  # so that its last block is evicted first
+        for block in reversed(sequence.block_table[sequence.num_unseen_blocks :]):  # so that its last is evicted first
             if invalid_kv:
                 self._forget(block)
-            self.num_holders[block] -= 1
-            assert self.num_holders[block] >= 0, "a block was released twice"
-            if self.num_holders[block]:
-                continue
-            if self.hash_of[block] is None:
-                self.free.append(block)
-            else:
-                self.cached[block] = None
+            self._let_go(block)
+        if invalid_kv:
+            self._forget_unseen(sequence)
         del sequence.block_table[:]
-        sequence.num_computed_tokens = 0
+        sequence.num_computed_tokens = sequence.num_unseen_blocks = 0
+
+    def _make_findable(self, sequence: Sequence, start: int, end: int) -> None:
+        """The blocks [start, end) of `sequence` are full."""
+        self._extend_hashes(sequence, end)
+        for block_hash, block in zip(sequence.block_hashes[start:end], sequence.block_table[start:end], strict=True):
+            self.coming.pop(block_hash, None)
+            if block_hash not in self.findable:  # else another block holds the same, and this one stays private
+                self.findable[block_hash] = block
+                self.hash_of[block] = block_hash
+
+    def _give_up_unseen(self, sequence: Sequence) -> None:
+        """Let go of the blocks before the window of the next token to compute."""
+        if not self.window:
+            return
+        end = max(0, sequence.num_computed_tokens + 1 - self.window) // self.block_size
+        for index in range(sequence.num_unseen_blocks, end):
+            self._let_go(sequence.block_table[index])
+            sequence.block_table[index] = 0
+        sequence.num_unseen_blocks = max(end, sequence.num_unseen_blocks)
+
+    def _forget_unseen(self, sequence: Sequence) -> None:
+        """Make what `sequence` has given up, or others with the same tokens have, unfindable."""
+        for block_hash in sequence.block_hashes[: sequence.num_unseen_blocks]:
+            block = self.findable.get(block_hash)
+            if block is not None:
+                self._forget(block)
+                if not self.num_holders[block]:
+                    del self.cached[block]
+                    self.free.append(block)
+
+    def _let_go(self, block: int) -> None:
+        """It has one holder less."""
+        self.num_holders[block] -= 1
+        assert self.num_holders[block] >= 0, "a block was released twice"
+        if self.num_holders[block]:
+            return
+        if self.hash_of[block] is None:
+            self.free.append(block)
+        else:
+            self.cached[block] = None
 
     def _take(self) -> int:
         if self.free:

@@ -36,6 +36,7 @@ class Sequence:
     num_scored_tokens: int = 1  # of the prompt's tokens, those with published logprobs; the first counts as one
     num_pooled_tokens: int = 0  # of the prompt's tokens, those before which no hidden state is needed any more
     block_table: array.array[int] = field(default_factory=lambda: array.array("i"))  # in the order of its tokens
+    num_unseen_blocks: int = 0  # the first ones of `block_table` that it has given up: no later token sees them
     block_hashes: list[bytes] = field(default_factory=list)  # of full blocks, as far as the block manager needs
     num_preemptions: int = 0  # how often the scheduler took its blocks away
     paused: bool = False  # its ring has too little space, so it must not sample

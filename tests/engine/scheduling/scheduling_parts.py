@@ -50,10 +50,11 @@ def new_scheduler(
     budget: int = 16,
     max_model_len: int | None = None,
     prefix_caching: bool = True,
+    window: int = 0,
 ) -> Scheduler:
     """A scheduler over a pool of blocks; by default one sequence may take it all."""
     return Scheduler(
-        BlockManager(num_blocks, block_size, prefix_caching=prefix_caching),
+        BlockManager(num_blocks, block_size, prefix_caching=prefix_caching, window=window),
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
         max_model_len=max_model_len or num_blocks * block_size,
@@ -88,7 +89,7 @@ class KvCache:
         self._slots: dict[int, bytes] = {}
 
     def compute(self, scheduled: list[Scheduled]) -> None:
-        """Run the scheduled tokens: each writes its slot, which must be nobody else's, and reads all before it."""
+        """Run the scheduled tokens: each writes its slot, which must be nobody else's, and reads all that it sees."""
         for sequence, num_tokens in scheduled:
             start = sequence.num_computed_tokens
             for position in range(start, start + num_tokens):
@@ -97,15 +98,16 @@ class KvCache:
                 assert self._manager.hash_of[block] is None, "a findable block is written to"
                 self._slots[self._slot(sequence, position)] = content(sequence, position)
         for sequence, num_tokens in scheduled:
-            self._check(sequence, sequence.num_computed_tokens + num_tokens)
+            self._check(sequence, self._first_seen(sequence), sequence.num_computed_tokens + num_tokens)
 
     def check(self, running: list[Sequence]) -> None:
         """All that counts as computed or can be found is really there, and the pool adds up."""
         manager = self._manager
         holders = [0] * manager.num_blocks
         for sequence in running:
-            self._check(sequence, sequence.num_computed_tokens)
-            for index, block in enumerate(sequence.block_table):
+            self._check(sequence, self._first_seen(sequence), sequence.num_computed_tokens)
+            assert sequence.num_unseen_blocks == self._first_seen(sequence) // manager.block_size
+            for index, block in list(enumerate(sequence.block_table))[sequence.num_unseen_blocks :]:
                 holders[block] += 1
                 is_full = (index + 1) * manager.block_size <= sequence.num_computed_tokens
                 assert is_full or manager.num_holders[block] == 1, "a shared block is not computed"
@@ -135,8 +137,13 @@ class KvCache:
                 for offset in range(size):
                     assert self._slots[cached * size + offset] == content(probe, last * size + offset)
 
-    def _check(self, sequence: Sequence, num_tokens: int) -> None:
-        for position in range(num_tokens):
+    def _first_seen(self, sequence: Sequence) -> int:
+        """The first position that a token which is yet to be computed sees."""
+        window = self._manager.window
+        return max(0, sequence.num_computed_tokens + 1 - window) if window else 0
+
+    def _check(self, sequence: Sequence, start: int, end: int) -> None:
+        for position in range(start, end):
             assert self._slots[self._slot(sequence, position)] == content(sequence, position)
 
     def _slot(self, sequence: Sequence, position: int) -> int:

@@ -30,11 +30,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 5),
         budget=st.integers(1, 20),
         prefix_caching=st.sampled_from([True, True, True, False]),
+        window=st.sampled_from([0, 0, 1, 2, 5, 9, 30]),
     )
-    def start(self, num_blocks: int, block_size: int, max_num_seqs: int, budget: int, *, prefix_caching: bool) -> None:
+    def start(
+        self, num_blocks: int, block_size: int, max_num_seqs: int, budget: int, window: int, *, prefix_caching: bool
+    ) -> None:
         """Begin with an empty scheduler of some shape."""
         self.scheduler = new_scheduler(
-            num_blocks, block_size=block_size, max_num_seqs=max_num_seqs, budget=budget, prefix_caching=prefix_caching
+            num_blocks,
+            block_size=block_size,
+            max_num_seqs=max_num_seqs,
+            budget=budget,
+            prefix_caching=prefix_caching,
+            window=window,
         )
         self.manager = self.scheduler.block_manager
         self.kv_cache = KvCache(self.manager)
@@ -65,11 +73,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     def end(self, data: st.DataObject, *, invalid_kv: bool) -> None:
         """A client goes away, or the logits are no numbers; then nothing of it is findable."""
         sequence = self.live.pop(data.draw(st.sampled_from(sorted(self.live))))
-        blocks = list(sequence.block_table)
+        blocks = list(sequence.block_table)[sequence.num_unseen_blocks :]
+        unseen = sequence.block_hashes[: sequence.num_unseen_blocks]
         self.scheduler.remove(sequence, invalid_kv=invalid_kv)
         assert not sequence.block_table
         if invalid_kv:
             assert not set(blocks) & set(self.manager.findable.values())
+            assert not set(unseen) & set(self.manager.findable)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())

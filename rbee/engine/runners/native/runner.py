@@ -93,6 +93,8 @@ class NativeRunner:
         self.vocab_size = spec.vocab_size
         self.hidden_size = spec.hidden_size
         self.has_head = plan.has_head
+        windows = [layer.window for layer in spec.layers]
+        self.window = max(windows) if all(windows) else 0
         block_bytes = shape.block_bytes(num_layers=len(spec.layers), block_size=cache.block_size, kv_cache=cache_format)
         self.num_blocks, self.max_model_len = fit(
             cache,

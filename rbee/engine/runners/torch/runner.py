@@ -55,6 +55,7 @@ class TorchRunner:
     """
 
     name = "torch"
+    window = 0  # what its layers must not see is masked, but read
     pool = None
 
     def __init__(

@@ -253,6 +253,30 @@ def test_a_sequence_may_be_as_long_as_the_cache(llama):
     assert request.tokens == best.tolist()
 
 
+def test_blocks_before_every_window_are_given_up(tmp_path):
+    """The tokens are those that come with all blocks kept, alone and beside others that take what has become free."""
+    config = transformers.MistralConfig(**{**SIXTEEN, "max_position_embeddings": 1024}, sliding_window=40)
+    make_model(tmp_path / "model", Architecture(lambda: config, scale=0.3))
+    runner = load_native(tmp_path / "model", kv_cache_mib=2)
+    assert runner.window == 40
+    prompts = [np.random.default_rng(seed).integers(1, 211, count).tolist() for seed, count in enumerate((30, 300, 90))]
+    answers = []
+    for window in (0, runner.window):
+        runner.window = window
+        with InProcessEngine(runner, max_num_batched_tokens=70) as engine:
+            requests = [engine.submit(prompt, max_tokens=150) for prompt in prompts]
+            for _ in range(100):
+                engine.core.step()
+                engine.rings.drain()
+            held = engine.scheduler.block_manager.num_blocks - engine.scheduler.block_manager.num_free
+            engine.run()
+            answers.append([request.tokens for request in requests])
+            assert engine.scheduler.block_manager.num_free == engine.scheduler.block_manager.num_blocks
+        # 40 positions lie in four blocks at most, with the next token's.
+        assert held <= 3 * 4 if window else held > 30
+    assert answers[0] == answers[1]
+
+
 def test_a_cache_in_16_bits_holds_twice_as_much(llama):
     """Exact mode takes 32 for a number, the default 16."""
     exact, default = (load_native(llama, exact=exact, kv_cache_mib=1).num_blocks for exact in (True, False))
