@@ -33,6 +33,7 @@ class Dsml(ToolFormat):
 
     openers = frozenset({DSML_CALLS})
     tags = frozenset({DSML_END_CALLS, _INVOKE, DSML_END_INVOKE, _PARAMETER, DSML_END_PARAMETER})
+    closers = frozenset({DSML_END_CALLS, DSML_END_INVOKE, DSML_END_PARAMETER})
 
     def read_calls(self, reading: Reading, opener: str) -> Waiting[None]:  # noqa: ARG002 - there is one
         yield from reading.reader.skip()

@@ -6,6 +6,7 @@ write calls and reasoning as their template does.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from rbee.errors import ConfigError
@@ -183,7 +184,14 @@ class ModelFormat:
     def parser(self, *, tools: Sequence[Tool], reasoning_open: bool, keep_tags: bool = False) -> OutputParser:
         reader = self._readers[self.has_calls and bool(tools)]
         named = {tool.name: tool for tool in tools}
-        return GeneratorParser(reader.read, named, self._spelling, reasoning_open=reasoning_open, keep_tags=keep_tags)
+        return GeneratorParser(
+            reader.read,
+            named,
+            self._spelling,
+            reasoning_open=reasoning_open,
+            keep_tags=keep_tags,
+            only_closes=partial(reader.only_closes, spelling=self._spelling),
+        )
 
     def grammar(
         self,

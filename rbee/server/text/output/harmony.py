@@ -16,6 +16,7 @@ from rbee.server.text.output.reading import EndOfOutputError, OddOutputError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from rbee.server.text.output.marks import Spelling
     from rbee.server.text.output.reading import Reader, Reading, Waiting, Write
 
 _START, _CHANNEL, _CONSTRAIN, _MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
@@ -38,6 +39,10 @@ class Harmony:
         self._has_reasoning = has_reasoning
         self._has_calls = has_calls
         self._hidden = HARMONY_TAGS | frozenset(special_tokens)
+
+    def only_closes(self, rest: str, spelling: Spelling) -> bool:  # noqa: ARG002 - as that of `Tagged`
+        """A call ends with the output, or where the next message begins."""
+        return False
 
     def read(self, reading: Reading) -> Waiting[None]:
         """Read all messages."""

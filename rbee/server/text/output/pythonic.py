@@ -30,7 +30,7 @@ class Pythonic(ToolFormat):
     """A list at the beginning of an answer, or behind a tag."""
 
     openers = frozenset({PYTHON_START})
-    tags = frozenset({"<|python_end|>"})
+    tags = closers = frozenset({"<|python_end|>"})
 
     def read_start(self, reading: Reading) -> Waiting[None]:
         yield from _read_list(reading, reading.tools)
@@ -43,7 +43,7 @@ class Lfm2(ToolFormat):
     """A list in tags; it may also hold JSON objects."""
 
     openers = frozenset({LFM2_START})
-    tags = frozenset({LFM2_END})
+    tags = closers = frozenset({LFM2_END})
 
     def read_calls(self, reading: Reading, opener: str) -> Waiting[None]:  # noqa: ARG002 - there is one
         yield from _read_list(reading)

@@ -37,7 +37,8 @@ class Qwen3Coder(ToolFormat):
     """Tags around names and values."""
 
     openers = frozenset({_CALL, _FUNCTION})
-    tags = frozenset({_END_CALL, _END_FUNCTION, _END_PARAMETER, _PARAMETER})
+    closers = frozenset({_END_CALL, _END_FUNCTION, _END_PARAMETER})
+    tags = closers | {_PARAMETER}
 
     def read_calls(self, reading: Reading, opener: str) -> Waiting[None]:
         if (yield from attempt(reading, _read_call(reading, opener))):

@@ -188,6 +188,7 @@ class Spans:
         self._kind = OutputKind.TEXT  # of the stretch
         self.begun = False  # the stretch has more than white space
         self.has_arguments = False  # the last call
+        self.after_call = False  # which is complete, and nothing but tags and white space came since
 
     def edge(self) -> None:
         """A tag: a stretch ends here, another one may begin."""
@@ -206,7 +207,7 @@ class Spans:
         name = plain(name)
         self.edge()
         self.num_calls += 1
-        self.has_arguments = False
+        self.has_arguments = self.after_call = False
         self._add(OutputKind.TOOL_NAME, name, self.num_calls - 1)
 
     def arguments(self, piece: str) -> None:
@@ -220,6 +221,7 @@ class Spans:
         """The call is complete. One that says nothing of arguments has none."""
         if not self.has_arguments:
             self.arguments("{}")
+        self.after_call = True
 
     def take(self) -> list[Span]:
         """Those that were found since then."""
@@ -241,7 +243,7 @@ class Spans:
             if piece.isspace():
                 self._blank.append(piece)
                 return
-            self.begun = True
+            self.begun, self.after_call = True, False
             if self._blank:
                 piece = "".join(self._blank) + piece
                 self._blank.clear()
@@ -282,8 +284,15 @@ def attempt(reading: Reading, steps: Waiting[None]) -> Waiting[bool]:
     return True
 
 
+def _never(_rest: str) -> bool:
+    return False
+
+
 class GeneratorParser:
-    """An OutputParser that is a generator, which goes on until it raises EndOfOutputError."""
+    """An OutputParser that is a generator, which goes on until it raises EndOfOutputError.
+
+    What `only_closes` says of the last characters counts behind a call: they are left out then.
+    """
 
     def __init__(
         self,
@@ -293,7 +302,9 @@ class GeneratorParser:
         *,
         reasoning_open: bool,
         keep_tags: bool = False,
+        only_closes: Callable[[str], bool] = _never,
     ) -> None:
+        self._only_closes = only_closes
         self._reader = Reader(spelling)
         self._spans = Spans()
         self._waiting = read(Reading(self._reader, self._spans, tools, reasoning_open, keep_tags))
@@ -305,7 +316,10 @@ class GeneratorParser:
         return self._spans.take()
 
     def finish(self) -> list[Span]:
-        self._reader.ended = True
+        reader = self._reader
+        reader.ended = True
+        if self._spans.after_call and self._only_closes(reader.text[reader.at :]):
+            reader.take(len(reader.text))
         try:
             next(self._waiting)
         except EndOfOutputError:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from rbee.server.text.output.marks import Spelling
     from rbee.server.text.output.reading import Reading, Waiting
     from rbee.server.text.output.reasoning_formats import ReasoningFormat
     from rbee.server.text.output.tool_formats import ToolFormat
@@ -24,6 +25,12 @@ class Tagged:
         hidden = self._tags | frozenset(special_tokens)
         self._in_text = hidden
         self._in_reasoning = hidden | reasoning.closing_phrases
+        self._closers = reasoning.closers if calls is None else reasoning.closers | calls.closers
+
+    def only_closes(self, rest: str, spelling: Spelling) -> bool:
+        """Whether a text is the beginning of closing tags, and of no others."""
+        tags = [tag for tag in self._in_text if spelling.of(tag).startswith(rest)] if rest else []
+        return bool(tags) and self._closers.issuperset(tags)
 
     def read(self, reading: Reading) -> Waiting[None]:
         """Read all of the output."""

@@ -27,6 +27,7 @@ class ToolFormat:
 
     openers: frozenset[str] = frozenset()  # tags that calls follow
     tags: frozenset[str] = frozenset()  # the others, which are not shown
+    closers: frozenset[str] = frozenset()  # those of them that stand behind a call and say nothing else
 
     def read_start(self, reading: Reading) -> Waiting[None]:  # noqa: ARG002 - most formats have tags
         """Read the calls that an answer begins with without a tag, if it does."""
@@ -42,7 +43,7 @@ class JsonTags(ToolFormat):
 
     def __init__(self, openers: tuple[str, ...], tags: tuple[str, ...] = (), *, bare: bool = False) -> None:
         self.openers = frozenset(openers)
-        self.tags = frozenset(tags)
+        self.tags = self.closers = frozenset(tags)
         self._bare = bare  # also without a tag, at the beginning of an answer
 
     def read_start(self, reading: Reading) -> Waiting[None]:
@@ -81,6 +82,7 @@ class FunctionTags(ToolFormat):
 
     openers = frozenset({"<function="})
     tags = frozenset({"</function>", "<|python_tag|>"})
+    closers = frozenset({"</function>"})
 
     def read_calls(self, reading: Reading, opener: str) -> Waiting[None]:  # noqa: ARG002 - there is one
         if (yield from attempt(reading, self._read_call(reading))):
@@ -136,7 +138,8 @@ class DeepSeek(ToolFormat):
     """DeepSeek's calls: a name, and arguments in JSON (V3.1), or the word function, a name and fenced JSON (V3, R1)."""
 
     openers = frozenset({"<｜tool▁call▁begin｜>"})
-    tags = frozenset({"<｜tool▁calls▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"})
+    closers = frozenset({"<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"})
+    tags = frozenset({"<｜tool▁calls▁begin｜>", "<｜tool▁sep｜>"}) | closers
 
     def read_calls(self, reading: Reading, opener: str) -> Waiting[None]:  # noqa: ARG002 - there is one
         if (yield from attempt(reading, self._read_call(reading))):
