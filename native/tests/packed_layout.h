@@ -15,8 +15,8 @@
 
 namespace rbee::kernels::test {
 
-/// What factors are: 'h' binary16, 'f' float, 'p' a power of two, 'b' byte, 's' signed byte, 'l' and 'u' the lower and upper half of one
-/// byte; bytes times binary16. '-': there is none.
+/// What factors are: 'h' binary16, 'f' float, 'p' a power of two, 'b' byte, 's' signed byte, 'l' and 'u' the lower and
+/// upper half of one byte; bytes and halves times binary16. '-': there is none.
 struct PackedFormat {
     WeightFormat format;
     unsigned low, high;  // bits in the two planes

@@ -1,7 +1,7 @@
 // How ggml's quantized blocks lie in a GGUF file, and what is in 32 columns of one.
 //
-// Owns the layouts of ggml-common.h whose bits are numbers, and which format holds each; `ggml_table_blocks.h` has those
-// whose bits are indices. Does not know how they are packed (`pack.cpp`).
+// Owns the layouts of ggml-common.h whose bits are numbers, and which format holds each; `ggml_table_blocks.h` has
+// those whose bits are indices. Does not know how they are packed (`pack.cpp`).
 
 #pragma once
 

@@ -1,7 +1,7 @@
 // A panel's groups in registers of AVX2, eight rows at a time, as they are stored or from an unpacked panel.
 //
-// Owns in which way a format's products are made, its quants as bytes, and what its sums are multiplied by. Does not know
-// activations (`linear_avx2.h`, which has the reasons, includes this).
+// Owns in which way a format's products are made, its quants as bytes, and what its sums are multiplied by. Does not
+// know activations (`linear_avx2.h`, which has the reasons, includes this).
 
 #pragma once
 

@@ -2,9 +2,10 @@
 // without saturation, with the activations broadcast from memory.
 //
 // Quants are the unsigned factor, and still have the format's offset; signed bytes and numbers of tables are made
-// unsigned, which is an offset of 128. Before the products a dot product is set to what the offset makes too much. With one scale for a group
-// quants are moved up so far that every offset is 128, times which the activations' sum is there (`biases`). A power of
-// two is exact, and the scale takes it back. With two scales vpdpwssd multiplies the two sums of the activations.
+// unsigned, which is an offset of 128. Before the products a dot product is set to what the offset makes too much. With
+// one scale for a group quants are moved up so far that every offset is 128, times which the activations' sum is there
+// (`biases`). A power of two is exact, and the scale takes it back. With two scales vpdpwssd multiplies the two sums of
+// the activations.
 
 #pragma once
 
