@@ -74,11 +74,8 @@ Weights dequantize(nb::handle source, std::uint32_t source_type, std::size_t row
                        [&](float* weights) { kernels::dequantize(from.matrix(), first_row, end, weights); });
 }
 
-std::uint32_t held_by(nb::handle source, std::uint32_t source_type) {
-    const Bytes bytes(source, "source");
-    const nb::gil_scoped_release release;
-    return static_cast<std::uint32_t>(
-        kernels::held_by(static_cast<kernels::SourceType>(source_type), bytes.data(), bytes.size()));
+std::uint32_t held_by(std::uint32_t source_type) {
+    return static_cast<std::uint32_t>(kernels::held_by(static_cast<kernels::SourceType>(source_type)));
 }
 
 Weights unpack(nb::handle packed, std::uint32_t format, std::size_t rows, std::size_t cols) {
@@ -95,7 +92,7 @@ void bind_packing(nb::module_& m) {
           nb::arg("end_row").none() = nb::none());
     m.def("dequantize", &dequantize, "source"_a, "source_type"_a, "rows"_a, "cols"_a, nb::kw_only(),
           nb::arg("row_order").none() = nb::none(), "first_row"_a = 0, nb::arg("end_row").none() = nb::none());
-    m.def("held_by", &held_by, "source"_a, "source_type"_a);
+    m.def("held_by", &held_by, "source_type"_a);
     m.def(
         "packed_bytes",
         [](std::uint32_t format, std::size_t rows, std::size_t cols) {
@@ -103,9 +100,9 @@ void bind_packing(nb::module_& m) {
         },
         "format"_a, "rows"_a, "cols"_a);
     m.def("unpack", &unpack, "packed"_a, "format"_a, "rows"_a, "cols"_a);
-    nb::dict types;
-    for (const kernels::SourceTypeName& type : kernels::source_types()) {
-        types[type.name] = nb::bool_(type.lossless);
+    nb::list types;
+    for (const char* name : kernels::source_types()) {
+        types.append(name);
     }
-    m.attr("SOURCE_TYPES") = types;
+    m.attr("SOURCE_TYPES") = nb::tuple(types);
 }

@@ -264,8 +264,8 @@ private:
 
 void bind_runner(nb::module_& m) {
     nb::list formats;
-    for (const char* name : kernels::kWeightFormatNames) {
-        formats.append(name);
+    for (const kernels::FormatLayout& layout : kernels::kFormatLayouts) {
+        formats.append(layout.name);
     }
     m.attr("WEIGHT_FORMATS") = nb::tuple(formats);
 

@@ -47,6 +47,7 @@ void Model::Inputs::reserve(std::size_t rows, std::size_t cols) {
     scales.reserve(rows * groups);
     sums.reserve(rows * groups);
     biases.reserve(rows * groups);
+    half_sums.reserve(rows * groups);
 }
 
 std::size_t Model::block_bytes(const ModelShape& shape, std::size_t num_layers, std::size_t block_size,
@@ -357,7 +358,7 @@ void Model::prepare_row(Part part, std::size_t layer_index, std::size_t row, con
         const std::size_t groups = divide_up(cols, kGroup), at = row * groups;
         set_.elementwise.quantize(source, cols,
                                   {inputs.quants.data() + at * kGroup, inputs.scales.data() + at,
-                                   inputs.sums.data() + at, inputs.biases.data() + at});
+                                   inputs.sums.data() + at, inputs.biases.data() + at, inputs.half_sums.data() + at});
     }
 }
 
@@ -386,7 +387,8 @@ Activations Model::prepare_activations(Part part, std::size_t layer, std::size_t
             exact_ ? nullptr : inputs.quants.data() + at * kGroup,
             inputs.scales.data() + at,
             inputs.sums.data() + at,
-            inputs.biases.data() + at};
+            inputs.biases.data() + at,
+            inputs.half_sums.data() + at};
 }
 
 void Model::multiply_panel(const Matrix& matrix, std::size_t panel, const Activations& input, const std::uint8_t* next,

@@ -32,10 +32,9 @@ struct BlockReader {
     static WeightGroup group(const std::uint8_t* row, std::size_t index) {
         return Block::group(row + index / kPerBlock * Block::kBytes, index % kPerBlock);
     }
-    static ByteFactors factors(const std::uint8_t* row, std::size_t index) {
-        return Block::factors(row + index / kPerBlock * Block::kBytes, index % kPerBlock);
+    static void floats(const std::uint8_t* row, std::size_t index, float* out) {
+        get_floats<Block::kFormat>(group(row, index), out);
     }
-    static void floats(const std::uint8_t* row, std::size_t index, float* out) { get_floats(group(row, index), out); }
 };
 
 template <typename T>
@@ -53,18 +52,12 @@ struct FloatReader {
 
 using PackPanel = void (*)(const std::uint8_t* const* rows, std::size_t cols, std::uint8_t* panel);
 
-template <typename Block, WeightFormat F>
+template <typename Block>
 void pack_blocks(const std::uint8_t* const* rows, std::size_t cols, std::uint8_t* panel) {
-    using Reader = BlockReader<Block>;
     for (std::size_t lane = 0; lane < kPanelRows; ++lane) {
         for (std::size_t g = 0; g < cols / kGroup; ++g) {
-            const WeightGroup group = rows[lane] != nullptr ? Reader::group(rows[lane], g) : WeightGroup();
-            if constexpr (GroupPlace<F>::kByteFactors) {
-                put_group<F>(group, rows[lane] != nullptr ? Reader::factors(rows[lane], g) : ByteFactors(), lane, panel,
-                             g);
-            } else {
-                put_group<F>(group, lane, panel, g);
-            }
+            const WeightGroup group = rows[lane] != nullptr ? BlockReader<Block>::group(rows[lane], g) : WeightGroup();
+            put_group<Block::kFormat>(group, lane, panel, g);
         }
     }
 }
@@ -129,31 +122,17 @@ struct SourceTraits {
     const char* name;
     std::size_t block_cols;
     std::size_t block_bytes;
-    WeightFormat format;                        // that usually holds it
-    bool lossless;                              // in that format
+    WeightFormat format;                        // that holds it
     PackPanel (*packing)(WeightFormat format);  // null: it would lose something that `check_packable` does not list
     void (*dequantize)(const std::uint8_t* row, std::size_t cols, float* out);
 };
 
-template <typename Block, WeightFormat Own>
+template <typename Block>
 constexpr SourceTraits blocks(SourceType type, const char* name) {
     const auto packing = [](WeightFormat format) -> PackPanel {
-        if (std::is_same_v<Block, BlockQ4_0> && format == WeightFormat::kQ8) {
-            return pack_blocks<SignedBlockQ4_0, WeightFormat::kQ8>;
-        }
-        return format == Own ? pack_blocks<Block, Own> : nullptr;
+        return format == Block::kFormat ? pack_blocks<Block> : nullptr;
     };
-    return {type, name, Block::kCols, Block::kBytes, Own, true, packing, dequantize_blocks<Block>};
-}
-
-/// Whose factors no format holds.
-template <typename Block>
-constexpr SourceTraits lossy_blocks(SourceType type, const char* name) {
-    constexpr WeightFormat q8 = WeightFormat::kQ8;
-    const auto packing = [](WeightFormat format) -> PackPanel {
-        return format == q8 ? quantize_groups<BlockReader<Block>, q8> : nullptr;
-    };
-    return {type, name, Block::kCols, Block::kBytes, q8, false, packing, dequantize_blocks<Block>};
+    return {type, name, Block::kCols, Block::kBytes, Block::kFormat, packing, dequantize_blocks<Block>};
 }
 
 template <typename T, WeightFormat Own>
@@ -165,38 +144,38 @@ constexpr SourceTraits floats(SourceType type, const char* name) {
                : format == WeightFormat::kQ8  ? quantize_groups<FloatReader<T>, WeightFormat::kQ8>
                                               : nullptr;
     };
-    return {type, name, 1, sizeof(T), Own, true, packing, widen_floats<T>};
+    return {type, name, 1, sizeof(T), Own, packing, widen_floats<T>};
 }
 
 constexpr SourceTraits kSourceTypes[] = {
     floats<float, WeightFormat::kF32>(SourceType::kF32, "F32"),
     floats<Half, WeightFormat::kF16>(SourceType::kF16, "F16"),
     floats<BFloat, WeightFormat::kBF16>(SourceType::kBF16, "BF16"),
-    blocks<BlockQ1_0, WeightFormat::kQ4>(SourceType::kQ1_0, "Q1_0"),
-    blocks<BlockQ2_0, WeightFormat::kQ4>(SourceType::kQ2_0, "Q2_0"),
-    blocks<BlockTQ1_0, WeightFormat::kQ4>(SourceType::kTQ1_0, "TQ1_0"),
-    blocks<BlockTQ2_0, WeightFormat::kQ4>(SourceType::kTQ2_0, "TQ2_0"),
-    blocks<BlockQ4_0, WeightFormat::kQ4>(SourceType::kQ4_0, "Q4_0"),
-    blocks<BlockQ4_1, WeightFormat::kQ4>(SourceType::kQ4_1, "Q4_1"),
-    blocks<BlockQ5_0, WeightFormat::kQ8>(SourceType::kQ5_0, "Q5_0"),
-    blocks<BlockQ5_1, WeightFormat::kQ8Min>(SourceType::kQ5_1, "Q5_1"),
-    blocks<BlockQ8_0, WeightFormat::kQ8>(SourceType::kQ8_0, "Q8_0"),
-    lossy_blocks<BlockQ2_K>(SourceType::kQ2_K, "Q2_K"),
-    blocks<BlockQ3_K, WeightFormat::kQ8Fine>(SourceType::kQ3_K, "Q3_K"),
-    blocks<BlockQ4_K, WeightFormat::kQ4K>(SourceType::kQ4_K, "Q4_K"),
-    blocks<BlockQ5_K, WeightFormat::kQ8Min>(SourceType::kQ5_K, "Q5_K"),
-    blocks<BlockQ6_K, WeightFormat::kQ8Fine>(SourceType::kQ6_K, "Q6_K"),
-    blocks<BlockIQ1_S, WeightFormat::kQ8Min>(SourceType::kIQ1_S, "IQ1_S"),
-    blocks<BlockIQ1_M, WeightFormat::kQ8Fine>(SourceType::kIQ1_M, "IQ1_M"),
-    blocks<BlockIQ2_XXS, WeightFormat::kQ8Min>(SourceType::kIQ2_XXS, "IQ2_XXS"),
-    blocks<BlockIQ2_XS, WeightFormat::kQ8Fine>(SourceType::kIQ2_XS, "IQ2_XS"),
-    blocks<BlockIQ2_S, WeightFormat::kQ8Fine>(SourceType::kIQ2_S, "IQ2_S"),
-    blocks<BlockIQ3_XXS, WeightFormat::kQ8Min>(SourceType::kIQ3_XXS, "IQ3_XXS"),
-    blocks<BlockIQ3_S, WeightFormat::kQ8Min>(SourceType::kIQ3_S, "IQ3_S"),
-    blocks<BlockIQ4_NL, WeightFormat::kQ8>(SourceType::kIQ4_NL, "IQ4_NL"),
-    blocks<BlockIQ4_XS, WeightFormat::kQ8Min>(SourceType::kIQ4_XS, "IQ4_XS"),
-    blocks<BlockMXFP4, WeightFormat::kQ8Min>(SourceType::kMXFP4, "MXFP4"),
-    blocks<BlockNVFP4, WeightFormat::kQ8Fine>(SourceType::kNVFP4, "NVFP4"),
+    blocks<BlockQ1_0>(SourceType::kQ1_0, "Q1_0"),
+    blocks<BlockQ2_0>(SourceType::kQ2_0, "Q2_0"),
+    blocks<BlockTQ1_0>(SourceType::kTQ1_0, "TQ1_0"),
+    blocks<BlockTQ2_0>(SourceType::kTQ2_0, "TQ2_0"),
+    blocks<BlockQ4_0>(SourceType::kQ4_0, "Q4_0"),
+    blocks<BlockQ4_1>(SourceType::kQ4_1, "Q4_1"),
+    blocks<BlockQ5_0>(SourceType::kQ5_0, "Q5_0"),
+    blocks<BlockQ5_1>(SourceType::kQ5_1, "Q5_1"),
+    blocks<BlockQ8_0>(SourceType::kQ8_0, "Q8_0"),
+    blocks<BlockQ2_K>(SourceType::kQ2_K, "Q2_K"),
+    blocks<BlockQ3_K>(SourceType::kQ3_K, "Q3_K"),
+    blocks<BlockQ4_K>(SourceType::kQ4_K, "Q4_K"),
+    blocks<BlockQ5_K>(SourceType::kQ5_K, "Q5_K"),
+    blocks<BlockQ6_K>(SourceType::kQ6_K, "Q6_K"),
+    blocks<BlockIQ1_S>(SourceType::kIQ1_S, "IQ1_S"),
+    blocks<BlockIQ1_M>(SourceType::kIQ1_M, "IQ1_M"),
+    blocks<BlockIQ2_XXS>(SourceType::kIQ2_XXS, "IQ2_XXS"),
+    blocks<BlockIQ2_XS>(SourceType::kIQ2_XS, "IQ2_XS"),
+    blocks<BlockIQ2_S>(SourceType::kIQ2_S, "IQ2_S"),
+    blocks<BlockIQ3_XXS>(SourceType::kIQ3_XXS, "IQ3_XXS"),
+    blocks<BlockIQ3_S>(SourceType::kIQ3_S, "IQ3_S"),
+    blocks<BlockIQ4_NL>(SourceType::kIQ4_NL, "IQ4_NL"),
+    blocks<BlockIQ4_XS>(SourceType::kIQ4_XS, "IQ4_XS"),
+    blocks<BlockMXFP4>(SourceType::kMXFP4, "MXFP4"),
+    blocks<BlockNVFP4>(SourceType::kNVFP4, "NVFP4"),
 };
 
 const SourceTraits& traits(SourceType type) {
@@ -246,71 +225,44 @@ void check_size(const SourceMatrix& source) {
     }
 }
 
-/// True if 8 times each scale is within binary16.
-bool fits_binary16(const std::uint8_t* blocks, std::size_t bytes) {
-    bool fits = true;
-    for (std::size_t at = 0; at < bytes; at += BlockQ4_0::kBytes) {
-        fits &= (read<Half>(blocks + at).bits & 0x7FFFU) < BlockQ4_0::kTooLarge;
-    }
-    return fits;
-}
-
 template <WeightFormat F>
 void unpack_row(const std::uint8_t* panel, std::size_t lane, std::size_t cols, float* out) {
-    for (std::size_t g = 0; g < cols / kGroup; ++g) {
-        get_floats(get_group<F>(panel, g, lane), out + g * kGroup);
+    if constexpr (is_quantized(F)) {
+        for (std::size_t g = 0; g < cols / kGroup; ++g) {
+            get_floats<F>(get_group<F>(panel, g, lane), out + g * kGroup);
+        }
+    } else {
+        using T = std::conditional_t<F == WeightFormat::kF32, float,
+                                     std::conditional_t<F == WeightFormat::kF16, Half, BFloat>>;
+        for (std::size_t k = 0; k < cols; ++k) {
+            out[k] = float_of(read<T>(panel + (k * kPanelRows + lane) * sizeof(T)));
+        }
     }
 }
 
-template <typename T>
-void unpack_row_of_floats(const std::uint8_t* panel, std::size_t lane, std::size_t cols, float* out) {
-    for (std::size_t k = 0; k < cols; ++k) {
-        out[k] = float_of(read<T>(panel + (k * kPanelRows + lane) * sizeof(T)));
+const char* name_of(WeightFormat format) {
+    if (static_cast<std::uint32_t>(format) >= kNumWeightFormats) {
+        refuse("There is no weight format " + text(static_cast<std::size_t>(format)) + ".");
     }
-}
-
-struct FormatTraits {
-    const char* name;
-    void (*unpack_row)(const std::uint8_t* panel, std::size_t lane, std::size_t cols, float* out);
-};
-
-FormatTraits traits(WeightFormat format) {
-    switch (format) {
-        case WeightFormat::kF32: return {"F32", unpack_row_of_floats<float>};
-        case WeightFormat::kF16: return {"F16", unpack_row_of_floats<Half>};
-        case WeightFormat::kBF16: return {"BF16", unpack_row_of_floats<BFloat>};
-        case WeightFormat::kQ4: return {"Q4", unpack_row<WeightFormat::kQ4>};
-        case WeightFormat::kQ4K: return {"Q4K", unpack_row<WeightFormat::kQ4K>};
-        case WeightFormat::kQ8: return {"Q8", unpack_row<WeightFormat::kQ8>};
-        case WeightFormat::kQ8Min: return {"Q8Min", unpack_row<WeightFormat::kQ8Min>};
-        case WeightFormat::kQ8Fine: return {"Q8Fine", unpack_row<WeightFormat::kQ8Fine>};
-    }
-    refuse("There is no weight format " + text(static_cast<std::size_t>(format)) + ".");
+    return layout_of(format).name;
 }
 
 }  // namespace
 
-std::vector<SourceTypeName> source_types() {
-    std::vector<SourceTypeName> names;
+std::vector<const char*> source_types() {
+    std::vector<const char*> names;
     for (const SourceTraits& type : kSourceTypes) {
-        names.push_back({type.name, type.lossless});
+        names.push_back(type.name);
     }
     return names;
 }
 
-WeightFormat held_by(SourceType type, const std::uint8_t* source, std::size_t bytes) {
-    const SourceTraits& from = traits(type);
-    if (bytes % from.block_bytes != 0) {
-        refuse(text(bytes) + " bytes are not whole blocks of " + from.name + ", which have " + text(from.block_bytes) +
-               " each.");
-    }
-    return type == SourceType::kQ4_0 && !fits_binary16(source, bytes) ? WeightFormat::kQ8 : from.format;
-}
+WeightFormat held_by(SourceType type) { return traits(type).format; }
 
 std::size_t packed_bytes(WeightFormat format, std::size_t rows, std::size_t cols) {
-    const char* const name = traits(format).name;
+    const char* const name = name_of(format);
     check_sides(rows, cols);
-    if (is_quantized(format) && cols % block_cols(format) != 0) {
+    if (cols % block_cols(format) != 0) {
         refuse(std::string(name) + " has blocks of " + text(block_cols(format)) + " columns, which " + text(cols) +
                " columns are not; leave them floats.");
     }
@@ -321,7 +273,7 @@ Matrix packed_matrix(WeightFormat format, std::size_t rows, std::size_t cols, co
                      std::size_t bytes) {
     const std::size_t needed = packed_bytes(format, rows, cols);
     if (bytes != needed) {
-        refuse(text(rows) + " x " + text(cols) + " weights packed as " + traits(format).name + " have " + text(needed) +
+        refuse(text(rows) + " x " + text(cols) + " weights packed as " + name_of(format) + " have " + text(needed) +
                " bytes, not " + text(bytes) + ".");
     }
     return {format, rows, cols, packed};
@@ -331,8 +283,8 @@ void check_packable(const SourceMatrix& source, WeightFormat format) {
     (void)packed_bytes(format, source.rows, source.cols);
     const SourceTraits& from = traits(source.type);
     if (from.packing(format) == nullptr) {
-        refuse(std::string(from.name) + " would lose something as " + traits(format).name + "; " +
-               traits(from.format).name + " holds it.");
+        refuse(std::string(from.name) + " would lose something as " + name_of(format) + "; " + name_of(from.format) +
+               " holds it.");
     }
     check_size(source);
 }
@@ -357,11 +309,6 @@ void pack(const SourceMatrix& source, WeightFormat format, std::size_t first, st
         refuse("Rows " + text(first) + " to " + text(end) + " of " + text(source.rows) +
                " are not panels of 16, of which only the last can be smaller.");
     }
-    for (std::size_t row = first; source.type == SourceType::kQ4_0 && format == WeightFormat::kQ4 && row < end; ++row) {
-        if (!fits_binary16(stored_row(source, row), row_bytes(traits(source.type), source.cols))) {
-            refuse("A scale of these blocks of Q4_0 is too large for Q4; Q8 holds them.");
-        }
-    }
     const std::size_t stride = panel_bytes(format, source.cols);
     pack_panels(source, format, first, end, packed + first / kPanelRows * stride, stride);
 }
@@ -381,10 +328,12 @@ void dequantize(const SourceMatrix& source, std::size_t first, std::size_t end, 
 }
 
 void unpack(const Matrix& matrix, float* out) {
-    const auto unpack_row = traits(matrix.format).unpack_row;
-    for (std::size_t row = 0; row < matrix.rows; ++row) {
-        unpack_row(matrix.panel(row / kPanelRows), row % kPanelRows, matrix.cols, out + row * matrix.cols);
-    }
+    with_format(matrix.format, [&](auto format) {
+        for (std::size_t row = 0; row < matrix.rows; ++row) {
+            unpack_row<decltype(format)::value>(matrix.panel(row / kPanelRows), row % kPanelRows, matrix.cols,
+                                                out + row * matrix.cols);
+        }
+    });
 }
 
 }  // namespace rbee::kernels

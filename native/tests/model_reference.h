@@ -97,8 +97,9 @@ private:
         std::vector<std::int8_t> quants(x.size());
         std::vector<float> scales(x.size() / kGroup), sums(scales.size());
         std::vector<std::int32_t> biases(scales.size());
+        std::vector<HalfSums> half_sums(scales.size());
         kPortableSet.elementwise.quantize(values.data(), x.size(),
-                                          {quants.data(), scales.data(), sums.data(), biases.data()});
+                                          {quants.data(), scales.data(), sums.data(), biases.data(), half_sums.data()});
         Row result(x.size());
         for (std::size_t i = 0; i < x.size(); ++i) {
             result[i] = double{scales[i / kGroup]} * quants[i];

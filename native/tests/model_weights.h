@@ -15,6 +15,7 @@
 #include "rbee_kernels/model.h"
 
 #include "check.h"
+#include "packed_layout.h"
 
 namespace rbee::kernels::test {
 
@@ -47,9 +48,6 @@ inline WeightFormat random_format(bool quantized, std::size_t cols, Random& rand
     if (!quantized || cols % kGroup != 0) {
         return static_cast<WeightFormat>(random.below(3));
     }
-    if (cols % block_cols(WeightFormat::kQ4K) == 0 && random.below(2) == 0) {
-        return WeightFormat::kQ4K;  // few matrices here have so many columns
-    }
     const auto format = static_cast<WeightFormat>(random.below(kNumWeightFormats));
     return cols % block_cols(format) == 0 ? format : WeightFormat::kQ4;
 }
@@ -59,12 +57,42 @@ inline void put(std::uint8_t* at, std::size_t index, float value, bool half) {
     half ? std::memcpy(at + 2 * index, &bits, 2) : std::memcpy(at + 4 * index, &value, 4);
 }
 
+/// Of a group: random quants, and factors so that weights are of about `size`; rows from `rows` on are zeros.
+inline void fill(PackedPanel& packed, std::size_t group, std::size_t rows, float size, Random& random) {
+    const PackedFormat& format = packed.format();
+    const float levels = static_cast<float>(1U << packed.bits());
+    const auto entry = [&](char kind, std::uint8_t* at, std::uint8_t* shared, float value) {
+        if (kind == 'p') {
+            *at = static_cast<std::uint8_t>(128 + std::ilogb(value));
+            return;
+        }
+        if (!PackedPanel::is_shared(kind)) {
+            put(at, 0, value, kind == 'h');
+            return;
+        }
+        const bool of_half = kind == 'l' || kind == 'u';
+        const std::uint32_t times = of_half ? 4 + random.below(12) : 64 + random.below(64);
+        *at = static_cast<std::uint8_t>(kind == 'u' ? *at | (times << 4U) : times);
+        put(shared, 0, value / (of_half ? 10.0F : 96.0F), true);
+    };
+    for (std::size_t r = 0; r < rows; ++r) {
+        for (std::size_t k = 0; k < kGroup; ++k) {
+            packed.set_quant(group, r, k, random.below(1U << packed.bits()));
+        }
+        for (std::size_t half = 0; half < packed.halves(); ++half) {
+            const float scale = size * (1 + uniform(random) / 2) / levels * 3.4F;
+            entry(format.scale, packed.scale(group, half, r), packed.shared_scale(group, r), scale);
+            if (format.minimum != '-') {
+                entry(format.minimum, packed.minimum(group, half, r), packed.shared_minimum(group, r),
+                      scale * (1 - levels) / 2);
+            }
+        }
+    }
+}
+
 /// Random weights of about 1 / sqrt(cols), so that products are as large as what goes in.
 inline void fill(const Matrix& matrix, std::uint8_t* data, Random& random) {
     const float size = 1 / std::sqrt(static_cast<float>(matrix.cols));
-    const bool four = matrix.format == WeightFormat::kQ4;
-    const bool half = matrix.format == WeightFormat::kQ4 || matrix.format == WeightFormat::kQ8;
-    const std::size_t quants = four ? 256 : 512;
     for (std::size_t panel = 0; panel < matrix.num_panels(); ++panel) {
         const std::size_t rows = std::min(matrix.rows - panel * kPanelRows, kPanelRows);
         const std::size_t bytes = panel_bytes(matrix.format, matrix.cols);
@@ -79,33 +107,9 @@ inline void fill(const Matrix& matrix, std::uint8_t* data, Random& random) {
             }
             continue;
         }
-        const std::size_t block = block_bytes(matrix.format);
-        for (std::size_t k = 0; k < matrix.cols; k += block_cols(matrix.format), at += block) {
-            if (matrix.format == WeightFormat::kQ4K) {
-                for (std::size_t i = 0; i < block; ++i) {
-                    at[i] = static_cast<std::uint8_t>(random.below(256));
-                }
-                for (std::size_t r = 0; r < kPanelRows; ++r) {
-                    const float scale = r < rows ? size * (1 + uniform(random) / 2) / (4.6F * 128) : 0.0F;
-                    put(at, r, scale, true);
-                    put(at, kPanelRows + r, -7.5F * scale, true);
-                }
-                continue;
-            }
-            for (std::size_t i = 0; i < quants; ++i) {
-                at[i] = static_cast<std::uint8_t>(random.below(256));
-            }
-            for (std::size_t r = 0; r < rows; ++r) {
-                const float scale = size * (1 + uniform(random) / 2) / (four ? 4.6F : 74.0F);
-                put(at + quants, r, scale, half);
-                if (four) {
-                    put(at + quants, kPanelRows + r, -7.5F * scale, half);
-                } else if (matrix.format == WeightFormat::kQ8Min) {
-                    put(at + quants, kPanelRows + r, size * uniform(random) / 4, half);
-                } else if (matrix.format == WeightFormat::kQ8Fine) {
-                    put(at + quants, kPanelRows + r, -scale, half);
-                }
-            }
+        PackedPanel packed(matrix.format, at);
+        for (std::size_t g = 0; g < matrix.cols / kGroup; ++g) {
+            fill(packed, g, rows, size, random);
         }
     }
 }
@@ -114,14 +118,24 @@ inline void fill(const Matrix& matrix, std::uint8_t* data, Random& random) {
 inline void poison(const Matrix& matrix, std::uint8_t* data, std::size_t row) {
     std::uint8_t* panel = data + row / kPanelRows * panel_bytes(matrix.format, matrix.cols);
     constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-    const bool quantized = is_quantized(matrix.format);
-    const bool four = matrix.format == WeightFormat::kQ4, bytes = matrix.format == WeightFormat::kQ4K;
-    const bool half = bytes || four || matrix.format == WeightFormat::kF16 || matrix.format == WeightFormat::kQ8;
-    if (matrix.format == WeightFormat::kBF16) {
+    const std::size_t lane = row % kPanelRows;
+    if (is_quantized(matrix.format)) {
+        PackedPanel packed(matrix.format, panel);
+        const char kind = packed.format().scale;
+        if (kind == 'p') {  // has no NaN: 12 times the greatest power is infinite
+            *packed.scale(0, 0, lane) = 255;
+            for (std::size_t k = 0; k < kGroup; ++k) {
+                packed.set_quant(0, lane, k, 7);
+            }
+            return;
+        }
+        const bool shared = PackedPanel::is_shared(kind);
+        put(shared ? packed.shared_scale(0, lane) : packed.scale(0, 0, lane), 0, kNaN, shared || kind == 'h');
+    } else if (matrix.format == WeightFormat::kBF16) {
         const std::uint16_t bits = 0x7FC0;
-        std::memcpy(panel + 2 * (row % kPanelRows), &bits, 2);
+        std::memcpy(panel + 2 * lane, &bits, 2);
     } else {
-        put(panel + (!quantized || bytes ? 0 : four ? 256 : 512), row % kPanelRows, kNaN, half);
+        put(panel, lane, kNaN, matrix.format == WeightFormat::kF16);
     }
 }
 

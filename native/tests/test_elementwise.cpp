@@ -124,15 +124,17 @@ struct Quantized {
           quants(new std::int8_t[groups * 32]),
           scales(groups),
           sums(groups),
-          biases(new std::int32_t[groups]) {
+          biases(new std::int32_t[groups]),
+          half_sums(new HalfSums[groups]) {
         std::memset(quants.get(), 55, groups * 32);
     }
-    QuantizedRow row() const { return {quants.get(), scales.data(), sums.data(), biases.get()}; }
+    QuantizedRow row() const { return {quants.get(), scales.data(), sums.data(), biases.get(), half_sums.get()}; }
 
     std::size_t groups;
     std::unique_ptr<std::int8_t[]> quants;
     Floats scales, sums;
     std::unique_ptr<std::int32_t[]> biases;
+    std::unique_ptr<HalfSums[]> half_sums;
 };
 
 void quants_are_the_nearest() {
@@ -148,7 +150,7 @@ void quants_are_the_nearest() {
                 functions.quantize(x.data(), n, result.row());
                 for (std::size_t group = 0; group < result.groups; ++group) {
                     float greatest = 0;
-                    int sum = 0;
+                    int half_sums[2] = {};
                     for (std::size_t i = 32 * group; i < std::min(n, 32 * group + 32); ++i) {
                         greatest = std::max(greatest, std::fabs(x[i]));
                     }
@@ -156,7 +158,7 @@ void quants_are_the_nearest() {
                     CHECK(scale == greatest / 127);
                     for (std::size_t i = 32 * group; i < 32 * group + 32; ++i) {
                         const int quant = result.quants[i];
-                        sum += quant;
+                        half_sums[i % 32 / 16] += quant;
                         if (i < n && scale != 0) {
                             const double exact = double{x[i]} / double{scale};
                             CHECK(quant >= -127 && std::fabs(quant - exact) <= 0.5 + 127 * 3 * kUnit);
@@ -164,8 +166,10 @@ void quants_are_the_nearest() {
                             CHECK(quant == 0);
                         }
                     }
-                    CHECK(result.sums[group] == scale * static_cast<float>(sum));
-                    CHECK(result.biases[group] == -128 * sum);
+                    CHECK(result.sums[group] == scale * static_cast<float>(half_sums[0] + half_sums[1]));
+                    CHECK(result.biases[group] == -128 * (half_sums[0] + half_sums[1]));
+                    CHECK(result.half_sums[group].of[0] == half_sums[0]);
+                    CHECK(result.half_sums[group].of[1] == half_sums[1]);
                 }
             });
         }

@@ -13,8 +13,10 @@
 #include "rbee_kernels/memory.h"
 
 #include "check.h"
+#include "packed_layout.h"
 
 using namespace rbee::kernels;
+using namespace rbee::kernels::test;
 
 namespace {
 
@@ -23,9 +25,15 @@ namespace {
 // twice makes several times as much.
 double tolerance(std::size_t cols) { return static_cast<double>(cols) * 0x1p-24; }
 
-constexpr WeightFormat kFormats[] = {WeightFormat::kF32,   WeightFormat::kF16,   WeightFormat::kBF16,
-                                     WeightFormat::kQ4,    WeightFormat::kQ4K,   WeightFormat::kQ8,
-                                     WeightFormat::kQ8Min, WeightFormat::kQ8Fine};
+/// Floats, and all that packed_layout.h knows: no format is left out.
+std::vector<WeightFormat> formats() {
+    std::vector<WeightFormat> all = {WeightFormat::kF32, WeightFormat::kF16, WeightFormat::kBF16};
+    for (const PackedFormat& packed : kPackedFormats) {
+        all.push_back(packed.format);
+    }
+    CHECK(all.size() == kNumWeightFormats);
+    return all;
+}
 
 /// `cols`, or so many more that they are whole blocks.
 std::size_t whole_blocks(WeightFormat format, std::size_t cols) {
@@ -40,13 +48,6 @@ std::vector<const InstructionSet*> instruction_sets() {
         }
     }
     return sets;
-}
-
-float half_to_float(std::uint16_t bits) {
-    const int exponent = (bits >> 10) & 31;
-    const double mantissa = (bits & 1023) / 1024.0;
-    const double size = exponent == 0 ? std::ldexp(mantissa, -14) : std::ldexp(1 + mantissa, exponent - 15);
-    return static_cast<float>((bits & 0x8000) != 0 ? -size : size);
 }
 
 /// A packed matrix of random bits, and what it stands for.
@@ -96,65 +97,60 @@ private:
     }
 
     /// Scales and minimums of any sign and of very different sizes, subnormal ones among them.
-    float factor(std::uint8_t* at, bool half, Random& random) {
-        if (half) {
-            const auto bits = static_cast<std::uint16_t>(random.below(0x3000) | (random.below(2) << 15));
-            std::memcpy(at, &bits, 2);
-            return half_to_float(bits);
+    static float random_half(std::uint8_t* at, Random& random) {
+        const auto bits = static_cast<std::uint16_t>(random.below(0x3000) | (random.below(2) << 15));
+        std::memcpy(at, &bits, 2);
+        return half_to_float(bits);
+    }
+
+    /// Chooses the entry of a factor that is at `at`; `shared` is what goes with it, chosen already.
+    static float random_factor(char kind, std::uint8_t* at, float shared, Random& random) {
+        const auto byte = static_cast<std::uint8_t>(random.below(256));
+        switch (kind) {
+            case '-': return 0;
+            case 'h': return random_half(at, random);
+            case 'f': {
+                const float value =
+                    std::ldexp(static_cast<float>(random.below(4001)) - 2000.0F, -static_cast<int>(random.below(30)));
+                std::memcpy(at, &value, 4);
+                return value;
+            }
+            case 'l': *at = byte & 15; return shared * static_cast<float>(*at);
+            case 'u':
+                *at = static_cast<std::uint8_t>(*at | (byte & 0xF0));
+                return shared * static_cast<float>(*at >> 4);
+            case 'p': *at = static_cast<std::uint8_t>(120 + random.below(16)); return std::ldexp(1.0F, *at - 128);
+            case 's': *at = byte; return shared * static_cast<float>(static_cast<std::int8_t>(byte));
+            default: *at = byte; return shared * static_cast<float>(byte);
         }
-        const float value =
-            std::ldexp(static_cast<float>(random.below(4001)) - 2000.0F, -static_cast<int>(random.below(30)));
-        std::memcpy(at, &value, 4);
-        return value;
     }
 
     void fill_quantized(std::uint8_t* bytes, float* values, Random& random) {
-        const WeightFormat format = matrix.format;
-        const bool half = format == WeightFormat::kQ4 || format == WeightFormat::kQ8;
-        const std::size_t quants = format == WeightFormat::kQ4 ? 256 : 512, size = half ? 2 : 4;
-        for (std::size_t col = 0; col < matrix.cols; col += block_cols(format), bytes += block_bytes(format)) {
-            if (format != WeightFormat::kQ4K) {
-                fill_group(bytes, values + col, random, [&](std::size_t which, std::size_t r) {
-                    return factor(bytes + quants + (kPanelRows * which + r) * size, half, random);
-                });
-                continue;
-            }
-            float factors[2 * kPanelRows];
-            for (std::size_t i = 0; i < 2 * kPanelRows; ++i) {
-                factors[i] = factor(bytes + 2 * i, true, random);
-            }
-            for (std::size_t g = 0; g < 8; ++g) {
-                fill_group(bytes + 320 + 256 * g, values + col + 32 * g, random, [&](std::size_t which, std::size_t r) {
-                    const std::size_t i = kPanelRows * which + r;
-                    const std::uint32_t times = random.below(256);
-                    bytes[64 + 32 * g + i] = static_cast<std::uint8_t>(times);
-                    return factors[i] * static_cast<float>(times);
-                });
-            }
-        }
-    }
-
-    /// `factor(which, row)` chooses scales, and minimums or other scales.
-    template <typename Factor>
-    void fill_group(std::uint8_t* bytes, float* values, Random& random, Factor&& factor) {
-        const bool four = matrix.format == WeightFormat::kQ4 || matrix.format == WeightFormat::kQ4K;
-        const bool fine = matrix.format == WeightFormat::kQ8Fine;
-        const bool minimum = four || matrix.format == WeightFormat::kQ8Min;
-        const std::uint32_t kind = random.below(4);  // all at one end, all at the other, or anything
-        for (std::size_t i = 0; i < (four ? 256U : 512U); ++i) {
-            bytes[i] = static_cast<std::uint8_t>(kind == 0   ? (four ? 0xFF : 0x80)
-                                                 : kind == 1 ? (four ? 0 : 0x7F)
-                                                             : random.below(256));
-        }
-        for (std::size_t r = 0; r < kPanelRows; ++r) {
-            const float scale = factor(0, r);
-            const float other = fine || minimum ? factor(1, r) : 0.0F;
-            for (std::size_t k = 0; k < kGroup; ++k) {
-                const std::uint8_t byte = bytes[64 * (four ? k % 16 / 4 : k / 4) + 4 * r + k % 4];
-                const float quant = four ? static_cast<float>(k < 16 ? byte & 15 : byte >> 4)
-                                         : static_cast<float>(static_cast<std::int8_t>(byte));
-                values[r * matrix.cols + k] =
-                    fine ? quant * (k < 16 ? scale : other) : quant * scale + (minimum ? other : 0.0F);
+        PackedPanel panel(matrix.format, bytes);
+        const PackedFormat& format = panel.format();
+        float scales[kPanelRows] = {}, minimums[kPanelRows] = {};
+        for (std::size_t g = 0; g < matrix.cols / kGroup; ++g) {
+            const std::uint32_t kind = random.below(4);  // all at one end, all at the other, or anything
+            const std::uint32_t most = (1U << panel.bits()) - 1, low = format.offset == 128 ? 0x80 : 0,
+                                high = format.offset == 128 ? 0x7F : most;
+            for (std::size_t r = 0; r < kPanelRows; ++r) {
+                if (PackedPanel::is_shared(format.scale) && g % 8 == 0) {
+                    scales[r] = random_half(panel.shared_scale(g, r), random);
+                }
+                if (PackedPanel::is_shared(format.minimum) && g % 8 == 0) {
+                    minimums[r] = random_half(panel.shared_minimum(g, r), random);
+                }
+                for (std::size_t half = 0; half < panel.halves(); ++half) {
+                    const float scale = random_factor(format.scale, panel.scale(g, half, r), scales[r], random);
+                    const float minimum = random_factor(format.minimum, panel.minimum(g, half, r), minimums[r], random);
+                    const std::size_t cols = kGroup / panel.halves();
+                    for (std::size_t k = half * cols; k < (half + 1) * cols; ++k) {
+                        const std::uint32_t quant = kind == 0 ? low : kind == 1 ? high : random.below(most + 1);
+                        panel.set_quant(g, r, k, quant);
+                        values[r * matrix.cols + g * kGroup + k] =
+                            static_cast<float>(panel.number(quant)) * scale + minimum;
+                    }
+                }
             }
         }
     }
@@ -169,6 +165,7 @@ struct TestActivations {
         scales.resize(rows * groups);
         sums.resize(rows * groups);
         biases.resize(rows * groups);
+        half_sums.resize(rows * groups);
         for (std::size_t row = 0; row < rows; ++row) {
             for (std::size_t g = 0; g < groups; ++g) {
                 const std::size_t at = row * groups + g;
@@ -179,6 +176,7 @@ struct TestActivations {
                     const int quant = kind == 0 ? 127 : kind == 1 ? -127 : static_cast<int>(random.below(255)) - 127;
                     quants[at * kGroup + i] = static_cast<std::int8_t>(quant);
                     sum += quant;
+                    half_sums[at].of[i / 16] = static_cast<std::int16_t>(half_sums[at].of[i / 16] + quant);
                     values[row * cols + g * kGroup + i] = scales[at] * static_cast<float>(quant);
                 }
                 sums[at] = scales[at] * static_cast<float>(sum);
@@ -188,7 +186,8 @@ struct TestActivations {
     }
 
     Activations view(bool exact) const {
-        return {rows, values.data(), cols, exact ? nullptr : quants.data(), scales.data(), sums.data(), biases.data()};
+        return {rows,          values.data(), cols,          exact ? nullptr : quants.data(),
+                scales.data(), sums.data(),   biases.data(), half_sums.data()};
     }
 
     std::size_t rows;
@@ -198,6 +197,7 @@ struct TestActivations {
     std::vector<float> scales;
     std::vector<float> sums;
     std::vector<std::int32_t> biases;
+    std::vector<HalfSums> half_sums;
 };
 
 /// What a set computes for all panels, [rows][panels * 16]; `stride` beyond that stays untouched.
@@ -237,11 +237,11 @@ void compare(const InstructionSet& set, const TestMatrix& weights, const TestAct
             const double error = std::fabs(static_cast<double>(results[m * width + row]) - sum);
             if (!(error <= tolerance(activations.cols) * size + 1e-30)) {
                 fail(__FILE__, __LINE__,
-                     (std::string(set.name) + ", format " +
-                      std::to_string(static_cast<std::uint32_t>(weights.matrix.format)) + (exact ? ", exact" : "") +
-                      ", " + std::to_string(activations.rows) + " x " + std::to_string(activations.cols) + ", row " +
-                      std::to_string(m) + ", column " + std::to_string(row) + ": " +
-                      std::to_string(results[m * width + row]) + " instead of " + std::to_string(sum))
+                     (std::string(set.name) + ", format " + layout_of(weights.matrix.format).name +
+                      (exact ? ", exact" : "") + ", " + std::to_string(activations.rows) + " x " +
+                      std::to_string(activations.cols) + ", row " + std::to_string(m) + ", column " +
+                      std::to_string(row) + ": " + std::to_string(results[m * width + row]) + " instead of " +
+                      std::to_string(sum))
                          .c_str());
             }
         }
@@ -250,7 +250,7 @@ void compare(const InstructionSet& set, const TestMatrix& weights, const TestAct
 
 void products_are_right() {
     Random random{2026};
-    for (const WeightFormat format : kFormats) {
+    for (const WeightFormat format : formats()) {
         for (const std::size_t least : std::vector<std::size_t>{32, 64, 96, 288, 576, 1536}) {
             const std::size_t cols = whole_blocks(format, least);
             const TestMatrix weights(format, 2 * kPanelRows + 3, cols, random);
@@ -285,7 +285,7 @@ void floats_may_have_any_number_of_columns() {
 /// Whatever rows are computed beside a row: a request's tokens must not depend on other requests.
 void a_row_does_not_depend_on_others() {
     Random random{11};
-    for (const WeightFormat format : kFormats) {
+    for (const WeightFormat format : formats()) {
         const std::size_t cols = whole_blocks(format, 320);
         const TestMatrix weights(format, 32, cols, random);
         const TestActivations all(29, cols, random);
@@ -301,6 +301,7 @@ void a_row_does_not_depend_on_others() {
                     one.scales += row * groups;
                     one.sums += row * groups;
                     one.biases += row * groups;
+                    one.half_sums += row * groups;
                     const std::vector<float> alone = multiply(*set, weights, one);
                     CHECK(std::memcmp(alone.data(), together.data() + row * alone.size(),
                                       alone.size() * sizeof(float)) == 0);
@@ -313,7 +314,7 @@ void a_row_does_not_depend_on_others() {
 /// A row that is not finite spoils itself only.
 void nan_stays_in_its_row() {
     Random random{5};
-    for (const WeightFormat format : kFormats) {
+    for (const WeightFormat format : formats()) {
         const std::size_t cols = whole_blocks(format, 64), groups = cols / kGroup;
         const TestMatrix weights(format, 16, cols, random);
         TestActivations activations(5, cols, random);
@@ -334,7 +335,7 @@ void nan_stays_in_its_row() {
 
 void rows_are_unpacked() {
     Random random{3};
-    for (const WeightFormat format : kFormats) {
+    for (const WeightFormat format : formats()) {
         const TestMatrix weights(format, 40, whole_blocks(format, 96), random);
         for (const InstructionSet* set : instruction_sets()) {
             for (std::size_t row = 0; row < weights.matrix.rows; ++row) {

@@ -28,30 +28,30 @@ const Type kTypes[] = {
     {SourceType::kF32, 1, 4, {WeightFormat::kF32, WeightFormat::kQ4, WeightFormat::kQ8}},
     {SourceType::kF16, 1, 2, {WeightFormat::kF16, WeightFormat::kF32, WeightFormat::kQ4, WeightFormat::kQ8}},
     {SourceType::kBF16, 1, 2, {WeightFormat::kBF16, WeightFormat::kF32, WeightFormat::kQ4, WeightFormat::kQ8}},
-    {SourceType::kQ1_0, 128, 18, {WeightFormat::kQ4}},
-    {SourceType::kQ2_0, 64, 18, {WeightFormat::kQ4}},
-    {SourceType::kTQ1_0, 256, 54, {WeightFormat::kQ4}},
-    {SourceType::kTQ2_0, 256, 66, {WeightFormat::kQ4}},
-    {SourceType::kQ4_0, 32, 18, {WeightFormat::kQ8}},
+    {SourceType::kQ1_0, 128, 18, {WeightFormat::kQ4_0}},
+    {SourceType::kQ2_0, 64, 18, {WeightFormat::kQ4_0}},
+    {SourceType::kTQ1_0, 256, 54, {WeightFormat::kQ4_0}},
+    {SourceType::kTQ2_0, 256, 66, {WeightFormat::kQ4_0}},
+    {SourceType::kQ4_0, 32, 18, {WeightFormat::kQ4_0}},
     {SourceType::kQ4_1, 32, 20, {WeightFormat::kQ4}},
-    {SourceType::kQ5_0, 32, 22, {WeightFormat::kQ8}},
-    {SourceType::kQ5_1, 32, 24, {WeightFormat::kQ8Min}},
+    {SourceType::kQ5_0, 32, 22, {WeightFormat::kQ5_0}},
+    {SourceType::kQ5_1, 32, 24, {WeightFormat::kQ5_1}},
     {SourceType::kQ8_0, 32, 34, {WeightFormat::kQ8}},
-    {SourceType::kQ2_K, 256, 84, {WeightFormat::kQ8}},
-    {SourceType::kQ3_K, 256, 110, {WeightFormat::kQ8Fine}},
+    {SourceType::kQ2_K, 256, 84, {WeightFormat::kQ2K}},
+    {SourceType::kQ3_K, 256, 110, {WeightFormat::kQ3K}},
     {SourceType::kQ4_K, 256, 144, {WeightFormat::kQ4K}},
-    {SourceType::kQ5_K, 256, 176, {WeightFormat::kQ8Min}},
-    {SourceType::kQ6_K, 256, 210, {WeightFormat::kQ8Fine}},
-    {SourceType::kIQ1_S, 256, 50, {WeightFormat::kQ8Min}},
+    {SourceType::kQ5_K, 256, 176, {WeightFormat::kQ5K}},
+    {SourceType::kQ6_K, 256, 210, {WeightFormat::kQ6K}},
+    {SourceType::kIQ1_S, 256, 50, {WeightFormat::kQ8Float}},
     {SourceType::kIQ1_M, 256, 56, {WeightFormat::kQ8Fine}},
-    {SourceType::kIQ2_XXS, 256, 66, {WeightFormat::kQ8Min}},
+    {SourceType::kIQ2_XXS, 256, 66, {WeightFormat::kQ8Float}},
     {SourceType::kIQ2_XS, 256, 74, {WeightFormat::kQ8Fine}},
     {SourceType::kIQ2_S, 256, 82, {WeightFormat::kQ8Fine}},
-    {SourceType::kIQ3_XXS, 256, 98, {WeightFormat::kQ8Min}},
-    {SourceType::kIQ3_S, 256, 110, {WeightFormat::kQ8Min}},
-    {SourceType::kIQ4_NL, 32, 18, {WeightFormat::kQ8}},
-    {SourceType::kIQ4_XS, 256, 136, {WeightFormat::kQ8Min}},
-    {SourceType::kMXFP4, 32, 17, {WeightFormat::kQ8Min}},
+    {SourceType::kIQ3_XXS, 256, 98, {WeightFormat::kQ8Float}},
+    {SourceType::kIQ3_S, 256, 110, {WeightFormat::kQ8Float}},
+    {SourceType::kIQ4_NL, 32, 18, {WeightFormat::kIQ4NL}},
+    {SourceType::kIQ4_XS, 256, 136, {WeightFormat::kIQ4XS}},
+    {SourceType::kMXFP4, 32, 17, {WeightFormat::kMXFP4}},
     {SourceType::kNVFP4, 64, 36, {WeightFormat::kQ8Fine}},
 };
 
@@ -120,7 +120,7 @@ void floats_become_the_nearest_half() {
     }
 }
 
-/// A matrix of Q4_1 or Q8_0 whose quants all differ from their neighbours, byte for byte in the layout of weights.h.
+/// A matrix of Q4_1 or Q8_0, byte for byte in the layout of weights.h. (The other formats: tests in Python.)
 void quants_are_where_the_layout_says() {
     constexpr std::size_t rows = 33, cols = 96, groups = cols / kGroup;
     Random random{3};
@@ -129,23 +129,29 @@ void quants_are_where_the_layout_says() {
         const Memory<std::uint8_t> source = random_bytes(random, rows * groups * block);
         const WeightFormat format = four ? WeightFormat::kQ4 : WeightFormat::kQ8;
         const Memory<std::uint8_t> packed(packed_bytes(format, rows, cols));
-        CHECK(packed.size == 3 * groups * (four ? 320 : 544));
+        // Q8 has the scales of two groups in front of their quants; the fourth's place is not used.
+        const std::size_t panel = four ? 3 * (64 + 256) : 2 * 64 + 3 * 512;
+        CHECK(packed.size == 3 * panel);
         pack({four ? SourceType::kQ4_1 : SourceType::kQ8_0, source.data(), source.size, rows, cols}, format, 0, rows,
              packed.data(), packed.size);
         for (std::size_t row = 0; row < rows; ++row) {
             for (std::size_t g = 0; g < groups; ++g) {
                 const std::uint8_t* from = source.data() + (row * groups + g) * block;
-                const std::uint8_t* to = packed.data() + (row / 16 * groups + g) * block_bytes(format);
+                const std::uint8_t* run = packed.data() + row / 16 * panel + (four ? g * 320 : g / 2 * (64 + 2 * 512));
+                const std::uint8_t* factors = run + (four ? 0 : g % 2 * 32);
+                const std::uint8_t* quants = run + 64 + (four ? 0 : g % 2 * 512);
                 const std::size_t r = row % 16;
-                for (std::size_t byte = 0; byte < (four ? 16U : 32U); ++byte) {
-                    CHECK(to[64 * (byte / 4) + 4 * r + byte % 4] == from[header + byte]);
+                for (std::size_t k = 0; k < kGroup; ++k) {
+                    const std::size_t quad = k / 4;
+                    if (four) {
+                        const unsigned wanted = k < 16 ? from[header + k] & 15U : from[header + k - 16] >> 4U;
+                        CHECK((quants[64 * (quad / 2) + 4 * r + k % 4] >> (quad % 2 * 4) & 15U) == wanted);
+                    } else {
+                        CHECK(quants[64 * quad + 4 * r + k % 4] == from[header + k]);
+                    }
                 }
-                for (std::size_t i = 0; i < header / 2; ++i) {
-                    Half wanted, half;
-                    std::memcpy(&wanted, from + 2 * i, sizeof wanted);
-                    std::memcpy(&half, to + (four ? 256 : 512) + 32 * i + 2 * r, sizeof half);
-                    CHECK(half.bits == wanted.bits || (std::isnan(float_of(wanted)) && std::isnan(float_of(half))));
-                }
+                CHECK(std::memcmp(factors + 2 * r, from, 2) == 0);
+                CHECK(!four || std::memcmp(factors + 32 + 2 * r, from + 2, 2) == 0);
             }
         }
     }
@@ -172,15 +178,14 @@ void any_bits_are_packed() {
                         CHECK(same(ordered.values[i], weights.values[order[i / cols] * cols + i % cols]));
                     }
                     // Reading blocks directly or out of a panel is the same, unless floats were made quants.
-                    const bool requantized =
-                        type.type == SourceType::kQ2_K || (type.block_cols == 1 && is_quantized(format));
+                    const bool requantized = type.block_cols == 1 && is_quantized(format);
                     check_rows(matrix, 0, rows);
                     Memory<float> floats(rows * cols);
                     dequantize(matrix, 0, rows, floats.data());
                     for (std::size_t i = 0; i < floats.size && !requantized; ++i) {
                         CHECK(same(floats.values[i], ordered.values[i]));
                     }
-                    (void)held_by(type.type, source.data(), source.size);
+                    CHECK(held_by(type.type) == type.formats[0]);
                 }
             }
         }
@@ -231,7 +236,7 @@ void one_bad_float_spoils_its_group() {
 }
 
 void what_does_not_fit_is_refused() {
-    const Memory<std::uint8_t> source(20 * 34), packed(2 * 544);
+    const Memory<std::uint8_t> source(20 * 34), packed(2 * 576);
     const SourceMatrix matrix{SourceType::kQ8_0, source.data(), source.size, 20, 32};
     const auto pack_with = [&](auto change, WeightFormat format, std::size_t first, std::size_t end,
                                std::size_t bytes) {
@@ -249,7 +254,7 @@ void what_does_not_fit_is_refused() {
     CHECK_THROWS(std::invalid_argument, pack_with(same_matrix, q8, 4, 20, packed.size));
     CHECK_THROWS(std::invalid_argument, pack_with(same_matrix, q8, 0, 19, packed.size));
     CHECK_THROWS(std::invalid_argument, pack_with(same_matrix, q8, 0, 32, packed.size));
-    CHECK_THROWS(std::invalid_argument, pack_with(same_matrix, WeightFormat::kQ8Min, 0, 20, packed.size));
+    CHECK_THROWS(std::invalid_argument, pack_with(same_matrix, WeightFormat::kQ8Float, 0, 20, packed.size));
     CHECK_THROWS(std::invalid_argument, pack_with(same_matrix, static_cast<WeightFormat>(8), 0, 20, packed.size));
     CHECK_THROWS(std::invalid_argument, pack_with([](auto& m) { --m.bytes; }, q8, 0, 20, packed.size));
     CHECK_THROWS(std::invalid_argument, pack_with([](auto& m) { ++m.rows; }, q8, 0, 20, packed.size));
@@ -267,7 +272,7 @@ void what_does_not_fit_is_refused() {
     }
     CHECK(packed_bytes(WeightFormat::kF32, std::size_t{1} << 28U, std::size_t{1} << 28U) == std::size_t{1} << 58U);
     CHECK_THROWS(std::invalid_argument, packed_matrix(q8, 20, 32, packed.data(), packed.size + 1));
-    CHECK_THROWS(std::invalid_argument, held_by(SourceType::kQ8_0, source.data(), 35));
+    CHECK_THROWS(std::invalid_argument, held_by(static_cast<SourceType>(9)));
     check_rows(matrix, 3, 20);
     CHECK_THROWS(std::invalid_argument, check_rows(matrix, 3, 21));
     CHECK_THROWS(std::invalid_argument, check_rows(matrix, 4, 3));

@@ -78,14 +78,14 @@ def dequantize(
         TypeError: an array of another type.
     """
 
-SOURCE_TYPES: Final[dict[str, bool]]
-"""All types that can be packed and dequantized, by ggml's name: whether the format that holds them loses nothing."""
+SOURCE_TYPES: Final[tuple[str, ...]]
+"""ggml's names of all types that can be packed and dequantized."""
 
-def held_by(source: NDArray[np.uint8], source_type: int) -> int:
-    """The format that holds these blocks. It depends on them for Q4_0: huge scales need Q8.
+def held_by(source_type: int) -> int:
+    """The format that holds a type without loss.
 
     Raises:
-        ValueError: a type that cannot be read, or bytes that are not whole blocks of it.
+        ValueError: a type that cannot be read.
     """
 
 def packed_bytes(format: int, rows: int, cols: int) -> int:  # noqa: A002 - as in weights.h

@@ -77,13 +77,15 @@ inline void quantize_group(Vec low, Vec high, std::size_t group, const Quantized
     const Vec inverse = broadcast(greatest >= kLeastQuantized ? 127.0F / greatest : 0.0F);
     low = round(low * inverse);
     high = round(high * inverse);
-    const float total = sum(low + high);  // exact; NaN * 0 and infinity * 0 are NaN
+    const float low_sum = sum(low), high_sum = sum(high);  // exact; NaN * 0 and infinity * 0 are NaN
+    const float total = low_sum + high_sum;
     if (total != total) {
         constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
         std::memset(row.quants + group * kGroup, 0, kGroup);
         row.scales[group] = kNaN;
         row.sums[group] = kNaN;
         row.biases[group] = 0;
+        row.half_sums[group] = {};
         return;
     }
     const float scale = greatest >= kLeastQuantized ? greatest / 127.0F : 0.0F;
@@ -92,6 +94,7 @@ inline void quantize_group(Vec low, Vec high, std::size_t group, const Quantized
     row.scales[group] = scale;
     row.sums[group] = scale * total;
     row.biases[group] = -128 * static_cast<std::int32_t>(total);
+    row.half_sums[group] = {{static_cast<std::int16_t>(low_sum), static_cast<std::int16_t>(high_sum)}};
 }
 
 inline void quantize(const float* x, std::size_t n, QuantizedRow row) {

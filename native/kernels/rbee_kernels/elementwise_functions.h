@@ -9,13 +9,19 @@
 
 namespace rbee::kernels {
 
+/// Of the quants of columns 0 to 15 of a group, and of columns 16 to 31.
+struct HalfSums {
+    std::int16_t of[2];
+};
+
 /// A row of activations in 8 bits, quantized in groups of 32: value = scale * quant. The last group is filled with
 /// zeros.
 struct QuantizedRow {
-    std::int8_t* quants;   // [groups * 32]
+    std::int8_t* quants;   // [groups * 32], -127 to 127
     float* scales;         // [groups]
     float* sums;           // [groups], scale * (sum of the quants)
     std::int32_t* biases;  // [groups], -128 * (sum of the quants)
+    HalfSums* half_sums;   // [groups]
 };
 
 /// kRelu2: the square of what is positive. (So et al., 2021.)

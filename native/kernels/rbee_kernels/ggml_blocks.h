@@ -1,7 +1,7 @@
 // How ggml's quantized blocks lie in a GGUF file, and what is in 32 columns of one.
 //
-// Owns the layouts of ggml-common.h whose bits are numbers; `ggml_table_blocks.h` has those whose bits are indices.
-// Does not know what they are packed into (`pack.cpp`).
+// Owns the layouts of ggml-common.h whose bits are numbers, and which format holds each; `ggml_table_blocks.h` has
+// those whose bits are indices. Does not know how they are packed (`pack.cpp`).
 
 #pragma once
 
@@ -10,45 +10,19 @@
 #include <cstring>
 
 #include "rbee_kernels/half.h"
+#include "rbee_kernels/packed_group.h"
 
 namespace rbee::kernels {
 
-/// 32 weights of a row: scales[i / 16] * quants[i] + minimums[i / 16].
-struct WeightGroup {
-    std::uint8_t quants[kGroup] = {};  // a signed byte's bits
-    float scales[2] = {};
-    float minimums[2] = {};
-
-    void set_scale(float scale) { scales[0] = scales[1] = scale; }
-    void set_minimum(float minimum) { minimums[0] = minimums[1] = minimum; }
-};
-
-/// Factors of a group that are products: scale = scale.times * binary16, and so the minimum.
-struct ByteFactors {
-    Half scale{};
-    Half minimum{};
-    std::uint8_t scale_times = 0;
-    std::uint8_t minimum_times = 0;
-};
-
-template <typename T>
-inline T read(const std::uint8_t* at) {
-    T value;
-    std::memcpy(&value, at, sizeof value);
-    return value;
-}
-
 /// A block is a binary16 scale, then bytes whose low halves are columns 0 to 15 and whose high halves are the others.
 struct BlockQ4_0 {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ4_0;
     static constexpr std::size_t kCols = 32, kBytes = 18;
-    // 8 times this overflows binary16, and so does the minimum of a group (if it is not infinite or NaN anyway).
-    static constexpr std::uint16_t kTooLarge = 0x7000;  // 8192
 
     static WeightGroup group(const std::uint8_t* block, std::size_t /*index*/) {
         WeightGroup group;
         unpack_halves(block + 2, group.quants);
-        group.set_scale(float_of(read<Half>(block)));
-        group.set_minimum(-8.0F * group.scales[0]);
+        group.set_scale(read<Half>(block));
         return group;
     }
     static void unpack_halves(const std::uint8_t* bytes, std::uint8_t* quants) {
@@ -59,45 +33,29 @@ struct BlockQ4_0 {
     }
 };
 
-/// The same as signed quants without a minimum, for scales that are too large for one in binary16.
-struct SignedBlockQ4_0 {
-    static constexpr std::size_t kCols = BlockQ4_0::kCols, kBytes = BlockQ4_0::kBytes;
-
-    static WeightGroup group(const std::uint8_t* block, std::size_t /*index*/) {
-        WeightGroup group;
-        BlockQ4_0::unpack_halves(block + 2, group.quants);
-        for (std::uint8_t& quant : group.quants) {
-            quant = static_cast<std::uint8_t>(quant - 8);
-        }
-        group.set_scale(float_of(read<Half>(block)));
-        return group;
-    }
-};
-
 /// The same with a minimum behind the scale.
 struct BlockQ4_1 {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ4;
     static constexpr std::size_t kCols = 32, kBytes = 20;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t /*index*/) {
         WeightGroup group;
         BlockQ4_0::unpack_halves(block + 4, group.quants);
-        group.set_scale(float_of(read<Half>(block)));
-        group.set_minimum(float_of(read<Half>(block + 2)));
+        group.set_scale(read<Half>(block));
+        group.set_minimum(read<Half>(block + 2));
         return group;
     }
 };
 
-/// The same as Q4_0 with 4 bytes behind the scale: their bit i is the fifth bit of column i. 16 is to be subtracted.
+/// The same as Q4_0 with 4 bytes behind the scale: their bit i is the fifth bit of column i.
 struct BlockQ5_0 {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ5_0;
     static constexpr std::size_t kCols = 32, kBytes = 22;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t /*index*/) {
         WeightGroup group;
         unpack(block + 2, group.quants);
-        for (std::uint8_t& quant : group.quants) {
-            quant = static_cast<std::uint8_t>(quant - 16);
-        }
-        group.set_scale(float_of(read<Half>(block)));
+        group.set_scale(read<Half>(block));
         return group;
     }
     static void unpack(const std::uint8_t* bytes, std::uint8_t* quants) {
@@ -111,33 +69,38 @@ struct BlockQ5_0 {
 
 /// The same as Q4_1 with those 4 bytes behind scale and minimum.
 struct BlockQ5_1 {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ5_1;
     static constexpr std::size_t kCols = 32, kBytes = 24;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t /*index*/) {
         WeightGroup group;
         BlockQ5_0::unpack(block + 4, group.quants);
-        group.set_scale(float_of(read<Half>(block)));
-        group.set_minimum(float_of(read<Half>(block + 2)));
+        group.set_scale(read<Half>(block));
+        group.set_minimum(read<Half>(block + 2));
         return group;
     }
 };
 
 /// A binary16 scale and 32 signed bytes.
 struct BlockQ8_0 {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ8;
     static constexpr std::size_t kCols = 32, kBytes = 34;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t /*index*/) {
         WeightGroup group;
         std::memcpy(group.quants, block + 2, sizeof group.quants);
-        group.set_scale(float_of(read<Half>(block)));
+        group.set_scale(read<Half>(block));
         return group;
     }
 };
+
+inline Half negative(Half half) { return {static_cast<std::uint16_t>(half.bits ^ 0x8000U)}; }
 
 /// 16 bytes, one for 16 columns, whose low halves multiply the first of two binary16 factors at the end (that is the
 /// scale) and whose high halves multiply the second (that is to be subtracted); in between two bits per column: in 32
 /// bytes, lowest first, those of groups 0 to 3, and in 32 more those of the others.
 struct BlockQ2_K {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ2K;
     static constexpr std::size_t kCols = 256, kBytes = 84;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t index) {
@@ -145,8 +108,8 @@ struct BlockQ2_K {
         unpack_two(block + 16, index, group.quants);
         for (std::size_t i = 0; i < 2; ++i) {
             const unsigned times = block[2 * index + i];
-            group.scales[i] = float_of(read<Half>(block + 80)) * static_cast<float>(times & 15U);
-            group.minimums[i] = -(float_of(read<Half>(block + 82)) * static_cast<float>(times >> 4U));
+            group.scales[i] = {0, read<Half>(block + 80), static_cast<std::uint8_t>(times & 15U)};
+            group.minimums[i] = {0, negative(read<Half>(block + 82)), static_cast<std::uint8_t>(times >> 4U)};
         }
         return group;
     }
@@ -159,9 +122,9 @@ struct BlockQ2_K {
 };
 
 /// 32 bytes, in which bit g of byte i is the third bit of column i of group g; the lower two bits as in Q2_K; 12 bytes
-/// that hold 6 bits for 16 columns, less 32, to multiply the binary16 factor at the end by. 4 is to be subtracted from
-/// each number of 3 bits.
+/// that hold 6 bits for 16 columns, less 32, to multiply the binary16 factor at the end by.
 struct BlockQ3_K {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ3K;
     static constexpr std::size_t kCols = 256, kBytes = 110;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t index) {
@@ -170,14 +133,13 @@ struct BlockQ3_K {
         BlockQ2_K::unpack_two(block + 32, index, group.quants);
         for (std::size_t i = 0; i < kGroup; ++i) {
             const unsigned third = (static_cast<unsigned>(block[i]) >> index) & 1U;
-            group.quants[i] = static_cast<std::uint8_t>((group.quants[i] | (third << 2U)) - 4U);
+            group.quants[i] = static_cast<std::uint8_t>(group.quants[i] | (third << 2U));
         }
         for (std::size_t i = 0; i < 2; ++i) {
             const std::size_t part = 2 * index + i;  // of 16
             const unsigned low = (scales[part % 8] >> (part / 8 * 4)) & 15U;
             const unsigned high = (scales[8 + part % 4] >> (part / 4 * 2)) & 3U;
-            const auto times = static_cast<std::int32_t>(low | (high << 4U)) - 32;
-            group.scales[i] = float_of(read<Half>(block + 108)) * static_cast<float>(times);
+            group.scales[i] = {0, read<Half>(block + 108), static_cast<std::uint8_t>((low | (high << 4U)) - 32U)};
         }
         return group;
     }
@@ -187,6 +149,7 @@ struct BlockQ3_K {
 /// and 6 bits to multiply the second by (that is to be subtracted); then for each two groups 32 bytes, of which the
 /// first group has the low halves.
 struct BlockQ4_K {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ4K;
     static constexpr std::size_t kCols = 256, kBytes = 144;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t index) {
@@ -195,7 +158,7 @@ struct BlockQ4_K {
         unpack_half(block + 16, index, group.quants);
         return group;
     }
-    static ByteFactors factors(const std::uint8_t* block, std::size_t index) {
+    static void set_factors(const std::uint8_t* block, std::size_t index, WeightGroup& group) {
         const std::uint8_t* bits = block + 4;
         unsigned scale = bits[index % 4], minimum = bits[4 + index % 4];
         if (index < 4) {
@@ -205,14 +168,8 @@ struct BlockQ4_K {
             scale = (bits[4 + index] & 15U) | (scale >> 6U << 4U);
             minimum = static_cast<unsigned>(bits[4 + index] >> 4U) | (minimum >> 6U << 4U);
         }
-        const Half subtracted = read<Half>(block + 2);
-        const Half added{static_cast<std::uint16_t>(subtracted.bits ^ 0x8000U)};
-        return {read<Half>(block), added, static_cast<std::uint8_t>(scale), static_cast<std::uint8_t>(minimum)};
-    }
-    static void set_factors(const std::uint8_t* block, std::size_t index, WeightGroup& group) {
-        const ByteFactors bytes = factors(block, index);
-        group.set_scale(float_of(bytes.scale) * static_cast<float>(bytes.scale_times));
-        group.set_minimum(float_of(bytes.minimum) * static_cast<float>(bytes.minimum_times));
+        group.scales[0] = {0, read<Half>(block), static_cast<std::uint8_t>(scale)};
+        group.minimums[0] = {0, negative(read<Half>(block + 2)), static_cast<std::uint8_t>(minimum)};
     }
     static void unpack_half(const std::uint8_t* bytes, std::size_t index, std::uint8_t* quants) {
         const std::size_t shift = index % 2 * 4;
@@ -224,6 +181,7 @@ struct BlockQ4_K {
 
 /// The same with 32 bytes more behind the first 16: bit g of byte i is the fifth bit of column i of group g.
 struct BlockQ5_K {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ5K;
     static constexpr std::size_t kCols = 256, kBytes = 176;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t index) {
@@ -240,23 +198,23 @@ struct BlockQ5_K {
 
 /// Two halves of 4 groups. First the low four bits of both: of groups 0 and 1 in the low halves of 64 bytes, of 2 and 3
 /// in the high ones. Then two more bits: in 32 bytes, lowest first, those of groups 0 to 3. Then 16 signed bytes, one
-/// for 16 columns, to multiply the binary16 factor at the end by. 32 is to be subtracted from each number of 6 bits.
+/// for 16 columns, to multiply the binary16 factor at the end by.
 struct BlockQ6_K {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ6K;
     static constexpr std::size_t kCols = 256, kBytes = 210;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t index) {
         const std::uint8_t* low = block + index / 4 * 64 + index % 2 * 32;
         const std::uint8_t* high = block + 128 + index / 4 * 32;
         const std::uint8_t* scales = block + 192 + index * 2;
-        const float factor = float_of(read<Half>(block + 208));
         const std::size_t low_shift = index % 4 / 2 * 4, high_shift = index % 4 * 2;
         WeightGroup group;
         for (std::size_t i = 0; i < kGroup; ++i) {
             const unsigned quant = ((low[i] >> low_shift) & 15U) | (((high[i] >> high_shift) & 3U) << 4U);
-            group.quants[i] = static_cast<std::uint8_t>(quant - 32U);
+            group.quants[i] = static_cast<std::uint8_t>(quant);
         }
         for (std::size_t i = 0; i < 2; ++i) {
-            group.scales[i] = factor * static_cast<float>(read<std::int8_t>(scales + i));
+            group.scales[i] = {0, read<Half>(block + 208), scales[i]};
         }
         return group;
     }
@@ -264,6 +222,7 @@ struct BlockQ6_K {
 
 /// A binary16 scale and a bit per column: a set bit is the scale, another one its negative.
 struct BlockQ1_0 {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ4_0;
     static constexpr std::size_t kCols = 128, kBytes = 18;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t index) {
@@ -272,19 +231,21 @@ struct BlockQ1_0 {
             const unsigned byte = block[2 + 4 * index + i / 8];
             group.quants[i] = static_cast<std::uint8_t>(((byte >> (i % 8)) & 1U) * 2);
         }
-        set_factors(block, group);
+        finish(block, group);
         return group;
     }
-    /// 1 is to be subtracted from each quant.
-    static void set_factors(const std::uint8_t* half, WeightGroup& group) {
-        const float scale = float_of(read<Half>(half));
-        group.set_scale(scale);
-        group.set_minimum(-scale);
+    /// 1 is to be subtracted from each quant, and 8 is what the format subtracts.
+    static void finish(const std::uint8_t* half, WeightGroup& group) {
+        for (std::uint8_t& quant : group.quants) {
+            quant = static_cast<std::uint8_t>(quant + 7U);
+        }
+        group.set_scale(read<Half>(half));
     }
 };
 
 /// A binary16 scale and two bits per column, four columns in a byte, lowest first. 1 is to be subtracted.
 struct BlockQ2_0 {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ4_0;
     static constexpr std::size_t kCols = 64, kBytes = 18;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t index) {
@@ -293,7 +254,7 @@ struct BlockQ2_0 {
             const unsigned byte = block[2 + 8 * index + i / 4];
             group.quants[i] = static_cast<std::uint8_t>((byte >> (i % 4 * 2)) & 3U);
         }
-        BlockQ1_0::set_factors(block, group);
+        BlockQ1_0::finish(block, group);
         return group;
     }
 };
@@ -302,6 +263,7 @@ struct BlockQ2_0 {
 /// of each, for groups 0 to 4; 16 bytes for five times 16 columns; 4 bytes for four times 4 columns. Then a binary16
 /// scale. 1 is to be subtracted.
 struct BlockTQ1_0 {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ4_0;
     static constexpr std::size_t kCols = 256, kBytes = 54;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t index) {
@@ -317,7 +279,7 @@ struct BlockTQ1_0 {
                 unpack(block + 48, 4, digit, group.quants + 16 + 4 * digit);
             }
         }
-        BlockQ1_0::set_factors(block + 52, group);
+        BlockQ1_0::finish(block + 52, group);
         return group;
     }
     static void unpack(const std::uint8_t* bytes, std::size_t count, std::size_t digit, std::uint8_t* quants) {
@@ -331,12 +293,13 @@ struct BlockTQ1_0 {
 
 /// Two bits per column as in Q2_K, then a binary16 scale. 1 is to be subtracted.
 struct BlockTQ2_0 {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ4_0;
     static constexpr std::size_t kCols = 256, kBytes = 66;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t index) {
         WeightGroup group;
         BlockQ2_K::unpack_two(block, index, group.quants);
-        BlockQ1_0::set_factors(block + 64, group);
+        BlockQ1_0::finish(block + 64, group);
         return group;
     }
 };

@@ -10,10 +10,6 @@
 
 namespace rbee::kernels {
 
-constexpr std::int8_t kIq4Numbers[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-// Twice the numbers of E2M1.
-constexpr std::int8_t kFp4Numbers[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-
 /// quants[i] is the number of the low half of byte i, quants[count + i] that of its high half.
 inline void look_up(const std::int8_t* numbers, const std::uint8_t* bytes, std::size_t count, std::uint8_t* quants) {
     for (std::size_t i = 0; i < count; ++i) {
@@ -24,12 +20,13 @@ inline void look_up(const std::int8_t* numbers, const std::uint8_t* bytes, std::
 
 /// A binary16 scale, then bytes whose low halves are columns 0 to 15.
 struct BlockIQ4_NL {
+    static constexpr WeightFormat kFormat = WeightFormat::kIQ4NL;
     static constexpr std::size_t kCols = 32, kBytes = 18;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t /*index*/) {
         WeightGroup group;
-        look_up(kIq4Numbers, block + 2, 16, group.quants);
-        group.set_scale(float_of(read<Half>(block)));
+        BlockQ4_0::unpack_halves(block + 2, group.quants);
+        group.set_scale(read<Half>(block));
         return group;
     }
 };
@@ -37,36 +34,35 @@ struct BlockIQ4_NL {
 /// A binary16 factor; 6 bits per group to multiply it by, less 32: the upper two of each in 2 bytes, the lower four in
 /// 4 bytes; then per group 16 bytes like those of IQ4_NL.
 struct BlockIQ4_XS {
+    static constexpr WeightFormat kFormat = WeightFormat::kIQ4XS;
     static constexpr std::size_t kCols = 256, kBytes = 136;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t index) {
         const unsigned high = (read<std::uint16_t>(block + 2) >> (2 * index)) & 3U;
         const unsigned low = (block[4 + index / 2] >> (index % 2 * 4)) & 15U;
         WeightGroup group;
-        look_up(kIq4Numbers, block + 8 + 16 * index, 16, group.quants);
-        group.set_scale(float_of(read<Half>(block)) * (static_cast<float>(low | (high << 4U)) - 32));
+        BlockQ4_0::unpack_halves(block + 8 + 16 * index, group.quants);
+        group.scales[0] = {0, read<Half>(block), static_cast<std::uint8_t>((low | (high << 4U)) - 32U)};
         return group;
     }
 };
 
 /// A scale that is a power of two, then bytes whose low halves are columns 0 to 15.
 struct BlockMXFP4 {
+    static constexpr WeightFormat kFormat = WeightFormat::kMXFP4;
     static constexpr std::size_t kCols = 32, kBytes = 17;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t /*index*/) {
         WeightGroup group;
-        look_up(kFp4Numbers, block + 1, 16, group.quants);
-        group.set_scale(half_of_power(block[0]));
+        BlockQ4_0::unpack_halves(block + 1, group.quants);
+        group.scales[0].times = block[0];
         return group;
-    }
-    /// 2^(exponent - 128): the smallest two are subnormal floats.
-    static float half_of_power(std::uint32_t exponent) {
-        return from_bits(exponent < 2 ? 0x00200000U << exponent : (exponent - 1) << 23U);
     }
 };
 
 /// Four scales of 8 bits for 16 columns each, then per 16 columns 8 bytes whose low halves are the first eight.
 struct BlockNVFP4 {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ8Fine;
     static constexpr std::size_t kCols = 64, kBytes = 36;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t index) {
@@ -74,7 +70,7 @@ struct BlockNVFP4 {
         for (std::size_t i = 0; i < 2; ++i) {
             const std::size_t part = 2 * index + i;
             look_up(kFp4Numbers, block + 4 + 8 * part, 8, group.quants + 16 * i);
-            group.scales[i] = half_of_ue4m3(block[part]);
+            group.scales[i].number = half_of_ue4m3(block[part]);
         }
         return group;
     }
@@ -108,6 +104,7 @@ inline unsigned eight_signs(unsigned seven) {
 
 /// A binary16 factor, then 8 bytes per group: four indices, four times seven signs, and 4 bits of scale.
 struct BlockIQ2_XXS {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ8Float;
     static constexpr std::size_t kCols = 256, kBytes = 66;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t index) {
@@ -124,6 +121,7 @@ struct BlockIQ2_XXS {
 
 /// A binary16 factor; 2 bytes per 8 columns, 9 bits of index and seven signs; 4 bits of scale per 16 columns.
 struct BlockIQ2_XS {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ8Fine;
     static constexpr std::size_t kCols = 256, kBytes = 74;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t index) {
@@ -138,7 +136,7 @@ struct BlockIQ2_XS {
     static void scale(const std::uint8_t* block, unsigned bits, WeightGroup& group) {
         for (std::size_t i = 0; i < 2; ++i) {
             const auto times = static_cast<float>((bits >> (4 * i)) & 15U);
-            group.scales[i] = float_of(read<Half>(block)) * (0.5F + times) * 0.25F;
+            group.scales[i].number = float_of(read<Half>(block)) * (0.5F + times) * 0.25F;
         }
     }
 };
@@ -146,6 +144,7 @@ struct BlockIQ2_XS {
 /// A binary16 factor; per 8 columns a byte of index, then a byte of signs; per group a byte with two more bits of four
 /// indices; 4 bits of scale per 16 columns.
 struct BlockIQ2_S {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ8Fine;
     static constexpr std::size_t kCols = 256, kBytes = 82;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t index) {
@@ -162,6 +161,7 @@ struct BlockIQ2_S {
 
 /// A binary16 factor; per 4 columns a byte of index; per group four times seven signs and 4 bits of scale.
 struct BlockIQ3_XXS {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ8Float;
     static constexpr std::size_t kCols = 256, kBytes = 98;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t index) {
@@ -181,6 +181,7 @@ struct BlockIQ3_XXS {
 /// A binary16 factor; per 4 columns a byte of index; per group a byte with one more bit of eight indices; per 8 columns
 /// a byte of signs; 4 bits of scale per group.
 struct BlockIQ3_S {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ8Float;
     static constexpr std::size_t kCols = 256, kBytes = 110;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t index) {
@@ -201,6 +202,7 @@ struct BlockIQ3_S {
 /// A binary16 factor; per 8 columns a byte of index; per group 2 bytes: three more bits of four indices, 3 bits of
 /// scale, and whether 1/8 is subtracted from the numbers or added to them.
 struct BlockIQ1_S {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ8Float;
     static constexpr std::size_t kCols = 256, kBytes = 50;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t index) {
@@ -223,6 +225,7 @@ struct BlockIQ1_S {
 /// Per 8 columns a byte of index, then 4 bits: three of index, and whether 1/8 is subtracted or added. Then 4 times 2
 /// bytes, each with four times 3 bits of scale per 16 columns and 4 of the 16 bits of the factor.
 struct BlockIQ1_M {
+    static constexpr WeightFormat kFormat = WeightFormat::kQ8Fine;
     static constexpr std::size_t kCols = 256, kBytes = 56;
 
     static WeightGroup group(const std::uint8_t* block, std::size_t index) {
@@ -238,7 +241,7 @@ struct BlockIQ1_M {
             BlockIQ1_S::look_up_shifted(low | (high & 7U) << 8U, (high & 8U) != 0, group.quants + 8 * i);
         }
         for (std::size_t i = 0; i < 2; ++i) {
-            group.scales[i] = scale * static_cast<float>(2 * (times >> (3 * i) & 7U) + 1);
+            group.scales[i].number = scale * static_cast<float>(2 * (times >> (3 * i) & 7U) + 1);
         }
         return group;
     }

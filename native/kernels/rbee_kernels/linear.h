@@ -21,27 +21,48 @@
 namespace rbee::kernels {
 namespace {
 
+/// Sixteen factors; `shared` are the binary16 numbers of products.
+template <Factor K>
+inline Vec load_factors(const std::uint8_t* entries, const std::uint8_t* shared) {
+    if constexpr (K == Factor::kHalf) {
+        return load(reinterpret_cast<const Half*>(entries));
+    } else if constexpr (K == Factor::kFloat) {
+        return load(reinterpret_cast<const float*>(entries));
+    } else if constexpr (K == Factor::kPower) {
+        return load_powers(entries);
+    } else {
+        const Vec half = load(reinterpret_cast<const Half*>(shared));
+        if constexpr (K == Factor::kByte) {
+            return load(entries) * half;
+        } else if constexpr (K == Factor::kSignedByte) {
+            return load(reinterpret_cast<const std::int8_t*>(entries)) * half;
+        } else {
+            std::uint8_t bytes[kPanelRows];
+            for (std::size_t r = 0; r < kPanelRows; ++r) {
+                bytes[r] = static_cast<std::uint8_t>(K == Factor::kLowHalf ? entries[r] & 15 : entries[r] >> 4);
+            }
+            return load(bytes) * half;
+        }
+    }
+}
+
 /// A panel's groups of 32 columns.
 template <WeightFormat F>
 struct Group {
     using Place = GroupPlace<F>;
-    static constexpr bool kFourBits = Place::kFourBits;
-    static constexpr bool kFine = Place::kTwoScales;
-    static constexpr bool kMinimum = Place::kMinimum;
+    static constexpr FormatLayout kLayout = layout_of(F);
+    static constexpr bool kMinimum = kLayout.minimum != Factor::kNone;
+    static constexpr std::size_t kHalves = kLayout.fine ? 2 : 1;  // of the columns, with scales of their own
 
     static const std::uint8_t* quants(const std::uint8_t* panel, std::size_t group) {
         return panel + Place::quants(group);
     }
-    /// `which` 0: the scales (in kQ8Fine: of the first 16 columns), 1: the minimums (the scales of the others).
-    static Vec factors(const std::uint8_t* panel, std::size_t group, std::size_t which) {
-        const std::uint8_t* at = panel + Place::factors(group, which);
-        if constexpr (Place::kByteFactors) {
-            return load(at) * load(reinterpret_cast<const Half*>(panel + Place::block_factors(group, which)));
-        } else if constexpr (Place::kHalfFactors) {
-            return load(reinterpret_cast<const Half*>(at));
-        } else {
-            return load(reinterpret_cast<const float*>(at));
-        }
+    static Vec scales(const std::uint8_t* panel, std::size_t group, std::size_t half) {
+        return load_factors<kLayout.scale>(panel + Place::scales(group, half), panel + Place::shared_scales(group));
+    }
+    static Vec minimums(const std::uint8_t* panel, std::size_t group, std::size_t half) {
+        return load_factors<kLayout.minimum>(panel + Place::minimums(group, half),
+                                             panel + Place::shared_minimums(group));
     }
 };
 
@@ -51,13 +72,13 @@ struct TileInput {
     const float* scales;
     const float* sums;
     const std::int32_t* biases;
+    const HalfSums* half_sums;
     std::size_t cols;
     std::size_t groups;
     const std::uint8_t* ahead;
     std::size_t ahead_step;
 };
 
-constexpr std::size_t kLineBytes = 64;
 // A panel that is used once is limited by memory, and is prefetched this far ahead.
 constexpr std::size_t kStreamAhead = 1536;
 
@@ -95,6 +116,7 @@ inline void for_each_tile(const std::uint8_t* panel, std::size_t bytes, std::siz
                               all.scales + row * groups,
                               all.sums + row * groups,
                               all.biases + row * groups,
+                              all.half_sums + row * groups,
                               cols,
                               groups,
                               ahead,
@@ -161,19 +183,21 @@ void multiply_floats(const T* weights, std::size_t cols, const Activations& acti
 /// Column k of all 16 rows of a group, as floats.
 template <WeightFormat F>
 inline void unpack_group(const std::uint8_t* panel, std::size_t group, float* out) {
-    const std::uint8_t* quants = Group<F>::quants(panel, group);
-    const Vec scale = Group<F>::factors(panel, group, 0);
-    const Vec other = Group<F>::kMinimum || Group<F>::kFine ? Group<F>::factors(panel, group, 1) : broadcast(0.0F);
-    for (std::size_t k = 0; k < kGroup; ++k) {
-        if constexpr (Group<F>::kFourBits) {
-            const Vec quant = four_bits(quants + k % 16 / 4 * 64, 8 * (k % 4) + (k < 16 ? 0 : 4));
-            store(out + k * kPanelRows, fma(quant, scale, other));
-        } else {
-            const Vec quant = signed_byte(quants + k / 4 * 64, k % 4);
+    constexpr std::size_t half_cols = kGroup / Group<F>::kHalves;
+    std::int8_t numbers[kGroup * kPanelRows];
+    unpack_numbers<F>(Group<F>::quants(panel, group), numbers);
+    for (std::size_t half = 0; half < Group<F>::kHalves; ++half) {
+        const Vec scale = Group<F>::scales(panel, group, half);
+        [[maybe_unused]] Vec minimum;
+        if constexpr (Group<F>::kMinimum) {
+            minimum = Group<F>::minimums(panel, group, half);
+        }
+        for (std::size_t k = half * half_cols; k < (half + 1) * half_cols; ++k) {
+            const Vec number = signed_bytes(numbers + k / 4 * kQuadBytes, k % 4);
             if constexpr (Group<F>::kMinimum) {
-                store(out + k * kPanelRows, fma(quant, scale, other));
+                store(out + k * kPanelRows, fma(number, scale, minimum));
             } else {
-                store(out + k * kPanelRows, quant * (Group<F>::kFine && k >= 16 ? other : scale));
+                store(out + k * kPanelRows, number * scale);
             }
         }
     }
@@ -207,21 +231,6 @@ void multiply_format(const Matrix& matrix, const std::uint8_t* panel, const Acti
     }
 }
 
-/// Calls `function` with the format as a constant.
-template <typename Function>
-inline void with_format(WeightFormat format, Function&& function) {
-    switch (format) {
-        case WeightFormat::kF32: return function(std::integral_constant<WeightFormat, WeightFormat::kF32>());
-        case WeightFormat::kF16: return function(std::integral_constant<WeightFormat, WeightFormat::kF16>());
-        case WeightFormat::kBF16: return function(std::integral_constant<WeightFormat, WeightFormat::kBF16>());
-        case WeightFormat::kQ4: return function(std::integral_constant<WeightFormat, WeightFormat::kQ4>());
-        case WeightFormat::kQ4K: return function(std::integral_constant<WeightFormat, WeightFormat::kQ4K>());
-        case WeightFormat::kQ8: return function(std::integral_constant<WeightFormat, WeightFormat::kQ8>());
-        case WeightFormat::kQ8Min: return function(std::integral_constant<WeightFormat, WeightFormat::kQ8Min>());
-        case WeightFormat::kQ8Fine: return function(std::integral_constant<WeightFormat, WeightFormat::kQ8Fine>());
-    }
-}
-
 void multiply(const Matrix& matrix, std::size_t panel, const Activations& activations, const std::uint8_t* next,
               void* scratch, float* out, std::size_t stride) {
     with_format(matrix.format, [&](auto format) {
@@ -229,10 +238,10 @@ void multiply(const Matrix& matrix, std::size_t panel, const Activations& activa
     });
 }
 
-/// The floats of an exact product's columns, or a panel of four bits unpacked (linear_avx2.h).
+/// The floats of an exact product's columns, or an unpacked panel.
 std::size_t linear_scratch_bytes(std::size_t cols) {
     const std::size_t exact = kExactCols * kPanelRows * sizeof(float);
-    const std::size_t unpacked = cols / kGroup * (512 + 2 * 64);
+    const std::size_t unpacked = cols / kGroup * kUnpackedGroupBytes;
     return exact > unpacked ? exact : unpacked;
 }
 

@@ -7,17 +7,36 @@ namespace {
 
 constexpr std::size_t kFloatTileRows = 4;
 constexpr std::size_t kQuantTileRows = 4;
+constexpr std::size_t kUnpackedGroupBytes = 0;  // no panel is unpacked
 
-/// Lane r: the four bits from `shift` on of the r-th 32-bit lane.
-inline Vec four_bits(const std::uint8_t* lanes, std::size_t shift) {
-    return lanewise([=](std::size_t r) { return static_cast<float>((lanes[4 * r + shift / 8] >> (shift % 8)) & 15); });
-}
-/// Lane r: byte i of the r-th 32-bit lane, signed.
-inline Vec signed_byte(const std::uint8_t* lanes, std::size_t i) {
-    return lanewise([=](std::size_t r) { return static_cast<float>(static_cast<std::int8_t>(lanes[4 * r + i])); });
+/// Lane r: byte i of the r-th four.
+inline Vec signed_bytes(const std::int8_t* fours, std::size_t i) {
+    return lanewise([=](std::size_t r) { return static_cast<float>(fours[4 * r + i]); });
 }
 
-/// dots[r] += columns 4 j to 4 j + 3 of row r, times four activations.
+/// The eight quads of a group as signed numbers.
+template <WeightFormat F>
+inline void unpack_numbers(const std::uint8_t* quants, std::int8_t* numbers) {
+    constexpr FormatLayout layout = layout_of(F);
+    const auto plane = [](const std::uint8_t* from, std::size_t bits, std::size_t quad, std::size_t i) {
+        const std::size_t shared = 8 / bits;
+        return (static_cast<unsigned>(from[quad / shared * kQuadBytes + i]) >> (quad % shared * bits)) &
+               ((1U << bits) - 1);
+    };
+    for (std::size_t quad = 0; quad < kQuads; ++quad) {
+        for (std::size_t i = 0; i < kQuadBytes; ++i) {
+            unsigned quant = plane(quants, layout.low_bits, quad, i);
+            if constexpr (layout.high_bits != 0) {
+                quant |= plane(quants + kQuadBytes * layout.low_bits, layout.high_bits, quad, i) << layout.low_bits;
+            }
+            const unsigned offset = layout.is_signed() ? 0 : layout.offset;
+            numbers[quad * kQuadBytes + i] =
+                layout.table != nullptr ? layout.table[quant] : static_cast<std::int8_t>(quant - offset);
+        }
+    }
+}
+
+/// dots[r] += four columns of row r, times four activations.
 inline void dot4(const std::int8_t* weights, const std::int8_t* quants, std::int32_t* dots) {
     for (std::size_t r = 0; r < kPanelRows; ++r) {
         for (std::size_t i = 0; i < 4; ++i) {
@@ -32,39 +51,27 @@ inline Vec as_floats(const std::int32_t* dots) {
 
 template <WeightFormat F, std::size_t M>
 inline void quantized_tile(const std::uint8_t* panel, const TileInput& in, float* out, std::size_t stride) {
+    constexpr std::size_t halves = Group<F>::kHalves, half_quads = kQuads / halves;
     Vec sums[M];
     for (std::size_t m = 0; m < M; ++m) {
         sums[m] = broadcast(0.0F);
     }
     for (std::size_t g = 0; g < in.groups; ++g) {
-        const std::uint8_t* group = Group<F>::quants(panel, g);
-        std::int8_t bytes[512];
-        for (std::size_t i = 0; i < GroupPlace<F>::kQuantBytes; ++i) {
-            if constexpr (Group<F>::kFourBits) {
-                bytes[i] = static_cast<std::int8_t>(group[i] & 15);
-                bytes[256 + i] = static_cast<std::int8_t>(group[i] >> 4);
-            } else {
-                bytes[i] = static_cast<std::int8_t>(group[i]);
-            }
-        }
-        const Vec scale = Group<F>::factors(panel, g, 0);
-        for (std::size_t m = 0; m < M; ++m) {
-            const std::int8_t* quants = in.quants + m * in.cols + g * kGroup;
-            const Vec x = broadcast(in.scales[m * in.groups + g]);
-            std::int32_t dots[kPanelRows] = {};
-            for (std::size_t j = 0; j < (Group<F>::kFine ? 4 : 8); ++j) {
-                dot4(bytes + 64 * j, quants + 4 * j, dots);
-            }
-            sums[m] = fma(as_floats(dots) * x, scale, sums[m]);
-            if constexpr (Group<F>::kFine) {
-                std::int32_t others[kPanelRows] = {};
-                for (std::size_t j = 4; j < 8; ++j) {
-                    dot4(bytes + 64 * j, quants + 4 * j, others);
+        std::int8_t numbers[kGroup * kPanelRows];
+        unpack_numbers<F>(Group<F>::quants(panel, g), numbers);
+        for (std::size_t half = 0; half < halves; ++half) {
+            const Vec scale = Group<F>::scales(panel, g, half);
+            for (std::size_t m = 0; m < M; ++m) {
+                const std::size_t at = m * in.groups + g;
+                std::int32_t dots[kPanelRows] = {};
+                for (std::size_t j = half * half_quads; j < (half + 1) * half_quads; ++j) {
+                    dot4(numbers + kQuadBytes * j, in.quants + at * kGroup + 4 * j, dots);
                 }
-                sums[m] = fma(as_floats(others) * x, Group<F>::factors(panel, g, 1), sums[m]);
-            }
-            if constexpr (Group<F>::kMinimum) {
-                sums[m] = fma(broadcast(in.sums[m * in.groups + g]), Group<F>::factors(panel, g, 1), sums[m]);
+                sums[m] = fma(as_floats(dots) * broadcast(in.scales[at]), scale, sums[m]);
+                if constexpr (Group<F>::kMinimum) {
+                    const float x = halves == 1 ? in.sums[at] : in.scales[at] * in.half_sums[at].of[half];
+                    sums[m] = fma(broadcast(x), Group<F>::minimums(panel, g, half), sums[m]);
+                }
             }
         }
     }

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "rbee_kernels/elementwise_functions.h"
 #include "rbee_kernels/weights.h"
 
 namespace rbee::kernels {
@@ -17,10 +18,11 @@ struct Activations {
     std::size_t rows;
     const float* values;
     std::size_t values_stride;
-    const std::int8_t* quants;  // [rows][groups * 32], see QuantizedRow; the others [rows][groups]
+    const std::int8_t* quants;  // [rows][groups * 32], see QuantizedRow; the others are [rows][groups]
     const float* scales;
     const float* sums;
     const std::int32_t* biases;
+    const HalfSums* half_sums;
 };
 
 struct LinearFunctions {

@@ -80,6 +80,7 @@ private:
         Buffer<float> scales;
         Buffer<float> sums;
         Buffer<std::int32_t> biases;
+        Buffer<HalfSums> half_sums;
         void reserve(std::size_t rows, std::size_t cols);
     };
     struct Thread {

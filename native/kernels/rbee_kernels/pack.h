@@ -45,11 +45,8 @@ enum class SourceType : std::uint32_t {
     kQ2_0 = 42,
 };
 
-struct SourceTypeName {
-    const char* name;  // ggml's
-    bool lossless;     // in the format that `held_by` names
-};
-std::vector<SourceTypeName> source_types();
+/// ggml's names of them.
+std::vector<const char*> source_types();
 
 /// A matrix as it is in a file: rows of `cols` numbers, or of their blocks, without anything between them.
 struct SourceMatrix {
@@ -61,8 +58,8 @@ struct SourceMatrix {
     const std::uint32_t* row_order = nullptr;  // if not null, [rows]: which row of the source the packed row i is
 };
 
-/// The format that holds whole blocks of this type, without loss but for Q2_K; for Q4_0 it depends on the scales.
-WeightFormat held_by(SourceType type, const std::uint8_t* source, std::size_t bytes);
+/// The format that holds a type without loss.
+WeightFormat held_by(SourceType type);
 
 /// Bytes of a packed matrix. Refuses what the format cannot have: quantized rows that are not whole blocks.
 std::size_t packed_bytes(WeightFormat format, std::size_t rows, std::size_t cols);
@@ -75,15 +72,13 @@ Matrix packed_matrix(WeightFormat format, std::size_t rows, std::size_t cols, co
 /// * floats in kQ4 or kQ8 are quantized in groups of 32: kQ4 has their least as minimum and 1/15 of their range as
 ///   scale, kQ8 1/127 of their greatest magnitude as scale. These are rounded to binary16, then quants to the nearest.
 ///   A group that has NaN or infinity, or a factor beyond binary16, is NaN throughout: it shows in what is computed;
-/// * Q2_K, whose minimums no format holds, is quantized in kQ8 like floats;
 /// * zeros of quantized blocks may have another sign, and what a scale makes infinite may be NaN.
 /// Only kF32 holds floats other than its own without quantizing them.
 void check_packable(const SourceMatrix& source, WeightFormat format);
 
 /// Writes the panel of rows `first_row` to first_row + 15 at `to`, the next one at to + stride, and so on to `end_row`.
-/// Checks nothing: `check_packable` has accepted matrix and format, `held_by` has chosen the format of Q4_0, first_row
-/// is a multiple of 16, end_row another one or `rows`. What is packed has exactly the weights of the source, but for
-/// what `check_packable` lists.
+/// Checks nothing: `check_packable` has accepted matrix and format, first_row is a multiple of 16, end_row another one
+/// or `rows`. What is packed has exactly the weights of the source, but for what `check_packable` lists.
 void pack_panels(const SourceMatrix& source, WeightFormat format, std::size_t first_row, std::size_t end_row,
                  std::uint8_t* to, std::size_t stride);
 

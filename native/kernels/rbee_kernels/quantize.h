@@ -9,8 +9,8 @@
 #include <cstdint>
 #include <limits>
 
-#include "rbee_kernels/ggml_blocks.h"
 #include "rbee_kernels/half.h"
+#include "rbee_kernels/packed_group.h"
 
 namespace rbee::kernels {
 
@@ -46,7 +46,7 @@ inline float greatest_magnitude(const float* x) {
 
 inline WeightGroup not_a_number() {
     WeightGroup group;
-    group.set_scale(std::numeric_limits<float>::quiet_NaN());
+    group.set_scale(half_of(std::numeric_limits<float>::quiet_NaN()));
     return group;
 }
 
@@ -59,8 +59,8 @@ inline WeightGroup quantize(const float* x, Half half_scale, Half half_minimum, 
     }
     WeightGroup group;
     const float scale = float_of(half_scale), minimum = float_of(half_minimum);
-    group.set_scale(scale);
-    group.set_minimum(minimum);
+    group.set_scale(half_scale);
+    group.set_minimum(half_minimum);
     if (scale == 0) {
         return group;
     }

@@ -47,6 +47,13 @@ inline Vec load(const std::uint8_t* p) {
 inline Vec load(const std::int8_t* p) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
+/// 2^(byte - 128); of bytes below 2 a subnormal number.
+inline Vec load_powers(const std::uint8_t* p) {
+    const __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
+    const __mmask16 small = _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2));
+    return {_mm512_castsi512_ps(_mm512_mask_sllv_epi32(normal, small, _mm512_set1_epi32(0x00200000), e))};
+}
 inline Vec load(const BFloat* p) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
@@ -106,6 +113,13 @@ inline Vec load(const std::int8_t* p) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))),
             _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8))))};
 }
+inline __m256 eight_powers(const std::uint8_t* p) {
+    const __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+    const __m256i subnormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
+    return _mm256_castsi256_ps(_mm256_blendv_epi8(normal, subnormal, _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e)));
+}
+inline Vec load_powers(const std::uint8_t* p) { return {eight_powers(p), eight_powers(p + 8)}; }
 inline __m256 widen(__m128i bits) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)); }
 inline Vec load(const BFloat* p) {
     return {widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
@@ -241,6 +255,14 @@ inline Vec load(const std::uint8_t* p) {
 }
 inline Vec load(const std::int8_t* p) {
     return lanewise([=](std::size_t i) { return static_cast<float>(p[i]); });
+}
+inline Vec load_powers(const std::uint8_t* p) {
+    return lanewise([=](std::size_t i) {
+        const std::uint32_t bits = p[i] < 2 ? 0x00200000U << p[i] : static_cast<std::uint32_t>(p[i] - 1) << 23U;
+        float value;
+        std::memcpy(&value, &bits, sizeof value);
+        return value;
+    });
 }
 inline Vec load(const BFloat* p) {
     return lanewise([=](std::size_t i) { return to_float(p[i]); });

@@ -6,7 +6,6 @@ where its weights come from (`weights`) or how it is computed (`native/kernels`)
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from rbee.engine.runners.native.spec import ModelSpec
     from rbee.engine.runners.native.weight_plan import WeightPlan
     from rbee.transport import Progress
-
-logger = logging.getLogger(__name__)
 
 
 class NativeRunner:
@@ -132,11 +129,6 @@ class NativeRunner:
                 f"There is not enough memory for the model in {path}: the system refuses to reserve it. Give less with "
                 "--kv-cache-mib, or serve a smaller model."
             ) from error
-        for kind in plan.lossy_types:
-            logger.warning(
-                "Tensors of type %s are rounded to 8 bits: a weight moves by at most 1/254 of the greatest of its 32.",
-                kind,
-            )
         self.dtype = _describe(plan, exact=exact) + (", q8 KV cache" if cache_format == "q8" else "")
         self.kernels = self.instruction_set = self._model.instruction_set
         on_loading("ready", 1, 1, len(spec.layers), len(spec.layers))

@@ -90,7 +90,6 @@ class WeightPlan:
     matrices: dict[str, MatrixPlan]
     vectors: dict[str, NDArray[np.float32]]
     files: tuple[MappedFile, ...]
-    lossy_types: tuple[str, ...] = ()  # of ggml, whose weights are rounded to 8 bits
     has_head: bool = True  # False: what the embedding gives in place of a head means nothing
 
     def layer_ends(self) -> list[int]:

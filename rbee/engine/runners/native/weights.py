@@ -88,7 +88,7 @@ def plan_weights(spec: ModelSpec, folder: Path, *, quantize: str) -> WeightPlan:
             rows, cols = want.shape
             code = _SOURCE_TYPES[stored.type]
             chosen = _chosen(want.name, stored.type, cols, quantize)
-            form = _kernels.held_by(data, code) if chosen is None else chosen
+            form = _kernels.held_by(code) if chosen is None else chosen
             matrices[want.name] = MatrixPlan(form, rows, cols, data, code, order)
         else:
             vector = _floats(data, stored.type)
@@ -99,9 +99,7 @@ def plan_weights(spec: ModelSpec, folder: Path, *, quantize: str) -> WeightPlan:
                 )
             is_norm = want.name.endswith("norm")
             vectors[want.name] = (vector if order is None else vector[order]) + np.float32(offset if is_norm else 0)
-    used = {source.tensors[want.stored_name].stored.type for want in wanted}
-    lossy = tuple(sorted(name for name in used if not _kernels.SOURCE_TYPES[name]))
-    return WeightPlan(matrices, vectors, tuple(files.values()), lossy, names.has_head)
+    return WeightPlan(matrices, vectors, tuple(files.values()), names.has_head)
 
 
 def _source(folder: Path) -> _Source:

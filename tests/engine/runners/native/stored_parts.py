@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-F32, F16, BF16, Q4, Q4_K, Q8, Q8_MIN, Q8_FINE = range(8)  # of weights.h
+F32, F16, BF16, Q4, Q8, Q4_0, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K = range(13)  # of weights.h
 
 
 SMALL: dict[str, Any] = {

@@ -93,7 +93,7 @@ def other_vector(name: str, size: int) -> dict[str, Any]:
         ),
         (
             other_matrix("layers.0.gate", lambda matrix: (1, *matrix[1:])),
-            "The matrix 'layers.0.gate' cannot be packed: F32 would lose something as F16; F32 holds it.",
+            "The matrix 'layers.0.gate' cannot be packed: F32 would lose something as float16; float32 holds it.",
         ),
         (
             other_matrix("layers.0.gate", lambda matrix: (99, *matrix[1:])),
@@ -101,7 +101,7 @@ def other_vector(name: str, size: int) -> dict[str, Any]:
         ),
         (
             other_matrix("layers.0.gate", lambda matrix: (3, *matrix[1:])),
-            "The matrix 'layers.0.gate' cannot be packed: Q4 has blocks of 32 columns, which 16 .* leave them floats.",
+            "The matrix 'layers.0.gate' cannot be packed: q4 has blocks of 32 columns, which 16 .* leave them floats.",
         ),
         (
             other_matrix("layers.0.gate", lambda matrix: (*matrix[:5], np.zeros(7, np.uint32))),

@@ -11,6 +11,7 @@ import torch
 import transformers
 from gguf import GGMLQuantizationType as Type
 
+from rbee.engine.runners.native.weights import FORMAT_NAMES
 from tests.engine.runners.native.native_parts import (
     INSTRUCTION_SETS,
     ByteCache,
@@ -57,10 +58,21 @@ GGUF_KINDS = {
     "value": Type.Q6_K,
     "output": Type.Q8_0,
     "gate": Type.Q4_0,
-    "up": Type.Q5_K,
-    "down": Type.Q6_K,
-    "embedding": Type.Q8_0,
-    "head": Type.Q6_K,
+    "up": Type.Q3_K,
+    "down": Type.Q2_K,
+    "embedding": Type.Q5_0,
+    "head": Type.Q5_1,
+}
+TABLE_GGUF_KINDS = {
+    "query": Type.IQ4_NL,
+    "key": Type.IQ4_XS,
+    "value": Type.MXFP4,
+    "output": Type.IQ2_XXS,
+    "gate": Type.IQ2_XS,
+    "up": Type.IQ4_XS,
+    "down": Type.MXFP4,
+    "embedding": Type.Q6_K,
+    "head": Type.IQ4_NL,
 }
 MIXED_GGUF_KINDS = {
     "query": Type.Q4_1,
@@ -97,6 +109,7 @@ MODELS: dict[str, tuple[Callable[[Path], transformers.PreTrainedModel], str]] = 
     "q4, gemma3": (lambda folder: make_model(folder, NATIVE_ARCHITECTURES["gemma3"]), "q4"),
     "q8, qwen3": (lambda folder: make_model(folder, NATIVE_ARCHITECTURES["qwen3"]), "q8"),
     "gguf": (lambda folder: make_gguf(folder, GGUF_KINDS), "none"),
+    "gguf, tables": (lambda folder: make_gguf(folder, TABLE_GGUF_KINDS), "none"),
     "gguf, mixed with floats": (lambda folder: make_gguf(folder, MIXED_GGUF_KINDS), "none"),
 }
 
@@ -141,10 +154,10 @@ def test_models_have_matrices_in_every_format(tmp_path, monkeypatch):
     """Of weights.h: what is said below of the models holds for all that the kernels know."""
     monkeypatch.setenv("RBEE_CACHE", str(tmp_path / "cache"))
     formats = set()
-    for name in ("floats", "gguf", "gguf, mixed with floats"):
+    for name in ("floats", "gguf", "gguf, tables", "gguf, mixed with floats"):
         MODELS[name][0](tmp_path / name)
         formats |= {matrix.format for matrix in load(tmp_path / name).matrices.values()}
-    assert formats == set(range(8))
+    assert formats == set(range(len(FORMAT_NAMES)))
 
 
 def logits_of(case: Case, **options: Any) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
     Floats = NDArray[np.float32]
 from tests.engine.runners.native.packing_parts import (
+    DENSE,
     HELD_BY,
     Format,
     as_source,
@@ -39,29 +41,24 @@ def test_blocks_are_held_without_loss(kind: Type, rows: int):
     random = np.random.default_rng(rows)
     blocks = random_blocks(random, kind, rows, 768)
     wanted = dequantize(blocks, kind).reshape(rows, 768)
-    held_by = Format(_kernels.held_by(blocks.reshape(-1), kind))
-    assert held_by is HELD_BY[kind]
-    for fmt in {held_by, Format.Q8} if kind is Type.Q4_0 else {held_by}:
-        packed = pack(blocks, kind, rows, 768, fmt=fmt)
-        layout = read(packed, fmt, 768)
-        assert np.array_equal(layout[:rows], wanted)
-        assert (layout[rows:] == 0).all()
-        weights = _kernels.unpack(packed, fmt, rows, 768)
-        assert weights.dtype == np.float32
-        assert np.array_equal(weights, wanted)
+    fmt = Format(_kernels.held_by(kind))
+    assert fmt is HELD_BY[kind]
+    packed = pack(blocks, kind, rows, 768, fmt=fmt)
+    layout = read(packed, fmt, 768)
+    assert np.array_equal(layout[:rows], wanted)
+    assert (layout[rows:] == 0).all()
+    weights = _kernels.unpack(packed, fmt, rows, 768)
+    assert weights.dtype == np.float32
+    assert np.array_equal(weights, wanted)
 
 
-@pytest.mark.parametrize("scale", [8192, -8192, 65504])
-def test_blocks_with_huge_scales_are_held_in_eight_bits(scale: float):
-    """One block of Q4_0 whose minimum would be infinite in binary16: Q8 holds it, and Q4 is refused."""
-    blocks = random_blocks(np.random.default_rng(1), Type.Q4_0, 20, 64)
-    assert _kernels.held_by(blocks.reshape(-1), Type.Q4_0) == Format.Q4
-    blocks[-1, :2] = np.array([scale], np.float16).view(np.uint8)
-    assert _kernels.held_by(blocks.reshape(-1), Type.Q4_0) == Format.Q8
-    weights = _kernels.unpack(pack(blocks, Type.Q4_0, 20, 64, fmt=Format.Q8), Format.Q8, 20, 64)
-    assert np.array_equal(weights, dequantize(blocks, Type.Q4_0).reshape(20, 64))
-    with pytest.raises(ValueError, match="too large for Q4; Q8 holds them"):
-        pack(blocks, Type.Q4_0, 20, 64, fmt=Format.Q4)
+@pytest.mark.parametrize("kind", DENSE, ids=lambda kind: kind.name)
+def test_blocks_are_held_in_their_own_size(kind: Type):
+    """K and legacy types take at most 1.04 times the bytes of their blocks, whatever number of blocks a row has."""
+    block_cols, block_bytes = GGML_QUANT_SIZES[kind]
+    for cols in (2048, 5632, 8192):
+        packed = _kernels.packed_bytes(HELD_BY[kind], 4096, cols)
+        assert packed <= 1.04 * 4096 * cols // block_cols * block_bytes
 
 
 @pytest.mark.parametrize("half", [np.inf, -np.inf, np.nan])
@@ -71,7 +68,7 @@ def test_scales_that_are_not_finite_show(kind: Type, half: float):
     blocks = random_blocks(np.random.default_rng(2), kind, 3, 512)
     offset = halves_of(kind)[0]
     blocks[1, offset : offset + 2] = np.array([half], np.float16).view(np.uint8)
-    fmt = _kernels.held_by(blocks.reshape(-1), kind)
+    fmt = _kernels.held_by(kind)
     weights = _kernels.unpack(pack(blocks, kind, 3, 512, fmt=fmt), fmt, 3, 512)
     with np.errstate(invalid="ignore"):
         wanted = dequantize(blocks, kind).reshape(3, 512)
@@ -90,7 +87,7 @@ def test_floats_stay_what_they_are(kind: Type, shape: tuple[int, int]):
     source = np.random.default_rng(rows).integers(0, 256, (rows, cols * size), np.uint8)
     wanted = dequantize(source, kind).reshape(shape)
     own = Format[kind.name]
-    assert _kernels.held_by(source.reshape(-1), kind) == own
+    assert _kernels.held_by(kind) == own
     packed = pack(source, kind, rows, cols, fmt=own)
     panels = packed.reshape(-1, cols, 16, size).transpose(0, 2, 1, 3).reshape(-1, cols * size)
     assert np.array_equal(panels[:rows], source)
@@ -130,14 +127,14 @@ def test_rows_in_another_order(kind: Type, fmt: Format):
 def test_rows_can_be_packed_apart():
     """Ranges of panels, packed by several threads, make the matrix that one call makes; a range touches no other."""
     source = random_blocks(np.random.default_rng(4), Type.Q6_K, 100, 512)
-    whole = pack(source, Type.Q6_K, 100, 512, fmt=Format.Q8_FINE)
+    whole = pack(source, Type.Q6_K, 100, 512, fmt=Format.Q6_K)
     packed = np.full_like(whole, 0xFF)
     steps = [0, 16, 64, 64, 100]
     some = np.full_like(whole, 0xFF)
 
     def pack_rows(first: int, end: int | None, into: Bytes) -> None:
         _kernels.pack(
-            source.reshape(-1), Type.Q6_K, 100, 512, format=Format.Q8_FINE, packed=into, first_row=first, end_row=end
+            source.reshape(-1), Type.Q6_K, 100, 512, format=Format.Q6_K, packed=into, first_row=first, end_row=end
         )
 
     with ThreadPoolExecutor(4) as pool:
@@ -157,7 +154,7 @@ def test_the_source_can_be_a_mapped_file(tmp_path: Path):
     (tmp_path / "weights").write_bytes(b"-" + blocks.tobytes())
     mapped = np.memmap(tmp_path / "weights", np.uint8, "r", offset=1)
     assert np.array_equal(pack(mapped, Type.Q4_1, 20, 64, fmt=Format.Q4), pack(blocks, Type.Q4_1, 20, 64, fmt=3))
-    assert _kernels.held_by(mapped, Type.Q4_1) == Format.Q4
+    assert _kernels.held_by(Type.Q4_1) == Format.Q4
 
 
 @pytest.mark.parametrize("kind", [Type.F32, Type.F16, Type.BF16], ids=lambda kind: kind.name)

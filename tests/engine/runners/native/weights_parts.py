@@ -171,16 +171,31 @@ def gguf_name(name: str) -> str:
     return f"{where.replace('layers', 'blk')}.{theirs}.{kind}" if where else f"{theirs}.{kind}"
 
 
+# Of types that the gguf package cannot make: where the binary16 factors of a block are, and about what they multiply.
+_FACTORS = {
+    Type.Q2_K: ((80, 82), 15),
+    Type.Q3_K: ((108,), 60),
+    Type.Q4_K: ((0, 2), 300),
+    Type.Q5_K: ((0, 2), 600),
+    Type.Q6_K: ((208,), 1400),
+    Type.IQ2_XXS: ((0,), 100),
+    Type.IQ2_XS: ((0,), 100),
+    Type.IQ4_NL: ((0,), 70),
+    Type.IQ4_XS: ((0,), 1300),
+}
+
+
 def blocks_of(tensor: NDArray[np.float32], kind: Type) -> NDArray[Any]:
-    """A tensor in this type; the K types, which the gguf package cannot make, are any blocks with sane scales."""
+    """A tensor in this type; types that the gguf package cannot make are any blocks whose weights have a sane size."""
     if kind in (Type.F32, Type.F64):
         return tensor.astype(np.float32 if kind == Type.F32 else np.float64)
-    if not kind.name.endswith("_K"):
+    if kind not in _FACTORS:
         return gguf.quants.quantize(tensor, kind)
     cols, size = gguf.GGML_QUANT_SIZES[kind]
     rng = np.random.default_rng(5)
     blocks = rng.integers(0, 256, (tensor.size // cols, size), dtype=np.uint8)
-    scales = {Type.Q2_K: (80, 82), Type.Q4_K: (0, 2), Type.Q5_K: (0, 2), Type.Q6_K: (size - 2,)}[kind]
-    for at in scales:
-        blocks[:, at : at + 2] = rng.uniform(0.001, 0.01, (len(blocks), 1)).astype(np.float16).view(np.uint8)
+    places, times = _FACTORS[kind]
+    for at in places:
+        factors = rng.uniform(0.3, 3, (len(blocks), 1)) / times
+        blocks[:, at : at + 2] = factors.astype(np.float16).view(np.uint8)
     return blocks.reshape(len(tensor), -1)
