@@ -1,6 +1,7 @@
 """Messages and Responses requests of any fields: each is taken, or refused by name."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -81,7 +82,7 @@ def test_any_object_is_taken_or_refused(route, lenient, data):
 def test_fields_of_peers_are_advisory(route):
     """Clients of llama.cpp and vLLM send them on every route; they are taken, and named in the Warning header."""
     make_reader, least, *_ = ROUTES[route]
-    peers = {"cache_prompt": True, "id_slot": 3, "request_id": "r", "timings_per_token": True}
+    peers: Any = {"cache_prompt": True, "id_slot": 3, "request_id": "r", "timings_per_token": True}
     assert peers.keys() == ADVISORY_OF_PEERS
     result = outcome(make_reader(MODEL, num_rings=64, ring_capacity=1024, lenient=False), least | peers)
     warning = dict(result.dialect.answer_headers)[b"warning"].decode()

@@ -76,9 +76,7 @@ def call(index, **function):
 def first_of(index, name):
     """The first delta of a call."""
     function = {"name": name, "arguments": ""}
-    return no_reasoning(
-        tool_calls=[{"index": index, "id": CALLS[index], "type": "function", "function": function}]
-    )
+    return no_reasoning(tool_calls=[{"index": index, "id": CALLS[index], "type": "function", "function": function}])
 
 
 async def test_stream_delta_by_delta():
