@@ -18,7 +18,7 @@ from rbee.server.protocols.responses.reader import ResponsesReader
 from tests.server.protocols.dialects_parts import HI
 from tests.server.protocols.parameters_parts import JSON, MODEL, ready
 
-ROUTES: dict[str, Any] = {
+ROUTES = {
     "messages": (
         MessagesReader,
         {"messages": HI, "max_tokens": 5},
@@ -82,8 +82,8 @@ def test_any_object_is_taken_or_refused(route, lenient, data):
 def test_fields_of_peers_are_advisory(route):
     """Clients of llama.cpp and vLLM send them on every route; they are taken, and named in the Warning header."""
     make_reader, least, *_ = ROUTES[route]
-    peers: dict[str, object] = {"cache_prompt": True, "id_slot": 3, "request_id": "r", "timings_per_token": True}
+    peers: Any = {"cache_prompt": True, "id_slot": 3, "request_id": "r", "timings_per_token": True}
     assert peers.keys() == ADVISORY_OF_PEERS
-    result = outcome(make_reader(MODEL, num_rings=64, ring_capacity=1024, lenient=False), {**least, **peers})
+    result = outcome(make_reader(MODEL, num_rings=64, ring_capacity=1024, lenient=False), least | peers)
     warning = dict(result.dialect.answer_headers)[b"warning"].decode()
     assert warning == f'299 - "ignored: {", ".join(peers)}"'
