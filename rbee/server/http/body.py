@@ -24,9 +24,12 @@ READ_TIMEOUT = 60.0  # seconds for the whole body
 SMALL = 64 * 1024  # bytes of a body that need no room: the connection's buffers hold as much
 LARGE_AT_ONCE = 2  # bodies of the largest size for which there is room
 ROOM_PATIENCE = 10.0  # seconds that a large body waits for room
-# Bytes of a body that is worked on in the event loop: under 2 ms, whatever it holds.
+# Bytes of a body that is worked on in the event loop: under 2 ms, whatever it holds. The longest ones hold few strings
+# and commas, which is to say few values, each of which takes longer than as many bytes of text.
 _INLINE = 1024
 _INLINE_IF_QUICK = 2560
+_INLINE_IF_PLAIN = 5120
+_PLAIN_QUOTES, _PLAIN_COMMAS = 128, 256
 _SHOWN = 64  # characters of a media type that a refusal repeats
 
 _More = TypeVarTuple("_More")
@@ -97,15 +100,15 @@ class Bodies:
     ) -> _Result:
         """What `function(body, *values)` returns. Work for a client that has left before it begins is not begun.
 
-        It is called in the event loop for a tiny body, and for a small one that is quick, one in each turn: however
-        many come at once, tokens go out in between. The way to a thread and back would take longer than that work. It
-        is called in a thread for others, large ones one after the other: so the others find a thread, and there is the
-        memory of one.
+        It is called in the event loop for a tiny body, and for a small one that is quick and, if it is longer, plain,
+        one in each turn: however many come at once, tokens go out in between. The way to a thread and back would take
+        longer than that work. It is called in a thread for others, large ones one after the other: so the others find a
+        thread, and there is the memory of one.
 
         Raises:
             ClientDisconnect: the client is gone.
         """
-        if len(body) <= _INLINE or (len(body) <= _INLINE_IF_QUICK and self._is_quick(body)):
+        if self._is_short_work(body):
             has_to_wait = self._small_work.locked()
             await self._small_work.acquire()
             asyncio.get_running_loop().call_soon(self._small_work.release)
@@ -121,6 +124,16 @@ class Bodies:
             return await asyncio.to_thread(in_thread)
         async with self._large_work:
             return await asyncio.to_thread(in_thread)
+
+    def _is_short_work(self, body: bytes) -> bool:
+        """Whether the way to a thread and back would take longer."""
+        if len(body) <= _INLINE:
+            return True
+        if len(body) > _INLINE_IF_PLAIN or not self._is_quick(body):
+            return False
+        return len(body) <= _INLINE_IF_QUICK or (
+            body.count(b'"') <= _PLAIN_QUOTES and body.count(b",") <= _PLAIN_COMMAS
+        )
 
     async def _take(self, size: int, request: Request) -> int:
         """Wait for room for so many bytes, and take it."""

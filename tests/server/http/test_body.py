@@ -83,7 +83,12 @@ async def test_small_bodies_that_are_quick_need_no_thread():
     async def work(body: bytes) -> bool:
         return await bodies.work(Request(SCOPE), body, is_here)
 
-    assert await work(b"quick".ljust(2560))
-    assert not await work(b"quick".ljust(2561))
+    assert await work(b"quick".ljust(2560, b","))
+    assert not await work(b"quick".ljust(2561, b","))
+    assert await work((b"quick" + b"," * 256).ljust(5120))
+    assert not await work((b"quick" + b"," * 257).ljust(5120))
+    assert await work((b"quick" + b'"' * 128).ljust(5120))
+    assert not await work((b"quick" + b'"' * 129).ljust(5120))
+    assert not await work(b"quick".ljust(5121))
     assert not await work(b"slow".ljust(2560))
     assert await work(b"slow".ljust(1024))
