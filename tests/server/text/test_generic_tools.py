@@ -127,10 +127,11 @@ def test_the_default_model(default_model):
     )
 
 
-def test_a_template_of_lfm2_gets_its_own_calls():
-    """It shows tools and results, and leaves calls out: they are written in Python's words, as the model does."""
+@pytest.mark.parametrize("before_tools", ["<|tool_list_start|>", "List of tools: ["])
+def test_a_template_of_lfm2_gets_its_own_calls(before_tools):
+    """LFM2 and LFM2.5 show tools and results, and leave calls out: they are in Python's words, as the models do."""
     source = (
-        "{{ '<|tool_list_start|>' + (tools | tojson) if tools else '' }}"
+        f"{{{{ '{before_tools}' + (tools | tojson) if tools else '' }}}}"
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     )
     arguments = {"a": 1, "b": [True, None], "c": {"d": "\"e'"}}

@@ -67,11 +67,11 @@ TOOL_FORMATS: Mapping[str, Known[ToolFormat]] = {
         (("<tool_call>",),),
         ("granite4",),
     ),
-    "lfm2": Known(Lfm2(), "LFM2, LFM2.5", ((LFM2_START,), ("<|tool_list_start|>",))),
+    "lfm2": Known(Lfm2(), "LFM2, LFM2.5", ((LFM2_START,), ("<|tool_list_start|>",), ("List of tools: [",))),
     "pythonic": Known(
         Pythonic(),
         "Llama 4 and ToolACE, as they are prompted for it",
-        (("format of [func_name1(",),),
+        (("[func_name1(",),),
         ("llama4_pythonic",),
     ),
     "llama3_json": Known(

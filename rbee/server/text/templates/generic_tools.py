@@ -29,7 +29,8 @@ _CALL = "<tool_call>\n{call}\n</tool_call>"
 _RESULT = "<tool_response>\n{result}\n</tool_response>"
 _EXAMPLE = '{"name": "the function\'s name", "arguments": {"an argument\'s name": "its value"}}'
 _GRANITE_TAG = "<|tool_call|>"  # its templates name it, and show no calls
-_LFM2_MARK, _LFM2_CALLS = "<|tool_list_start|>", "<|tool_call_start|>[{calls}]<|tool_call_end|>"  # the same
+_LFM2_MARKS = ("<|tool_list_start|>", "List of tools: [")  # of LFM2 and LFM2.5, whose templates show no calls either
+_LFM2_CALLS = "<|tool_call_start|>[{calls}]<|tool_call_end|>"
 _PYTHON = {True: "True", False: "False", None: "None"}
 
 
@@ -57,7 +58,7 @@ def _with_calls_as_text(message: Message, source: str) -> Message:
     if "tool_calls" not in message:
         return message
     functions = [call["function"] for call in message["tool_calls"]]
-    if _LFM2_MARK in source:
+    if any(mark in source for mark in _LFM2_MARKS):
         shown = [_LFM2_CALLS.format(calls=", ".join(map(_in_python, functions)))]
     elif _GRANITE_TAG in source:
         shown = [f"{_GRANITE_TAG}[{', '.join(map(to_json, functions))}]"]

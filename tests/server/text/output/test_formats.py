@@ -72,6 +72,11 @@ TEMPLATES = {
     ),
     "LFM2": ("{{- 'List of tools: <|tool_list_start|>[' }}{{- '<|tool_response_start|>' }}", ("lfm2", "none")),
     "LFM2.5": ("{{- '<|tool_call_start|>[' + calls + ']<|tool_call_end|>' }}</think>", ("lfm2", "qwen3")),
+    "LFM2.5, no calls": ("{{- 'List of tools: [' }}{% set content = c.split('</think>')[-1] %}", ("lfm2", "qwen3")),
+    "Llama 4, asked for Python": (
+        "<|header_start|>system<|header_end|>Use exact format: [func_name1(param1=value1), func_name2(...)]",
+        ("pythonic", "none"),
+    ),
     "Llama 3.2, asked for Python": (
         (
             "<|start_header_id|>system<|end_header_id|>{{- 'Environment: ipython\\n' }}put it in the format of "
