@@ -110,7 +110,7 @@ private:
     }
     std::size_t run_blocks() const {
         std::size_t blocks = 1;
-        while (blocks * block_bytes() % 64 != 0) {
+        while (f_.low != 8 && blocks * block_bytes() % 64 != 0) {
             ++blocks;
         }
         return blocks;

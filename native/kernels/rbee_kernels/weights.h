@@ -25,7 +25,8 @@
 //
 // A run is so many blocks that their factors fill whole lines of 64 bytes. It has all their factors first, then all
 // their quants. So no load of 64 quants touches two lines. The last run of a panel may have fewer blocks; then what is
-// left of the place of the factors is not used.
+// left of the place of the factors is not used. With eight bits a run is one block: from memory such weights are read
+// about 8 % faster so on AVX-512 (timed by hand, one row of activations), though half of the loads touch two lines.
 
 #pragma once
 
@@ -128,7 +129,9 @@ struct FormatLayout {
     constexpr std::size_t factors_bytes() const {
         return shared_bytes() + block_groups() * (scales_bytes() + minimums_bytes());
     }
-    constexpr std::size_t run_blocks() const { return kLineBytes / std::gcd(kLineBytes, factors_bytes()); }
+    constexpr std::size_t run_blocks() const {
+        return low_bits == 8 ? 1 : kLineBytes / std::gcd(kLineBytes, factors_bytes());
+    }
     constexpr std::size_t run_groups() const { return run_blocks() * block_groups(); }
     constexpr std::size_t run_factors_bytes() const { return run_blocks() * factors_bytes(); }
 };

@@ -181,7 +181,7 @@ def read(packed: Bytes, fmt: Format, cols: int) -> Floats:
     block_groups = 8 if products else 1
     group_bytes = layout.halves * (sizes[layout.scale] + sizes[layout.minimum])
     block_bytes = 32 * len(products) + block_groups * group_bytes
-    run_blocks = 64 // math.gcd(64, block_bytes)
+    run_blocks = 1 if layout.planes == (8,) else 64 // math.gcd(64, block_bytes)
     quant_bytes = 64 * sum(layout.planes)
 
     groups = cols // 32
