@@ -67,9 +67,9 @@ public:
 
     void set_quant(std::size_t group, std::size_t row, std::size_t col, unsigned quant) {
         std::uint8_t* const planes = panel_ + run(group) + run_factors() + group % run_groups() * 64 * bits();
-        set_bits(planes, f_.low, row, col, quant & ((1U << f_.low) - 1));
+        set_bits(planes + 64 * f_.high, f_.low, row, col, quant & ((1U << f_.low) - 1));
         if (f_.high != 0) {
-            set_bits(planes + 64 * f_.low, f_.high, row, col, quant >> f_.low);
+            set_bits(planes, f_.high, row, col, quant >> f_.low);
         }
     }
     /// What the weight's quant stands for, without its factors.
@@ -110,7 +110,7 @@ private:
     }
     std::size_t run_blocks() const {
         std::size_t blocks = 1;
-        while (blocks * block_bytes() % 64 != 0) {
+        while (f_.low != 8 && blocks * block_bytes() % 64 != 0) {
             ++blocks;
         }
         return blocks;

@@ -129,17 +129,16 @@ void quants_are_where_the_layout_says() {
         const Memory<std::uint8_t> source = random_bytes(random, rows * groups * block);
         const WeightFormat format = four ? WeightFormat::kQ4 : WeightFormat::kQ8;
         const Memory<std::uint8_t> packed(packed_bytes(format, rows, cols));
-        // Q8 has the scales of two groups in front of their quants; the fourth's place is not used.
-        const std::size_t panel = four ? 3 * (64 + 256) : 2 * 64 + 3 * 512;
+        const std::size_t factors_size = four ? 64 : 32, group_size = factors_size + (four ? 256 : 512);
+        const std::size_t panel = groups * group_size;
         CHECK(packed.size == 3 * panel);
         pack({four ? SourceType::kQ4_1 : SourceType::kQ8_0, source.data(), source.size, rows, cols}, format, 0, rows,
              packed.data(), packed.size);
         for (std::size_t row = 0; row < rows; ++row) {
             for (std::size_t g = 0; g < groups; ++g) {
                 const std::uint8_t* from = source.data() + (row * groups + g) * block;
-                const std::uint8_t* run = packed.data() + row / 16 * panel + (four ? g * 320 : g / 2 * (64 + 2 * 512));
-                const std::uint8_t* factors = run + (four ? 0 : g % 2 * 32);
-                const std::uint8_t* quants = run + 64 + (four ? 0 : g % 2 * 512);
+                const std::uint8_t* factors = packed.data() + row / 16 * panel + g * group_size;
+                const std::uint8_t* quants = factors + factors_size;
                 const std::size_t r = row % 16;
                 for (std::size_t k = 0; k < kGroup; ++k) {
                     const std::size_t quad = k / 4;
@@ -236,7 +235,7 @@ void one_bad_float_spoils_its_group() {
 }
 
 void what_does_not_fit_is_refused() {
-    const Memory<std::uint8_t> source(20 * 34), packed(2 * 576);
+    const Memory<std::uint8_t> source(20 * 34), packed(2 * 544);
     const SourceMatrix matrix{SourceType::kQ8_0, source.data(), source.size, 20, 32};
     const auto pack_with = [&](auto change, WeightFormat format, std::size_t first, std::size_t end,
                                std::size_t bytes) {

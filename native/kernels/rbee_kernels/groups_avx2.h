@@ -62,7 +62,7 @@ struct Quads {
         } else if constexpr (kHigh == 0) {
             return low.take(quants, j, 0);
         } else {
-            return _mm256_or_si256(low.take(quants, j, 0), high.take(quants + kQuadBytes * kLow, j, kLow));
+            return _mm256_or_si256(low.take(quants + kQuadBytes * kHigh, j, 0), high.take(quants, j, kLow));
         }
     }
     /// With the offset, or signed.

@@ -80,7 +80,7 @@ struct TileInput {
 };
 
 // A panel that is used once is limited by memory, and is prefetched this far ahead.
-constexpr std::size_t kStreamAhead = 1536;
+constexpr std::size_t kStreamAhead = 4096;
 
 /// Tiles of `left` rows, none above `most` and none much smaller than another.
 inline std::size_t tile_rows(std::size_t left, std::size_t most) {

@@ -46,16 +46,15 @@ struct Quads {
             return _mm512_xor_si512(bytes(quants + kQuadBytes * j), _mm512_set1_epi8(-128));
         } else {
             constexpr int bits = (1 << kLow) - 1, high_bits = (1 << kHigh) - 1, a_and_b_or_c = 0xEA;
-            const __m512i lowest =
-                _mm512_and_si512(low.take(quants, j, Up), _mm512_set1_epi8(static_cast<char>(bits << Up)));
+            const __m512i lowest = _mm512_and_si512(low.take(quants + kQuadBytes * kHigh, j, Up),
+                                                    _mm512_set1_epi8(static_cast<char>(bits << Up)));
             if constexpr (layout_of(F).table != nullptr) {
                 return _mm512_shuffle_epi8(numbers(), lowest);
             } else if constexpr (kHigh == 0) {
                 return lowest;
             } else {
                 const __m512i mask = _mm512_set1_epi8(static_cast<char>(high_bits << (kLow + Up)));
-                return _mm512_ternarylogic_epi32(high.take(quants + kQuadBytes * kLow, j, kLow + Up), mask, lowest,
-                                                 a_and_b_or_c);
+                return _mm512_ternarylogic_epi32(high.take(quants, j, kLow + Up), mask, lowest, a_and_b_or_c);
             }
         }
     }

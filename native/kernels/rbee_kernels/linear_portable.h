@@ -25,9 +25,9 @@ inline void unpack_numbers(const std::uint8_t* quants, std::int8_t* numbers) {
     };
     for (std::size_t quad = 0; quad < kQuads; ++quad) {
         for (std::size_t i = 0; i < kQuadBytes; ++i) {
-            unsigned quant = plane(quants, layout.low_bits, quad, i);
+            unsigned quant = plane(quants + kQuadBytes * layout.high_bits, layout.low_bits, quad, i);
             if constexpr (layout.high_bits != 0) {
-                quant |= plane(quants + kQuadBytes * layout.low_bits, layout.high_bits, quad, i) << layout.low_bits;
+                quant |= plane(quants, layout.high_bits, quad, i) << layout.low_bits;
             }
             const unsigned offset = layout.is_signed() ? 0 : layout.offset;
             numbers[quad * kQuadBytes + i] =

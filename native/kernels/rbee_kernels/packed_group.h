@@ -110,9 +110,9 @@ template <WeightFormat F>
     constexpr FormatLayout layout = layout_of(F);
     std::uint32_t quads[kQuads];
     std::memcpy(quads, quants, sizeof quads);
-    put_plane<layout.low_bits, 0>(quads, at);
+    put_plane<layout.low_bits, 0>(quads, at + kQuadBytes * layout.high_bits);
     if constexpr (layout.high_bits != 0) {
-        put_plane<layout.high_bits, layout.low_bits>(quads, at + kQuadBytes * layout.low_bits);
+        put_plane<layout.high_bits, layout.low_bits>(quads, at);
     }
 }
 
@@ -120,9 +120,9 @@ template <WeightFormat F>
 inline void get_quants(const std::uint8_t* at, std::uint8_t* quants) {
     constexpr FormatLayout layout = layout_of(F);
     std::uint32_t quads[kQuads] = {};
-    get_plane<layout.low_bits, 0>(at, quads);
+    get_plane<layout.low_bits, 0>(at + kQuadBytes * layout.high_bits, quads);
     if constexpr (layout.high_bits != 0) {
-        get_plane<layout.high_bits, layout.low_bits>(at + kQuadBytes * layout.low_bits, quads);
+        get_plane<layout.high_bits, layout.low_bits>(at, quads);
     }
     std::memcpy(quants, quads, sizeof quads);
 }

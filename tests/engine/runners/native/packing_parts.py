@@ -46,7 +46,7 @@ class Layout(NamedTuple):
     """A quantized format.
 
     Attributes:
-        planes: bits of a quant in each of them.
+        planes: bits of a quant in each of them, the high ones first.
         offset: subtracted from a quant; 128: it is a signed byte.
         scale: "half", "float", "power" (of two), or what a binary16 number is multiplied by: "byte", "signed byte",
             "low", "high" (the halves of one byte).
@@ -69,13 +69,13 @@ LAYOUTS = {
     Format.Q4: Layout((4,), 0, "half", "half"),
     Format.Q8: Layout((8,), 128, "half"),
     Format.Q4_0: Layout((4,), 8, "half"),
-    Format.Q5_0: Layout((4, 1), 16, "half"),
-    Format.Q5_1: Layout((4, 1), 0, "half", "half"),
+    Format.Q5_0: Layout((1, 4), 16, "half"),
+    Format.Q5_1: Layout((1, 4), 0, "half", "half"),
     Format.Q2_K: Layout((2,), 0, "low", "high", halves=2),
-    Format.Q3_K: Layout((2, 1), 4, "signed byte", halves=2),
+    Format.Q3_K: Layout((1, 2), 4, "signed byte", halves=2),
     Format.Q4_K: Layout((4,), 0, "byte", "byte"),
-    Format.Q5_K: Layout((4, 1), 0, "byte", "byte"),
-    Format.Q6_K: Layout((4, 2), 32, "signed byte", halves=2),
+    Format.Q5_K: Layout((1, 4), 0, "byte", "byte"),
+    Format.Q6_K: Layout((2, 4), 32, "signed byte", halves=2),
     Format.IQ4_NL: Layout((4,), 0, "half", numbers=IQ4),
     Format.IQ4_XS: Layout((4,), 0, "signed byte", numbers=IQ4),
     Format.MXFP4: Layout((4,), 0, "power", numbers=FP4),
@@ -181,7 +181,7 @@ def read(packed: Bytes, fmt: Format, cols: int) -> Floats:
     block_groups = 8 if products else 1
     group_bytes = layout.halves * (sizes[layout.scale] + sizes[layout.minimum])
     block_bytes = 32 * len(products) + block_groups * group_bytes
-    run_blocks = 64 // math.gcd(64, block_bytes)
+    run_blocks = 1 if layout.planes == (8,) else 64 // math.gcd(64, block_bytes)
     quant_bytes = 64 * sum(layout.planes)
 
     groups = cols // 32
@@ -210,15 +210,15 @@ def read(packed: Bytes, fmt: Format, cols: int) -> Floats:
 def _numbers(quants: Bytes, layout: Layout) -> Floats:
     """A group's bytes [panel, byte] as numbers [panel, row, column]."""
     columns = np.zeros((len(quants), 16, 32), np.uint8)
-    place, first_bit = 0, 0
+    place, first_bit = 0, sum(layout.planes)
     for bits in layout.planes:
+        first_bit -= bits
         for column in range(32):
             quad = column // 4
             at = place + 64 * (quad // (8 // bits)) + column % 4
             shift = quad % (8 // bits) * bits
             columns[:, :, column] |= (quants[:, at : at + 64 : 4][:, :16] >> shift & (1 << bits) - 1) << first_bit
         place += 64 * bits
-        first_bit += bits
     if layout.numbers:
         return np.array(layout.numbers, np.float32)[columns]
     if layout.offset == 128:

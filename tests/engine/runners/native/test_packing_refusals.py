@@ -118,8 +118,8 @@ def test_other_calls_refuse_what_does_not_fit():
         _kernels.packed_bytes(len(Format), 16, 32)
     with pytest.raises(ValueError, match=r"^q8 has blocks of 32 columns, which 33 columns are not"):
         _kernels.packed_bytes(Format.Q8, 16, 33)
-    with pytest.raises(ValueError, match=r"^16 x 32 weights packed as q8 have 576 bytes, not 575\.$"):
-        _kernels.unpack(np.zeros(575, np.uint8), Format.Q8, 16, 32)
+    with pytest.raises(ValueError, match=r"^16 x 32 weights packed as q8 have 544 bytes, not 543\.$"):
+        _kernels.unpack(np.zeros(543, np.uint8), Format.Q8, 16, 32)
     empty = np.zeros(0, np.uint8)
     _kernels.pack(empty, Type.Q8_0, 0, 32, format=Format.Q8, packed=empty)
     _kernels.pack(empty, Type.F32, 3, 0, format=Format.F32, packed=empty)
