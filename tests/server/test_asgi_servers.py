@@ -30,7 +30,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "streamed through Python": CHAT | {"stream": True, "stop": ["never"]},
     "two choices": CHAT | {"n": 2},
     "whole": CHAT,
-    "refused": CHAT | {"max_tokens": -1},
+    "refused": CHAT | {"max_tokens": -2},
 }
 ENDLESS = CHAT | {"max_tokens": 8000, "stream": True}
 

@@ -102,7 +102,8 @@ def test_chunked_prefill(case):
 @pytest.mark.parametrize("prefix_caching", [False, True])
 def test_preemption(case, prefix_caching):
     """A pool that is too small for all, so that sequences are preempted and computed again, changes nothing."""
-    assert generate(case.runner, case.prompts, num_blocks=16, prefix_caching=prefix_caching) == case.expected
+    num_blocks = 6 if case.runner.window else 16  # such sequences give blocks up as they go
+    assert generate(case.runner, case.prompts, num_blocks=num_blocks, prefix_caching=prefix_caching) == case.expected
 
 
 def test_prefix_cache_hits(case):

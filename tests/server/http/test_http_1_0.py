@@ -16,7 +16,7 @@ KINDS = {
     "logprobs": (COMPLETIONS, PLAIN | {"logprobs": 1}),
     "error": (COMPLETIONS, PLAIN | {"deadline": 1e-3, "prompt": "x" * 8000}),
     "whole": (COMPLETIONS, PLAIN | {"stream": False}),
-    "refused": (COMPLETIONS, PLAIN | {"max_tokens": -1}),
+    "refused": (COMPLETIONS, PLAIN | {"max_tokens": -2}),
 }
 
 
