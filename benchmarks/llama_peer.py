@@ -56,36 +56,45 @@ class LlamaPeer:
 
     def __init__(self, library: Library) -> None:
         self._library = library
-        self._streams: Context | None = None
-        self._single: Context | None = None
         self._prompts: list[list[int]] = []
-        self._first: list[int] = []  # each prompt's next token
+        self._num_tokens = 0  # of each sequence that decodes
+        self._streams: dict[int, tuple[Context, list[int]]] = {}  # by number of sequences; and each one's next token
+        self._single: Context | None = None
 
     def hello(self) -> dict[str, Any]:
         """Versions, build and threads of this peer."""
         return self._library.facts
 
     def hold(self, prompts: list[list[int]], num_tokens: int) -> dict[str, Any]:
-        """Compute the prompts, in sequences 0, 1 ..."""
-        self._streams = self._library.context(len(prompts), -(-num_tokens // 256) * 256)
-        self._prompts, self._first = prompts, []
-        for sequence, prompt in enumerate(prompts):
-            self._compute(self._streams, [(token, position, sequence) for position, token in enumerate(prompt)], 1)
-            self._first.append(int(self._streams.logits(1)[0].argmax()))
+        """They are computed when so many sequences first decode: they have a context of their own.
+
+        In ik_llama.cpp a sequence would look past the keys of all others in its context, also of those that rest.
+        """
+        self._prompts, self._num_tokens = prompts, -(-num_tokens // 256) * 256
         return {}
 
     def decode(self, batch: int, steps: int) -> dict[str, Any]:
         """One llama_decode of `batch` tokens for each step."""
-        assert self._streams is not None, "hold comes first"
+        if batch not in self._streams:
+            self._streams[batch] = self._begin(batch)
+        context, token_ids = self._streams[batch]
         for sequence in range(batch):
-            self._streams.forget(sequence, len(self._prompts[sequence]))
-        token_ids = self._first[:batch]
+            context.forget(sequence, len(self._prompts[sequence]))
         ms = []
         for step in range(steps + 1):
             rows = [(token, len(self._prompts[seq]) + step, seq) for seq, token in enumerate(token_ids)]
-            ms.append(1e3 * self._compute(self._streams, rows, batch))
-            token_ids = self._streams.logits(batch).argmax(axis=1).tolist()
+            ms.append(1e3 * self._compute(context, rows, batch))
+            token_ids = context.logits(batch).argmax(axis=1).tolist()
         return {"ms": ms[1:]}
+
+    def _begin(self, batch: int) -> tuple[Context, list[int]]:
+        """A context with the first prompts in sequences 0, 1 ..., and the token that follows each."""
+        assert self._prompts, "hold comes first"
+        context, first = self._library.context(batch, self._num_tokens), []
+        for sequence, prompt in enumerate(self._prompts[:batch]):
+            self._compute(context, [(token, position, sequence) for position, token in enumerate(prompt)], 1)
+            first.append(int(context.logits(1)[0].argmax()))
+        return context, first
 
     def prefill(self, prompt: list[int]) -> dict[str, Any]:
         """One llama_decode."""
