@@ -2,8 +2,8 @@
 
 Its quickest configuration: weights are repacked at load (which needs them read instead of mapped), queries, keys and
 values are one product, and with flash attention: tried with and without (Zen 4, 135M), one stream took the same time,
-4 and 8 streams and prefill 0.6 to 0.8 of it. The sequences share one KV cache in fp16, because there is no other kind, so that each looks past the keys of the
-others.
+4 and 8 streams and prefill 0.6 to 0.8 of it. The sequences share one KV cache in fp16, because there is no other kind,
+so that each looks past the keys of the others.
 """
 
 from __future__ import annotations
